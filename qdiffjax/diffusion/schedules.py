@@ -1,0 +1,149 @@
+"""Noise schedules: how much signal and how much noise is in x_t."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+class NoiseLevel(NamedTuple):
+    """The law of x_t given x_0: x_t = alpha * x_0 + sigma * eps; both leaves [*times]."""
+
+    alpha: Any
+    sigma: Any
+
+
+def float_dtype(x) -> Any:
+    """Return the dtype to compute in: float64 stays, other floats float32, else JAX's default."""
+    dtype = jnp.result_type(x)
+    if not jnp.issubdtype(dtype, jnp.floating):
+        return jnp.result_type(float)
+    return dtype if dtype == jnp.float64 else jnp.dtype(jnp.float32)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class DiscreteSchedule:
+    """A variance-preserving process on the times 0 ... T, as a table of alpha_bar.
+
+        x_t = sqrt(alpha_bar[t]) * x_0 + sqrt(1 - alpha_bar[t]) * eps
+
+    Ho et al. 2020, eq. 4; survey, eq. 2. Equal and hashed by content, so it can be a static
+    argument of a compiled function.
+
+    Attributes:
+      alpha_bar: float64 [T+1], 1 at time 0, strictly decreasing and positive.
+
+    Raises:
+      ValueError: if `alpha_bar` is not such a table.
+    """
+
+    alpha_bar: np.ndarray
+
+    def __post_init__(self):
+        table = np.array(self.alpha_bar, dtype=np.float64)
+        _check_alpha_bar(table)
+        table.setflags(write=False)
+        object.__setattr__(self, "alpha_bar", table)
+
+    def __eq__(self, other):
+        if not isinstance(other, DiscreteSchedule):
+            return NotImplemented
+        return np.array_equal(self.alpha_bar, other.alpha_bar)
+
+    def __hash__(self):
+        return hash(self.alpha_bar.tobytes())
+
+    @property
+    def num_train_steps(self) -> int:
+        """T, the time of the noise end."""
+        return self.alpha_bar.shape[0] - 1
+
+    def __call__(self, t) -> NoiseLevel:
+        """Return the noise level at integer-valued times t [*times] (any int or float dtype).
+
+        The result has the dtype of t if that is float32 or float64, and JAX's default float dtype
+        if t is an integer.
+
+        Raises:
+          ValueError: if a concrete t is outside 0 ... T.
+        """
+        dtype = float_dtype(t)
+        if not isinstance(t, jax.core.Tracer):
+            self._check_times(np.asarray(t))
+        index = jnp.asarray(t).astype(jnp.int32)
+        exact = self.exact(np.arange(self.num_train_steps + 1))
+        return NoiseLevel(*(jnp.asarray(leaf, dtype)[index] for leaf in exact))
+
+    def exact(self, times) -> NoiseLevel:
+        """Return the noise level at integer times [*times] in NumPy float64, for tables."""
+        index = np.asarray(times).astype(np.int64)
+        self._check_times(index)
+        alpha_bar = self.alpha_bar[index]
+        return NoiseLevel(np.sqrt(alpha_bar), np.sqrt(1.0 - alpha_bar))
+
+    def _check_times(self, times: np.ndarray) -> None:
+        if times.size and (times.min() < 0 or times.max() > self.num_train_steps):
+            raise ValueError(
+                f"got times from {times.min()} to {times.max()}, expected 0 ... "
+                f"{self.num_train_steps}; use times of this schedule (see uniform_times)"
+            )
+
+
+def _check_alpha_bar(table: np.ndarray) -> None:
+    if table.ndim != 1 or table.size < 2:
+        raise ValueError(
+            f"got alpha_bar of shape {table.shape}, expected [T+1] with T >= 1; "
+            "pass 1 followed by the cumulative products of 1 - beta"
+        )
+    if table[0] != 1.0 or not np.all(np.diff(table) < 0) or not table[-1] > 0:
+        raise ValueError(
+            f"got alpha_bar from {table[0]} to {table[-1]}, expected 1 at time 0, strictly "
+            "decreasing and positive; prepend 1 to the cumulative products of 1 - beta and keep "
+            "every beta in (0, 1)"
+        )
+
+
+def _from_betas(betas: np.ndarray) -> DiscreteSchedule:
+    return DiscreteSchedule(np.concatenate([np.ones(1), np.cumprod(1.0 - betas)]))
+
+
+def linear(
+    num_train_steps: int = 1000, beta_min: float = 1e-4, beta_max: float = 0.02
+) -> DiscreteSchedule:
+    """Return beta_t equispaced from beta_min to beta_max; Ho et al. 2020, section 4.
+
+    The default betas suit T = 1000; with another T they leave another amount of signal at T.
+    """
+    return _from_betas(np.linspace(beta_min, beta_max, num_train_steps))
+
+
+def cosine(
+    num_train_steps: int = 1000, offset: float = 0.008, max_beta: float = 0.999
+) -> DiscreteSchedule:
+    """Return the cosine schedule; Nichol & Dhariwal 2021, eq. 17.
+
+        alpha_bar[t] = f(t) / f(0),  f(t) = cos^2((t / T + offset) / (1 + offset) * pi / 2)
+
+    with beta_t = 1 - alpha_bar[t] / alpha_bar[t-1] at most `max_beta`.
+    """
+    times = np.arange(num_train_steps + 1) / num_train_steps
+    f = np.cos((times + offset) / (1.0 + offset) * np.pi / 2) ** 2
+    return _from_betas(np.minimum(1.0 - f[1:] / f[:-1], max_beta))
+
+
+def uniform_times(num_train_steps: int, num_steps: int) -> np.ndarray:
+    """Return num_steps + 1 times from num_train_steps down to 0, spacing as equal as integers can.
+
+    Times [N+1], for example 1000, 980, ..., 20, 0.
+
+    Raises:
+      ValueError: if num_steps is not in 1 ... num_train_steps.
+    """
+    if not 1 <= num_steps <= num_train_steps:
+        raise ValueError(
+            f"got num_steps = {num_steps}, expected 1 ... {num_train_steps}; a discrete schedule "
+            "has one step per training time at most"
+        )
+    return num_train_steps * np.arange(num_steps, -1, -1) // num_steps

@@ -1,0 +1,120 @@
+"""Theorems about noise schedules."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qdiffjax import diffusion
+from tests.helpers import assert_close
+
+SCHEDULES = [diffusion.linear(), diffusion.cosine(), diffusion.linear(7, 0.1, 0.5)]
+schedules = pytest.mark.parametrize("schedule", SCHEDULES, ids=["linear", "cosine", "short"])
+
+
+def test_alpha_bar_is_the_product_of_one_minus_beta():
+    schedule = diffusion.linear(3, beta_min=0.1, beta_max=0.3)
+    assert schedule.num_train_steps == 3
+    assert_close(schedule.alpha_bar, np.array([1.0, 0.9, 0.9 * 0.8, 0.9 * 0.8 * 0.7]))
+
+
+def test_cosine_follows_its_angle_until_the_last_beta_is_clipped():
+    num_steps, offset = 10, 0.008
+    schedule = diffusion.cosine(num_steps, offset, max_beta=0.999)
+    angle = (np.arange(num_steps) / num_steps + offset) / (1 + offset) * np.pi / 2
+    expected = (1 + np.cos(2 * angle)) / (1 + np.cos(2 * angle[0]))  # 2 cos^2 = 1 + cos 2
+    assert_close(schedule.alpha_bar[:-1], expected)
+    assert_close(schedule.alpha_bar[-1], 0.001 * expected[-1], factor=1e3)
+
+
+@schedules
+def test_variance_is_preserved_and_time_zero_is_clean(schedule):
+    times = jnp.arange(schedule.num_train_steps + 1)
+    level = schedule(times)
+    assert_close(level.alpha**2 + level.sigma**2, np.ones(times.shape))
+    assert (level.alpha[0], level.sigma[0]) == (1.0, 0.0)
+    assert np.all(np.diff(level.alpha) < 0)
+    assert np.all(np.diff(level.sigma) > 0)
+
+
+@schedules
+def test_lookup_has_the_shape_and_the_float_dtype_of_t(schedule):
+    t = jnp.array([[1, 3], [5, 0]])
+    for dtype in (jnp.float32, jnp.float64):
+        level = schedule(t.astype(dtype))
+        assert level.alpha.shape == level.sigma.shape == t.shape
+        assert level.alpha.dtype == level.sigma.dtype == dtype
+        assert_close(level.alpha**2, schedule.alpha_bar[np.asarray(t)].astype(dtype))
+    assert schedule(t).alpha.dtype == jnp.float64
+    assert schedule(t.astype(jnp.bfloat16)).alpha.dtype == jnp.float32
+    assert schedule(3).alpha.shape == ()
+
+
+def test_float32_sigma_keeps_its_relative_accuracy_near_time_zero():
+    sigma = diffusion.linear()(jnp.float32(1)).sigma
+    assert_close(sigma, np.float32(1e-2), factor=1)  # sqrt(beta_1), not sqrt(1 - alpha^2)
+
+
+def test_lookup_is_the_same_with_64_bit_types_off():
+    schedule = diffusion.linear()
+    with jax.enable_x64(False):
+        level = schedule(jnp.array([10, 500]))
+        assert level.alpha.dtype == jnp.float32
+    assert_close(level.alpha, np.sqrt(schedule.alpha_bar[[10, 500]]))
+
+
+def test_equal_schedules_are_one_static_argument():
+    traces = []
+
+    def sigma(schedule, t):
+        traces.append(schedule)
+        return schedule(t).sigma
+
+    compiled = jax.jit(sigma, static_argnums=0)
+    for schedule in (diffusion.linear(20), diffusion.linear(20), diffusion.linear(21)):
+        compiled(schedule, jnp.array(3))
+    assert len(traces) == 2
+    assert diffusion.linear(20) != diffusion.cosine(20)
+    assert diffusion.linear(20) != "linear"
+
+
+def test_the_table_cannot_be_written():
+    with pytest.raises(ValueError, match="read-only"):
+        diffusion.linear(5).alpha_bar[0] = 2.0
+
+
+@pytest.mark.parametrize(
+    "table", [[1.0], [[1.0, 0.5]], [0.9, 0.5], [1.0, 0.5, 0.5], [1.0, 0.0], [1.0, np.nan]]
+)
+def test_tables_that_are_no_schedule_are_refused(table):
+    with pytest.raises(ValueError, match="expected"):
+        diffusion.DiscreteSchedule(np.array(table))
+
+
+@pytest.mark.parametrize("t", [-1, 1001, np.array([0.0, 2000.0])])
+def test_concrete_times_outside_the_table_are_refused(t):
+    with pytest.raises(ValueError, match=r"expected 0 \.\.\. 1000"):
+        diffusion.linear()(t)
+
+
+def test_uniform_times_step_by_twenty_for_fifty_of_a_thousand():
+    np.testing.assert_array_equal(diffusion.uniform_times(1000, 50), np.arange(1000, -1, -20))
+
+
+@given(st.integers(1, 200), st.data())
+@settings(max_examples=50, deadline=None)
+def test_uniform_times_descend_with_spacings_that_differ_by_one_at_most(num_train_steps, data):
+    num_steps = data.draw(st.integers(1, num_train_steps))
+    times = diffusion.uniform_times(num_train_steps, num_steps)
+    spacing = -np.diff(times)
+    assert (times[0], times[-1], times.size) == (num_train_steps, 0, num_steps + 1)
+    assert spacing.min() >= 1
+    assert spacing.max() - spacing.min() <= 1
+
+
+@pytest.mark.parametrize("num_steps", [0, -3, 1001])
+def test_impossible_numbers_of_steps_are_refused(num_steps):
+    with pytest.raises(ValueError, match=r"expected 1 \.\.\. 1000"):
+        diffusion.uniform_times(1000, num_steps)
