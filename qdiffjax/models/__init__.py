@@ -1,0 +1,1 @@
+"""Denoising networks in plain Flax, without a word of quantization."""
