@@ -1,0 +1,38 @@
+"""Everything that differs between the JAX versions we support (>= 0.10, < 0.13).
+
+JAX 0.11 merged `ClosedJaxpr` into `Jaxpr`, whose constants then travel with it. All reading of
+jaxprs goes through the functions below; no other file looks at a jaxpr's layout.
+"""
+
+from typing import Any
+
+from jax.extend import core as jex_core
+
+Literal = jex_core.Literal
+
+
+def is_jaxpr(value: Any) -> bool:
+    """Say whether `value` is a jaxpr, open or closed."""
+    return isinstance(value, (jex_core.Jaxpr, jex_core.ClosedJaxpr))
+
+
+def open_jaxpr(jaxpr: Any) -> tuple[Any, list]:
+    """Split a jaxpr into (jaxpr with eqns, constvars, invars, outvars; values of its constants)."""
+    inner = getattr(jaxpr, "jaxpr", jaxpr)
+    return inner, list(getattr(jaxpr, "consts", ()))
+
+
+def bind(eqn: Any, args: list) -> list:
+    """Run one equation on values and return its outputs as a list."""
+    outs = eqn.primitive.bind(*args, **eqn.primitive.get_bind_params(eqn.params))
+    return list(outs) if eqn.primitive.multiple_results else [outs]
+
+
+def sub_jaxprs(eqn: Any) -> list:
+    """Return every jaxpr among an equation's parameters."""
+    found = []
+    for value in eqn.params.values():
+        for item in value if isinstance(value, (tuple, list)) else (value,):
+            if is_jaxpr(item):
+                found.append(item)
+    return found

@@ -1,0 +1,1 @@
+"""How to choose a precision: calibration after training, and what builds on it."""

@@ -1,0 +1,92 @@
+"""Post-training quantization: ranges observed on sampling runs, turned into a `Quantized`."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from qdiffjax import diffusion
+from qdiffjax._typing import EpsFn
+from qdiffjax.program import rules
+from qdiffjax.program.plan import Site
+from qdiffjax.program.quantized import Quantized
+from qdiffjax.program.recipe import Recipe
+from qdiffjax.program.transform import transform
+from qdiffjax.quant import calibration
+from qdiffjax.quant.formats import IntFormat
+
+Ranges = dict[str, tuple[Any, ...]]
+
+
+def range_of(x):
+    """(min, max) of an activation, two scalars."""
+    return jnp.min(x), jnp.max(x)
+
+
+def observe_ranges(
+    eps_fn: EpsFn, params, x_T, steps: diffusion.Steps, *, key=None, stat_fn: Callable = range_of
+) -> Ranges:
+    """Range of every activation operand at every step of a full-precision sampling run.
+
+    Args:
+      eps_fn: the denoiser.
+      params: its parameters.
+      x_T: initial noise of the calibration samples [batch, *shape].
+      steps: the sampler.
+      key: noise of a stochastic sampler.
+      stat_fn: activation -> (low, high).
+
+    Returns:
+      For each site, (low [num_steps], high [num_steps]) of each activation operand.
+    """
+    g = transform(eps_fn, rules.observe(stat_fn))
+    return diffusion.sample(
+        lambda x, t, _: g(params, x, t), x_T, steps, key=key, keep_trajectory=False
+    ).outputs
+
+
+def over_steps(ranges: Ranges) -> Ranges:
+    """One static range per operand: the widest over all steps."""
+    return jax.tree.map(
+        lambda r: (jnp.min(r[0]), jnp.max(r[1])), ranges, is_leaf=_is_range
+    )  # fmt: skip
+
+
+def _is_range(node) -> bool:
+    return isinstance(node, tuple) and len(node) == 2 and not isinstance(node[0], tuple)
+
+
+def activation_quant(low, high, bits: int) -> rules.ActivationQuant:
+    """Affine unsigned grid over a range; all fields are arrays, with the shape of the range."""
+    format = IntFormat(bits, signed=False)
+    scale, zero_point = calibration.scale_from_range(
+        low, high, qmin=format.qmin, qmax=format.qmax, symmetric=False
+    )
+    qmin, qmax = (jnp.full_like(scale, q) for q in (format.qmin, format.qmax))
+    return rules.ActivationQuant(scale, zero_point, qmin, qmax)
+
+
+def site_inputs(recipe: Recipe, weights: dict[str, Any], ranges: Ranges) -> dict[str, Any]:
+    """Inputs of the rule `quantize` under a recipe.
+
+    Args:
+      recipe: widths by site.
+      weights: quantized weights by site, from `program.prepare`.
+      ranges: static ranges from `over_steps`; with a leading step axis (from `observe_ranges`)
+        the result is for the sampler's `per_call`.
+    """
+    inputs = {}
+    for name, bits in recipe.bits.items():
+        activations: tuple = ()
+        if bits.activation is not None:
+            activations = tuple(activation_quant(*r, bits.activation) for r in ranges[name])
+        inputs[name] = rules.SiteQuant(weights.get(name), activations)
+    return inputs
+
+
+def quantize_denoiser(
+    eps_fn: EpsFn, params, sites: Sequence[Site], recipe: Recipe, weights, ranges: Ranges
+) -> Quantized:
+    """Put a recipe's weights and static activation grids together."""
+    return Quantized(eps_fn, params, site_inputs(recipe, weights, over_steps(ranges)))

@@ -1,0 +1,57 @@
+"""A function as named sites, and the same function under a rule.
+
+`sites(eps_fn, params, x, t)` lists where a network multiplies; `transform(eps_fn, rule)` gives the
+same function with something done there. Networks are traced, never edited.
+
+    network ── sites ──> names, shapes ── Recipe ──> prepare ──> Quantized(site_inputs)
+                                                                     │
+    rules: plain, quantize, perturb, observe, local_errors, gated ───┴──> transform ──> g
+
+A site is named by the path of its weight (`down_0_block_0/conv_1/kernel`); `#2` marks the second
+use of a weight, `[i]` the iteration of a scan over layers, `dot_0` a product of activations.
+"""
+
+from qdiffjax.program import rules
+from qdiffjax.program.plan import Site
+from qdiffjax.program.quantized import (
+    Quantized,
+    full_call,
+    gated_call,
+    merge,
+    quantized_call,
+)
+from qdiffjax.program.recipe import (
+    Recipe,
+    SiteBits,
+    output_channels,
+    parse_shorthand,
+    prepare,
+    uniform,
+    weight_operands,
+    whole_tensor,
+)
+from qdiffjax.program.sites import match, opaque, site, sites
+from qdiffjax.program.transform import transform
+
+__all__ = [
+    "Quantized",
+    "Recipe",
+    "Site",
+    "SiteBits",
+    "full_call",
+    "gated_call",
+    "match",
+    "merge",
+    "opaque",
+    "output_channels",
+    "parse_shorthand",
+    "prepare",
+    "quantized_call",
+    "rules",
+    "site",
+    "sites",
+    "transform",
+    "uniform",
+    "weight_operands",
+    "whole_tensor",
+]

@@ -1,0 +1,73 @@
+"""A denoiser beside its low-precision self: what the analysis compares."""
+
+import dataclasses
+from typing import Any
+
+import jax
+
+from qdiffjax._typing import CallFn, EpsFn
+from qdiffjax.program import rules
+from qdiffjax.program.transform import Rule, transform
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Quantized:
+    """A denoiser and what a rule needs to run it in low precision; a pytree, so jit takes it.
+
+    Two that differ in bits, scales or weights share one compilation.
+
+    Attributes:
+      eps_fn: eps_fn(params, x [batch, *shape], t []) -> eps; static.
+      params: its full-precision parameters.
+      site_inputs: inputs of the rule at each site, by name; sites not named stay plain.
+      rule: what happens at the sites; static.
+    """
+
+    eps_fn: EpsFn = dataclasses.field(metadata={"static": True})
+    params: Any
+    site_inputs: dict[str, Any]
+    rule: Rule = dataclasses.field(default=rules.quantize, metadata={"static": True})
+
+
+def full_call(q: Quantized) -> CallFn:
+    """Return call_fn(x, t, inputs) of the full-precision denoiser; inputs are ignored."""
+    return lambda x, t, inputs: (q.eps_fn(q.params, x, t), None)
+
+
+def quantized_call(q: Quantized) -> CallFn:
+    """Return call_fn(x, t, inputs) of the low-precision denoiser.
+
+    `inputs` (None or a dict by site) overrides what `q` holds for this call: formats, scales
+    and masks by (site, step) arrive here, one slice of the sampler's `per_call` at a time.
+    """
+    g = transform(q.eps_fn, q.rule)
+    return lambda x, t, inputs: (g(q.params, x, t, site_inputs=merge(q.site_inputs, inputs))[0], None)
+
+
+def merge(base: dict[str, Any], override: dict[str, Any] | None) -> dict[str, Any]:
+    """Site inputs of a call: `override` replaces those of its sites, field by field if not None."""
+    merged = dict(base)
+    for name, new in (override or {}).items():
+        old = base.get(name)
+        if isinstance(new, rules.SiteQuant) and isinstance(old, rules.SiteQuant):
+            weight = old.weight if new.weight is None else new.weight
+            new = rules.SiteQuant(weight, new.activations or old.activations)
+        merged[name] = new
+    return merged
+
+
+def gated_call(q: Quantized) -> CallFn:
+    """Return call_fn(x, t, on): low precision only where `on` says so.
+
+    `on` maps names of sites to booleans, which may be traced; sites not named are off. With
+    leading axis [num_calls] it is the sampler's `per_call`: any (site, step) cells can be
+    switched, in one compilation.
+    """
+    g = transform(q.eps_fn, rules.gated(q.rule))
+
+    def call_fn(x, t, on):
+        inputs = {name: (on[name], q.site_inputs[name]) for name in on}
+        return g(q.params, x, t, site_inputs=inputs)[0], None
+
+    return call_fn
