@@ -1,0 +1,153 @@
+"""Quantized arrays: integer codes with their scale and zero point."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from qdiffjax._typing import Array
+from qdiffjax.quant import rounding
+from qdiffjax.quant._granularity import (
+    check_divides,
+    check_positive,
+    compute_dtype,
+    concrete_all,
+    expand,
+    inverse,
+)
+from qdiffjax.quant.formats import IntFormat
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("codes", "scale", "zero_point"),
+    meta_fields=("format",),
+)
+@dataclasses.dataclass(frozen=True)
+class QTensor:
+    """An array as codes: x ≈ scale * (codes - zero_point). A pytree; format is static.
+
+    The shape of scale is the granularity: same rank as codes, each axis length divides that of
+    codes (1 = shared along the axis, full = its own scale, d/g = groups of g neighbours).
+
+    Attributes:
+      codes: integers in qmin..qmax [*shape], in `format.storage_dtype` (no sub-byte packing).
+      scale: positive steps, in units of x [*groups], float32 or float64.
+      zero_point: the codes that mean 0.0, int32 [*groups], or None for symmetric.
+      format: the codes that exist.
+    """
+
+    codes: Array
+    scale: Array
+    zero_point: Array | None
+    format: IntFormat
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the array that is represented."""
+        return self.codes.shape
+
+    @property
+    def ndim(self) -> int:
+        """Rank of the array that is represented."""
+        return self.codes.ndim
+
+
+def quantize(
+    x: Array,
+    scale: Array,
+    zero_point: Array | None = None,
+    *,
+    format: IntFormat,
+    round_fn: rounding.RoundFn = rounding.nearest_even,
+) -> QTensor:
+    """Round x to codes (survey, eqs. 4 and 5, with nearest rounding and a zero point).
+
+        codes = clip(round(x / scale) + zero_point, qmin, qmax)
+
+    Infinities saturate. NaN has no code: under tracing it becomes the code of zero.
+
+    Args:
+      x: real array [*shape].
+      scale: positive steps in units of x [*groups]; its shape is the granularity.
+      zero_point: integers [*groups], or None for symmetric.
+      format: the codes that exist; static bits only, since they fix the storage dtype.
+      round_fn: real to integer; ignored by the binary format, whose rounding is the sign.
+
+    Raises:
+      TypeError: traced bits (use `fake_quant`), or x not real.
+      ValueError: shapes that do not divide, a scale that is not positive, concrete NaN in x,
+        or a zero point with the binary format.
+    """
+    if not format.is_static:
+        raise TypeError("format: got traced bits, expected an int; use fake_quant for those.")
+    x, scale = jnp.asarray(x), jnp.asarray(scale)
+    check_arguments(x, scale, zero_point, format)
+    if not concrete_all(lambda x: ~jnp.isnan(x), x):
+        raise ValueError("x: got NaN, expected numbers; integer codes cannot hold NaN.")
+    scale = scale.astype(compute_dtype(x))
+    zero_point = None if zero_point is None else jnp.round(zero_point).astype(jnp.int32)
+    zero = _like(zero_point, scale, x.shape)
+    codes = jnp.nan_to_num(steps(x, scale, zero, format, round_fn), nan=0.0) + zero
+    return QTensor(codes.astype(format.storage_dtype), scale, zero_point, format)
+
+
+def dequantize(q: QTensor, dtype=jnp.float32) -> Array:
+    """Return scale * (codes - zero_point) [*shape] in units of x, as `dtype`.
+
+    Codes are shifted and scaled in float32 (float64 if the scale is float64), then cast once.
+    """
+    zero = _like(q.zero_point, q.scale, q.shape)
+    shifted = q.codes.astype(q.scale.dtype) - zero
+    return (expand(q.scale, q.shape) * shifted).astype(dtype)
+
+
+def quantization_error(
+    x: Array,
+    scale: Array,
+    zero_point: Array | None = None,
+    *,
+    format: IntFormat,
+    round_fn: rounding.RoundFn = rounding.nearest_even,
+) -> Array:
+    """Return e = Q(x) - x [*shape] in units of x (survey, eqs. 6 and 7).
+
+    Arguments as for `quantize`, but bits may be traced and NaN gives NaN. The dtype is float32
+    (float64 for float64 x): the error is not rounded to that of x.
+    """
+    x, scale = jnp.asarray(x), jnp.asarray(scale)
+    check_arguments(x, scale, zero_point, format)
+    scale = scale.astype(compute_dtype(x))
+    zero = _like(zero_point, scale, x.shape)
+    grid = expand(scale, x.shape) * steps(x, scale, zero, format, round_fn)
+    return grid - x.astype(grid.dtype)
+
+
+def steps(x: Array, scale: Array, zero: Array, format: IntFormat, round_fn) -> Array:
+    """Codes of x less their zero: clip(round(x / scale), qmin - zero, qmax - zero) [*shape]."""
+    round_fn = rounding.binary if format.is_binary else round_fn
+    low = expand(jnp.asarray(format.qmin).astype(scale.dtype), x.shape) - zero
+    high = expand(jnp.asarray(format.qmax).astype(scale.dtype), x.shape) - zero
+    return jnp.clip(round_fn(x.astype(scale.dtype) * expand(inverse(scale), x.shape)), low, high)
+
+
+def check_arguments(x: Array, scale: Array, zero_point: Array | None, format: IntFormat) -> None:
+    """Raise ValueError for a scale or zero point that does not fit x or the format."""
+    compute_dtype(x)
+    check_divides(x.shape, scale.shape)
+    check_positive(scale)
+    if zero_point is not None:
+        check_divides(x.shape, jnp.shape(zero_point))
+        if format.is_binary:
+            raise ValueError(
+                "zero_point: got one for the binary format {-1, +1}, expected None; use "
+                "IntFormat(1, signed=False) or at least 2 bits for an affine grid."
+            )
+
+
+def _like(zero_point: Array | None, scale: Array, shape: tuple[int, ...]) -> Array:
+    """Zero point as real integers that broadcast against [*shape]; a scalar 0 if symmetric."""
+    if zero_point is None:
+        return jnp.zeros((), scale.dtype)
+    return expand(jnp.round(jnp.asarray(zero_point).astype(scale.dtype)), shape)

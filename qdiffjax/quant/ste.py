@@ -1,0 +1,220 @@
+"""Fake quantization and its derivative rules.
+
+Every rule here is a `jax.custom_jvp` whose tangent is linear, so that both modes of autodiff and
+their compositions work; transposing it gives the VJP stated in each docstring, for a cotangent
+u [*shape], with v = x / scale and the window
+
+    inside  =  qmin - zero_point <= v <= qmax - zero_point        (both ends included).
+
+All rules are the derivatives of one piecewise smooth function,
+
+    inside: x + scale * c,  c = round(v) - v held constant;   outside: scale * (q - zero_point),
+
+so second derivatives are symmetric, and Euler's identity x dx_hat/dx + scale dx_hat/dscale =
+x_hat holds, as it must for a map that is homogeneous in (x, scale).
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
+
+from qdiffjax._typing import Array
+from qdiffjax.quant import rounding
+from qdiffjax.quant._granularity import compute_dtype, expand, inverse
+from qdiffjax.quant.formats import IntFormat
+from qdiffjax.quant.qtensor import check_arguments
+
+
+def fake_quant(
+    x: Array,
+    scale: Array,
+    zero_point: Array | None = None,
+    *,
+    format: IntFormat,
+    round_fn: rounding.RoundFn = rounding.nearest_even,
+) -> Array:
+    """Round x to the grid and return it in real units.
+
+        x_hat = scale * (clip(round(x / scale) + zero_point, qmin, qmax) - zero_point)
+
+    VJP, summed over the elements that share a scale (clipped straight-through in x, Bengio et
+    al. 2013; scale as in LSQ, Esser et al. 2020, eq. 3; zero point as in LSQ+, Bhalgat et al.
+    2020, section 3.1, there for an offset beta = -scale * zero_point):
+
+        x_bar          = u                          inside,  0                    outside
+        scale_bar      = sum u * (round(v) - v)     inside,  u * (q - zero_point) outside
+        zero_point_bar = sum 0                      inside,  -u * scale           outside
+
+    with q = qmin or qmax, the code that clips. A zero point that is not an integer is rounded
+    first, straight-through; one of an integer dtype is a constant. The binary format {-1, +1}
+    has round = sign (sign(0) = +1) and window |x| <= scale.
+
+    Args:
+      x: real array [*shape].
+      scale: positive steps in units of x [*groups]; same rank as x, each axis divides that of
+        x. Its shape is the granularity: all ones = per tensor.
+      zero_point: integers [*groups], or None for symmetric.
+      format: the codes available; its bits may be traced.
+      round_fn: real to integer without traced data; see `fake_quant_stochastic` for those.
+
+    Returns:
+      Array [*shape], dtype of x; arithmetic in float32 (float64 for float64 x). Inside,
+      |x_hat - x| <= scale / 2. NaN gives NaN, infinities saturate.
+
+    Raises:
+      TypeError: x is not real.
+      ValueError: shapes that do not divide, or a concrete scale that is not positive.
+    """
+    x, scale = jnp.asarray(x), jnp.asarray(scale)
+    check_arguments(x, scale, zero_point, format)
+    round_fn = rounding.binary if format.is_binary else round_fn
+    return fake_quant_codes(x, scale, zero_point, format.qmin, format.qmax, round_fn=round_fn)
+
+
+def fake_quant_stochastic(
+    x: Array, scale: Array, zero_point: Array | None, uniform: Array, *, format: IntFormat
+) -> Array:
+    """Round x to the grid at random, without bias inside the window.
+
+        x_hat = scale * (clip(floor(v + uniform) + zero_point, qmin, qmax) - zero_point)
+        E x_hat = x,   Var x_hat = scale^2 f (1 - f),   f = v - floor(v)
+
+    Gupta et al. 2015. The VJP is that of `fake_quant` with floor(v + uniform) for round(v).
+
+    Args:
+      x: real array [*shape].
+      scale: positive steps [*groups].
+      zero_point: integers [*groups], or None for symmetric.
+      uniform: numbers in [0, 1) [*shape], a constant to autodiff; see `rounding.uniform_like`.
+      format: the codes available; its bits may be traced. Not binary.
+
+    Raises:
+      ValueError: as `fake_quant`, and for the binary format.
+    """
+    if format.is_binary:
+        raise ValueError("format: got {-1, +1}, expected 2 bits or unsigned to round at random.")
+    x, scale = jnp.asarray(x), jnp.asarray(scale)
+    check_arguments(x, scale, zero_point, format)
+    return fake_quant_codes(
+        x,
+        scale,
+        zero_point,
+        format.qmin,
+        format.qmax,
+        uniform=uniform,
+        round_fn=rounding.stochastic,
+    )
+
+
+def fake_quant_lsq(
+    x: Array,
+    scale: Array,
+    zero_point: Array | None = None,
+    *,
+    format: IntFormat,
+    grad_scale: float | Array | None = None,
+) -> Array:
+    """`fake_quant` with the gradient of the scale damped as in LSQ.
+
+        scale_bar = grad_scale * (that of fake_quant),    grad_scale = 1 / sqrt(n * qmax)
+
+    Esser et al. 2020, eqs. 3-5 and section 2.2, where n counts the weights that share a scale
+    or, for activations, the features. The default takes every element of x that shares a
+    scale, which is right for weights; pass grad_scale for activations with a batch axis.
+
+    Raises:
+      ValueError: as `fake_quant`.
+    """
+    if grad_scale is None:
+        num_shared = jnp.size(x) // jnp.size(scale)
+        root = math.sqrt if format.is_static else jnp.sqrt
+        grad_scale = 1 / root(num_shared * format.qmax)
+    scale = jnp.asarray(scale)
+    damped = scale_gradient(scale, jnp.asarray(grad_scale).astype(scale.dtype))
+    return fake_quant(x, damped, zero_point, format=format)
+
+
+def fake_quant_codes(
+    x: Array,
+    scale: Array,
+    zero_point: Array | None,
+    qmin: int | Array,
+    qmax: int | Array,
+    *,
+    uniform: Array | None = None,
+    round_fn=rounding.nearest_even,
+) -> Array:
+    """`fake_quant` with the code range as data, unchecked: the form to vmap over bits.
+
+    Args:
+      x: real array [*shape].
+      scale: positive steps [*groups].
+      zero_point: integers [*groups], or None.
+      qmin: smallest code, scalar or [*groups]; no derivative is taken.
+      qmax: largest code, scalar or [*groups]; no derivative is taken.
+      uniform: second argument of round_fn [*shape], if it takes one.
+      round_fn: round_fn(v) or round_fn(v, uniform); may not close over tracers.
+
+    Returns:
+      Array [*shape], dtype of x, with the VJP of `fake_quant`.
+    """
+    dtype = compute_dtype(x)
+    scale, qmin, qmax = (jnp.asarray(a).astype(dtype) for a in (scale, qmin, qmax))
+    constants = jax.lax.stop_gradient((inverse(scale), qmin, qmax))
+    zero = jnp.zeros((), dtype)
+    if zero_point is not None:
+        zero = _round_straight_through(jnp.asarray(zero_point).astype(dtype))
+    spread = (expand(a, x.shape) for a in (scale, zero, *constants))
+    return _to_grid(round_fn, x.astype(dtype), *spread, uniform).astype(x.dtype)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _to_grid(round_fn, x, scale, zero, inverse_scale, qmin, qmax, uniform):
+    """Return scale * clip(round(x / scale), qmin - zero, qmax - zero), all broadcasting."""
+    return scale * jnp.clip(_round(round_fn, x * inverse_scale, uniform), qmin - zero, qmax - zero)
+
+
+def _to_grid_jvp(round_fn, primals, tangents):
+    x, scale, zero, inverse_scale, qmin, qmax, uniform = primals
+    dx, dscale, dzero = tangents[:3]
+    v, low, high = x * inverse_scale, qmin - zero, qmax - zero
+    # Without this slack the element that set scale = absmax / qmax would be inside or outside
+    # by the luck of two floating-point divisions.
+    slack = 2 * jnp.finfo(v.dtype).eps * (qmax - qmin)
+    inside = (v >= low - slack) & (v <= high + slack)
+    tangent = jnp.zeros_like(x)
+    if not isinstance(dx, SymbolicZero):
+        tangent += jnp.where(inside, dx, jnp.zeros_like(dx))
+    if not isinstance(dscale, SymbolicZero):
+        residual = jax.lax.stop_gradient(_round(round_fn, v, uniform) - v)
+        tangent += jnp.where(inside, residual, jnp.where(v < low, low, high)) * dscale
+    if not isinstance(dzero, SymbolicZero):
+        tangent -= jnp.where(inside, jnp.zeros_like(scale), scale) * dzero
+    return _to_grid(round_fn, *primals), tangent
+
+
+_to_grid.defjvp(_to_grid_jvp, symbolic_zeros=True)
+
+
+def _round(round_fn, v, uniform):
+    return round_fn(v) if uniform is None else round_fn(v, uniform)
+
+
+def _round_straight_through(x):
+    return x + jax.lax.stop_gradient(jnp.round(x) - x)  # exact: round(x) - x is representable
+
+
+@jax.custom_jvp
+def scale_gradient(x: Array, factor: Array) -> Array:
+    """Return x [*shape] unchanged; VJP: x_bar = factor * u. The factor is a constant."""
+    del factor
+    return x
+
+
+@scale_gradient.defjvp
+def _scale_gradient_jvp(primals, tangents):
+    x, factor = primals
+    return scale_gradient(x, factor), tangents[0] * factor
