@@ -44,7 +44,7 @@ class Denoiser(NamedTuple):
 
 
 def build(config: ModelConfig) -> UNet:
-    """The network that `config` describes, without parameters."""
+    """Return the network that `config` describes, without parameters."""
     return UNet(
         channels=tuple(config.channels),
         num_blocks=config.num_blocks,
@@ -54,7 +54,7 @@ def build(config: ModelConfig) -> UNet:
 
 
 def init_params(config: ModelConfig, key):
-    """Fresh parameters of the network that `config` describes."""
+    """Draw fresh parameters of the network that `config` describes."""
     x = jnp.zeros((1, *config.shape), jnp.float32)
     return build(config).init(key, x, jnp.zeros((), jnp.float32))
 
@@ -94,7 +94,7 @@ def _load_config(path) -> ModelConfig:
         )
     try:
         raw = json.loads((path / "config.json").read_text())
-        fields = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}
         return ModelConfig(**fields)
     except (AttributeError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path / 'config.json'} is not a model's description: {error}") from error
@@ -129,4 +129,4 @@ def _check_fit(path, params, expected):
                 f"{want.shape}; the two belong to different networks."
             )
         if not np.isfinite(np.asarray(got)).all():
-            raise ValueError(f"Parameter {name} in {path} holds NaN or infinite values; retrain it.")
+            raise ValueError(f"Parameter {name} in {path} holds NaN or infinite values; retrain.")

@@ -40,7 +40,7 @@ def read_idx(path):
 
 
 def digits():
-    """The 1797 handwritten digits of scikit-learn: [1797, 8, 8, 1] in [-1, 1]."""
+    """Return the 1797 handwritten digits of scikit-learn: [1797, 8, 8, 1] in [-1, 1]."""
     from sklearn.datasets import load_digits
 
     return (load_digits().images.astype(np.float32) / 8.0 - 1.0)[..., None]
@@ -74,7 +74,8 @@ def load_images(path):
     if path.suffix != ".npz":
         return to_unit(read_idx(path))
     with np.load(path) as arrays:
-        images = [a for a in (arrays[k] for k in arrays) if a.dtype == np.uint8 and a.ndim in (3, 4)]
+        stored = (arrays[name] for name in arrays)
+        images = [a for a in stored if a.dtype == np.uint8 and a.ndim in (3, 4)]
         if not images:
             raise ValueError(f"{path} holds no uint8 array of rank 3 or 4; it has {list(arrays)}.")
         return to_unit(images[0])

@@ -41,7 +41,7 @@ class TrainConfig:
 
 
 class TrainState(NamedTuple):
-    """Everything that a resumed run needs; `losses` [num_steps // log_every] is the curve so far."""
+    """Everything that a resumed run needs; losses [num_steps // log_every] is the curve so far."""
 
     step: Any
     params: Any
@@ -107,7 +107,7 @@ def fit(
     directory: str | Path | None = None,
     progress: bool = True,
 ) -> TrainState:
-    """Minimise loss_fn(params, key, batch) over `images`, resuming from `directory` if it holds a run.
+    """Minimise loss_fn(params, key, batch) over images, resuming a run that `directory` holds.
 
     Args:
       loss_fn: (params, key, x_0 [batch, h, w, c]) -> scalar.
@@ -132,8 +132,11 @@ def fit(
     train_step = make_train_step(loss_fn, config)
     images = jnp.asarray(images)
     window: list = []
-    bar = tqdm(range(int(state.step), config.num_steps), initial=int(state.step),
-               total=config.num_steps, disable=not progress, desc="training", unit="step")  # fmt: skip
+    start = int(state.step)
+    bar = tqdm(
+        range(start, config.num_steps), initial=start, total=config.num_steps,
+        disable=not progress, desc="training", unit="step",
+    )  # fmt: skip
     try:
         for n in bar:
             state, loss = train_step(state, images)

@@ -1,4 +1,7 @@
-"""A UNet denoiser in plain Flax linen (Ronneberger et al. 2015; Ho et al. 2020; Nichol & Dhariwal 2021)."""
+"""A UNet denoiser in plain Flax linen.
+
+Ronneberger et al. 2015; Ho et al. 2020, appendix B; Nichol & Dhariwal 2021.
+"""
 
 import math
 from typing import Any

@@ -68,7 +68,7 @@ def activation_quant(low, high, bits: int) -> rules.ActivationQuant:
 
 
 def site_inputs(recipe: Recipe, weights: dict[str, Any], ranges: Ranges) -> dict[str, Any]:
-    """Inputs of the rule `quantize` under a recipe.
+    """Return the inputs of the rule `quantize` under a recipe.
 
     Args:
       recipe: widths by site.
@@ -80,7 +80,8 @@ def site_inputs(recipe: Recipe, weights: dict[str, Any], ranges: Ranges) -> dict
     for name, bits in recipe.bits.items():
         activations: tuple = ()
         if bits.activation is not None:
-            activations = tuple(activation_quant(*r, bits.activation) for r in ranges[name])
+            width = bits.activation
+            activations = tuple(activation_quant(low, high, width) for low, high in ranges[name])
         inputs[name] = rules.SiteQuant(weights.get(name), activations)
     return inputs
 

@@ -42,7 +42,11 @@ def quantized_call(q: Quantized) -> CallFn:
     and masks by (site, step) arrive here, one slice of the sampler's `per_call` at a time.
     """
     g = transform(q.eps_fn, q.rule)
-    return lambda x, t, inputs: (g(q.params, x, t, site_inputs=merge(q.site_inputs, inputs))[0], None)
+
+    def call_fn(x, t, inputs):
+        return g(q.params, x, t, site_inputs=merge(q.site_inputs, inputs))[0], None
+
+    return call_fn
 
 
 def merge(base: dict[str, Any], override: dict[str, Any] | None) -> dict[str, Any]:
@@ -67,7 +71,7 @@ def gated_call(q: Quantized) -> CallFn:
     g = transform(q.eps_fn, rules.gated(q.rule))
 
     def call_fn(x, t, on):
-        inputs = {name: (on[name], q.site_inputs[name]) for name in on}
+        inputs = {name: (on[name], q.site_inputs[name]) for name in on or {}}
         return g(q.params, x, t, site_inputs=inputs)[0], None
 
     return call_fn

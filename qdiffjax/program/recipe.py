@@ -20,7 +20,10 @@ from qdiffjax.quant.ste import fake_quant
 
 
 class SiteBits(NamedTuple):
-    """Widths at one site; None leaves full precision. Weights signed narrow, activations unsigned affine."""
+    """Widths at one site; None leaves full precision.
+
+    Weights are signed narrow, activations unsigned affine.
+    """
 
     weight: int | None = None
     activation: int | None = None
@@ -112,7 +115,7 @@ def whole_tensor(site: Site) -> tuple[int, ...]:
 
 
 def weight_operands(eps_fn: EpsFn, params, x, t) -> dict[str, jax.Array]:
-    """The weight operand of every site that has one, as the site sees it, by name."""
+    """Return the weight operand of every site that has one, as the site sees it, by name."""
     collect = transform(eps_fn, rules.collect_weights)
     return jax.jit(lambda p: collect(p, x, t)[1])(params)
 

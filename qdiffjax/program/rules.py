@@ -1,4 +1,4 @@
-"""What can happen at a site: each rule is a function (site, op, operands, inputs) -> (y, outputs)."""
+"""What can happen at a site: rules are functions (site, op, operands, inputs) -> (y, outputs)."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -13,7 +13,9 @@ from qdiffjax.quant.ste import fake_quant_codes
 
 
 class ActivationQuant(NamedTuple):
-    """How one activation operand is rounded: x_hat = scale * (clip(round(x/scale) + zero_point) - zero_point).
+    """How one activation operand is rounded.
+
+        x_hat = scale * (clip(round(x / scale) + zero_point, qmin, qmax) - zero_point)
 
     All fields are data, so that bits and scales may vary by step and sweep without recompiling.
     `scale` is a scalar or divides the operand's shape; `zero_point` None is symmetric; a `key`
@@ -81,6 +83,8 @@ def perturb(site: Site, op: Callable, operands: tuple, inputs: Any):
     """Add `inputs` to the result of the operation: taps, whose adjoints are sensitivities.
 
         y = op(*operands) + inputs
+
+    Inputs None leaves the site alone.
     """
     y = op(*operands)
     return (y if inputs is None else y + inputs.astype(y.dtype)), None

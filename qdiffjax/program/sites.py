@@ -126,7 +126,7 @@ def match(all_sites: Sequence[Site], globs: Iterable[str]) -> tuple[str, ...]:
 
 
 def suggest(name: str, names: Sequence[str]) -> str:
-    """A sentence that offers the names nearest to a wrong one."""
+    """Offer, in a sentence, the names nearest to a wrong one."""
     near = difflib.get_close_matches(name.strip("*"), names, n=3, cutoff=0.3)
     parts = [p for p in name.strip("*/").split("/") if p]
     near += [n for n in names if any(p in n for p in parts) and n not in near][: 3 - len(near)]

@@ -161,8 +161,10 @@ def _unstack_loops(traced: Traced, outputs: dict) -> dict:
     for template in traced.sites:
         if template.name not in outputs:
             continue
+        if not template.loops:
+            result[template.name] = outputs[template.name]
+            continue
         indices = itertools.product(*(range(n) for n in template.loops))
         for site, index in zip(expand(template), indices, strict=True):
-            value = outputs[template.name]
-            result[site.name] = jax.tree.map(lambda leaf, i=index: leaf[i], value) if index else value
+            result[site.name] = jax.tree.map(lambda leaf, i=index: leaf[i], outputs[template.name])
     return result
