@@ -1,0 +1,182 @@
+"""How local errors travel to the end of the sampler.
+
+With delta_i the accumulated error after i steps, e_i the a-posteriori local error of step i and
+Phi_i the full-precision sampler from step i on (J_i its Jacobian), all of these are one number:
+
+    (A) fan            delta_N = sum_i [Phi_i+1(x_hat_i+1) - Phi_i+1(F_i(x_hat_i))]      exact
+    (C) first order    delta_N ~ sum_i J_i+1 e_i,   J at the full-precision states       + remainder
+    (E) homotopy       delta_N = sum_i (int_0^1 J_i+1 along x^(s) ds) e_i                 exact
+
+where x^(s) is the full-precision sampler with s e_i added in step i: x^(0) is the full-precision
+run and x^(1) the quantized one, for any quantizer, differentiable or not. The survey's eqs. 9 and
+16 are (C) with the Jacobians of the wrong steps; here a product runs over the steps still to do.
+Only the full-precision network is differentiated.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from qdiffjax._typing import Array, CallFn, Key
+from qdiffjax.analysis.trajectories import noises, step_map, times
+from qdiffjax.diffusion import Steps, step
+
+
+def propagate(call: CallFn, xs: Array, steps: Steps, local_errors: Array) -> Array:
+    """First-order accumulated error along a run (C): one JVP a step, no Jacobian.
+
+        v_{i+1} = (c_x I + c_eps D eps(x_i, t_i)) v_i + e_i,   v_0 = 0
+
+    Exact if eps is affine in x. Otherwise it drops the remainder, see `remainders`; with
+    a-priori local errors also their change along the quantized run, which need not be small.
+
+    Args:
+      call: full-precision denoiser (x, t, inputs) -> (eps, outputs).
+      xs: states at which to linearise [N+1, batch, *shape]; the full-precision run's.
+      steps: the sampler, leaves [N].
+      local_errors: e_i in units of x [N, batch, *shape].
+
+    Returns:
+      Errors in units of x [N+1, batch, *shape]; the first is zero.
+    """
+
+    def body(v, slices):
+        x, t, coeffs, e = slices
+        _, jv = jax.jvp(step_map(call, t, coeffs), (x,), (v,))
+        return jv + e, jv + e
+
+    v_0 = jnp.zeros_like(xs[0])
+    _, vs = jax.lax.scan(body, v_0, (xs[:-1], times(steps, xs), steps.coeffs, local_errors))
+    return jnp.concatenate([v_0[None], vs])
+
+
+def remainders(call: CallFn, xs: Array, xs_hat: Array, steps: Steps) -> Array:
+    """What first order drops in each step.
+
+        rho_i = F_i(x_hat_i) - F_i(x_i) - J_i (x_hat_i - x_i)
+
+    Adding rho_i to e_i makes `propagate` exact: delta_{i+1} = J_i delta_i + e_i + rho_i.
+
+    Returns:
+      Remainders in units of x [N, batch, *shape].
+    """
+
+    def one(slices):
+        x, x_hat, t, coeffs = slices
+        f = step_map(call, t, coeffs)
+        y, jv = jax.jvp(f, (x,), (x_hat - x,))
+        return f(x_hat) - y - jv
+
+    return jax.lax.map(one, (xs[:-1], xs_hat[:-1], times(steps, xs), steps.coeffs))
+
+
+def propagate_with_remainders(
+    call: CallFn, xs: Array, xs_hat: Array, steps: Steps, local_errors: Array
+) -> tuple[Array, Array]:
+    """`propagate` and `remainders` together, for one linearisation a step.
+
+    With a-posteriori local errors F_i(x_hat_i) - F_i(x_i) = delta_{i+1} - e_i needs no network.
+
+    Returns:
+      Errors [N+1, batch, *shape] and remainders [N, batch, *shape], in units of x.
+    """
+    deltas = xs_hat - xs
+
+    def body(v, slices):
+        x, delta, delta_next, t, coeffs, e = slices
+        _, jacobian = jax.linearize(step_map(call, t, coeffs), x)
+        jv, jdelta = jax.vmap(jacobian)(jnp.stack([v, delta]))
+        return jv + e, (jv + e, delta_next - e - jdelta)
+
+    v_0 = jnp.zeros_like(xs[0])
+    table = (xs[:-1], deltas[:-1], deltas[1:], steps.t, steps.coeffs, local_errors)
+    _, (vs, rhos) = jax.lax.scan(body, v_0, table)
+    return jnp.concatenate([v_0[None], vs]), rhos
+
+
+def run_suffix(call: CallFn, x: Array, start, steps: Steps, *, key: Key | None = None) -> Array:
+    """Run the sampler from state x [batch, *shape] before step `start` to the end.
+
+    `start` may be traced: the loop does exactly N - start steps.
+    """
+    table = (times(steps, x), steps.coeffs, noises(key, steps, x))
+
+    def body(i, x):
+        at = jax.tree.map(lambda leaf: leaf[i], table)
+        return step(x, call(x, at[0], None)[0], at[1], at[2])
+
+    return jax.lax.fori_loop(start, steps.t.shape[0], body, x)
+
+
+def fan(call: CallFn, xs_hat: Array, steps: Steps, *, key: Key | None = None) -> Array:
+    """Exact contribution of each step's local error to the final error (A); the reference.
+
+        term_i = Phi_{i+1}(x_hat_{i+1}) - Phi_i(x_hat_i),   Phi_i = run_suffix from step i
+
+    The discrete Alekseev-Groebner formula: Phi_i(x_hat_i) = Phi_{i+1}(F_i(x_hat_i)), so term_i
+    is the final effect of adding e_i to F_i(x_hat_i). Costs N (N + 1) / 2 network calls.
+
+    Args:
+      call: full-precision denoiser.
+      xs_hat: states of the quantized run [N+1, batch, *shape].
+      steps: the sampler, leaves [N].
+      key: noise of a stochastic sampler.
+
+    Returns:
+      Terms [N, batch, *shape]; they sum to x_hat_N - x_N.
+    """
+    starts = jnp.arange(xs_hat.shape[0])
+    ends = jax.lax.map(
+        lambda at: run_suffix(call, at[0], at[1], steps, key=key), (xs_hat, starts)
+    )  # fmt: skip
+    return ends[1:] - ends[:-1]
+
+
+def gauss_legendre(num_nodes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Nodes and weights [num_nodes] of the Gauss-Legendre rule on [0, 1]; one node = midpoint."""
+    nodes, weights = np.polynomial.legendre.leggauss(num_nodes)
+    return (nodes + 1) / 2, weights / 2
+
+
+def homotopy(
+    call: CallFn,
+    x_T: Array,
+    steps: Steps,
+    local_errors: Array,
+    *,
+    num_nodes: int,
+    key: Key | None = None,
+) -> Array:
+    """Final error by the path-integrated Jacobian (E), K Gauss-Legendre nodes.
+
+        delta_N ~ sum_k w_k v_N^(s_k),   v_{i+1} = DF_i(x_i^(s)) v_i + e_i
+
+    The quadrature error is O(|e|^{2K+1}); a single midpoint node is of the order of the
+    trapezoid rule. Costs about 2.5 K sampling runs.
+
+    Args:
+      call: full-precision denoiser.
+      x_T: initial noise [batch, *shape].
+      steps: the sampler, leaves [N].
+      local_errors: a-posteriori e_i [N, batch, *shape].
+      num_nodes: K.
+      key: noise of a stochastic sampler.
+
+    Returns:
+      Estimate of x_hat_N - x_N [batch, *shape].
+    """
+    table = (times(steps, x_T), steps.coeffs, local_errors, noises(key, steps, x_T))
+    nodes, weights = (jnp.asarray(a, x_T.dtype) for a in gauss_legendre(num_nodes))
+
+    def final(s):
+        def body(carry, slices):
+            x, v = carry
+            t, coeffs, e, z = slices
+            y, jv = jax.jvp(lambda x: step(x, call(x, t, None)[0], coeffs, z), (x,), (v,))
+            return (y + s * e, jv + e), None
+
+        start = (x_T, jnp.zeros_like(x_T))
+        (_, v), _ = jax.lax.scan(body, start, table)
+        return v
+
+    return jnp.tensordot(weights, jax.lax.map(final, nodes), 1)

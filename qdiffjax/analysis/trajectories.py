@@ -1,0 +1,104 @@
+"""Two runs of one sampler on the same noise, and the error each step commits."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from qdiffjax._typing import Array, CallFn, Key, PyTree
+from qdiffjax.diffusion import StepCoeffs, Steps, float_dtype, sample, step, step_noise
+
+
+class Coupled(NamedTuple):
+    """A full-precision and a quantized run on common random numbers.
+
+    xs, xs_hat [N+1, batch, *shape], noisiest first; local_errors [N, batch, *shape], a
+    posteriori: committed at the quantized run's states.
+    """
+
+    xs: Array
+    xs_hat: Array
+    local_errors: Array
+
+    @property
+    def errors(self) -> Array:
+        """Accumulated error x_hat - x [N+1, batch, *shape]; the first is zero."""
+        return self.xs_hat - self.xs
+
+
+def norms(values: Array) -> Array:
+    """Euclidean norm of each sample: [lead, batch, *shape] -> [lead, batch]."""
+    return jnp.sqrt(jnp.sum(values**2, axis=tuple(range(2, values.ndim))))
+
+
+def times(steps: Steps, like: Array) -> Array:
+    """Times of the steps [N] in the dtype in which `sample` gives them to the network."""
+    return steps.t.astype(float_dtype(like))
+
+
+def noises(key: Key | None, steps: Steps, like: Array) -> Array | None:
+    """The noise of every step [N, *like.shape] as `sample` draws it, or None without a key.
+
+    Raises:
+      ValueError: no key for steps that add noise; traced coefficients are not checked.
+    """
+    if key is None:
+        noise = steps.coeffs.noise
+        if not isinstance(noise, jax.core.Tracer) and np.any(np.asarray(noise) != 0):
+            raise ValueError(
+                "got key=None for steps with noise, expected the key of the runs to be analysed; "
+                "pass key= or use deterministic steps such as ddim(eta=0)"
+            )
+        return None
+    return jax.vmap(lambda i: step_noise(key, i, like))(jnp.arange(steps.t.shape[0]))
+
+
+def step_map(call: CallFn, t, coeffs: StepCoeffs):
+    """The sampler's step as a map of the state alone: F(x) = c.x x + c.eps eps(x, t)."""
+    return lambda x: step(x, call(x, t, None)[0], coeffs)
+
+
+def local_errors(
+    full: CallFn, quantized: CallFn, xs: Array, steps: Steps, *, per_call: PyTree = None
+) -> Array:
+    """What each step of the quantized sampler commits when started at given states.
+
+        e_i = F_hat_i(x_i) - F_i(x_i) = c_eps,i (eps_hat(x_i, t_i) - eps(x_i, t_i))
+
+    At the quantized run's states it is the a-posteriori error, which makes the propagation
+    identities exact; at the full-precision run's it is the a-priori error, which predicts.
+    Survey, eqs. 9 and 16, leave open which.
+
+    Args:
+      full, quantized: the two denoisers, (x, t, inputs) -> (eps, outputs).
+      xs: states [N+1, batch, *shape]; the last is not used.
+      steps: the sampler, leaves [N].
+      per_call: inputs of the quantized denoiser, leaves [N, ...].
+
+    Returns:
+      Local errors in units of x [N, batch, *shape].
+    """
+
+    def one(slices):
+        x, t, coeffs, inputs = slices
+        difference = quantized(x, t, inputs)[0] - full(x, t, None)[0]
+        return coeffs.eps.astype(x.dtype) * difference
+
+    return jax.lax.map(one, (xs[:-1], times(steps, xs), steps.coeffs, per_call))
+
+
+def couple(
+    full: CallFn,
+    quantized: CallFn,
+    x_T: Array,
+    steps: Steps,
+    *,
+    key: Key | None = None,
+    per_call: PyTree = None,
+) -> Coupled:
+    """Run both denoisers from x_T [batch, *shape] on the same noise; costs 4 sampling runs."""
+    xs = sample(full, x_T, steps, key=key).xs
+    xs_hat = sample(quantized, x_T, steps, key=key, per_call=per_call).xs
+    e = local_errors(full, quantized, xs_hat, steps, per_call=per_call)
+    return Coupled(xs, xs_hat, e)
