@@ -39,7 +39,7 @@ def train(images, config: checkpoints.ModelConfig, settings: training.TrainConfi
     return training.fit(loss_fn, params, images, settings, **kwargs)
 
 
-def sample_grid(denoiser: checkpoints.Denoiser, *, num: int = 64, num_steps: int = 100, seed: int = 0):
+def sample_grid(denoiser: checkpoints.Denoiser, *, num=64, num_steps=100, seed=0):
     """DDIM samples [num, h, w, c] of a trained denoiser."""
     x_T = jax.random.normal(jax.random.key(seed), (num, *denoiser.config.shape))
     steps = diffusion.ddim(denoiser.schedule, num_steps)

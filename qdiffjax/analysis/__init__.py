@@ -1,9 +1,9 @@
 """Quantization error of a sampler: where it arises, how it travels, what bounds it.
 
-    trajectories   two runs on one noise, local errors
-    propagation    from local errors to the final error: fan, first order, homotopy
-    ledger         contributions of every (site, step)
-    prediction     the final error from the full-precision run alone
-    bounds         along the run, checked against measurement
-    divergences    KL and W2 with their uncertainty
+trajectories   two runs on one noise, local errors
+propagation    from local errors to the final error: fan, first order, homotopy
+ledger         contributions of every (site, step)
+prediction     the final error from the full-precision run alone
+bounds         along the run, checked against measurement
+divergences    KL and W2 with their uncertainty
 """

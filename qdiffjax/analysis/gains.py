@@ -198,10 +198,10 @@ def _krylov(apply: LinearMap, advance: LinearMap, v0, num: int) -> tuple[Array, 
     def body(basis, index):
         image = apply(basis[index])
         new = _orthonormalize(advance(image), basis)
-        return basis.at[index + 1].set(new), image
+        return basis.at[index + 1].set(new, mode="drop"), image
 
-    basis, images = jax.lax.scan(body, basis, jnp.arange(num - 1))
-    return basis, jnp.concatenate([images, apply(basis[-1])[None]])
+    # The last `advance` is wasted, but the program then holds a single copy of the network.
+    return jax.lax.scan(body, basis, jnp.arange(num))
 
 
 def _orthonormalize(v, basis) -> Array:

@@ -18,7 +18,7 @@ a batch of more than one the runs are not those of `sample` on the whole batch.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -65,11 +65,17 @@ def mean_squared_error(x: Array, x_0: Array, x_hat_0: Array) -> Array:
 
 def total(ledger: Ledger) -> Array:
     """Sum of all entries [batch]."""
-    return sum(jnp.sum(c, axis=1) for c in ledger.contributions.values())
+    return jnp.sum(as_table(ledger)[1], axis=(1, 2))
 
 
 def defect(ledger: Ledger) -> Array:
-    """Completeness defect |sum of entries - change| / |change| of each sample [batch]."""
+    """Completeness defect |sum of entries - change| / |change| of each sample [batch].
+
+    Raises:
+      ValueError: the ledger has no change (an ablation ledger).
+    """
+    if ledger.change is None:
+        raise ValueError("an ablation ledger forecasts, it has no change to be complete about.")
     return jnp.abs(total(ledger) - ledger.change) / jnp.abs(ledger.change)
 
 
@@ -80,7 +86,7 @@ def attribution(
     functional: Functional = squared_error_share,
     *,
     num_nodes: int = 2,
-    quadrature: tuple[Array, Array] | None = None,
+    quadrature: tuple[Any, Any] | None = None,
     key: Key | None = None,
     per_call: PyTree = None,
 ) -> Ledger:
@@ -107,8 +113,8 @@ def attribution(
       key: noise of a stochastic sampler, shared by all runs.
       per_call: inputs of the quantized denoiser, leaves [N, ...].
     """
-    quadrature = gauss_legendre(num_nodes) if quadrature is None else quadrature
-    nodes, weights = (jnp.asarray(a).astype(x_T.dtype) for a in quadrature)
+    rule = gauss_legendre(num_nodes) if quadrature is None else quadrature
+    nodes, weights = (jnp.asarray(a).astype(x_T.dtype) for a in rule)
     record = transform(q.eps_fn, rules.local_errors(q.rule, follow_rule=True))
     tapped = transform(q.eps_fn, rules.perturb)
 

@@ -38,7 +38,7 @@ class Trajectory(NamedTuple):
     """
 
     x_0: Array
-    xs: Array | None
+    xs: Any
     outputs: PyTree
 
 

@@ -1,0 +1,205 @@
+"""Quantization error of a trained denoiser: measured, predicted, attributed and bounded.
+
+    python -m experiments.error_bounds                               the shipped network
+    python -m experiments.error_bounds --weight-bits 4 --activation-bits 8 6 4
+    python -m experiments.error_bounds --sites 'mid_*' '!*time*'     quantize some sites only
+    python -m experiments.error_bounds --quick                       a look, in about a minute
+
+One row per pair of widths. Both runs of a pair share their noise, so the error is a difference on
+one noise path. The columns:
+
+  RMSE        measured: root mean square of quantized minus full-precision final samples
+  predicted   the same from the full-precision run alone (first order, a-priori local errors)
+  1st order   relative error of first-order propagation of the measured local errors, median
+  defect      what the attribution ledger leaves unexplained, relative, median over samples
+  bound/err   Groenwall bound over measured error at the end: smallest, and median over samples
+  hold        whether no bound was violated by any sample at any step
+  path KL     nats, between the reverse chains of the eta = 1 companion sampler, last step left out
+  W2          bracket of the Wasserstein distance of the final samples: lower, upper
+"""
+
+import argparse
+import dataclasses
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments import error_bounds_parts as parts
+from experiments import plots, store, subject, tables
+from qdiffjax.program.recipe import check_bits
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What to run; the command line is made from it. Sample counts are capped at num_samples."""
+
+    checkpoint: str = "fashion_unet"
+    sampler: str = "ddim"
+    num_steps: int = 50
+    num_samples: int = 128
+    weight_bits: tuple[int, ...] = (8, 6, 4)
+    activation_bits: tuple[int, ...] = (8,)
+    sites: tuple[str, ...] = ("*",)
+    seed: int = 0
+    output: str = "runs/error_bounds"
+    num_ledger_samples: int = 32
+    num_bound_samples: int = 8
+    num_fan_samples: int = 8
+    max_fan_steps: int = 20
+    max_nodes: int = 4
+    tolerance: float = 1e-3
+
+
+HELP = {
+    "checkpoint": "folder of a checkpoint, or the name of a shipped one",
+    "sampler": f"one of {', '.join(subject.SAMPLERS)}",
+    "num_steps": "sampler steps",
+    "num_samples": "samples of the RMSE, KL and W2 columns",
+    "weight_bits": "weight widths, 1 to 16, one per row",
+    "activation_bits": "activation widths, 1 to 16, one per row or one for all",
+    "sites": "globs of the sites to quantize; '!glob' takes sites away again",
+    "seed": "of everything random",
+    "output": "folder for results and figures; an interrupted run resumes there",
+    "num_ledger_samples": "samples of the ledger",
+    "num_bound_samples": "samples whose bounds are checked",
+    "num_fan_samples": "samples of the exact fan, whose cost is quadratic in steps",
+    "max_fan_steps": "most steps of the fan's own grid",
+    "max_nodes": "most quadrature nodes of the ledger, 2 to 8; raised while the defect is large",
+    "tolerance": "defect of the ledger that is good enough",
+}
+QUICK = {"num_steps": 10, "num_samples": 16, "weight_bits": (8, 4), "num_ledger_samples": 8,
+         "num_bound_samples": 4, "num_fan_samples": 2, "max_fan_steps": 5}  # fmt: skip
+
+
+def widths(config: Config) -> list[tuple[int, int]]:
+    """Pair the widths, a single one serving all.
+
+    Raises:
+      ValueError: a width outside 1..16, or two lists of different lengths.
+    """
+    w, a = list(config.weight_bits), list(config.activation_bits)
+    for bits in (*w, *a):
+        check_bits(bits)
+    size = max(len(w), len(a))
+    if not w or not a or {len(w), len(a)} - {1, size}:
+        raise ValueError(
+            f"got {len(w)} weight widths and {len(a)} activation widths, expected equal numbers "
+            "or one for all."
+        )
+    return list(zip(w * (size // len(w)), a * (size // len(a)), strict=True))
+
+
+def check(config: Config) -> None:
+    """Refuse what cannot work, before anything long starts; raises ValueError or OSError."""
+    widths(config)
+    if config.sampler not in subject.SAMPLERS:
+        raise ValueError(f"no sampler {config.sampler!r}; expected {', '.join(subject.SAMPLERS)}.")
+    for name in ("num_samples", "num_ledger_samples", "num_bound_samples", "num_fan_samples"):
+        if getattr(config, name) < 2:
+            raise ValueError(f"got {name} = {getattr(config, name)}, expected at least 2.")
+    for name in ("num_steps", "max_fan_steps", "max_nodes"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"got {name} = {getattr(config, name)}, expected at least 1.")
+
+
+def run(config: Config, *, progress: bool = False, keep: Callable | None = None,
+        kept: Callable | None = None):  # fmt: skip
+    """Measure every width; touches no file.
+
+    Args:
+      config: what to run.
+      progress: show a progress bar.
+      keep: called as keep(name, mark, arrays, row) when a width is done.
+      kept: kept(name, mark) -> (arrays, row) of an earlier run, or None.
+
+    Returns:
+      arrays: common ones, and those of each width under "W8A8/name"; rows: the table.
+    """
+    from tqdm import tqdm
+
+    check(config)
+    study = parts.Study(config)
+    mark = study.mark()
+    bar = tqdm(total=len(widths(config)) * parts.NUM_STAGES, disable=not progress, unit="stage")
+    arrays, rows = study.common(), []
+    with bar:
+        for weight_bits, activation_bits in widths(config):
+            name = f"W{weight_bits}A{activation_bits}"
+            found = kept(name, mark) if kept else None
+            if found is None:
+                start = time.perf_counter()
+                found = study.measure(weight_bits, activation_bits, _advance(bar, name))
+                found[1]["seconds"] = time.perf_counter() - start
+                if keep:
+                    keep(name, mark, *found)
+            else:
+                bar.update(parts.NUM_STAGES)
+            arrays |= {f"{name}/{key}": value for key, value in found[0].items()}
+            rows.append(found[1])
+    return arrays, rows
+
+
+def _advance(bar, name: str):
+    def stage(what: str):
+        bar.set_description(f"{name} {what}")
+        bar.update(1)
+
+    return stage
+
+
+def parse(argv=None) -> Config:
+    """Make a Config from the command line; argparse exits with code 2 on a malformed one."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.error_bounds", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    for field in dataclasses.fields(Config):
+        text = f"{HELP[field.name]} (default: %(default)s)"
+        options: dict = {"help": text, "default": field.default}
+        if isinstance(field.default, tuple):
+            options |= {"nargs": "+", "metavar": "X"}
+            options["default"] = list(field.default)
+        kind = type(field.default[0] if isinstance(field.default, tuple) else field.default)
+        parser.add_argument("--" + field.name.replace("_", "-"), type=kind, **options)
+    parser.add_argument("--quick", action="store_true", help=f"small settings: {QUICK}")
+    args = vars(parser.parse_args(argv))
+    if args.pop("quick"):
+        given = vars(parser.parse_args(argv))
+        args |= {k: v for k, v in QUICK.items() if given[k] == parser.get_default(k)}
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in args.items()}
+    return Config(**values)
+
+
+def main(argv=None) -> int:
+    """Run, print the table, write results and figures; exit code 2 for what cannot be run."""
+    config = parse(argv)
+    start = time.perf_counter()
+    try:
+        check(config)
+        folder = store.check_writable(config.output)
+        arrays, rows = run(
+            config, progress=sys.stderr.isatty(),
+            keep=lambda *part: store.save_part(folder, *part),
+            kept=lambda name, mark: store.load_part(folder, name, mark),
+        )  # fmt: skip
+    except (ValueError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command resumes after the last width done", file=sys.stderr)
+        return 130
+    seconds = time.perf_counter() - start
+    device = str(jax.devices()[0].device_kind)
+    store.save(folder, dataclasses.asdict(config), arrays, rows, device=device, seconds=seconds)
+    plots.error_bounds(folder)
+    tables.error_bounds(rows, dict(np.load(folder / "arrays.npz")))
+    print(f"{seconds:.0f} s; arrays.npz, summary.json, config.json and figures in {folder}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

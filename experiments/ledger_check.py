@@ -1,0 +1,248 @@
+"""Both ledgers of a trained denoiser against brute force, cell by cell.
+
+    python -m experiments.ledger_check
+
+For random (site, step) cells and a random linear functional of the final sample:
+
+  ablation     the forecast against quantizing that cell alone and rerunning the sampler
+  attribution  the entry against injecting the recorded local error of that cell: the mean of
+               adding it to the full-precision run and of leaving it out of the quantized one
+
+Also what a full ledger costs, in sampling runs of the same samples.
+"""
+
+import argparse
+import dataclasses
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import store, subject
+from qdiffjax import diffusion
+from qdiffjax.analysis import ledger, propagation
+from qdiffjax.diffusion import step
+from qdiffjax.precision import ptq
+from qdiffjax.program import (
+    Quantized,
+    full_call,
+    prepare,
+    quantized_call,
+    rules,
+    transform,
+    uniform,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What to check: widths as (weight, activation), None = full precision."""
+
+    checkpoint: str = "fashion_unet"
+    num_steps: int = 50
+    num_samples: int = 8
+    num_cells: int = 100
+    ablations: tuple = ((8, None), (None, 8), (8, 8), (6, None), (None, 6), (6, 6))
+    attributions: tuple = ((8, 8), (6, 6))
+    num_nodes: int = 2
+    seed: int = 0
+
+
+def shorthand(weight_bits, activation_bits) -> str:
+    """W8A6, W8 or A6."""
+    weight = f"W{weight_bits}" if weight_bits else ""
+    return weight + (f"A{activation_bits}" if activation_bits else "")
+
+
+def agreement(forecast, truth) -> dict[str, float]:
+    """Correlation over cells and samples, and relative root mean square error."""
+    f, t = np.ravel(forecast), np.ravel(truth)
+    error = float(np.sqrt(np.sum((f - t) ** 2) / np.sum(t**2)))
+    return {"correlation": float(np.corrcoef(f, t)[0, 1]), "relative_error": error}
+
+
+def one_hot(q: Quantized, name: str) -> dict:
+    """{site: whether it is `name`} as data, so that all cells share one compilation."""
+    return {site: jnp.asarray(site == name) for site in q.site_inputs}
+
+
+def rerun_cell(q: Quantized, xs, steps, start, on):
+    """Final sample of the full-precision run with one cell quantized; starts at its step."""
+    t, coeffs = jax.tree.map(lambda leaf: leaf[start], (steps.t, steps.coeffs))
+    gated = transform(q.eps_fn, rules.gated(q.rule))
+    inputs = {name: (on[name], q.site_inputs[name]) for name in on}
+    eps, _ = gated(q.params, xs[start], t, site_inputs=inputs)
+    return propagation.run_suffix(full_call(q), step(xs[start], eps, coeffs), start + 1, steps)
+
+
+def inject_cell(q: Quantized, xs, xs_hat, steps, start, on):
+    """Final samples with the cell's recorded error added alone, and with it alone left out."""
+    record = transform(q.eps_fn, rules.local_errors(q.rule, follow_rule=True))
+    tapped = transform(q.eps_fn, rules.perturb)
+
+    def recorded(i):
+        return record(q.params, xs_hat[i], steps.t[i], site_inputs=q.site_inputs)[1]
+
+    def move(x, i, taps):
+        t, coeffs = jax.tree.map(lambda leaf: leaf[i], (steps.t, steps.coeffs))
+        return step(x, tapped(q.params, x, t, site_inputs=taps)[0], coeffs)
+
+    r = recorded(start)
+    added = move(xs[start], start, {n: jnp.where(on[n], r[n], 0) for n in r})
+    added = propagation.run_suffix(full_call(q), added, start + 1, steps)
+    without = move(xs_hat[start], start, {n: jnp.where(on[n], 0, r[n]) for n in r})
+    without = jax.lax.fori_loop(
+        start + 1, steps.t.shape[0], lambda i, x: move(x, i, recorded(i)), without
+    )
+    return added, without
+
+
+class Check:
+    """The compiled functions, shared by all widths of one structure."""
+
+    def __init__(self, config: Config):
+        self.config = config
+        self.subject = subject.prepare(
+            config.checkpoint, lambda s: diffusion.ddim(s, config.num_steps), ("*",), config.seed
+        )
+        denoiser = self.subject.denoiser
+        self.steps = diffusion.ddim(denoiser.schedule, config.num_steps)
+        self.x_T = subject.noise(denoiser, config.num_samples, config.seed)
+        g = jax.random.normal(jax.random.key(config.seed + 7), denoiser.config.shape, jnp.float32)
+        self.g = g / jnp.sqrt(jnp.sum(g**2))
+        steps = self.steps
+        self.full = jax.jit(lambda q, x: diffusion.sample(full_call(q), x, steps).xs)
+        self.quantized = jax.jit(lambda q, x: diffusion.sample(quantized_call(q), x, steps).xs)
+        phi = lambda x, *_: jnp.sum(self.g * x)  # noqa: E731
+        self.ablate = jax.jit(lambda q, x: ledger.ablation(q, x, steps, phi))
+        self.attribute = {
+            k: jax.jit(lambda q, x, k=k: ledger.attribution(q, x, steps, phi, num_nodes=k))
+            for k in {1, config.num_nodes}
+        }
+        self.rerun = jax.jit(lambda q, xs, start, on: rerun_cell(q, xs, steps, start, on))
+        self.inject = jax.jit(lambda q, a, b, start, on: inject_cell(q, a, b, steps, start, on))
+
+    def phi(self, x) -> np.ndarray:
+        """The linear functional of final samples [batch, *shape]: [batch]."""
+        return np.asarray(jnp.tensordot(x, self.g, self.g.ndim))
+
+    def denoiser_at(self, weight_bits, activation_bits) -> Quantized:
+        """The denoiser at these widths; sites where nothing is quantized are left out."""
+        s = self.subject
+        recipe = uniform(s.sites, weight_bits=weight_bits, activation_bits=activation_bits)
+        weights = prepare(s.weights, s.sites, recipe)
+        q = ptq.quantize_denoiser(
+            s.denoiser.eps_fn, s.denoiser.params, s.sites, recipe, weights, s.ranges
+        )
+        used = {n: v for n, v in q.site_inputs.items() if v.weight is not None or v.activations}
+        return dataclasses.replace(q, site_inputs=used)
+
+    def cells(self, q: Quantized) -> list[tuple[str, int]]:
+        """Random (site, step) cells, the same for the same sites."""
+        rng, names = np.random.default_rng(self.config.seed), list(q.site_inputs)
+        picks = rng.choice(len(names) * self.config.num_steps, self.config.num_cells, replace=False)
+        return [(names[p % len(names)], int(p // len(names))) for p in picks]
+
+    def ablation(self, q: Quantized, bar):
+        """(forecast, truth) [cells, samples]."""
+        table = self.ablate(q, self.x_T).contributions
+        xs = self.full(q, self.x_T)
+        forecast, truth = [], []
+        for name, i in self.cells(q):
+            x_0 = self.rerun(q, xs, i, one_hot(q, name))
+            truth.append(self.phi(x_0) - self.phi(xs[-1]))
+            forecast.append(np.asarray(table[name][:, i]))
+            bar.update(1)
+        return np.stack(forecast), np.stack(truth)
+
+    def attribution(self, q: Quantized, bar):
+        """(entry, truth) [cells, samples]."""
+        table = self.attribute[self.config.num_nodes](q, self.x_T).contributions
+        xs, xs_hat = self.full(q, self.x_T), self.quantized(q, self.x_T)
+        entries, truth = [], []
+        for name, i in self.cells(q):
+            added, without = self.inject(q, xs, xs_hat, i, one_hot(q, name))
+            one = self.phi(added) - self.phi(xs[-1])
+            other = self.phi(xs_hat[-1]) - self.phi(without)
+            truth.append((one + other) / 2)
+            entries.append(np.asarray(table[name][:, i]))
+            bar.update(1)
+        return np.stack(entries), np.stack(truth)
+
+    def costs(self, q: Quantized) -> dict[str, float]:
+        """Seconds of a full-precision run and of both ledgers, and their ratios, in one sitting."""
+        fns = {
+            "sampling_run": self.full, "quantized_run": self.quantized,
+            "attribution_1_node": self.attribute[1], "ablation": self.ablate,
+        }  # fmt: skip
+        seconds: dict[str, list[float]] = {name: [] for name in fns}
+        for _ in range(4):
+            for name, fn in fns.items():
+                start = time.perf_counter()
+                jax.block_until_ready(fn(q, self.x_T))
+                seconds[name].append(time.perf_counter() - start)
+        best = {name: float(np.median(times[1:])) for name, times in seconds.items()}
+        num_cells = len(q.site_inputs) * self.config.num_steps
+        # Rerunning a cell needs only the steps from its own on: half a run on average.
+        brute = num_cells / 2
+        ratios = {f"{n}_in_runs": best[n] / best["sampling_run"] for n in best}
+        shares = {f"{n}_over_brute_force": ratios[f"{n}_in_runs"] / brute
+                  for n in ("attribution_1_node", "ablation")}  # fmt: skip
+        return {f"{n}_seconds": v for n, v in best.items()} | ratios | shares
+
+
+def run(config: Config, *, progress: bool = False):
+    """Return arrays (forecast and truth of each check [cells, samples]) and rows of agreement."""
+    from tqdm import tqdm
+
+    check = Check(config)
+    arrays: dict[str, np.ndarray] = {}
+    rows: list[dict] = []
+    num_checks = len(config.ablations) + len(config.attributions)
+    with tqdm(total=config.num_cells * num_checks, disable=not progress, unit="cell") as bar:
+        for kind, widths in (("ablation", config.ablations), ("attribution", config.attributions)):
+            for w, a in widths:
+                name = f"{kind} {shorthand(w, a)}"
+                bar.set_description(name)
+                forecast, truth = getattr(check, kind)(check.denoiser_at(w, a), bar)
+                arrays |= {f"{name}/forecast": forecast, f"{name}/truth": truth}
+                row = {"ledger": kind, "widths": shorthand(w, a)}
+                rows.append(row | agreement(forecast, truth))
+    rows.append({"ledger": "cost"} | check.costs(check.denoiser_at(8, 8)))
+    return arrays, rows
+
+
+def main(argv=None) -> int:
+    """Run, print the table, write the results."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.ledger_check", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--checkpoint", default=Config.checkpoint, help="folder or shipped name")
+    parser.add_argument("--num-steps", type=int, default=Config.num_steps, help="sampler steps")
+    parser.add_argument("--num-samples", type=int, default=Config.num_samples, help="samples")
+    parser.add_argument("--num-cells", type=int, default=Config.num_cells, help="cells per check")
+    parser.add_argument("--seed", type=int, default=0, help="of everything random")
+    parser.add_argument("--output", default="runs/ledger_check", help="folder of the results")
+    args = vars(parser.parse_args(argv))
+    output = args.pop("output")
+    config = Config(**args)
+    try:
+        folder = store.check_writable(output)
+        if min(config.num_steps, config.num_samples, config.num_cells) < 1:
+            raise ValueError("steps, samples and cells must be at least 1.")
+        arrays, rows = run(config, progress=sys.stderr.isatty())
+    except (ValueError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    store.save(folder, dataclasses.asdict(config), arrays, rows)
+    for row in rows:
+        print("  ".join(f"{k} {v:.4g}" if isinstance(v, float) else str(v) for k, v in row.items()))
+    print(f"results in {folder}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
