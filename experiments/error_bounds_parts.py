@@ -32,7 +32,7 @@ class Study:
         is_noisy = bool(np.any(np.asarray(self.steps.coeffs.noise) > 0))
         self.key = jax.random.key(config.seed + 1) if is_noisy else None
         full = diffusion.bind(denoiser.eps_fn, denoiser.params)
-        run = jax.jit(lambda x: diffusion.sample(full, x, self.steps, key=self.key).xs)
+        run = subject.compiled(lambda x: diffusion.sample(full, x, self.steps, key=self.key).xs)
         self.xs = run(self.x_T)
         if not bool(jnp.isfinite(self.xs).all()):
             raise ValueError(
@@ -69,24 +69,24 @@ class Study:
 
             return diffusion.sample(with_eps, x, steps, key=key)
 
-        self.run = jax.jit(run)
-        self.predict = jax.jit(lambda q, xs: prediction.predict_errors(q, xs, steps))
-        self.attribute = jax.jit(
+        self.run = subject.compiled(run)
+        self.predict = subject.compiled(lambda q, xs: prediction.predict_errors(q, xs, steps))
+        self.attribute = subject.compiled(
             lambda q, x, *rule: ledger.attribution(q, x, steps, quadrature=rule, key=key)
         )
-        self.along = jax.jit(self._along)
-        self.gains = jax.jit(
+        self.along = subject.compiled(self._along)
+        self.gains = subject.compiled(
             lambda q, xs: bounds.step_gains(
                 full_call(q), xs, steps, key=jax.random.key(self.config.seed + 2), num_iterations=4
             )
         )
-        self.path_kl = jax.jit(
+        self.path_kl = subject.compiled(
             lambda q, x, key: divergences.path_kl(
                 full_call(q), quantized_call(q), x, self.companion, key=key
             )
         )
-        self.fan = jax.jit(self._fan)
-        self.lower = jax.jit(divergences.w2_lower)
+        self.fan = subject.compiled(self._fan)
+        self.lower = subject.compiled(divergences.w2_lower)
         self.full_gains: bounds.Gains | None = None
 
     def _along(self, q, xs, xs_hat, eps_hat):
@@ -161,11 +161,10 @@ class Study:
         return arrays, row
 
     def _segment_gains(self, q, xs, xs_hat) -> bounds.Gains:
-        """Largest gains at the ends and middle of each segment; the first end serves all widths."""
+        """Largest gains at both ends of each segment; the first end serves all widths."""
         if self.full_gains is None:
             self.full_gains = self.gains(q, xs)
-        found = [self.full_gains, self.gains(q, (xs + xs_hat) / 2), self.gains(q, xs_hat)]
-        return jax.tree.map(lambda *leaves: jnp.max(jnp.stack(leaves), axis=0), *found)
+        return jax.tree.map(jnp.maximum, self.full_gains, self.gains(q, xs_hat))
 
     def _ledger(self, q, quantized):
         n = min(self.config.num_ledger_samples, self.config.num_samples)

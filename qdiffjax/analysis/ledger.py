@@ -271,7 +271,7 @@ def _scaled(errors: dict[str, Array], s) -> dict[str, Array]:
 
 def _dot(error, sensitivity, dtype):
     # In the dtype of the states: the sum over a site in bfloat16 would have no digits left.
-    return jnp.vdot(error.astype(dtype), sensitivity.astype(dtype))
+    return jnp.sum(error.astype(dtype) * sensitivity.astype(dtype))
 
 
 def _per_sample(one: Callable, x_T, steps: Steps, key):

@@ -1,0 +1,1 @@
+"""The figures, drawn from saved results by `python -m paper_figures`. Needs no JAX."""

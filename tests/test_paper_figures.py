@@ -1,0 +1,110 @@
+"""Figures come from saved results alone."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments import plots, store
+from paper_figures import __main__ as paper
+from paper_figures import style
+
+NUM_STEPS, NUM_SAMPLES, SITES = 4, 8, ("input", "conv_in/kernel", "output")
+NAMES = ["fig1_error_bounds", "fig2_ledger", "fig3_samples"]
+
+
+def write_results(folder, widths=((8, 8), (4, 8))):
+    """Results in the form of `experiments.error_bounds`, with made-up numbers."""
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(NUM_SAMPLES, 8, 8, 1))
+    growth = np.linspace(0, 1, NUM_STEPS + 1)
+    arrays = {"samples": images, "signal_rms": np.ones(NUM_STEPS + 1)}
+    for w, a in widths:
+        bound = np.outer(growth, rng.uniform(8, 16, 5))
+        bound[-1, 0] = np.inf  # a bound that overflowed
+        parts = {
+            "error_rms": growth / w, "predicted_rms": growth / w, "gronwall": bound,
+            "remainder": bound / 2, "ledger": rng.normal(size=(NUM_STEPS, 3)) ** 2 - 0.1,
+            "sites": np.array(SITES), "samples_hat": images + rng.normal(size=images.shape) / w,
+        }  # fmt: skip
+        arrays |= {f"W{w}A{a}/{key}": value for key, value in parts.items()}
+    rows = [{"weight_bits": w, "activation_bits": a} for w, a in widths]
+    config = {"checkpoint": "tiny", "sampler": "ddim", "num_steps": NUM_STEPS}
+    store.save(folder, config, arrays, rows)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("results")
+    write_results(folder / "error_bounds")
+    return folder
+
+
+def test_every_figure_is_rebuilt_without_jax(results, tmp_path):
+    code = (
+        "import sys; from paper_figures.__main__ import main; "
+        f"code = main(['--results', {str(results)!r}, '--output', {str(tmp_path)!r}]); "
+        "assert not [m for m in sys.modules if m.partition('.')[0] in ('jax', 'qdiffjax')]; "
+        "sys.exit(code)"
+    )
+    root = Path(__file__).parents[1]
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=root)
+    found = sorted(path.name for path in tmp_path.iterdir())
+    assert found == sorted(f"{name}.{suffix}" for name in NAMES for suffix in ("pdf", "png"))
+
+
+def test_missing_results_are_named_with_the_command_that_makes_them(tmp_path, capsys):
+    assert paper.main(["--results", str(tmp_path), "--output", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert str(tmp_path / "error_bounds") in error
+    assert "python -m paper_figures --recompute" in error
+
+
+def test_recompute_runs_each_experiment_into_its_own_folder(tmp_path, monkeypatch):
+    commands = []
+    monkeypatch.setattr(subprocess, "run", lambda command, **_: commands.append(command))
+    paper.main(["--recompute", "--results", str(tmp_path), "--output", str(tmp_path)])
+    output = str(tmp_path / "error_bounds")
+    assert [c[1:] for c in commands] == [["-m", "experiments.error_bounds", "--output", output]]
+
+
+def test_the_same_figure_gives_the_same_bytes(results, tmp_path):
+    loaded = store.load(results / "error_bounds")
+    for path in style.save(plots.draw_samples(*loaded), "a", tmp_path):
+        again = path.with_stem("b")
+        style.save(plots.draw_samples(*loaded), "b", tmp_path)
+        assert path.read_bytes() == again.read_bytes()
+
+
+def test_curves_are_the_saved_numbers_per_pixel(results):
+    config, arrays, rows = store.load(results / "error_bounds")
+    ax = plots.draw_errors(config, arrays, rows).axes[1]
+    assert ax.get_title() == "W4A8"
+    lines = {line.get_label(): line.get_ydata() for line in ax.get_lines()}
+    np.testing.assert_allclose(lines["error, measured"][1:], arrays["W4A8/error_rms"][1:])
+    # Five samples, the first infinite at the end: the median is the third of the sorted ones.
+    median = np.sort(arrays["W4A8/gronwall"], axis=1)[:, 2] / 8.0  # 64 pixels
+    np.testing.assert_allclose(lines["Grönwall bound, median"][1:], median[1:])
+
+
+def test_ledger_panels_show_shares_that_sum_to_100_percent(results):
+    config, arrays, rows = store.load(results / "error_bounds")
+    axes = plots.draw_ledger(config, arrays, rows).axes
+    image = axes[0].get_images()[0].get_array()
+    assert image.shape == (len(SITES), NUM_STEPS)
+    assert image.sum() == pytest.approx(100.0)
+    assert sum(bar.get_width() for bar in axes[1].patches) == pytest.approx(100.0)
+    assert [label.get_text() for label in axes[0].get_yticklabels()] == list(SITES)
+
+
+@pytest.mark.parametrize("num", [1, 4])
+def test_any_number_of_widths_is_drawn(tmp_path, num):
+    loaded = store.load(write_results(tmp_path, [(w, 8) for w in range(8, 8 - num, -1)]))
+    assert [ax.get_title() for ax in plots.draw_errors(*loaded).axes[:num]] == [
+        f"W{w}A8" for w in range(8, 8 - num, -1)
+    ]
+    assert len(plots.draw_samples(*loaded).axes) == (1 + 2 * num) * NUM_SAMPLES
+    assert len(plots.draw_ledger(*loaded).axes) == 2 * num + 1  # the last is the colour bar

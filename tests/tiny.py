@@ -1,0 +1,27 @@
+"""A tiny checkpoint that does something: its zero-initialised kernels are made random."""
+
+import jax
+import jax.numpy as jnp
+
+from qdiffjax import checkpoints
+
+CONFIG = checkpoints.ModelConfig(
+    shape=(8, 8, 1), channels=(8,), num_blocks=1, attention=(False,), patch=1, num_train_steps=50
+)
+
+
+def params(config=CONFIG):
+    """Initial parameters plus small random numbers."""
+    leaves, tree = jax.tree.flatten(checkpoints.init_params(config, jax.random.key(0)))
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    noisy = [
+        leaf + jnp.asarray(0.1, leaf.dtype) * jax.random.normal(key, leaf.shape, leaf.dtype)
+        for leaf, key in zip(leaves, keys, strict=True)
+    ]
+    return jax.tree.unflatten(tree, noisy)
+
+
+def save(path, config=CONFIG, values=None):
+    """Write a checkpoint and return its folder."""
+    checkpoints.save(path, params(config) if values is None else values, config)
+    return path
