@@ -7,8 +7,10 @@
     python -m experiments.error_bounds --quick                       a look, in about a minute
 
 By default all sites but the last convolution are quantized, the input x_t and the output eps
-included: rounding the few weights of that convolution shifts the mean of eps, which the first steps
-turn into a drift of brightness (--sites '*' shows it). One row per pair of widths. Both runs of a pair share their noise, so the error is a difference on
+included. Rounding the few weights of that one convolution costs more than all others together at 8
+bits: --sites '*' shows it.
+
+One row per pair of widths. Both runs of a pair share their noise, so the error is a difference on
 one noise path. The columns:
 
   RMSE        measured: root mean square of quantized minus full-precision final samples

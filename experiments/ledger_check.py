@@ -113,16 +113,17 @@ class Check:
         g = jax.random.normal(jax.random.key(config.seed + 7), denoiser.config.shape, jnp.float32)
         self.g = g / jnp.sqrt(jnp.sum(g**2))
         steps = self.steps
-        self.full = subject.compiled(lambda q, x: diffusion.sample(full_call(q), x, steps).xs)
-        self.quantized = subject.compiled(lambda q, x: diffusion.sample(quantized_call(q), x, steps).xs)
+        compiled = subject.compiled
+        self.full = compiled(lambda q, x: diffusion.sample(full_call(q), x, steps).xs)
+        self.quantized = compiled(lambda q, x: diffusion.sample(quantized_call(q), x, steps).xs)
         phi = lambda x, *_: jnp.sum(self.g * x)  # noqa: E731
-        self.ablate = subject.compiled(lambda q, x: ledger.ablation(q, x, steps, phi))
+        self.ablate = compiled(lambda q, x: ledger.ablation(q, x, steps, phi))
         self.attribute = {
-            k: subject.compiled(lambda q, x, k=k: ledger.attribution(q, x, steps, phi, num_nodes=k))
+            k: compiled(lambda q, x, k=k: ledger.attribution(q, x, steps, phi, num_nodes=k))
             for k in {1, config.num_nodes}
         }
-        self.rerun = subject.compiled(lambda q, xs, start, on: rerun_cell(q, xs, steps, start, on))
-        self.inject = subject.compiled(lambda q, a, b, start, on: inject_cell(q, a, b, steps, start, on))
+        self.rerun = compiled(lambda q, xs, start, on: rerun_cell(q, xs, steps, start, on))
+        self.inject = compiled(lambda q, a, b, start, on: inject_cell(q, a, b, steps, start, on))
 
     def phi(self, x) -> np.ndarray:
         """The linear functional of final samples [batch, *shape]: [batch]."""
