@@ -46,6 +46,7 @@ class Config:
     num_cells: int = 100
     ablations: tuple = ((8, None), (None, 8), (8, 8), (6, None), (None, 6), (6, 6))
     attributions: tuple = ((8, 8), (6, 6))
+    sites: tuple[str, ...] = ("*", "!conv_out/kernel")
     num_nodes: int = 2
     seed: int = 0
 
@@ -104,9 +105,8 @@ class Check:
 
     def __init__(self, config: Config):
         self.config = config
-        self.subject = subject.prepare(
-            config.checkpoint, lambda s: diffusion.ddim(s, config.num_steps), ("*",), config.seed
-        )
+        steps_of = lambda s: diffusion.ddim(s, config.num_steps)  # noqa: E731
+        self.subject = subject.prepare(config.checkpoint, steps_of, config.sites, config.seed)
         denoiser = self.subject.denoiser
         self.steps = diffusion.ddim(denoiser.schedule, config.num_steps)
         self.x_T = subject.noise(denoiser, config.num_samples, config.seed)
@@ -132,7 +132,9 @@ class Check:
     def denoiser_at(self, weight_bits, activation_bits) -> Quantized:
         """The denoiser at these widths; sites where nothing is quantized are left out."""
         s = self.subject
-        recipe = uniform(s.sites, weight_bits=weight_bits, activation_bits=activation_bits)
+        recipe = uniform(
+            s.sites, weight_bits=weight_bits, activation_bits=activation_bits, globs=s.globs
+        )
         weights = prepare(s.weights, s.sites, recipe)
         q = ptq.quantize_denoiser(
             s.denoiser.eps_fn, s.denoiser.params, s.sites, recipe, weights, s.ranges
@@ -225,11 +227,12 @@ def main(argv=None) -> int:
     parser.add_argument("--num-steps", type=int, default=Config.num_steps, help="sampler steps")
     parser.add_argument("--num-samples", type=int, default=Config.num_samples, help="samples")
     parser.add_argument("--num-cells", type=int, default=Config.num_cells, help="cells per check")
+    parser.add_argument("--sites", nargs="+", default=list(Config.sites), help="globs")
     parser.add_argument("--seed", type=int, default=0, help="of everything random")
     parser.add_argument("--output", default="runs/ledger_check", help="folder of the results")
     args = vars(parser.parse_args(argv))
     output = args.pop("output")
-    config = Config(**args)
+    config = Config(**args | {"sites": tuple(args["sites"])})
     try:
         folder = store.check_writable(output)
         if min(config.num_steps, config.num_samples, config.num_cells) < 1:
