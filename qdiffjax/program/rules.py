@@ -1,5 +1,6 @@
 """What can happen at a site: rules are functions (site, op, operands, inputs) -> (y, outputs)."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -76,7 +77,8 @@ def round_activation(x, how: ActivationQuant):
     if how.key is None:
         return fake_quant_codes(*args)
     uniform = jax.random.uniform(how.key, x.shape, jnp.float32)
-    return fake_quant_codes(*args, uniform=uniform, round_fn=rounding.stochastic)
+    round_fn = functools.partial(rounding.stochastic, uniform=uniform)
+    return fake_quant_codes(*args, round_fn=round_fn)
 
 
 def perturb(site: Site, op: Callable, operands: tuple, inputs: Any):

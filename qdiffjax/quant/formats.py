@@ -1,15 +1,62 @@
 """Number formats: which codes exist. Nothing here touches data."""
 
 import dataclasses
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from qdiffjax._typing import Array
+from qdiffjax.quant import rounding
 
 MIN_BITS, MAX_BITS = 1, 16
+
+
+@runtime_checkable
+class Format(Protocol):
+    """What every quantizer asks of a number format: a grid of numbers, in units of the scale.
+
+    The grid value of v is clip(round(v, round_fn), low, high), so that every format saturates.
+    Fields may be traced arrays unless the method says static.
+
+    Attributes:
+      bits: width of one stored code.
+      low, high: smallest and largest grid value, numbers or arrays.
+      is_static: whether every field is known before tracing (and the format hashable).
+      storage_dtype: smallest whole-byte integer dtype that holds every code.
+    """
+
+    @property
+    def bits(self) -> Any: ...  # noqa: D102
+
+    @property
+    def low(self) -> Any: ...  # noqa: D102
+
+    @property
+    def high(self) -> Any: ...  # noqa: D102
+
+    @property
+    def is_static(self) -> bool: ...  # noqa: D102
+
+    @property
+    def storage_dtype(self) -> np.dtype: ...  # noqa: D102
+
+    def round(self, v: Array, round_fn: rounding.RoundFn) -> Array:
+        """Round v [*shape] to the grid as if it had no ends; float32 or float64 kept."""
+        ...
+
+    def encode(self, values: Array) -> Array:
+        """Codes [*shape], in storage_dtype, of grid values [*shape]; static formats only."""
+        ...
+
+    def decode(self, codes: Array, dtype: Any) -> Array:
+        """Grid values [*shape] of codes [*shape], exactly; the inverse of encode."""
+        ...
+
+    def levels(self) -> np.ndarray:
+        """All distinct grid values, ascending, float64 [n]; static formats only."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,11 +115,39 @@ class IntFormat:
         return -self.qmax if self.narrow or self.is_binary else -self.qmax - 1
 
     @property
+    def low(self) -> int | Array:
+        """Smallest grid value: qmin."""
+        return self.qmin
+
+    @property
+    def high(self) -> int | Array:
+        """Largest grid value: qmax."""
+        return self.qmax
+
+    @property
     def storage_dtype(self) -> np.dtype:
         """Smallest whole-byte integer dtype that holds every code."""
         is_small = self.is_static and self.bits <= 8
         kind = "int" if self.signed else "uint"
         return np.dtype(f"{kind}{8 if is_small else 16}")
+
+    def round(self, v: Array, round_fn: rounding.RoundFn) -> Array:
+        """Round v [*shape] to integers; by its sign, whatever round_fn, if binary."""
+        return rounding.binary(v) if self.is_binary else round_fn(v)
+
+    def encode(self, values: Array) -> Array:
+        """Integers as storage_dtype [*shape]."""
+        return values.astype(self.storage_dtype)
+
+    def decode(self, codes: Array, dtype: Any) -> Array:
+        """Integers as dtype [*shape]."""
+        return codes.astype(dtype)
+
+    def levels(self) -> np.ndarray:
+        """All codes, ascending, float64 [n]; static bits only."""
+        if self.is_binary:
+            return np.asarray([-1.0, 1.0])
+        return np.arange(int(self.qmin), int(self.qmax) + 1, dtype=np.float64)
 
 
 def effective_bits(

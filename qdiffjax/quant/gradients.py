@@ -58,8 +58,10 @@ def _quantize_gradient_bwd(scale_shape, residuals, cotangent):
     qmin, qmax, uniform = residuals
     low, high = calibration.minmax_range(cotangent, scale_shape)
     scale, _ = calibration.scale_from_range(low, high, qmin=qmin, qmax=qmax, symmetric=True)
-    round_fn = rounding.nearest_even if uniform is None else rounding.stochastic
-    x_bar = fake_quant_codes(cotangent, scale, None, qmin, qmax, uniform=uniform, round_fn=round_fn)
+    round_fn = rounding.nearest_even
+    if uniform is not None:
+        round_fn = functools.partial(rounding.stochastic, uniform=uniform)
+    x_bar = fake_quant_codes(cotangent, scale, None, qmin, qmax, round_fn=round_fn)
     return x_bar, None, None, None
 
 

@@ -16,7 +16,7 @@ from qdiffjax.quant._granularity import (
     expand,
     inverse,
 )
-from qdiffjax.quant.formats import IntFormat
+from qdiffjax.quant.formats import Format, IntFormat
 
 
 @functools.partial(
@@ -41,7 +41,7 @@ class QTensor:
     codes: Array
     scale: Array
     zero_point: Array | None
-    format: IntFormat
+    format: Format
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -59,7 +59,7 @@ def quantize(
     scale: Array,
     zero_point: Array | None = None,
     *,
-    format: IntFormat,
+    format: Format,
     round_fn: rounding.RoundFn = rounding.nearest_even,
 ) -> QTensor:
     """Round x to codes (survey, eqs. 4 and 5, with nearest rounding and a zero point).
@@ -89,8 +89,8 @@ def quantize(
     scale = scale.astype(compute_dtype(x))
     zero_point = None if zero_point is None else jnp.round(zero_point).astype(jnp.int32)
     zero = _like(zero_point, scale, x.shape)
-    codes = jnp.nan_to_num(steps(x, scale, zero, format, round_fn), nan=0.0) + zero
-    return QTensor(codes.astype(format.storage_dtype), scale, zero_point, format)
+    values = jnp.nan_to_num(steps(x, scale, zero, format, round_fn), nan=0.0) + zero
+    return QTensor(format.encode(values), scale, zero_point, format)
 
 
 def dequantize(q: QTensor, dtype=jnp.float32) -> Array:
@@ -99,7 +99,7 @@ def dequantize(q: QTensor, dtype=jnp.float32) -> Array:
     Codes are shifted and scaled in float32 (float64 if the scale is float64), then cast once.
     """
     zero = _like(q.zero_point, q.scale, q.shape)
-    shifted = q.codes.astype(q.scale.dtype) - zero
+    shifted = q.format.decode(q.codes, q.scale.dtype) - zero
     return (expand(q.scale, q.shape) * shifted).astype(dtype)
 
 
@@ -108,7 +108,7 @@ def quantization_error(
     scale: Array,
     zero_point: Array | None = None,
     *,
-    format: IntFormat,
+    format: Format,
     round_fn: rounding.RoundFn = rounding.nearest_even,
 ) -> Array:
     """Return e = Q(x) - x [*shape] in units of x (survey, eqs. 6 and 7).
@@ -124,21 +124,25 @@ def quantization_error(
     return grid - x.astype(grid.dtype)
 
 
-def steps(x: Array, scale: Array, zero: Array, format: IntFormat, round_fn) -> Array:
-    """Codes of x less their zero: clip(round(x / scale), qmin - zero, qmax - zero) [*shape]."""
-    round_fn = rounding.binary if format.is_binary else round_fn
-    low = expand(jnp.asarray(format.qmin).astype(scale.dtype), x.shape) - zero
-    high = expand(jnp.asarray(format.qmax).astype(scale.dtype), x.shape) - zero
-    return jnp.clip(round_fn(x.astype(scale.dtype) * expand(inverse(scale), x.shape)), low, high)
+def steps(x: Array, scale: Array, zero: Array, format: Format, round_fn) -> Array:
+    """Grid value of x less its zero: clip(round(x / scale), low - zero, high - zero) [*shape]."""
+    low = expand(jnp.asarray(format.low).astype(scale.dtype), x.shape) - zero
+    high = expand(jnp.asarray(format.high).astype(scale.dtype), x.shape) - zero
+    v = x.astype(scale.dtype) * expand(inverse(scale), x.shape)
+    return jnp.clip(format.round(v, round_fn), low, high)
 
 
-def check_arguments(x: Array, scale: Array, zero_point: Array | None, format: IntFormat) -> None:
+def check_arguments(x: Array, scale: Array, zero_point: Array | None, format: Format) -> None:
     """Raise ValueError for a scale or zero point that does not fit x or the format."""
     compute_dtype(x)
     check_divides(x.shape, scale.shape)
     check_positive(scale)
     if zero_point is not None:
         check_divides(x.shape, jnp.shape(zero_point))
+        if not isinstance(format, IntFormat):
+            raise ValueError(
+                f"zero_point: got one for {format!r}, expected None; only integer grids shift."
+            )
         if format.is_binary:
             raise ValueError(
                 "zero_point: got one for the binary format {-1, +1}, expected None; use "

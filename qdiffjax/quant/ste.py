@@ -4,7 +4,7 @@ Every rule here is a `jax.custom_jvp` whose tangent is linear, so that both mode
 their compositions work; transposing it gives the VJP stated in each docstring, for a cotangent
 u [*shape], with v = x / scale and the window
 
-    inside  =  qmin - zero_point <= v <= qmax - zero_point        (both ends included).
+    inside  =  low - zero_point <= v <= high - zero_point        (both ends included).
 
 All rules are the derivatives of one piecewise smooth function,
 
@@ -24,7 +24,7 @@ from jax.custom_derivatives import SymbolicZero
 from qdiffjax._typing import Array
 from qdiffjax.quant import rounding
 from qdiffjax.quant._granularity import compute_dtype, expand, inverse
-from qdiffjax.quant.formats import IntFormat
+from qdiffjax.quant.formats import Format, IntFormat
 from qdiffjax.quant.qtensor import check_arguments
 
 
@@ -33,22 +33,23 @@ def fake_quant(
     scale: Array,
     zero_point: Array | None = None,
     *,
-    format: IntFormat,
+    format: Format,
     round_fn: rounding.RoundFn = rounding.nearest_even,
 ) -> Array:
     """Round x to the grid and return it in real units.
 
-        x_hat = scale * (clip(round(x / scale) + zero_point, qmin, qmax) - zero_point)
+        x_hat = scale * (clip(round(x / scale) + zero_point, low, high) - zero_point)
 
-    VJP, summed over the elements that share a scale (clipped straight-through in x, Bengio et
-    al. 2013; scale as in LSQ, Esser et al. 2020, eq. 3; zero point as in LSQ+, Bhalgat et al.
-    2020, section 3.1, there for an offset beta = -scale * zero_point):
+    with the grid of `format` (low = qmin and high = qmax for integers). VJP, summed over the
+    elements that share a scale (clipped straight-through in x, Bengio et al. 2013; scale as in LSQ,
+    Esser et al. 2020, eq. 3; zero point as in LSQ+, Bhalgat et al. 2020, section 3.1, there for an
+    offset beta = -scale * zero_point):
 
         x_bar          = u                          inside,  0                    outside
         scale_bar      = sum u * (round(v) - v)     inside,  u * (q - zero_point) outside
         zero_point_bar = sum 0                      inside,  -u * scale           outside
 
-    with q = qmin or qmax, the code that clips. A zero point that is not an integer is rounded
+    with q = low or high, the value that clips. A zero point that is not an integer is rounded
     first, straight-through; one of an integer dtype is a constant. The binary format {-1, +1}
     has round = sign (sign(0) = +1) and window |x| <= scale.
 
@@ -58,7 +59,8 @@ def fake_quant(
         x. Its shape is the granularity: all ones = per tensor.
       zero_point: integers [*groups], or None for symmetric.
       format: the codes available; its bits may be traced.
-      round_fn: real to integer without traced data; see `fake_quant_stochastic` for those.
+      round_fn: real to integer, applied in units of the format's own spacing; may close over
+        arrays, such as the random bits of `rounding.stochastic`.
 
     Returns:
       Array [*shape], dtype of x; arithmetic in float32 (float64 for float64 x). Inside,
@@ -70,12 +72,12 @@ def fake_quant(
     """
     x, scale = jnp.asarray(x), jnp.asarray(scale)
     check_arguments(x, scale, zero_point, format)
-    round_fn = rounding.binary if format.is_binary else round_fn
-    return fake_quant_codes(x, scale, zero_point, format.qmin, format.qmax, round_fn=round_fn)
+    round_grid = functools.partial(format.round, round_fn=round_fn)
+    return _fake_quant(x, scale, zero_point, round_grid, format.low, format.high)
 
 
 def fake_quant_stochastic(
-    x: Array, scale: Array, zero_point: Array | None, uniform: Array, *, format: IntFormat
+    x: Array, scale: Array, zero_point: Array | None, uniform: Array, *, format: Format
 ) -> Array:
     """Round x to the grid at random, without bias inside the window.
 
@@ -94,19 +96,10 @@ def fake_quant_stochastic(
     Raises:
       ValueError: as `fake_quant`, and for the binary format.
     """
-    if format.is_binary:
+    if isinstance(format, IntFormat) and format.is_binary:
         raise ValueError("format: got {-1, +1}, expected 2 bits or unsigned to round at random.")
-    x, scale = jnp.asarray(x), jnp.asarray(scale)
-    check_arguments(x, scale, zero_point, format)
-    return fake_quant_codes(
-        x,
-        scale,
-        zero_point,
-        format.qmin,
-        format.qmax,
-        uniform=uniform,
-        round_fn=rounding.stochastic,
-    )
+    round_fn = functools.partial(rounding.stochastic, uniform=uniform)
+    return fake_quant(x, scale, zero_point, format=format, round_fn=round_fn)
 
 
 def fake_quant_lsq(
@@ -144,10 +137,9 @@ def fake_quant_codes(
     qmin: int | Array,
     qmax: int | Array,
     *,
-    uniform: Array | None = None,
-    round_fn=rounding.nearest_even,
+    round_fn: rounding.RoundFn = rounding.nearest_even,
 ) -> Array:
-    """`fake_quant` with the code range as data, unchecked: the form to vmap over bits.
+    """`fake_quant` to integers with the code range as data, unchecked: the form to vmap over bits.
 
     Args:
       x: real array [*shape].
@@ -155,52 +147,56 @@ def fake_quant_codes(
       zero_point: integers [*groups], or None.
       qmin: smallest code, scalar or [*groups]; no derivative is taken.
       qmax: largest code, scalar or [*groups]; no derivative is taken.
-      uniform: second argument of round_fn [*shape], if it takes one.
-      round_fn: round_fn(v) or round_fn(v, uniform); may not close over tracers.
+      round_fn: real to integer; may close over arrays, such as random bits.
 
     Returns:
       Array [*shape], dtype of x, with the VJP of `fake_quant`.
     """
+    return _fake_quant(x, scale, zero_point, round_fn, qmin, qmax)
+
+
+def _fake_quant(x, scale, zero_point, round_grid, low, high):
+    """Round with round_grid, saturate at low and high, and attach the derivative rule."""
     dtype = compute_dtype(x)
-    scale, qmin, qmax = (jnp.asarray(a).astype(dtype) for a in (scale, qmin, qmax))
-    constants = jax.lax.stop_gradient((inverse(scale), qmin, qmax))
+    scale, low, high = (jnp.asarray(a).astype(dtype) for a in (scale, low, high))
+    constants = jax.lax.stop_gradient((inverse(scale), low, high))
     zero = jnp.zeros((), dtype)
     if zero_point is not None:
         zero = _round_straight_through(jnp.asarray(zero_point).astype(dtype))
-    spread = (expand(a, x.shape) for a in (scale, zero, *constants))
-    return _to_grid(round_fn, x.astype(dtype), *spread, uniform).astype(x.dtype)
+    scale, zero, inverse_scale, low, high = (expand(a, x.shape) for a in (scale, zero, *constants))
+    wide = x.astype(dtype)
+    # The grid is the rule's business only through the values it returns, so any format, with
+    # fields traced or not, shares one rule.
+    rounded = round_grid(jax.lax.stop_gradient(wide) * inverse_scale)
+    return _to_grid(wide, scale, zero, inverse_scale, low, high, rounded).astype(x.dtype)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _to_grid(round_fn, x, scale, zero, inverse_scale, qmin, qmax, uniform):
-    """Return scale * clip(round(x / scale), qmin - zero, qmax - zero), all broadcasting."""
-    return scale * jnp.clip(_round(round_fn, x * inverse_scale, uniform), qmin - zero, qmax - zero)
+@jax.custom_jvp
+def _to_grid(x, scale, zero, inverse_scale, low, high, rounded):
+    """Return scale * clip(rounded, low - zero, high - zero), all broadcasting."""
+    return scale * jnp.clip(rounded, low - zero, high - zero)
 
 
-def _to_grid_jvp(round_fn, primals, tangents):
-    x, scale, zero, inverse_scale, qmin, qmax, uniform = primals
+def _to_grid_jvp(primals, tangents):
+    x, scale, zero, inverse_scale, low, high, rounded = primals
     dx, dscale, dzero = tangents[:3]
-    v, low, high = x * inverse_scale, qmin - zero, qmax - zero
+    v, low, high = x * inverse_scale, low - zero, high - zero
     # Without this slack the element that set scale = absmax / qmax would be inside or outside
     # by the luck of two floating-point divisions.
-    slack = 2 * jnp.finfo(v.dtype).eps * (qmax - qmin)
+    slack = 2 * jnp.finfo(v.dtype).eps * (high - low)
     inside = (v >= low - slack) & (v <= high + slack)
     tangent = jnp.zeros_like(x)
     if not isinstance(dx, SymbolicZero):
         tangent += jnp.where(inside, dx, jnp.zeros_like(dx))
     if not isinstance(dscale, SymbolicZero):
-        residual = jax.lax.stop_gradient(_round(round_fn, v, uniform) - v)
+        residual = jax.lax.stop_gradient(rounded - v)
         tangent += jnp.where(inside, residual, jnp.where(v < low, low, high)) * dscale
     if not isinstance(dzero, SymbolicZero):
         tangent -= jnp.where(inside, jnp.zeros_like(scale), scale) * dzero
-    return _to_grid(round_fn, *primals), tangent
+    return _to_grid(*primals), tangent
 
 
 _to_grid.defjvp(_to_grid_jvp, symbolic_zeros=True)
-
-
-def _round(round_fn, v, uniform):
-    return round_fn(v) if uniform is None else round_fn(v, uniform)
 
 
 def _round_straight_through(x):
