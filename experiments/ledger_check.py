@@ -4,7 +4,8 @@
 
 For random (site, step) cells and a random linear functional of the final sample:
 
-  ablation     the forecast against quantizing that cell alone and rerunning the sampler
+  ablation     the forecast against quantizing that cell alone and rerunning the sampler, to
+               first order and with the largest cells of each step exact within the network
   attribution  the entry against injecting the recorded local error of that cell: the mean of
                adding it to the full-precision run and of leaving it out of the quantized one
 
@@ -22,7 +23,7 @@ import numpy as np
 
 from experiments import store, subject
 from qdiffjax import diffusion
-from qdiffjax.analysis import ledger, propagation
+from qdiffjax.analysis import ablation, ledger, propagation
 from qdiffjax.diffusion import step
 from qdiffjax.precision import ptq
 from qdiffjax.program import (
@@ -48,6 +49,7 @@ class Config:
     attributions: tuple = ((8, 8), (6, 6))
     sites: tuple[str, ...] = ("*", "!conv_out/kernel")
     num_nodes: int = 2
+    num_exact: int = 4
     seed: int = 0
 
 
@@ -67,15 +69,6 @@ def agreement(forecast, truth) -> dict[str, float]:
 def one_hot(q: Quantized, name: str) -> dict:
     """{site: whether it is `name`} as data, so that all cells share one compilation."""
     return {site: jnp.asarray(site == name) for site in q.site_inputs}
-
-
-def rerun_cell(q: Quantized, xs, steps, start, on):
-    """Final sample of the full-precision run with one cell quantized; starts at its step."""
-    t, coeffs = jax.tree.map(lambda leaf: leaf[start], (steps.t, steps.coeffs))
-    gated = transform(q.eps_fn, rules.gated(q.rule))
-    inputs = {name: (on[name], q.site_inputs[name]) for name in on}
-    eps, _ = gated(q.params, xs[start], t, site_inputs=inputs)
-    return propagation.run_suffix(full_call(q), step(xs[start], eps, coeffs), start + 1, steps)
 
 
 def inject_cell(q: Quantized, xs, xs_hat, steps, start, on):
@@ -117,12 +110,15 @@ class Check:
         self.full = compiled(lambda q, x: diffusion.sample(full_call(q), x, steps).xs)
         self.quantized = compiled(lambda q, x: diffusion.sample(quantized_call(q), x, steps).xs)
         phi = lambda x, *_: jnp.sum(self.g * x)  # noqa: E731
-        self.ablate = compiled(lambda q, x: ledger.ablation(q, x, steps, phi))
+        self.ablate = {
+            k: compiled(lambda q, x, k=k: ablation.forecast(q, x, steps, phi, num_exact=k))
+            for k in {0, config.num_exact}
+        }
         self.attribute = {
             k: compiled(lambda q, x, k=k: ledger.attribution(q, x, steps, phi, num_nodes=k))
             for k in {1, config.num_nodes}
         }
-        self.rerun = compiled(lambda q, xs, start, on: rerun_cell(q, xs, steps, start, on))
+        self.rerun = compiled(lambda q, xs, start, on: ablation.rerun(q, xs, steps, start, on))
         self.inject = compiled(lambda q, a, b, start, on: inject_cell(q, a, b, steps, start, on))
 
     def phi(self, x) -> np.ndarray:
@@ -149,19 +145,23 @@ class Check:
         return [(names[p % len(names)], int(p // len(names))) for p in picks]
 
     def ablation(self, q: Quantized, bar):
-        """(forecast, truth) [cells, samples]."""
-        table = self.ablate(q, self.x_T).contributions
-        xs = self.full(q, self.x_T)
-        forecast, truth = [], []
+        """Forecasts {name: [cells, samples]} and the truth [cells, samples]."""
+        tables = {k: fn(q, self.x_T).contributions for k, fn in self.ablate.items()}
+        xs, truth = self.full(q, self.x_T), []
         for name, i in self.cells(q):
             x_0 = self.rerun(q, xs, i, one_hot(q, name))
             truth.append(self.phi(x_0) - self.phi(xs[-1]))
-            forecast.append(np.asarray(table[name][:, i]))
             bar.update(1)
-        return np.stack(forecast), np.stack(truth)
+        found = {
+            "first order" if k == 0 else f"{k} exact a step": np.stack(
+                [np.asarray(table[name][:, i]) for name, i in self.cells(q)]
+            )
+            for k, table in tables.items()
+        }
+        return found, np.stack(truth)
 
     def attribution(self, q: Quantized, bar):
-        """(entry, truth) [cells, samples]."""
+        """Entries {name: [cells, samples]} and the truth [cells, samples]."""
         table = self.attribute[self.config.num_nodes](q, self.x_T).contributions
         xs, xs_hat = self.full(q, self.x_T), self.quantized(q, self.x_T)
         entries, truth = [], []
@@ -172,13 +172,14 @@ class Check:
             truth.append((one + other) / 2)
             entries.append(np.asarray(table[name][:, i]))
             bar.update(1)
-        return np.stack(entries), np.stack(truth)
+        return {f"{self.config.num_nodes} nodes": np.stack(entries)}, np.stack(truth)
 
     def costs(self, q: Quantized) -> dict[str, float]:
         """Seconds of a full-precision run and of both ledgers, and their ratios, in one sitting."""
         fns = {
             "sampling_run": self.full, "quantized_run": self.quantized,
-            "attribution_1_node": self.attribute[1], "ablation": self.ablate,
+            "attribution_1_node": self.attribute[1], "ablation": self.ablate[0],
+            "ablation_exact": self.ablate[self.config.num_exact],
         }  # fmt: skip
         seconds: dict[str, list[float]] = {name: [] for name in fns}
         for _ in range(4):
@@ -192,7 +193,7 @@ class Check:
         brute = num_cells / 2
         ratios = {f"{n}_in_runs": best[n] / best["sampling_run"] for n in best}
         shares = {f"{n}_over_brute_force": ratios[f"{n}_in_runs"] / brute
-                  for n in ("attribution_1_node", "ablation")}  # fmt: skip
+                  for n in ("attribution_1_node", "ablation", "ablation_exact")}  # fmt: skip
         return {f"{n}_seconds": v for n, v in best.items()} | ratios | shares
 
 
@@ -209,10 +210,12 @@ def run(config: Config, *, progress: bool = False):
             for w, a in widths:
                 name = f"{kind} {shorthand(w, a)}"
                 bar.set_description(name)
-                forecast, truth = getattr(check, kind)(check.denoiser_at(w, a), bar)
-                arrays |= {f"{name}/forecast": forecast, f"{name}/truth": truth}
-                row = {"ledger": kind, "widths": shorthand(w, a)}
-                rows.append(row | agreement(forecast, truth))
+                found, truth = getattr(check, kind)(check.denoiser_at(w, a), bar)
+                arrays[f"{name}/truth"] = truth
+                for how, forecast in found.items():
+                    arrays[f"{name}/{how}"] = forecast
+                    row = {"ledger": kind, "how": how, "widths": shorthand(w, a)}
+                    rows.append(row | agreement(forecast, truth))
     rows.append({"ledger": "cost"} | check.costs(check.denoiser_at(8, 8)))
     return arrays, rows
 

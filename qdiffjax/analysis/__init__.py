@@ -2,7 +2,8 @@
 
 trajectories   two runs on one noise, local errors
 propagation    from local errors to the final error: fan, first order, homotopy
-ledger         contributions of every (site, step)
+ledger         contributions of every (site, step) to the error that happened
+ablation       what quantizing one (site, step) alone would do
 prediction     the final error from the full-precision run alone
 bounds         along the run, checked against measurement
 divergences    KL and W2 with their uncertainty

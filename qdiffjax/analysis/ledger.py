@@ -6,8 +6,8 @@ Two ledgers answer two questions.
   quantized run at each site's actual input (a posteriori), sensitivities averaged over the
   homotopy from the full-precision to the quantized run. Complete: the entries sum to the change
   of the functional, for any quantizer.
-* `ablation`: what would quantizing one cell alone do? Local errors at the full-precision run's
-  own inputs (a priori), sensitivities at the full-precision run.
+* ablation (`analysis.ablation`): what would quantizing one cell alone do? Local errors at the
+  full-precision run's own inputs (a priori), sensitivities at the full-precision run.
 
 They differ wherever activation rounding decorrelates between the two runs.
 
@@ -144,7 +144,7 @@ def attribution(
 
             adjoint, taps_bar = jax.vmap(pull)(adjoint, x_nodes, nodes)
             return adjoint, {
-                name: weights @ jax.vmap(lambda g, r=r[name]: _dot(r, g, x_T.dtype))(bar)
+                name: weights @ jax.vmap(lambda g, r=r[name]: contract(r, g, x_T.dtype))(bar)
                 for name, bar in taps_bar.items()
             }
 
@@ -157,64 +157,7 @@ def attribution(
         )
         return cells, phi(x_hat_0) - phi(x_0), x_0[0], x_hat_0[0]
 
-    return Ledger(*_per_sample(one, x_T, steps, key))
-
-
-def ablation(
-    q: Quantized,
-    x_T: Array,
-    steps: Steps,
-    functional: Callable[[Array], Array],
-    *,
-    key: Key | None = None,
-    per_call: PyTree = None,
-) -> Ledger:
-    """Forecast the effect of quantizing each (site, step) alone, by one adjoint sweep.
-
-        c_{i,l} = < d phi(x_0) / d tap_{i,l}, r_{i,l} >,    r_{i,l} = Q-op_l(h) - op_l(h)
-
-    with h and the derivative at the full-precision run: first order in one cell's error. Costs
-    about 6 sampling runs. Arguments as `attribution`, but the functional is phi(x) of one final
-    sample; one whose gradient vanishes at the full-precision sample gives zeros.
-    """
-
-    def both(site, op, operands, inputs):
-        if inputs is None:
-            return op(*operands), None
-        tap, quantizing = inputs
-        error = q.rule(site, op, operands, quantizing)[0] - op(*operands)
-        return op(*operands) + tap, jax.lax.stop_gradient(error)
-
-    tapped = transform(q.eps_fn, both)
-    record = transform(q.eps_fn, rules.local_errors(q.rule, follow_rule=False))
-
-    def one(x_T, z):
-        def forward(x, slices):
-            t, coeffs, z, _ = slices
-            return step(x, q.eps_fn(q.params, x, t), coeffs, z), x
-
-        def backward(adjoint, slices):
-            t, coeffs, z, inputs, x = slices
-            merged = merge(q.site_inputs, inputs)
-
-            def f(x, taps):
-                both_inputs = {name: (taps[name], merged[name]) for name in taps}
-                eps, r = tapped(q.params, x, t, site_inputs=both_inputs)
-                return step(x, eps, coeffs, z), r
-
-            shapes = jax.eval_shape(lambda: record(q.params, x, t, site_inputs=merged)[1])
-            zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-            _, vjp, r = jax.vjp(f, x, zeros, has_aux=True)
-            adjoint, taps_bar = vjp(adjoint)
-            return adjoint, {name: _dot(r[name], bar, x.dtype) for name, bar in taps_bar.items()}
-
-        table = (times(steps, x_T), steps.coeffs, z, per_call)
-        x_0, xs = jax.lax.scan(forward, x_T, table)
-        adjoint = jax.grad(lambda x: functional(x[0]))(x_0)
-        _, cells = jax.lax.scan(backward, adjoint, (*table, xs), reverse=True)
-        return cells, None, x_0[0], None
-
-    return Ledger(*_per_sample(one, x_T, steps, key))
+    return Ledger(*per_sample(one, x_T, steps, key))
 
 
 def inject(
@@ -269,12 +212,12 @@ def _scaled(errors: dict[str, Array], s) -> dict[str, Array]:
     return {name: s.astype(r.dtype) * r for name, r in errors.items()}
 
 
-def _dot(error, sensitivity, dtype):
-    # In the dtype of the states: the sum over a site in bfloat16 would have no digits left.
+def contract(error: Array, sensitivity: Array, dtype) -> Array:
+    """Return <error, sensitivity> in the dtype of the states; bfloat16 would keep no digits."""
     return jnp.sum(error.astype(dtype) * sensitivity.astype(dtype))
 
 
-def _per_sample(one: Callable, x_T, steps: Steps, key):
+def per_sample(one: Callable, x_T: Array, steps: Steps, key: Key | None) -> Any:
     """Map one(x_T [1, *shape], z [N, 1, *shape] or None) over the samples of a batch."""
     zs = noises(key, steps, x_T)
     if zs is None:

@@ -8,17 +8,20 @@ import numpy as np
 import pytest
 
 from qdiffjax import diffusion, program
-from qdiffjax.analysis import ledger
+from qdiffjax.analysis import ablation
 from qdiffjax.program import rules
 from tests.analysis import labs
 
 G = jnp.array([0.6, -1.1])
 
 
-@jax.jit
-def forecast(q, steps):
+@functools.partial(jax.jit, static_argnames="num_exact")
+def forecast(q, steps, num_exact=0):
     """Entries {site: [batch, N]} of a linear functional."""
-    return ledger.ablation(q, labs.X_T, steps, lambda x: x @ G, key=labs.KEY).contributions
+    phi = lambda x: x @ G  # noqa: E731
+    return ablation.forecast(
+        q, labs.X_T, steps, phi, num_exact=num_exact, key=labs.KEY
+    ).contributions
 
 
 @jax.jit
@@ -87,11 +90,62 @@ def test_the_relative_error_of_the_forecast_is_of_the_order_of_the_error():
     assert labs.slope(sizes, errors) == pytest.approx(1, abs=0.1)
 
 
+@pytest.mark.parametrize("sampler", labs.SAMPLERS)
+def test_the_last_step_of_an_exact_forecast_is_the_rerun_whatever_the_error(sampler):
+    """No step follows it, so that nothing is left to be first order."""
+    steps, q = labs.SAMPLERS[sampler][0], labs.quantized(3, 3)
+    found, actual = forecast(q, steps, num_exact=len(labs.NAMES)), rerun(q, steps)
+    for name in labs.NAMES:
+        np.testing.assert_allclose(found[name][:, -1], actual[name][:, -1], rtol=1e-9, atol=1e-13)
+
+
+def test_exact_cells_are_the_largest_of_their_step_and_the_others_keep_first_order():
+    q = labs.quantized(3, 3)
+    first, some, every = (
+        np.stack([forecast(q, labs.DDIM, num_exact=k)[n] for n in labs.NAMES])
+        for k in (0, 2, len(labs.NAMES))
+    )
+    is_exact = np.isclose(some, every, rtol=1e-9, atol=0)
+    is_first_order = np.isclose(some, first, rtol=1e-9, atol=0)
+    assert np.all(is_exact | is_first_order)
+    assert np.all(np.sum(~is_first_order, axis=0) <= 2)
+    # `input` and the layer that reads it commit the same error, so ties are broken by rounding.
+    smallest = np.min(np.abs(first), axis=0, where=~is_first_order, initial=np.inf)
+    largest = np.max(np.abs(first), axis=0, where=~is_exact, initial=0)
+    assert np.all(smallest >= largest * (1 - 1e-9))
+    assert np.linalg.norm(every - first) > 0.01 * np.linalg.norm(first)
+
+
+def test_exact_cells_forecast_reruns_better_than_first_order():
+    q, actual = labs.quantized(5, 5), rerun(labs.quantized(5, 5), labs.DDIM)
+    errors = [
+        sum(np.sum((found[n] - actual[n]) ** 2) for n in actual)
+        for found in (forecast(q, labs.DDIM), forecast(q, labs.DDIM, num_exact=len(labs.NAMES)))
+    ]
+    assert errors[1] < 0.5 * errors[0]
+
+
+def test_a_rerun_of_one_cell_is_the_sampler_with_that_cell_gated_on():
+    q = labs.quantized(4, 4)
+    xs = diffusion.sample(labs.calls(q)[0], labs.X_T, labs.DDIM).xs
+    actual = rerun(q, labs.DDIM)
+    for name in labs.NAMES:
+        on = {site: jnp.asarray(site == name) for site in labs.NAMES}
+        x_0 = jax.jit(ablation.rerun)(q, xs, labs.DDIM, 2, on)
+        np.testing.assert_allclose((x_0 - xs[-1]) @ G, actual[name][:, 2], rtol=1e-9, atol=1e-13)
+
+
+@pytest.mark.parametrize("num_exact", [-1, 99])
+def test_a_number_of_exact_cells_that_there_are_not_is_refused(num_exact):
+    with pytest.raises(ValueError, match="num_exact"):
+        forecast(labs.quantized(), labs.DDIM, num_exact=num_exact)
+
+
 def test_a_functional_that_is_flat_at_the_full_run_has_no_forecast():
     q = labs.quantized()
     x_0 = diffusion.sample(labs.calls(q)[0], labs.X_T[:1], labs.DDIM).x_0[0]
     flat = lambda x: jnp.sum((x - x_0) ** 2)  # noqa: E731
-    found = jax.jit(lambda: ledger.ablation(q, labs.X_T[:1], labs.DDIM, flat))()
+    found = jax.jit(lambda: ablation.forecast(q, labs.X_T[:1], labs.DDIM, flat))()
     assert found.change is None
     for entries in found.contributions.values():
         np.testing.assert_allclose(entries, 0, atol=1e-12)

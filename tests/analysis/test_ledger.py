@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from qdiffjax import diffusion, program
-from qdiffjax.analysis import ledger, propagation, trajectories
+from qdiffjax.analysis import ablation, ledger, propagation, trajectories
 from qdiffjax.program import rules
 from tests.analysis import labs
 from tests.helpers import assert_close
@@ -193,7 +193,7 @@ def test_one_matrix_in_one_step_is_attributed_its_whole_effect():
     found = ledger.attribution(q, X, ONE_STEP, linear, num_nodes=1)
     assert_close(found.contributions["a"][:, 0], expected)
     assert_close(found.change, expected)
-    forecast = ledger.ablation(q, X, ONE_STEP, lambda x: x @ G)
+    forecast = ablation.forecast(q, X, ONE_STEP, lambda x: x @ G)
     assert_close(forecast.contributions["a"][:, 0], expected)
 
 
@@ -207,7 +207,7 @@ def test_two_factors_share_their_joint_effect_in_equal_parts():
     a, b, r_a, r_b = (x @ np.asarray(m) for m in (A, B, A_HAT - A, B_HAT - B))
     assert_close(found.contributions["a"][:, 0], (r_a * (b + r_b / 2)) @ g)
     assert_close(found.contributions["b"][:, 0], (r_b * (a + r_a / 2)) @ g)
-    forecast = ledger.ablation(q, X, ONE_STEP, lambda x: x @ G)
+    forecast = ablation.forecast(q, X, ONE_STEP, lambda x: x @ G)
     assert_close(forecast.contributions["a"][:, 0], (r_a * b) @ g)
     assert_close(forecast.contributions["b"][:, 0], (r_b * a) @ g)
 
@@ -217,7 +217,7 @@ def test_a_network_may_compute_in_fewer_bits_than_the_sampler(dtype):
     fn = lambda params, x, t: (x.astype(dtype) @ params["a"]).astype(x.dtype)  # noqa: E731
     q = program.Quantized(fn, {"a": A.astype(dtype)}, {"a": rules.SiteQuant(A_HAT.astype(dtype))})
     found = ledger.attribution(q, X, ONE_STEP, linear, num_nodes=1)
-    forecast = ledger.ablation(q, X, ONE_STEP, lambda x: x @ G)
+    forecast = ablation.forecast(q, X, ONE_STEP, lambda x: x @ G)
     for entries in (found.contributions["a"], forecast.contributions["a"]):
         assert entries.dtype == jnp.float64
         tolerance = 8 * float(jnp.finfo(dtype).eps)
@@ -253,7 +253,7 @@ def test_without_the_key_of_a_noisy_sampler_no_ledger_is_made():
     q = program.Quantized(lambda p, x, t: x @ p["a"], {"a": A}, {"a": rules.SiteQuant(A_HAT)})
     for make in (
         lambda: ledger.attribution(q, X, labs.DDPM),
-        lambda: ledger.ablation(q, X, labs.DDPM, lambda x: x @ G),
+        lambda: ablation.forecast(q, X, labs.DDPM, lambda x: x @ G),
         lambda: ledger.inject(q, X, labs.DDPM, {"a": jnp.ones(labs.NUM_STEPS)}),
     ):
         with pytest.raises(ValueError, match="got key=None for steps with noise"):
