@@ -9,10 +9,6 @@ float64 when their inputs are float64, whatever the dtype of the network.
 """
 
 from qdiffjax.diffusion.samplers import (
-    StepCoeffs,
-    Steps,
-    Trajectory,
-    bind,
     ddim,
     ddim_coeffs,
     ddpm,
@@ -20,7 +16,19 @@ from qdiffjax.diffusion.samplers import (
     forward_variance,
     make_steps,
     posterior_variance,
+)
+from qdiffjax.diffusion.sampling import (
+    SlotCoeffs,
+    StepCoeffs,
+    Steps,
+    Trajectory,
+    bind,
+    commit,
+    current,
+    num_slots,
+    read,
     sample,
+    start,
     step,
     step_noise,
 )
@@ -36,11 +44,14 @@ from qdiffjax.diffusion.schedules import (
 __all__ = [
     "DiscreteSchedule",
     "NoiseLevel",
+    "SlotCoeffs",
     "StepCoeffs",
     "Steps",
     "Trajectory",
     "bind",
+    "commit",
     "cosine",
+    "current",
     "ddim",
     "ddim_coeffs",
     "ddpm",
@@ -49,8 +60,11 @@ __all__ = [
     "forward_variance",
     "linear",
     "make_steps",
+    "num_slots",
     "posterior_variance",
+    "read",
     "sample",
+    "start",
     "step",
     "step_noise",
     "uniform_times",

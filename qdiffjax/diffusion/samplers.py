@@ -1,45 +1,17 @@
-"""First-order samplers as tables of coefficients, and the one loop that runs them."""
+"""First-order samplers as tables of coefficients."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qdiffjax._typing import Array, CallFn, EpsFn, Key, PyTree
-from qdiffjax.diffusion.schedules import DiscreteSchedule, NoiseLevel, float_dtype, uniform_times
+from qdiffjax.diffusion.sampling import StepCoeffs, Steps
+from qdiffjax.diffusion.schedules import DiscreteSchedule, NoiseLevel, uniform_times
 
 VarianceFn = Callable[[NoiseLevel, NoiseLevel], Any]
-CoeffsFn = Callable[[NoiseLevel, NoiseLevel], "StepCoeffs"]
-
-
-class StepCoeffs(NamedTuple):
-    """One first-order step t -> s:  x_s = x * x_t + eps * eps_fn(x_t, t) + noise * z."""
-
-    x: Any
-    eps: Any
-    noise: Any
-
-
-class Steps(NamedTuple):
-    """A sampler as data: N steps from t [N] to s [N], noisiest first; coeffs with leaves [N]."""
-
-    t: Array
-    s: Array
-    coeffs: StepCoeffs
-
-
-class Trajectory(NamedTuple):
-    """What one sampling run leaves behind.
-
-    x_0 [*shape]; xs [N+1, *shape], noisiest first and xs[-1] = x_0, or None if not kept;
-    outputs of the N network calls, leaves [N, ...].
-    """
-
-    x_0: Array
-    xs: Any
-    outputs: PyTree
+CoeffsFn = Callable[[NoiseLevel, NoiseLevel], StepCoeffs]
 
 
 def _noise_ratio(level_t: NoiseLevel, level_s: NoiseLevel):
@@ -147,102 +119,3 @@ def ddpm(
         return coeffs._replace(noise=np.where(level_s.sigma > 0, coeffs.noise, 0.0))
 
     return make_steps(schedule, times, coeffs_fn)
-
-
-def step(x, eps, coeffs: StepCoeffs, z=None) -> Array:
-    """Return x_s = coeffs.x * x_t + coeffs.eps * eps + coeffs.noise * z, no network evaluation.
-
-    Args:
-      x: x_t [*shape].
-      eps: the network's prediction at x_t [*shape], any float dtype.
-      coeffs: scalar coefficients.
-      z: standard normal noise [*shape], or None for no noise.
-
-    Returns:
-      x_s [*shape] in float64 if x is, else float32.
-    """
-    dtype = float_dtype(x)
-    c = jax.tree.map(lambda leaf: jnp.asarray(leaf).astype(dtype), coeffs)
-    x_s = c.x * jnp.asarray(x).astype(dtype) + c.eps * jnp.asarray(eps).astype(dtype)
-    return x_s if z is None else x_s + c.noise * jnp.asarray(z).astype(dtype)
-
-
-def step_noise(key: Key, index, like) -> Array:
-    """Return the noise z of step `index` (0 = noisiest), with the shape of `like`.
-
-        z = normal(fold_in(key, index))
-
-    This is its definition: any loop that uses it replays the noise path of `sample`.
-    """
-    return jax.random.normal(jax.random.fold_in(key, index), like.shape, float_dtype(like))
-
-
-def bind(eps_fn: EpsFn, params: PyTree) -> CallFn:
-    """Return call_fn(x, t, inputs) -> (eps_fn(params, x, t), None), which ignores its inputs."""
-    return lambda x, t, inputs: (eps_fn(params, x, t), None)
-
-
-def sample(
-    call_fn: CallFn,
-    x_T,
-    steps: Steps,
-    *,
-    key: Key | None = None,
-    per_call: PyTree = None,
-    keep_trajectory: bool = True,
-) -> Trajectory:
-    """Run the sampler from x_T: one `lax.scan`, one network call per step.
-
-    Steps, key and per_call are data, so runs that differ only in them share one compilation.
-
-    Args:
-      call_fn: (x [*shape], t scalar, inputs) -> (eps [*shape], outputs); see `bind`.
-      x_T: initial noise [*shape]. The state is float64 if x_T is, else float32.
-      steps: coefficients, leaves [N].
-      key: the noise of step i is `step_noise(key, i, x_T)`. None only for deterministic steps;
-        traced coefficients are not checked.
-      per_call: pytree with leaves [N, ...]; call i gets slice i as `inputs` (None: None).
-      keep_trajectory: whether to return the states of all steps.
-
-    Raises:
-      ValueError: if steps that add noise get no key, or per_call has not N slices.
-    """
-    num_steps = steps.t.shape[0]
-    _check_per_call(per_call, num_steps)
-    if not _adds_noise(steps.coeffs.noise, key):
-        key = None
-    dtype = float_dtype(x_T)
-
-    def body(x, slices):
-        index, t, coeffs, inputs = slices
-        eps, outputs = call_fn(x, t.astype(dtype), inputs)
-        x_s = step(x, eps, coeffs, None if key is None else step_noise(key, index, x))
-        return x_s, (x_s if keep_trajectory else None, outputs)
-
-    x_T = jnp.asarray(x_T).astype(dtype)
-    slices = (jnp.arange(num_steps), steps.t, steps.coeffs, per_call)
-    x_0, (states, outputs) = jax.lax.scan(body, x_T, slices)
-    xs = jnp.concatenate([x_T[None], states]) if keep_trajectory else None
-    return Trajectory(x_0, xs, outputs)
-
-
-def _adds_noise(noise, key: Key | None) -> bool:
-    """Say whether noise must be drawn; raise if it must and there is no key."""
-    if isinstance(noise, jax.core.Tracer):
-        return key is not None
-    noisy = bool(np.any(np.asarray(noise) != 0.0))
-    if noisy and key is None:
-        raise ValueError(
-            f"got key=None for steps with noise coefficients up to {np.max(noise):.3g}, expected a "
-            "PRNG key; pass key=jax.random.key(seed) or use deterministic steps such as ddim(eta=0)"
-        )
-    return noisy
-
-
-def _check_per_call(per_call: PyTree, num_steps: int) -> None:
-    for leaf in jax.tree.leaves(per_call):
-        if jnp.ndim(leaf) == 0 or jnp.shape(leaf)[0] != num_steps:
-            raise ValueError(
-                f"got a per_call leaf of shape {jnp.shape(leaf)}, expected leading axis "
-                f"{num_steps}; give one slice per network call"
-            )
