@@ -49,7 +49,7 @@ class Config:
     attributions: tuple = ((8, 8), (6, 6))
     sites: tuple[str, ...] = ("*", "!conv_out/kernel")
     num_nodes: int = 2
-    num_exact: int = 4
+    num_exact: int = 3
     seed: int = 0
 
 
@@ -162,20 +162,26 @@ class Check:
 
     def attribution(self, q: Quantized, bar):
         """Entries {name: [cells, samples]} and the truth [cells, samples]."""
-        table = self.attribute[self.config.num_nodes](q, self.x_T).contributions
-        xs, xs_hat = self.full(q, self.x_T), self.quantized(q, self.x_T)
+        found = self.attribute[self.config.num_nodes](q, self.x_T)
+        table, xs = found.contributions, self.full(q, self.x_T)
+        # The ledger's own quantized run: that of another compilation rounds differently.
+        xs_hat = jnp.swapaxes(found.xs_hat, 0, 1)
         entries, truth = [], []
         for name, i in self.cells(q):
             added, without = self.inject(q, xs, xs_hat, i, one_hot(q, name))
             one = self.phi(added) - self.phi(xs[-1])
-            other = self.phi(xs_hat[-1]) - self.phi(without)
+            other = self.phi(found.x_hat_0) - self.phi(without)
             truth.append((one + other) / 2)
             entries.append(np.asarray(table[name][:, i]))
             bar.update(1)
         return {f"{self.config.num_nodes} nodes": np.stack(entries)}, np.stack(truth)
 
     def costs(self, q: Quantized) -> dict[str, float]:
-        """Seconds of a full-precision run and of both ledgers, and their ratios, in one sitting."""
+        """CPU seconds of a full-precision run and of both ledgers, and ratios, in one sitting.
+
+        On an accelerator the process's CPU seconds say nothing: there, wall seconds are taken.
+        """
+        clock = time.process_time if jax.default_backend() == "cpu" else time.perf_counter
         fns = {
             "sampling_run": self.full, "quantized_run": self.quantized,
             "attribution_1_node": self.attribute[1], "ablation": self.ablate[0],
@@ -184,9 +190,9 @@ class Check:
         seconds: dict[str, list[float]] = {name: [] for name in fns}
         for _ in range(4):
             for name, fn in fns.items():
-                start = time.perf_counter()
+                start = clock()
                 jax.block_until_ready(fn(q, self.x_T))
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(clock() - start)
         best = {name: float(np.median(times[1:])) for name, times in seconds.items()}
         num_cells = len(q.site_inputs) * self.config.num_steps
         # Rerunning a cell needs only the steps from its own on: half a run on average.

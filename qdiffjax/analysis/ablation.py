@@ -9,7 +9,7 @@ from qdiffjax._typing import Array, Key, PyTree
 from qdiffjax.analysis.ledger import Ledger, contract, per_sample
 from qdiffjax.analysis.propagation import run_suffix
 from qdiffjax.analysis.trajectories import times
-from qdiffjax.diffusion import Steps, step
+from qdiffjax.diffusion import Steps, current, read, start, step
 from qdiffjax.program import rules
 from qdiffjax.program.quantized import Quantized, full_call, merge
 from qdiffjax.program.transform import transform
@@ -68,7 +68,7 @@ def forecast(
     def one(x_T, z):
         def forward(x, slices):
             t, coeffs, z, _ = slices
-            return step(x, q.eps_fn(q.params, x, t), coeffs, z), x
+            return step(x, q.eps_fn(q.params, read(x, coeffs), t), coeffs, z), x
 
         def backward(adjoint, slices):
             t, coeffs, z, inputs, x = slices
@@ -76,15 +76,16 @@ def forecast(
 
             def f(x, taps):
                 both_inputs = {name: (taps[name], merged[name]) for name in taps}
-                eps, r = tapped(q.params, x, t, site_inputs=both_inputs)
+                eps, r = tapped(q.params, read(x, coeffs), t, site_inputs=both_inputs)
                 return step(x, eps, coeffs, z), r
 
             def effect_of(l):  # of the l-th site alone, on the adjoint's side of the step
                 taps = {name: jnp.where(l == i, r[name], 0) for i, name in enumerate(r)}
-                moved = step(x, perturbed(q.params, x, t, site_inputs=taps)[0], coeffs, z)
-                return contract(moved - x_next, adjoint, x.dtype)
+                eps, _ = perturbed(q.params, read(x, coeffs), t, site_inputs=taps)
+                return contract(step(x, eps, coeffs, z) - x_next, adjoint, x.dtype)
 
-            shapes = jax.eval_shape(lambda: record(q.params, x, t, site_inputs=merged)[1])
+            seen = read(x, coeffs)
+            shapes = jax.eval_shape(lambda: record(q.params, seen, t, site_inputs=merged)[1])
             zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
             x_next, vjp, r = jax.vjp(f, x, zeros, has_aux=True)
             before, taps_bar = vjp(adjoint)
@@ -95,28 +96,29 @@ def forecast(
             return before, dict(zip(taps_bar, cells, strict=True))
 
         table = (times(steps, x_T), steps.coeffs, z, per_call)
-        x_0, xs = jax.lax.scan(forward, x_T, table)
-        adjoint = jax.grad(lambda x: functional(x[0]))(x_0)
+        x, xs = jax.lax.scan(forward, start(x_T, steps), table)
+        adjoint = jax.grad(lambda x: functional(current(x, steps.coeffs)[0]))(x)
         _, cells = jax.lax.scan(backward, adjoint, (*table, xs), reverse=True)
-        return cells, None, x_0[0], None
+        return cells, None, current(x, steps.coeffs)[0], None
 
     return Ledger(*per_sample(one, x_T, steps, key))
 
 
-def rerun(q: Quantized, xs: Array, steps: Steps, start: Array | int, on: dict[str, Array]) -> Array:
+def rerun(q: Quantized, xs: Array, steps: Steps, first: Array | int, on: dict[str, Array]) -> Array:
     """Final samples x_0 [batch, *shape] of the full-precision run with one step's sites quantized.
 
-    Costs the steps from `start` on; for a sampler without noise.
+    Costs the steps from `first` on; for a sampler without noise.
 
     Args:
       q: the denoiser and its quantization.
       xs: states of the full-precision run [N + 1, batch, *shape].
       steps: the sampler, leaves [N].
-      start: the step whose network call is quantized; may be traced.
+      first: the step whose network call is quantized; may be traced.
       on: {site: whether it is quantized}; may be traced, so that all cells share a compilation.
     """
-    t, coeffs = jax.tree.map(lambda leaf: leaf[start], (steps.t, steps.coeffs))
+    x, t, coeffs = jax.tree.map(lambda leaf: leaf[first], (xs, steps.t, steps.coeffs))
     gated = transform(q.eps_fn, rules.gated(q.rule))
     inputs = {name: (on[name], q.site_inputs[name]) for name in on}
-    eps, _ = gated(q.params, xs[start], t, site_inputs=inputs)
-    return run_suffix(full_call(q), step(xs[start], eps, coeffs), start + 1, steps)
+    eps, _ = gated(q.params, read(x, coeffs), t, site_inputs=inputs)
+    x = run_suffix(full_call(q), step(x, eps, coeffs), first + 1, steps)
+    return current(x, steps.coeffs)

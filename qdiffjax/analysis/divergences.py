@@ -12,6 +12,7 @@ import numpy as np
 from qdiffjax._typing import Array, CallFn, Key, PyTree
 from qdiffjax.diffusion import (
     DiscreteSchedule,
+    SlotCoeffs,
     StepCoeffs,
     Steps,
     ddpm_coeffs,
@@ -128,8 +129,13 @@ def path_kl(
       per_call: pytree with leaves [N, ...]; call i of both gets slice i as `inputs`.
 
     Raises:
-      ValueError: if a step before the last adds no noise.
+      ValueError: if a step before the last adds no noise, or the sampler has memory.
     """
+    if isinstance(steps.coeffs, SlotCoeffs):
+        raise ValueError(
+            "got a sampler with memory, expected a first-order stochastic one; its steps are not "
+            "Markov in x_t, so compare the paths of its ddim(eta=1) companion."
+        )
     _check_stochastic(steps.coeffs.noise)
     dtype, num_steps = float_dtype(x_T), steps.t.shape[0]
     weights = kl_weights(jax.tree.map(lambda c: jnp.asarray(c).astype(dtype), steps.coeffs))

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from qdiffjax._typing import Array, CallFn, Key, PyTree
-from qdiffjax.diffusion import Steps, float_dtype, step
+from qdiffjax.analysis.trajectories import step_map
+from qdiffjax.diffusion import SlotCoeffs, Steps, float_dtype
 
 LinearMap = Callable[[Array], Array]
 
@@ -165,7 +166,12 @@ def log_norm_gains(
     logarithmic norm of an explicit step (Dahlquist 1958; Hairer, Norsett & Wanner, I.10). Never
     below |J|_2 once the Krylov spaces have converged, and equal to it when D is a multiple of
     the identity. Arguments as `step_gains`; every step starts afresh.
+
+    Raises:
+      ValueError: a sampler with memory, whose J is not a I + b D.
     """
+    if isinstance(steps.coeffs, SlotCoeffs):
+        raise ValueError("got a sampler with memory, expected one slot; use step_gains instead.")
     xs = jnp.asarray(xs).astype(float_dtype(xs))[: steps.t.shape[0]]
     a, b = (jnp.asarray(c).astype(xs.dtype) for c in (steps.coeffs.x, steps.coeffs.eps))
 
@@ -183,7 +189,7 @@ def log_norm_gains(
 
 def _step_jacobian(call: CallFn, x, t, coeffs, inputs) -> LinearMap:
     """Return v -> J v of one step at x, linearized once."""
-    return _linearize(lambda x: step(x, call(x, t.astype(x.dtype), inputs)[0], coeffs), x)
+    return _linearize(step_map(call, t.astype(x.dtype), coeffs, inputs=inputs), x)
 
 
 def _linearize(fn: LinearMap, x) -> LinearMap:

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from qdiffjax._typing import Array, Key, PyTree
 from qdiffjax.analysis.propagation import gauss_legendre
 from qdiffjax.analysis.trajectories import noises, times
-from qdiffjax.diffusion import Steps, step
+from qdiffjax.diffusion import Steps, current, read, start, step
 from qdiffjax.program import rules
 from qdiffjax.program.quantized import Quantized, merge
 from qdiffjax.program.transform import transform
@@ -41,13 +41,17 @@ class Ledger(NamedTuple):
 
     contributions: {site: [batch, N]} in units of the functional, signed;
     change: phi(x_hat_0) - phi(x_0) [batch] as the two runs gave it (None in the ablation ledger);
-    x_0, x_hat_0: the final samples [batch, *shape] (x_hat_0 None likewise).
+    x_0, x_hat_0: the final samples [batch, *shape] (x_hat_0 None likewise);
+    xs_hat: the quantized run's states at which local errors were recorded [batch, N, *state].
+    Another compilation of the same quantized sampler may differ by a last digit, flip a rounding
+    there, and end elsewhere: compare with these states, not with a run of your own.
     """
 
     contributions: dict[str, Array]
     change: Array | None
     x_0: Array
     x_hat_0: Array | None
+    xs_hat: Array | None = None
 
 
 def squared_error_share(x: Array, x_0: Array, x_hat_0: Array) -> Array:
@@ -118,24 +122,29 @@ def attribution(
     record = transform(q.eps_fn, rules.local_errors(q.rule, follow_rule=True))
     tapped = transform(q.eps_fn, rules.perturb)
 
-    def recorded(x_hat, t, inputs):
-        return record(q.params, x_hat, t, site_inputs=merge(q.site_inputs, inputs))
+    def recorded(x_hat, t, coeffs, inputs):
+        merged = merge(q.site_inputs, inputs)
+        return record(q.params, read(x_hat, coeffs), t, site_inputs=merged)
 
     def node_step(x, taps, t, coeffs, z):
-        return step(x, tapped(q.params, x, t, site_inputs=taps)[0], coeffs, z)
+        eps, _ = tapped(q.params, read(x, coeffs), t, site_inputs=taps)
+        return step(x, eps, coeffs, z)
+
+    def sample_of(x):
+        return current(x, steps.coeffs)[0]
 
     def one(x_T, z):
         def forward(carry, slices):
             x, x_hat, x_nodes = carry
             t, coeffs, z, inputs = slices
-            eps_hat, r = recorded(x_hat, t, inputs)
-            x_next = step(x, q.eps_fn(q.params, x, t), coeffs, z)
+            eps_hat, r = recorded(x_hat, t, coeffs, inputs)
+            x_next = step(x, q.eps_fn(q.params, read(x, coeffs), t), coeffs, z)
             move = jax.vmap(lambda x, s: node_step(x, _scaled(r, s), t, coeffs, z))
             return (x_next, step(x_hat, eps_hat, coeffs, z), move(x_nodes, nodes)), (x_hat, x_nodes)
 
         def backward(adjoint, slices):
             t, coeffs, z, inputs, x_hat, x_nodes = slices
-            _, r = recorded(x_hat, t, inputs)
+            _, r = recorded(x_hat, t, coeffs, inputs)
 
             def pull(adjoint, x, s):
                 f = lambda x, taps: node_step(x, taps, t, coeffs, z)  # noqa: E731
@@ -149,13 +158,15 @@ def attribution(
             }
 
         table = (times(steps, x_T), steps.coeffs, z, per_call)
-        start = (x_T, x_T, jnp.broadcast_to(x_T, (len(nodes), *x_T.shape)))
-        (x_0, x_hat_0, ends), (x_hats, x_nodes) = jax.lax.scan(forward, start, table)
-        phi = lambda x: functional(x[0], x_0[0], x_hat_0[0])  # noqa: E731
+        x = start(x_T, steps)
+        first = (x, x, jnp.broadcast_to(x, (len(nodes), *x.shape)))
+        (x, x_hat, ends), (x_hats, x_nodes) = jax.lax.scan(forward, first, table)
+        x_0, x_hat_0 = sample_of(x), sample_of(x_hat)
+        phi = lambda x: functional(sample_of(x), x_0, x_hat_0)  # noqa: E731
         _, cells = jax.lax.scan(
             backward, jax.vmap(jax.grad(phi))(ends), (*table, x_hats, x_nodes), reverse=True
         )
-        return cells, phi(x_hat_0) - phi(x_0), x_0[0], x_hat_0[0]
+        return cells, phi(x_hat) - phi(x), x_0, x_hat_0, x_hats[:, 0]
 
     return Ledger(*per_sample(one, x_T, steps, key))
 
@@ -192,14 +203,16 @@ def inject(
     def body(carry, slices):
         x, x_hat = carry
         t, coeffs, z, inputs, amount = slices
-        eps_hat, r = record(q.params, x_hat, t, site_inputs=merge(q.site_inputs, inputs))
+        merged = merge(q.site_inputs, inputs)
+        eps_hat, r = record(q.params, read(x_hat, coeffs), t, site_inputs=merged)
         taps = {name: amount[name].astype(r[name].dtype) * r[name] for name in r}
-        eps, _ = tapped(q.params, x, t, site_inputs=taps)
+        eps, _ = tapped(q.params, read(x, coeffs), t, site_inputs=taps)
         return (step(x, eps, coeffs, z), step(x_hat, eps_hat, coeffs, z)), None
 
     table = (times(steps, x_T), steps.coeffs, noises(key, steps, x_T), per_call, amounts)
-    (x_0, _), _ = jax.lax.scan(body, (x_T, x_T), table)
-    return x_0
+    x = start(x_T, steps)
+    (x, _), _ = jax.lax.scan(body, (x, x), table)
+    return current(x, steps.coeffs)
 
 
 def as_table(ledger: Ledger) -> tuple[tuple[str, ...], Array]:

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from qdiffjax._typing import Array, PyTree
-from qdiffjax.diffusion import Steps
+from qdiffjax.diffusion import Steps, commit, read, step
 from qdiffjax.program.quantized import Quantized, full_call, quantized_call
 
 
@@ -20,7 +20,7 @@ def predict_errors(q: Quantized, xs: Array, steps: Steps, *, per_call: PyTree = 
 
     Args:
       q: the denoiser and its quantization.
-      xs: full-precision states [N+1, batch, *shape].
+      xs: full-precision states [N+1, batch, *shape] (`Trajectory.states`).
       steps: the sampler, leaves [N].
       per_call: inputs of the quantized denoiser, leaves [N, ...].
 
@@ -31,11 +31,14 @@ def predict_errors(q: Quantized, xs: Array, steps: Steps, *, per_call: PyTree = 
 
     def body(v, slices):
         x, t, c, inputs = slices
-        c = jax.tree.map(lambda leaf: leaf.astype(x.dtype), c)
-        eps, jv = jax.jvp(lambda x: full(x, t, None)[0], (x,), (v,))
-        e = c.eps * (quantized(x, t, inputs)[0] - eps)
-        v = c.x * v + c.eps * jv + e
-        return v, v
+
+        def f(x):
+            eps, _ = full(read(x, c), t, None)
+            return step(x, eps, c), eps
+
+        _, jv, eps = jax.jvp(f, (x,), (v,), has_aux=True)
+        e = commit(quantized(read(x, c), t, inputs)[0] - eps, c)
+        return jv + e, jv + e
 
     v_0 = jnp.zeros_like(xs[0])
     _, vs = jax.lax.scan(body, v_0, (xs[:-1], steps.t, steps.coeffs, per_call))

@@ -19,7 +19,7 @@ import numpy as np
 
 from qdiffjax._typing import Array, CallFn, Key
 from qdiffjax.analysis.trajectories import noises, step_map, times
-from qdiffjax.diffusion import Steps, step
+from qdiffjax.diffusion import Steps, current, start
 
 
 def propagate(call: CallFn, xs: Array, steps: Steps, local_errors: Array) -> Array:
@@ -94,18 +94,17 @@ def propagate_with_remainders(
     return jnp.concatenate([v_0[None], vs]), rhos
 
 
-def run_suffix(call: CallFn, x: Array, start, steps: Steps, *, key: Key | None = None) -> Array:
-    """Run the sampler from state x [batch, *shape] before step `start` to the end.
+def run_suffix(call: CallFn, x: Array, first, steps: Steps, *, key: Key | None = None) -> Array:
+    """Run the sampler from state x [batch, *shape] before step `first` to the end.
 
-    `start` may be traced: the loop does exactly N - start steps.
+    `first` may be traced: the loop does exactly N - first steps.
     """
-    table = (times(steps, x), steps.coeffs, noises(key, steps, x))
+    table = (times(steps, x), steps.coeffs, noises(key, steps, current(x, steps.coeffs)))
 
     def body(i, x):
-        at = jax.tree.map(lambda leaf: leaf[i], table)
-        return step(x, call(x, at[0], None)[0], at[1], at[2])
+        return step_map(call, *jax.tree.map(lambda leaf: leaf[i], table))(x)
 
-    return jax.lax.fori_loop(start, steps.t.shape[0], body, x)
+    return jax.lax.fori_loop(first, steps.t.shape[0], body, x)
 
 
 def fan(call: CallFn, xs_hat: Array, steps: Steps, *, key: Key | None = None) -> Array:
@@ -172,11 +171,11 @@ def homotopy(
         def body(carry, slices):
             x, v = carry
             t, coeffs, e, z = slices
-            y, jv = jax.jvp(lambda x: step(x, call(x, t, None)[0], coeffs, z), (x,), (v,))
+            y, jv = jax.jvp(step_map(call, t, coeffs, z), (x,), (v,))
             return (y + s * e, jv + e), None
 
-        start = (x_T, jnp.zeros_like(x_T))
-        (_, v), _ = jax.lax.scan(body, start, table)
+        x = start(x_T, steps)
+        (_, v), _ = jax.lax.scan(body, (x, jnp.zeros_like(x)), table)
         return v
 
     return jnp.tensordot(weights, jax.lax.map(final, nodes), 1)

@@ -7,14 +7,25 @@ import jax.numpy as jnp
 import numpy as np
 
 from qdiffjax._typing import Array, CallFn, Key, PyTree
-from qdiffjax.diffusion import StepCoeffs, Steps, float_dtype, sample, step, step_noise
+from qdiffjax.diffusion import (
+    SlotCoeffs,
+    StepCoeffs,
+    Steps,
+    commit,
+    float_dtype,
+    read,
+    sample,
+    step,
+    step_noise,
+)
 
 
 class Coupled(NamedTuple):
     """A full-precision and a quantized run on common random numbers.
 
-    xs, xs_hat [N+1, batch, *shape], noisiest first; local_errors [N, batch, *shape], a
-    posteriori: committed at the quantized run's states.
+    xs, xs_hat: states [N+1, batch, *shape], noisiest first; local_errors [N, batch, *shape], a
+    posteriori: committed at the quantized run's states. With a sampler that has memory a state
+    is [batch, K, *shape], here and in everything that reads states.
     """
 
     xs: Array
@@ -54,9 +65,9 @@ def noises(key: Key | None, steps: Steps, like: Array) -> Array | None:
     return jax.vmap(lambda i: step_noise(key, i, like))(jnp.arange(steps.t.shape[0]))
 
 
-def step_map(call: CallFn, t, coeffs: StepCoeffs):
-    """The sampler's step as a map of the state alone: F(x) = c.x x + c.eps eps(x, t)."""
-    return lambda x: step(x, call(x, t, None)[0], coeffs)
+def step_map(call: CallFn, t, coeffs: StepCoeffs | SlotCoeffs, z=None, inputs: PyTree = None):
+    """The sampler's step as a map F(x) = c.x x + c.eps eps(x, t) + c.noise z of its state alone."""
+    return lambda x: step(x, call(read(x, coeffs), t, inputs)[0], coeffs, z)
 
 
 def local_errors(
@@ -82,8 +93,8 @@ def local_errors(
 
     def one(slices):
         x, t, coeffs, inputs = slices
-        difference = quantized(x, t, inputs)[0] - full(x, t, None)[0]
-        return coeffs.eps.astype(x.dtype) * difference
+        seen = read(x, coeffs)
+        return commit(quantized(seen, t, inputs)[0] - full(seen, t, None)[0], coeffs)
 
     return jax.lax.map(one, (xs[:-1], times(steps, xs), steps.coeffs, per_call))
 
@@ -98,7 +109,7 @@ def couple(
     per_call: PyTree = None,
 ) -> Coupled:
     """Run both denoisers from x_T [batch, *shape] on the same noise; costs 4 sampling runs."""
-    xs = sample(full, x_T, steps, key=key).xs
-    xs_hat = sample(quantized, x_T, steps, key=key, per_call=per_call).xs
+    xs = sample(full, x_T, steps, key=key).states
+    xs_hat = sample(quantized, x_T, steps, key=key, per_call=per_call).states
     e = local_errors(full, quantized, xs_hat, steps, per_call=per_call)
     return Coupled(xs, xs_hat, e)

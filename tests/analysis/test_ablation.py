@@ -59,18 +59,18 @@ def derivative(q, steps):
     return jax.jacfwd(final)({name: jnp.zeros(labs.NUM_STEPS) for name in errors})
 
 
-@pytest.mark.parametrize("sampler", labs.SAMPLERS)
+@pytest.mark.parametrize("sampler", labs.ALL_SAMPLERS)
 def test_an_entry_is_the_derivative_of_the_run_in_the_amount_of_that_cell_s_error(sampler):
-    steps, q = labs.SAMPLERS[sampler][0], labs.quantized(6, 6)
+    steps, q = labs.ALL_SAMPLERS[sampler][0], labs.quantized(6, 6)
     expected, found = derivative(q, steps), forecast(q, steps)
     assert set(found) == set(expected) == set(labs.NAMES)
     for name in expected:
         np.testing.assert_allclose(found[name], expected[name], rtol=1e-9, atol=1e-14)
 
 
-@pytest.mark.parametrize("sampler", labs.SAMPLERS)
+@pytest.mark.parametrize("sampler", labs.ALL_SAMPLERS)
 def test_at_8_bits_the_forecast_correlates_with_rerunning_each_cell_alone(sampler):
-    steps, q = labs.SAMPLERS[sampler][0], labs.quantized(8, 8)
+    steps, q = labs.ALL_SAMPLERS[sampler][0], labs.quantized(8, 8)
     found, actual = forecast(q, steps), rerun(q, steps)
     found, actual = (np.stack([d[n] for n in labs.NAMES], axis=-1) for d in (found, actual))
     for b in range(labs.BATCH):
@@ -90,10 +90,10 @@ def test_the_relative_error_of_the_forecast_is_of_the_order_of_the_error():
     assert labs.slope(sizes, errors) == pytest.approx(1, abs=0.1)
 
 
-@pytest.mark.parametrize("sampler", labs.SAMPLERS)
+@pytest.mark.parametrize("sampler", labs.ALL_SAMPLERS)
 def test_the_last_step_of_an_exact_forecast_is_the_rerun_whatever_the_error(sampler):
     """No step follows it, so that nothing is left to be first order."""
-    steps, q = labs.SAMPLERS[sampler][0], labs.quantized(3, 3)
+    steps, q = labs.ALL_SAMPLERS[sampler][0], labs.quantized(3, 3)
     found, actual = forecast(q, steps, num_exact=len(labs.NAMES)), rerun(q, steps)
     for name in labs.NAMES:
         np.testing.assert_allclose(found[name][:, -1], actual[name][:, -1], rtol=1e-9, atol=1e-13)

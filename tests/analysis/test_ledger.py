@@ -52,17 +52,17 @@ def two_runs(q, x_T, steps, per_call=None):
 
 @functools.cache
 def made(sampler="ddim", chosen="linear"):
-    return attribute(labs.quantized(), labs.X_T, labs.SAMPLERS[sampler][0], chosen=chosen)
+    return attribute(labs.quantized(), labs.X_T, labs.ALL_SAMPLERS[sampler][0], chosen=chosen)
 
 
 # ------------------------------------------------------------------ completeness
 
 
 @pytest.mark.parametrize("functional", FUNCTIONALS)
-@pytest.mark.parametrize("sampler", labs.SAMPLERS)
+@pytest.mark.parametrize("sampler", labs.ALL_SAMPLERS)
 def test_the_entries_sum_to_the_change_of_the_functional(sampler, functional):
     found = made(sampler, functional)
-    x_0, x_hat_0 = two_runs(labs.quantized(), labs.X_T, labs.SAMPLERS[sampler][0])
+    x_0, x_hat_0 = two_runs(labs.quantized(), labs.X_T, labs.ALL_SAMPLERS[sampler][0])
     phi = jax.vmap(FUNCTIONALS[functional])
     change = phi(x_hat_0, x_0, x_hat_0) - phi(x_0, x_0, x_hat_0)
     total = sum(np.sum(c, axis=1) for c in found.contributions.values())
@@ -237,9 +237,9 @@ def test_a_ledger_is_summed_and_laid_out_as_written():
 # ------------------------------------------------------------------ injection
 
 
-@pytest.mark.parametrize("sampler", labs.SAMPLERS)
+@pytest.mark.parametrize("sampler", labs.ALL_SAMPLERS)
 def test_injecting_all_errors_gives_the_quantized_run_and_none_the_full_run(sampler):
-    q, steps = labs.quantized(4, 4), labs.SAMPLERS[sampler][0]
+    q, steps = labs.quantized(4, 4), labs.ALL_SAMPLERS[sampler][0]
     inject = jax.jit(lambda amounts, steps: ledger.inject(
         q, labs.X_T, steps, dict.fromkeys(labs.NAMES, amounts), key=labs.KEY
     ))  # fmt: skip
