@@ -32,7 +32,8 @@ class QTensor:
     codes (1 = shared along the axis, full = its own scale, d/g = groups of g neighbours).
 
     Attributes:
-      codes: integers in qmin..qmax [*shape], in `format.storage_dtype` (no sub-byte packing).
+      codes: integers in qmin..qmax [*shape], in `format.storage_dtype`, whole bytes;
+        `packing.pack` stores them densely.
       scale: positive steps, in units of x [*groups], float32 or float64.
       zero_point: the codes that mean 0.0, int32 [*groups], or None for symmetric.
       format: the codes that exist.

@@ -1,0 +1,177 @@
+"""Block formats: an element format, and a rule from the data of a block to its scale.
+
+The scale is an ordinary array [*groups], so everything else is `fake_quant(x, scale,
+format=element)`. The rules are in `block_scales`; any function of their signature will do.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from qdiffjax._typing import Array
+from qdiffjax.quant import rounding
+from qdiffjax.quant._granularity import Shape, compute_dtype, group
+from qdiffjax.quant.block_scales import ScaleFn, floor_scale, nvfp4_scale
+from qdiffjax.quant.floats import E2M1, E2M3, E3M2, E4M3FN, E5M2
+from qdiffjax.quant.formats import IntFormat
+from qdiffjax.quant.qtensor import QTensor, quantize
+from qdiffjax.quant.ste import fake_quant
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockFormat:
+    """Neighbours along one axis that share a scale computed from their largest magnitude.
+
+    Attributes:
+      element: format of the elements in units of the scale.
+      block_size: elements that share a scale.
+      scale_fn: (absmax [*groups], element) -> positive scale [*groups].
+      scale_bits: width of one stored scale. NVFP4's float32 per tensor is not counted.
+
+    Raises:
+      ValueError: block_size below 1.
+    """
+
+    element: Any
+    block_size: int
+    scale_fn: ScaleFn
+    scale_bits: int = 8
+
+    def __post_init__(self):
+        if not isinstance(self.block_size, int) or self.block_size < 1:
+            raise ValueError(f"block_size: got {self.block_size!r}, expected an int, at least 1.")
+
+    @property
+    def bits(self) -> Any:
+        """Storage per element, scales included: b + b_s / block_size."""
+        return self.element.bits + self.scale_bits / self.block_size
+
+    @property
+    def is_static(self) -> bool:
+        """Whether the element format is known before tracing."""
+        return self.element.is_static
+
+
+def block_scale(x: Array, format: BlockFormat, *, axis: int = -1) -> Array:
+    """Return the scale of each block, in units of x [*groups]: x's shape, axis / block_size.
+
+        scale = scale_fn(max |x| over the block, element)
+
+    A constant to autodiff. NaN and infinities do not count, so that a block's other elements
+    survive them; a block without a non-zero finite element gives zeros exactly.
+
+    Args:
+      x: real array [*shape].
+      format: the block format.
+      axis: the axis along which blocks lie.
+
+    Raises:
+      TypeError: x is not real.
+      ValueError: block_size does not divide the axis.
+    """
+    x = jax.lax.stop_gradient(jnp.asarray(x))
+    magnitude = jnp.abs(x.astype(compute_dtype(x)))
+    finite = jnp.where(jnp.isfinite(magnitude), magnitude, 0)
+    blocks, axes = group(finite, _scale_shape(x.shape, format, axis))
+    scale = format.scale_fn(jnp.max(blocks, axes, initial=0), format.element)
+    return jax.lax.optimization_barrier(scale)  # else XLA computes it anew for every element
+
+
+def fake_quant_block(
+    x: Array,
+    format: BlockFormat,
+    *,
+    axis: int = -1,
+    round_fn: rounding.RoundFn = rounding.nearest_even,
+) -> Array:
+    """Round x to a block format and return it in real units.
+
+        x_hat = scale * clip(round(x / scale), low, high),   scale = block_scale(x)
+
+    VJP: x_bar = u for every element, also the few that a rule such as OCP's clips, with the scale
+    a constant (as NVIDIA Model-Optimizer does for MX). For zero outside instead, call
+    `fake_quant(x, block_scale(x, format), format=format.element)`.
+
+    Args:
+      x: real array [*shape].
+      format: the block format; its element may be traced.
+      axis: the axis along which blocks lie.
+      round_fn: as for `fake_quant`.
+
+    Returns:
+      Array [*shape], dtype of x. NaN gives NaN, infinities saturate.
+
+    Raises:
+      TypeError: x is not real.
+      ValueError: block_size does not divide the axis.
+    """
+    x = jnp.asarray(x)
+    scale = block_scale(x, format, axis=axis)
+    x_hat = fake_quant(jax.lax.stop_gradient(x), scale, format=format.element, round_fn=round_fn)
+    return _straight_through(x, x_hat)
+
+
+def quantize_block(
+    x: Array,
+    format: BlockFormat,
+    *,
+    axis: int = -1,
+    round_fn: rounding.RoundFn = rounding.nearest_even,
+) -> QTensor:
+    """Return x [*shape] as element codes [*shape] and scales [*groups]; see `fake_quant_block`.
+
+    Raises:
+      TypeError: x is not real, or a traced element format.
+      ValueError: as `fake_quant_block`, and for concrete NaN.
+    """
+    scale = block_scale(x, format, axis=axis)
+    return quantize(x, scale, format=format.element, round_fn=round_fn)
+
+
+@jax.custom_jvp
+def _straight_through(x, x_hat):
+    """Return x_hat; the derivative is that of x. x + (x_hat - x) would round."""
+    del x
+    return x_hat
+
+
+@_straight_through.defjvp
+def _straight_through_jvp(primals, tangents):
+    return _straight_through(*primals), tangents[0]
+
+
+def block_float(mantissa_bits: int, block_size: int) -> BlockFormat:
+    """Return block floating point: one shared exponent, integer mantissas with a sign each.
+
+        scale = 2^(floor(log2 absmax) - mantissa_bits + 1),   codes -(2^m - 1) .. 2^m - 1
+
+    Darvish Rouhani et al. 2020 (MSFP): MSFP12 = block_float(3, 16), MSFP16 = block_float(7, 16).
+
+    Raises:
+      ValueError: mantissa_bits outside 1..15, or block_size below 1.
+    """
+    return BlockFormat(IntFormat(mantissa_bits + 1), block_size, floor_scale)
+
+
+def _scale_shape(shape: Shape, format: BlockFormat, axis: int) -> Shape:
+    if not -len(shape) <= axis < len(shape):
+        raise ValueError(f"axis: got {axis} for x of shape {shape}, expected one of its axes.")
+    if shape[axis] % format.block_size:
+        raise ValueError(
+            f"block_size: got {format.block_size} for axis {axis} of x {shape}, expected a divisor "
+            f"of {shape[axis]}; pad the axis with zeros (jnp.pad), or choose another size."
+        )
+    groups = list(shape)
+    groups[axis] //= format.block_size
+    return tuple(max(g, 1) for g in groups)  # an empty axis shares one scale
+
+
+MXFP8_E4M3 = BlockFormat(E4M3FN, 32, floor_scale)
+MXFP8_E5M2 = BlockFormat(E5M2, 32, floor_scale)
+MXFP6_E2M3 = BlockFormat(E2M3, 32, floor_scale)
+MXFP6_E3M2 = BlockFormat(E3M2, 32, floor_scale)
+MXFP4 = BlockFormat(E2M1, 32, floor_scale)
+MXINT8 = BlockFormat(IntFormat(8), 32, floor_scale)
+NVFP4 = BlockFormat(E2M1, 16, nvfp4_scale)

@@ -1,0 +1,174 @@
+"""Scales from one moment of the data, and the scales of one- and two-bit formats."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from qdiffjax._typing import Array
+from qdiffjax.quant._granularity import Shape, compute_dtype, expand, group
+from qdiffjax.quant.calibration import optimal
+from qdiffjax.quant.calibration.ranges import Grid, grid_of, prepare, safe
+from qdiffjax.quant.formats import MAX_BITS, Format, IntFormat
+
+
+def rms(
+    x: Array,
+    *,
+    format: Format,
+    scale_shape: Shape | None = None,
+    multiple: float | Array,
+    overhang: float = 0.0,
+) -> Grid:
+    """Symmetric grid that ends at a multiple of the root mean square.
+
+        scale = multiple * sqrt(mean x^2) / (high + overhang)
+
+    Args:
+      x: data [*shape].
+      format: the numbers available, high the largest; its fields may be traced.
+      scale_shape: granularity; None = per tensor.
+      multiple: half-width of the range in units of the root mean square.
+      overhang: see `scale_from_range`.
+
+    Returns:
+      scale [*scale_shape] in units of x, and None.
+
+    Raises:
+      ValueError: concrete data that are not finite, or shapes that do not divide.
+    """
+    x, shape = prepare(x, scale_shape)
+    end = _root_mean_square(x, shape)
+    end = end * jnp.asarray(multiple).astype(end.dtype)
+    return grid_of((-end, end), format, symmetric=True, overhang=overhang)
+
+
+def gaussian_clip(x: Array, *, format: Format, scale_shape: Shape | None = None) -> Grid:
+    """Symmetric scale of least mean squared error for a Gaussian of the data's size.
+
+        scale = s(format) * sqrt(mean x^2),    s = argmin over s of E (Q_s(n) - n)^2,  n ~ N(0, 1)
+
+    with s to the precision of the dtype (Max 1960 gives 4 digits of it, for mid-rise grids).
+    An unsigned format takes half-normal data, whose optimum is that of the mirrored grid.
+    The constants of traced integer widths are looked up in a table. Rounding is taken to be to
+    the nearest level, which a logarithmic format does not do: use `mse` there.
+
+    Args:
+      x: data [*shape], of mean zero or, for an unsigned format, not negative.
+      format: static, or `IntFormat` with traced bits.
+      scale_shape: granularity; None = per tensor.
+
+    Returns:
+      scale [*scale_shape] in units of x, and None.
+
+    Raises:
+      ValueError: as `rms`; more levels than 2^17, which nothing needs to clip.
+      TypeError: traced fields of a format that is not an integer grid.
+    """
+    x, shape = prepare(x, scale_shape)
+    size = _root_mean_square(x, shape)
+    return safe(_times_optimal_step(size, format, optimal.GAUSSIAN)), None
+
+
+def laplace_clip(x: Array, *, format: Format, scale_shape: Shape | None = None) -> Grid:
+    """Symmetric scale of least mean squared error for a Laplace law of the data's size.
+
+        scale = s(format) * mean|x|,    s = argmin over s of E (Q_s(l) - l)^2,  l ~ exp(-|l|) / 2
+
+    Banner et al. 2019 (ACIQ), section 3.1, where the error inside the range is approximated by
+    step^2 / 12 and the clip so found (2.83, 3.89, 5.03 mean|x| at 2, 3, 4 bits) is that of a
+    grid of 2^b equal cells; here the error of the actual grid is minimized. The mean |x| is
+    about 0, not about the mean. Arguments and errors as for `gaussian_clip`; an unsigned format
+    takes exponential data.
+    """
+    x, shape = prepare(x, scale_shape)
+    size = _mean_magnitude(x, shape)
+    return safe(_times_optimal_step(size, format, optimal.LAPLACE)), None
+
+
+def binary_fit(x: Array, *, scale_shape: Shape | None = None) -> Grid:
+    """Scale of least squared error for the binary format: mean|x|.
+
+    Rastegari et al. 2016, eq. 6. Arguments, results and errors as for `absmax`.
+    """
+    x, shape = prepare(x, scale_shape)
+    return safe(_mean_magnitude(x, shape)), None
+
+
+def ternary_fit(
+    x: Array, *, scale_shape: Shape | None = None, ratio: float = 0.7
+) -> tuple[Array, Array]:
+    """Scale and threshold of ternary weights scale * {-1, 0, 1}.
+
+        threshold = ratio * mean|x|,    scale = mean of |x| over |x| > threshold
+
+    Li et al. 2016, eqs. 5 and 6: the scale is optimal for its threshold, and the threshold
+    about optimal for data between uniform (2/3) and Gaussian (about 0.75). In use
+
+        round_fn = functools.partial(rounding.ternary, threshold=threshold / scale)
+        fake_quant(x, scale, format=IntFormat(2), round_fn=round_fn)
+
+    Args:
+      x: data [*shape].
+      scale_shape: granularity; None = per tensor.
+      ratio: of the threshold to mean|x|.
+
+    Returns:
+      scale and threshold, in units of x [*scale_shape].
+    """
+    x, shape = prepare(x, scale_shape)
+    mean = _mean_magnitude(x, shape)
+    threshold = mean * jnp.asarray(ratio, mean.dtype)
+    size = jnp.abs(x.astype(mean.dtype))
+    grouped, axes = group(size, shape)
+    kept, _ = group(size > expand(threshold, x.shape), shape)
+    total = jnp.sum(jnp.where(kept, grouped, 0), axes)
+    return safe(total / jnp.maximum(jnp.sum(kept, axes, dtype=mean.dtype), 1)), threshold
+
+
+def power_of_two(scale: Array, round_fn: Callable[[Array], Array] = jnp.ceil) -> Array:
+    """Round scales [*groups] to powers of two: 2^round(log2 scale), exactly.
+
+    Up (the default) clips nothing that the scale did not; `nearest_even` is nearest in log2,
+    with its boundary at sqrt(2); `floor` goes down. Powers of two stay. The exponent comes from
+    the bits of the scale, since log2 need not be exact.
+
+    Args:
+      scale: positive normal floats.
+      round_fn: real to integer, applied to log2(scale) modulo 1.
+    """
+    mantissa, exponent = jnp.frexp(scale)
+    finfo = jnp.finfo(scale.dtype)
+    part = jnp.clip(jnp.log2(2 * mantissa), finfo.tiny, 1 - finfo.epsneg)
+    part = jnp.where(mantissa == 0.5, jnp.zeros_like(part), part)
+    exponent = exponent - 1 + round_fn(part).astype(exponent.dtype)
+    return jnp.ldexp(jnp.ones_like(scale), exponent)
+
+
+def _constant(format: Format, law: optimal.Law) -> Array:
+    """Optimal step for the unit law, float64 (or the widest float there is), like format.bits."""
+    if format.is_static:
+        return jnp.asarray(optimal.optimal_step(format, law))  # type: ignore[arg-type]
+    if not isinstance(format, IntFormat):
+        raise TypeError(f"format: got traced fields in {format!r}, expected static or IntFormat.")
+    widths = range(2, MAX_BITS + 1)
+    steps = [optimal.optimal_step(dataclasses.replace(format, bits=b), law) for b in widths]
+    return jnp.asarray(np.asarray(steps))[format.bits - 2]
+
+
+def _times_optimal_step(size: Array, format: Format, law: optimal.Law) -> Array:
+    """The constant is hidden, lest the compiler merge it with that of a mean if it is static."""
+    return size * jax.lax.optimization_barrier(_constant(format, law).astype(size.dtype))
+
+
+def _root_mean_square(x: Array, shape: Shape) -> Array:
+    grouped, axes = group(x.astype(compute_dtype(x)), shape)
+    largest = safe(jnp.max(jnp.abs(grouped), axes, keepdims=True))  # squares may overflow
+    return jnp.sqrt(jnp.mean((grouped / largest) ** 2, axes)) * jnp.squeeze(largest, axes)
+
+
+def _mean_magnitude(x: Array, shape: Shape) -> Array:
+    grouped, axes = group(jnp.abs(x).astype(compute_dtype(x)), shape)
+    return jnp.mean(grouped, axes)

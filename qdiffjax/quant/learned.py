@@ -1,0 +1,186 @@
+"""Learned grids beyond LSQ: LSQ+ with an offset, PACT with a clip, and how to initialize them.
+
+Derivatives are exact in the sense of `ste`: each is that of one piecewise smooth function, or
+says where the published rule is not. Damp the gradient of a parameter with `scale_gradient`.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from qdiffjax._typing import Array
+from qdiffjax.quant._granularity import (
+    Shape,
+    check_divides,
+    compute_dtype,
+    divide_small,
+    expand,
+    group,
+)
+from qdiffjax.quant.calibration.ranges import check_affine, minmax_range, prepare, safe
+from qdiffjax.quant.calibration.search import RATIOS, best_ratio
+from qdiffjax.quant.formats import IntFormat
+from qdiffjax.quant.ste import fake_quant
+
+
+def fake_quant_lsq_plus(x: Array, scale: Array, beta: Array, *, format: IntFormat) -> Array:
+    """Round x to a grid whose offset is learned in real units.
+
+        x_hat = scale * round(clip((x - beta) / scale, qmin, qmax)) + beta
+
+    LSQ+, Bhalgat et al. 2020, section 3.1. VJP, with v = (x - beta) / scale and q the end that
+    clips, inside and outside as for `fake_quant`:
+
+        x_bar     = u                        inside,  0      outside
+        scale_bar = sum u * (round(v) - v)   inside,  u * q  outside
+        beta_bar  = sum 0                    inside,  u      outside
+
+    Zero is a grid point only if beta is a multiple of scale; an integer zero point is
+    `fake_quant`.
+
+    Args:
+      x: real array [*shape].
+      scale: positive steps in units of x [*groups].
+      beta: offsets in units of x [*groups].
+      format: integer codes; bits may be traced. Not binary.
+
+    Returns:
+      Array [*shape], dtype of x.
+
+    Raises:
+      ValueError: as `fake_quant`; a beta that does not divide x; a format without an integer
+        grid.
+    """
+    x, beta = jnp.asarray(x), jnp.asarray(beta)
+    check_affine(format)
+    check_divides(x.shape, beta.shape)
+    dtype = compute_dtype(x)
+    shift = expand(beta.astype(dtype), x.shape)
+    return (fake_quant(x.astype(dtype) - shift, scale, format=format) + shift).astype(x.dtype)
+
+
+def fake_quant_pact(x: Array, alpha: Array, *, format: IntFormat) -> Array:
+    """Clip to 0..alpha and round to an unsigned grid, with the published gradient.
+
+        x_hat = s * round(clip(x, 0, alpha) / s),    s = alpha / qmax
+
+        x_bar     = u  where 0 <= x < alpha,  else 0
+        alpha_bar = sum of u over x >= alpha
+
+    Choi et al. 2018, eqs. 1-3: the derivative of the clip alone. It leaves out that the steps
+    grow with alpha; `fake_quant_pact_residual` does not.
+
+    Args:
+      x: real array [*shape].
+      alpha: positive clips in units of x [*groups].
+      format: unsigned integer codes; bits may be traced.
+
+    Returns:
+      Array [*shape], dtype of x.
+
+    Raises:
+      ValueError: as `fake_quant`, and for a signed format.
+    """
+    x, alpha = jnp.asarray(x), jnp.asarray(alpha)
+    x_hat = fake_quant_pact_residual(*jax.lax.stop_gradient((x, alpha)), format=format)
+    dtype = compute_dtype(x)
+    wide = _pact(x.astype(dtype), expand(alpha.astype(dtype), x.shape), x_hat.astype(dtype))
+    return wide.astype(x.dtype)
+
+
+def fake_quant_pact_residual(x: Array, alpha: Array, *, format: IntFormat) -> Array:
+    """`fake_quant_pact` with the whole derivative in alpha.
+
+        alpha_bar = sum u * (round(v) - v) / qmax   inside,  u  above,  0  below
+
+    with v = x qmax / alpha: LSQ with scale = alpha / qmax (compared with PACT by Esser et al.
+    2020, section 2.1). Arguments and errors as for `fake_quant_pact`.
+    """
+    if not isinstance(format, IntFormat) or format.signed:
+        raise ValueError(f"format: got {format!r}, expected IntFormat(bits, signed=False).")
+    x, alpha = jnp.asarray(x), jnp.asarray(alpha)
+    alpha = alpha.astype(compute_dtype(x))
+    scale = divide_small(alpha, jnp.asarray(format.qmax).astype(alpha.dtype))
+    return fake_quant(x, scale, format=format)
+
+
+@jax.custom_jvp
+def _pact(x, alpha, x_hat):
+    del x, alpha
+    return x_hat
+
+
+@_pact.defjvp
+def _pact_jvp(primals, tangents):
+    x, alpha, _ = primals
+    dx, dalpha, _ = tangents
+    is_above = x >= alpha
+    inside = jnp.where((x >= 0) & ~is_above, dx, jnp.zeros_like(dx))
+    return _pact(*primals), inside + jnp.where(is_above, dalpha, jnp.zeros_like(dalpha))
+
+
+def lsq_init(x: Array, *, format: IntFormat, scale_shape: Shape | None = None) -> Array:
+    """Initial scale of LSQ [*scale_shape]: 2 mean|x| / sqrt(qmax); Esser et al. 2020, section 2.1.
+
+    Arguments and errors as for `calibration.absmax`.
+    """
+    x, shape = prepare(x, scale_shape)
+    grouped, axes = group(jnp.abs(x).astype(compute_dtype(x)), shape)
+    mean = jnp.mean(grouped, axes)
+    return safe(divide_small(2 * mean, jnp.sqrt(jnp.asarray(format.qmax).astype(mean.dtype))))
+
+
+def lsq_plus_weight_init(x: Array, *, format: IntFormat, scale_shape: Shape | None = None) -> Array:
+    """Initial scale of LSQ+ for weights [*scale_shape], which have no offset.
+
+        scale = max(|mean - 3 std|, |mean + 3 std|) / 2^(bits - 1)
+
+    Bhalgat et al. 2020, section 3.2: three standard deviations meet the ends of a signed grid
+    -2^(bits - 1) .. 2^(bits - 1) - 1. Arguments and errors as for `calibration.absmax`.
+    """
+    x, shape = prepare(x, scale_shape)
+    grouped, axes = group(x.astype(compute_dtype(x)), shape)
+    end = jnp.abs(jnp.mean(grouped, axes)) + 3 * jnp.std(grouped, axes)
+    codes = jnp.ldexp(jnp.ones((), end.dtype), jnp.asarray(format.bits).astype(jnp.int32) - 1)
+    return safe(divide_small(end, codes))
+
+
+def lsq_plus_activation_init(
+    x: Array, *, format: IntFormat, scale_shape: Shape | None = None, ratios=RATIOS
+) -> tuple[Array, Array]:
+    """Initial scale and beta of LSQ+ for activations [*scale_shape].
+
+        argmin of mean (x_hat - x)^2,    low = qmin scale + beta,  high = qmax scale + beta
+
+    Bhalgat et al. 2020, section 3.2, who descend the gradient from low, high = min x, max x.
+    Here the upper end is searched first, then the lower one, each over fractions of the width,
+    so that the result is never worse than min-max.
+
+    Args:
+      x: data [*shape].
+      format: integer codes; bits may be traced. Not binary.
+      scale_shape: granularity; None = per tensor.
+      ratios: fractions of the width to try [num_ratios], beginning with 1.
+
+    Raises:
+      ValueError: as `calibration.minmax`.
+    """
+    x, shape = prepare(x, scale_shape)
+    check_affine(format)
+    low, high = minmax_range(x, shape)
+
+    def error(low, high):
+        scale, beta = _grid_between(low, high, format)
+        errors = fake_quant_lsq_plus(x.astype(low.dtype), scale, beta, format=format) - x
+        return jnp.mean(*group(errors**2, shape))
+
+    width = high - low
+    high = low + width * best_ratio(low, width, lambda _, w: error(low, low + w), ratios)
+    width = high - low
+    low = high - width * best_ratio(low, width, lambda _, w: error(high - w, high), ratios)
+    return _grid_between(low, high, format)
+
+
+def _grid_between(low, high, format):
+    qmin, qmax = (jnp.asarray(q).astype(low.dtype) for q in (format.qmin, format.qmax))
+    scale = safe(divide_small(high - low, qmax - qmin))
+    return scale, low - qmin * scale

@@ -1,0 +1,66 @@
+"""The theory of one rounding: predicted statistics of e = Q(x) - x, without sampling.
+
+    noise.predict(format, scale, noise.Gaussian())              a law of the input
+    noise.predict_error(x, scale, format=format)                data, through a histogram
+    noise.predict_blocks(format, noise.Gaussian(), 32, scale_fn)    scales set by blocks
+    noise.optimal_scale(format, noise.Laplace())                the scale of least error
+
+Analysis at set-up time, in float64 NumPy: nothing here is traced.
+"""
+
+from qdiffjax.quant.noise.closed_forms import (
+    bussgang_gain,
+    entropy_coded_mse,
+    float_relative_mse,
+    panter_dite_mse,
+    saturating_gain,
+    shannon_mse,
+    widrow_mse,
+)
+from qdiffjax.quant.noise.distributions import Distribution, Gaussian, Laplace
+from qdiffjax.quant.noise.empirical import Histogram, histogram, samples, uniform
+from qdiffjax.quant.noise.laws import (
+    Law,
+    Pieces,
+    floor,
+    nearest,
+    stochastic,
+    subtractive_dither,
+    triangular_dither,
+)
+from qdiffjax.quant.noise.prediction import (
+    ErrorStats,
+    optimal_scale,
+    predict,
+    predict_blocks,
+    predict_error,
+)
+
+__all__ = [
+    "Distribution",
+    "ErrorStats",
+    "Gaussian",
+    "Histogram",
+    "Laplace",
+    "Law",
+    "Pieces",
+    "bussgang_gain",
+    "entropy_coded_mse",
+    "float_relative_mse",
+    "floor",
+    "histogram",
+    "nearest",
+    "optimal_scale",
+    "panter_dite_mse",
+    "predict",
+    "predict_blocks",
+    "predict_error",
+    "samples",
+    "saturating_gain",
+    "shannon_mse",
+    "stochastic",
+    "subtractive_dither",
+    "triangular_dither",
+    "uniform",
+    "widrow_mse",
+]

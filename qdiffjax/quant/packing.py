@@ -1,0 +1,211 @@
+"""Codes in as many bits as they need, and what a quantized array costs to store."""
+
+import dataclasses
+import functools
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from qdiffjax._typing import Array
+from qdiffjax.quant._granularity import concrete_all
+from qdiffjax.quant.formats import Format, IntFormat
+from qdiffjax.quant.qtensor import QTensor
+
+MAX_BITS = 32
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("data", "scale", "zero_point"),
+    meta_fields=("format", "shape", "scale_format"),
+)
+@dataclasses.dataclass(frozen=True)
+class PackedQTensor:
+    """A QTensor whose codes are one dense stream of bits. A pytree; the rest is static.
+
+    Attributes:
+      data: bytes of `pack_codes` over all codes in row-major order, uint8 [ceil(n bits / 8)].
+      scale: as in the QTensor, or its codes in scale_format [*groups].
+      zero_point: as in the QTensor.
+      format: the codes that exist.
+      shape: of the array that is represented.
+      scale_format: in which the scales are stored, or None for as they were.
+    """
+
+    data: Array
+    scale: Array
+    zero_point: Array | None
+    format: Format
+    shape: tuple[int, ...]
+    scale_format: Format | None = None
+
+    @property
+    def ndim(self) -> int:
+        """Rank of the array that is represented."""
+        return len(self.shape)
+
+
+class Footprint(NamedTuple):
+    """Bytes of a quantized array in packed storage, part by part.
+
+    Attributes:
+      codes, scales, zero_points: bytes.
+      num_elements: of the array that is represented.
+    """
+
+    codes: int
+    scales: int
+    zero_points: int
+    num_elements: int
+
+    @property
+    def total(self) -> int:
+        """All bytes."""
+        return self.codes + self.scales + self.zero_points
+
+    @property
+    def bits_per_element(self) -> float:
+        """Bits over elements, scales and zero points included; NaN for an empty array."""
+        return 8 * self.total / self.num_elements if self.num_elements else math.nan
+
+
+def pack_codes(codes: Array, bits: int) -> Array:
+    """Write the low bits of each code one after the other, the least significant first.
+
+        stream = sum_i (codes_i mod 2^bits) 2^(i bits),   little-endian in bytes
+
+    Negative codes become their two's complement. The last byte is filled up with zeros.
+
+    Args:
+      codes: integers [*batch, n].
+      bits: of each code, 1..32, static.
+
+    Returns:
+      uint8 [*batch, ceil(n bits / 8)].
+
+    Raises:
+      TypeError: codes are not integers.
+      ValueError: bits out of range, or codes without an axis.
+    """
+    _check_bits(bits)
+    if not jnp.issubdtype(codes.dtype, jnp.integer):
+        raise TypeError(f"codes: got {codes.dtype}, expected integers; call format.encode first.")
+    if codes.ndim == 0:
+        raise ValueError("codes: got a scalar, expected at least one axis; reshape to (1,).")
+    places = jnp.arange(bits, dtype=jnp.uint32)
+    is_set = jnp.right_shift(_column(codes), places.reshape([1] * codes.ndim + [bits])) & 1
+    stream = is_set.astype(jnp.uint8).reshape(*codes.shape[:-1], codes.shape[-1] * bits)
+    return jnp.packbits(stream, axis=-1, bitorder="little")
+
+
+def unpack_codes(packed: Array, bits: int, signed: bool, shape: tuple[int, ...]) -> Array:
+    """Read codes [*shape] back, bit for bit; the inverse of `pack_codes`.
+
+    Args:
+      packed: uint8 [*batch, ceil(n bits / 8)].
+      bits: of each code, 1..32, static.
+      signed: whether codes are two's complement.
+      shape: (*batch, n).
+
+    Returns:
+      Integers [*shape], of the smallest dtype of 8, 16 or 32 bits that holds them.
+
+    Raises:
+      ValueError: bits out of range, or a number of bytes that does not fit the shape.
+    """
+    _check_bits(bits)
+    expected = (*shape[:-1], -(-shape[-1] * bits // 8))
+    if packed.shape != expected or packed.dtype != jnp.uint8:
+        raise ValueError(
+            f"packed: got {packed.dtype} {packed.shape}, expected uint8 {expected} for codes "
+            f"{shape} of {bits} bits; pass the shape and width that were packed."
+        )
+    stream = jnp.unpackbits(packed, axis=-1, count=shape[-1] * bits, bitorder="little")
+    weights = jnp.left_shift(jnp.ones(bits, jnp.uint32), jnp.arange(bits, dtype=jnp.uint32))
+    weights = weights.reshape([1] * len(shape) + [bits])
+    unsigned = jnp.sum(stream.reshape(*shape, bits).astype(jnp.uint32) * weights, -1, jnp.uint32)
+    width = next(w for w in (8, 16, 32) if bits <= w)
+    if not signed:
+        return unsigned.astype(f"uint{width}")
+    # Moved to the top and back, the sign bit fills the rest.
+    top = jax.lax.bitcast_convert_type(unsigned << (32 - bits), jnp.int32)
+    return (top >> (32 - bits)).astype(f"int{width}")
+
+
+def pack(q: QTensor, *, scale_format: Format | None = None) -> PackedQTensor:
+    """Pack the codes of q densely; the binary format {-1, +1} takes one bit.
+
+    Args:
+      q: codes [*shape].
+      scale_format: to store the scales in, for scales that are numbers of it, such as the E8M0
+        of MX blocks; None keeps them as they are.
+
+    Raises:
+      ValueError: concrete scales that scale_format does not hold exactly.
+    """
+    scale = q.scale if scale_format is None else _encode_scale(q.scale, scale_format)
+    codes = q.codes > 0 if _is_binary(q.format) else q.codes
+    data = pack_codes(codes.astype(q.format.storage_dtype).reshape(-1), q.format.bits)
+    return PackedQTensor(data, scale, q.zero_point, q.format, q.shape, scale_format)
+
+
+def unpack(p: PackedQTensor) -> QTensor:
+    """Return the QTensor that was packed, bit for bit."""
+    dtype = p.format.storage_dtype
+    is_binary = _is_binary(p.format)
+    is_signed = dtype.kind == "i" and not is_binary
+    codes = unpack_codes(p.data, p.format.bits, is_signed, (math.prod(p.shape),)).astype(dtype)
+    codes = (2 * codes - 1 if is_binary else codes).reshape(p.shape)
+    scale = p.scale if p.scale_format is None else p.scale_format.decode(p.scale, jnp.float32)
+    return QTensor(codes, scale, p.zero_point, p.format)
+
+
+def footprint(q: QTensor, *, scale_format: Format | None = None) -> Footprint:
+    """Count the bytes that `pack` would need.
+
+        M = ceil(n b / 8) + bytes(scale) + bytes(zero_point)
+
+    Survey, eq. 13, M(b) ~ b / 32, counts codes alone. Shapes suffice: q may hold
+    ShapeDtypeStructs, as from jax.eval_shape.
+    """
+    n = math.prod(q.shape)
+    scale_dtype = q.scale.dtype if scale_format is None else scale_format.storage_dtype
+    return Footprint(
+        codes=-(-n * int(q.format.bits) // 8),
+        scales=_num_bytes(q.scale.shape, scale_dtype),
+        zero_points=0 if q.zero_point is None else _num_bytes(q.zero_point.shape, jnp.int32),
+        num_elements=n,
+    )
+
+
+def _num_bytes(shape, dtype) -> int:
+    return math.prod(shape) * jnp.dtype(dtype).itemsize
+
+
+def _column(codes):
+    """Codes [*shape, 1] as uint32, negative ones as two's complement."""
+    wide = codes if codes.dtype == jnp.uint32 else codes.astype(jnp.int32)
+    return jax.lax.bitcast_convert_type(wide, jnp.uint32)[..., None]
+
+
+def _encode_scale(scale, format):
+    if scale.dtype != jnp.float32:
+        raise ValueError(f"scale: got {scale.dtype}, expected float32 to store as {format}.")
+    if not concrete_all(jax.jit(lambda s: format.decode(format.encode(s), s.dtype) == s), scale):
+        raise ValueError(
+            f"scale: got numbers that are not in {format}, expected ones that it holds exactly; "
+            "round the scales before quantizing, or pack without scale_format."
+        )
+    return format.encode(scale)
+
+
+def _is_binary(format) -> bool:
+    return isinstance(format, IntFormat) and format.is_binary
+
+
+def _check_bits(bits: Any) -> None:
+    if not isinstance(bits, int | np.integer) or not 1 <= bits <= MAX_BITS:
+        raise ValueError(f"bits: got {bits!r}, expected an int in 1..{MAX_BITS}.")
