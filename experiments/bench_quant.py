@@ -1,0 +1,136 @@
+"""What fake quantization costs, against copying the same array: the least that memory allows.
+
+    python -m experiments.bench_quant
+
+Every format runs once in each round, the copy too, so that each ratio is of one moment; medians
+over rounds. With qwix installed (the extra `peers`), its quantize-and-dequantize runs as well.
+"""
+
+import argparse
+import functools
+import sys
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import store
+from qdiffjax import quant
+
+
+def integer(bits: int, scale_shape_fn, symmetric: bool = True) -> Callable:
+    """Make a quantizer whose scale is a constant, calibrated once, as in a sampler."""
+    format = quant.IntFormat(bits) if symmetric else quant.IntFormat(bits, signed=False)
+
+    def make(x):
+        calibrate = quant.absmax if symmetric else quant.minmax
+        grid = calibrate(x, format=format, scale_shape=scale_shape_fn(x))
+        return jax.jit(lambda x: quant.fake_quant(x, *grid, format=format))
+
+    return make
+
+
+def scaled(format: quant.Format) -> Callable:
+    """Make a quantizer with one constant scale."""
+
+    def make(x):
+        scale, _ = quant.absmax(x, format=format)
+        return jax.jit(lambda x: quant.fake_quant(x, scale, format=format))
+
+    return make
+
+
+def block(format: quant.BlockFormat) -> Callable:
+    """Make a quantizer that computes its scales from the data, as block formats do."""
+    return lambda x: jax.jit(functools.partial(quant.fake_quant_block, format=format))
+
+
+def qwix(qtype: str) -> Callable:
+    """Make the peer's quantizer: per-channel scales from the data, quantize, dequantize."""
+
+    def make(x):
+        from qwix._src.core import qarray
+
+        how = qarray.HowToQuantize(qtype=qtype, channelwise_axes=(1,))
+        return jax.jit(lambda x: qarray.dequantize(qarray.quantize(x, how)))
+
+    return make
+
+
+CHANNEL = functools.partial(quant.per_channel, channel_axis=1)
+GROUP = functools.partial(quant.per_group, axis=1, group_size=32)
+CASES: dict[str, Callable] = {
+    "copy": lambda x: jax.jit(jnp.copy),
+    "int8 per channel": integer(8, CHANNEL),
+    "int4 per channel": integer(4, CHANNEL),
+    "uint8 affine per channel": integer(8, CHANNEL, symmetric=False),
+    "int4 per group of 32": integer(4, GROUP),
+    "int8 per token": integer(8, quant.per_token),
+    "e4m3fn": scaled(quant.E4M3FN),
+    "e2m1": scaled(quant.E2M1),
+    "nf4": scaled(quant.nf4()),
+    "MXFP8 e4m3": block(quant.MXFP8_E4M3),
+    "MXFP4": block(quant.MXFP4),
+    "MXINT8": block(quant.MXINT8),
+    "NVFP4": block(quant.NVFP4),
+    "qwix int8 per channel, dynamic": qwix("int8"),
+}
+
+
+def run(size: int, num_rounds: int) -> tuple[list[str], np.ndarray]:
+    """Return names and seconds [num_rounds, num_cases] on a float32 array [size, size]."""
+    x = jax.random.normal(jax.random.key(0), (size, size), jnp.float32)
+    fns = {}
+    for name, make in CASES.items():
+        try:
+            fns[name] = make(x)
+            jax.block_until_ready(fns[name](x))
+        except ImportError:  # the peer is an extra
+            fns.pop(name, None)
+    seconds = np.zeros((num_rounds, len(fns)))
+    for row in seconds:
+        for i, fn in enumerate(fns.values()):
+            start = time.perf_counter()
+            jax.block_until_ready(fn(x))
+            row[i] = time.perf_counter() - start
+    return list(fns), seconds
+
+
+def main(argv=None) -> int:
+    """Run, print the table, write the results."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.bench_quant", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--size", type=int, default=4096, help="side of the array, of 32 divisible")
+    parser.add_argument("--num-rounds", type=int, default=20, help="runs of every format")
+    parser.add_argument("--output", default="runs/bench_quant", help="folder of the results")
+    args = vars(parser.parse_args(argv))
+    folder = args.pop("output")
+    try:
+        store.check_writable(folder)
+        if args["num_rounds"] < 1 or args["size"] < 32 or args["size"] % 32:
+            raise ValueError("num-rounds must be at least 1, size a positive multiple of 32.")
+        names, seconds = run(**args)
+    except (ValueError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    ratios = seconds / seconds[:, :1]
+    rows = [
+        {"format": name, "milliseconds": 1e3 * float(np.median(seconds[:, i])),
+         "over_copy": float(np.median(ratios[:, i])), "over_copy_min": float(ratios[:, i].min()),
+         "over_copy_max": float(ratios[:, i].max())}
+        for i, name in enumerate(names)
+    ]  # fmt: skip
+    device = str(jax.devices()[0].device_kind)
+    store.save(folder, args, {"seconds": seconds}, rows, device=device)
+    for row in rows:
+        print(f"{row['format']:32s} {row['milliseconds']:8.2f} ms  {row['over_copy']:6.2f} x copy"
+              f"  ({row['over_copy_min']:.2f} to {row['over_copy_max']:.2f})")  # fmt: skip
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
