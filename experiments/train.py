@@ -1,68 +1,43 @@
-"""Train the UNet denoiser that the experiments analyse.
+"""Train the networks that the experiments analyse.
 
-    python -m experiments.train --data DIR --steps 16000     Fashion-MNIST, hours on a CPU
+    python -m experiments.train --data DIR --steps 16000     UNet on Fashion-MNIST, hours on a CPU
     python -m experiments.train --data digits --steps 1000   8x8 digits, minutes on a CPU
+    python -m experiments.train --data DIR --model dit --classes   class-conditional transformer
+
+Latent diffusion: first an autoencoder, then a denoiser of its latents.
+
+    python -m experiments.train --data DIR --model autoencoder --output runs/autoencoder
+    python -m experiments.train --data DIR --latent runs/autoencoder/checkpoint --output runs/latent
 
 An interrupted run (Ctrl-C, a reboot) continues when the same command is given again.
 """
 
 import argparse
 import dataclasses
+import shutil
 import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
-from qdiffjax import checkpoints, data, diffusion, training
-from qdiffjax.diffusion import losses
+from experiments.train_parts import (
+    WEIGHTINGS,
+    autoencoder_config,
+    dit_config,
+    draw,
+    encode,
+    model_config,
+    reconstructions,
+    sample_grid,
+    train,
+    with_latent_scale,
+)
+from qdiffjax import checkpoints, data, networks, training
 
-
-def model_config(images, channels, num_blocks) -> checkpoints.ModelConfig:
-    """A UNet that fits `images` [n, h, w, c]: pixels folded 2x2 from 16 pixels on."""
-    attention = (False,) * (len(channels) - 1) + (True,)
-    patch = 2 if images.shape[1] >= 16 else 1
-    return checkpoints.ModelConfig(
-        tuple(images.shape[1:]), tuple(channels), num_blocks, attention, patch
-    )
-
-
-def train(images, config: checkpoints.ModelConfig, settings: training.TrainConfig, **kwargs):
-    """Train and return the final `training.TrainState`; keyword arguments are those of `fit`."""
-    network = checkpoints.build(config)
-    schedule = diffusion.linear(config.num_train_steps)
-    params = checkpoints.init_params(config, jax.random.key(settings.seed))
-
-    def loss_fn(params, key, x_0):
-        return losses.eps_loss(network.apply, params, key, x_0, schedule)
-
-    return training.fit(loss_fn, params, images, settings, **kwargs)
-
-
-def sample_grid(denoiser: checkpoints.Denoiser, *, num=64, num_steps=100, seed=0):
-    """DDIM samples [num, h, w, c] of a trained denoiser."""
-    x_T = jax.random.normal(jax.random.key(seed), (num, *denoiser.config.shape))
-    steps = diffusion.ddim(denoiser.schedule, num_steps)
-    call_fn = diffusion.bind(denoiser.eps_fn, denoiser.params)
-    return np.asarray(jax.jit(lambda x: diffusion.sample(call_fn, x, steps).x_0)(x_T))
-
-
-def draw(images, curve, log_every, path):
-    """Write samples.png and loss.png into the folder `path`."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    side = int(np.sqrt(len(images)))
-    rows = [np.concatenate(list(images[i * side : (i + 1) * side]), axis=1) for i in range(side)]
-    grid = data.to_uint8(np.concatenate(rows, axis=0).squeeze())
-    plt.imsave(path / "samples.png", np.kron(grid, np.ones((2, 2), np.uint8)), cmap="gray")
-    fig, ax = plt.subplots(figsize=(5, 3), layout="constrained")
-    ax.plot(log_every * np.arange(1, len(curve) + 1), curve, lw=0.8)
-    ax.set(xlabel="training step", ylabel="mean squared error of eps", yscale="log")
-    fig.savefig(path / "loss.png", dpi=110)
-    plt.close(fig)
+__all__ = ["main", "model_config", "sample_grid", "train"]
 
 
 def parse(argv=None) -> argparse.Namespace:
@@ -72,15 +47,86 @@ def parse(argv=None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     default = training.TrainConfig()
-    parser.add_argument("--data", required=True, help="'digits', an .npz, an IDX file, or a folder")
-    parser.add_argument("--output", default="runs/unet", help="folder of the run (%(default)s)")
-    parser.add_argument("--steps", type=int, default=16_000, help="optimizer steps (%(default)s)")
-    parser.add_argument("--batch", type=int, default=64, help="images a step (%(default)s)")
-    parser.add_argument("--rate", type=float, default=default.learning_rate, help="Adam's rate")
-    parser.add_argument("--channels", type=int, nargs="+", default=[32, 64], help="UNet widths")
-    parser.add_argument("--blocks", type=int, default=1, help="residual blocks a level")
-    parser.add_argument("--seed", type=int, default=0, help="of everything random (%(default)s)")
+    add = parser.add_argument
+    add("--data", required=True, help="'digits', an .npz, an IDX file, or a folder")
+    add("--output", default="runs/unet", help="folder of the run (%(default)s)")
+    add("--model", choices=["unet", "dit", "autoencoder"], default="unet", help="%(default)s")
+    add("--latent", help="checkpoint of the autoencoder whose latents to model")
+    add("--classes", action="store_true", help="condition on the labels of the data")
+    add("--prediction", choices=sorted(networks.PREDICTIONS), default="eps", help="%(default)s")
+    add("--schedule", choices=sorted(networks.SCHEDULES), default="linear", help="%(default)s")
+    add("--weighting", choices=sorted(WEIGHTINGS), default="simple", help="%(default)s")
+    add("--steps", type=int, default=16_000, help="optimizer steps (%(default)s)")
+    add("--batch", type=int, default=64, help="images a step (%(default)s)")
+    add("--rate", type=float, default=default.learning_rate, help="Adam's rate (%(default)s)")
+    add("--channels", type=int, nargs="+", default=[32, 64], help="UNet, autoencoder: widths")
+    add("--blocks", type=int, default=1, help="UNet: residual blocks a level (%(default)s)")
+    add("--patch", type=int, default=4, help="DiT: pixels a side (%(default)s)")
+    add("--width", type=int, default=96, help="DiT: of its tokens (%(default)s)")
+    add("--depth", type=int, default=4, help="DiT: blocks (%(default)s)")
+    add("--latent-channels", type=int, default=4, help="autoencoder (%(default)s)")
+    add("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the computation")
+    add("--devices", type=int, default=1, help="devices that share each batch (%(default)s)")
+    add("--seed", type=int, default=0, help="of everything random (%(default)s)")
     return parser.parse_args(argv)
+
+
+def configure(args, dataset: data.Dataset) -> checkpoints.ModelConfig:
+    """The model that the command line asks for.
+
+    Raises:
+      ValueError: --classes for data without labels or for an autoencoder.
+    """
+    if args.classes and (dataset.labels is None or args.model == "autoencoder"):
+        raise ValueError(
+            f"got --classes with --model {args.model} and "
+            f"{'no' if dataset.labels is None else 'good'} labels in {args.data}, expected a "
+            "denoiser and labels; leave it out."
+        )
+    if args.model == "autoencoder":
+        return autoencoder_config(dataset.images, args.channels, args.latent_channels)
+    num_classes = dataset.num_classes if args.classes else 0
+    if args.model == "dit":
+        config = dit_config(dataset.images, args.width, args.depth, args.patch, num_classes)
+    else:
+        config = model_config(dataset.images, args.channels, args.blocks, num_classes)
+    return dataclasses.replace(config, prediction=args.prediction, schedule=args.schedule)
+
+
+def make_mesh(num_devices: int) -> Mesh | None:
+    """The first `num_devices` devices in a row; None for one.
+
+    Raises:
+      ValueError: there are fewer.
+    """
+    found = jax.devices()
+    if not 1 <= num_devices <= len(found):
+        raise ValueError(f"got --devices {num_devices}, expected 1 ... {len(found)}, all there are")
+    return Mesh(np.array(found[:num_devices]), ("batch",)) if num_devices > 1 else None
+
+
+def prepare(args) -> tuple[data.Dataset, checkpoints.ModelConfig]:
+    """Load the data, encode it for latent diffusion, and describe the model; raises as they do."""
+    dataset = data.load(args.data)
+    print(f"{len(dataset.images)} images of shape {dataset.images.shape[1:]} from {args.data}")
+    if args.latent:
+        latents = encode(checkpoints.load_codec(args.latent), dataset.images)
+        print(f"latents of shape {latents.shape[1:]}, standard deviation {latents.std():.3f}")
+        dataset = dataset._replace(images=latents)
+    return dataset, configure(args, dataset)
+
+
+def finish(args, config, state, dataset, path) -> np.ndarray:
+    """Write the checkpoint to `path` and return the images that show what it can do."""
+    if args.model == "autoencoder":
+        config = with_latent_scale(config, state.ema, dataset.images)
+    checkpoints.save(path, state.ema, config, dtype=jnp.bfloat16)
+    if args.model == "autoencoder":
+        return reconstructions(checkpoints.load_codec(path), dataset.images[:32])
+    if args.latent:
+        shutil.copytree(args.latent, path / "autoencoder", dirs_exist_ok=True)
+    denoiser = checkpoints.load(path)
+    return sample_grid(denoiser, num=denoiser.config.num_classes**2 or 64)
 
 
 def main(argv=None) -> int:
@@ -88,25 +134,29 @@ def main(argv=None) -> int:
     args = parse(argv)
     path = Path(args.output)
     try:
-        images = data.load_images(args.data)
+        mesh = make_mesh(args.devices)
         path.mkdir(parents=True, exist_ok=True)
+        dataset, config = prepare(args)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     settings = training.TrainConfig(
-        num_steps=args.steps, batch_size=args.batch, learning_rate=args.rate, seed=args.seed
-    )
-    config = model_config(images, args.channels, args.blocks)
-    print(f"{len(images)} images of shape {images.shape[1:]} from {args.data}; run in {path}")
-    state = train(images, config, settings, directory=path / "state")
+        num_steps=args.steps, batch_size=args.batch, learning_rate=args.rate, seed=args.seed,
+        log_every=min(training.TrainConfig.log_every, args.steps),
+    )  # fmt: skip
+    state = train(
+        dataset.images, config, settings, labels=dataset.labels,
+        weight_fn=WEIGHTINGS[args.weighting], dtype=jnp.dtype(args.dtype),
+        directory=path / "state", mesh=mesh,
+    )  # fmt: skip
     curve = np.asarray(state.losses)
     command = " ".join(["python -m experiments.train", *(argv or sys.argv[1:])])
     trained = {"command": command, "final_loss": float(np.mean(curve[-20:]))}
     trained |= dataclasses.asdict(settings)
-    config = dataclasses.replace(config, trained=trained)
-    checkpoints.save(path / "checkpoint", state.ema, config)
+    images = finish(
+        args, dataclasses.replace(config, trained=trained), state, dataset, path / "checkpoint"
+    )
     np.savez(path / "checkpoint" / "loss.npz", loss=curve, log_every=settings.log_every)
-    images = sample_grid(checkpoints.load(path / "checkpoint"))
     draw(images, curve, settings.log_every, path / "checkpoint")
     print(f"checkpoint, samples.png and loss.png in {path / 'checkpoint'}")
     return 0

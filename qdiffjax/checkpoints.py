@@ -1,7 +1,8 @@
-"""Trained denoisers on disk: Orbax parameters beside a JSON file that says what they fit."""
+"""Trained networks on disk: Orbax parameters beside a JSON file that says what they fit."""
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,97 +11,165 @@ import jax.numpy as jnp
 import numpy as np
 
 from qdiffjax._typing import EpsFn
-from qdiffjax.diffusion import schedules
-from qdiffjax.models.unet import UNet
+from qdiffjax.networks import (
+    ModelConfig,
+    build,
+    init_params,
+    make_eps_fn,
+    make_net_fn,
+    make_schedule,
+)
+
+__all__ = [
+    "Codec", "Denoiser", "ModelConfig", "build", "init_params", "load", "load_codec",
+    "load_config", "load_params", "make_codec", "save",
+]  # fmt: skip
+_OLD_UNET = ("channels", "num_blocks", "attention", "patch")
 
 
-@dataclasses.dataclass(frozen=True)
-class ModelConfig:
-    """What a checkpoint's parameters fit: a UNet, its images, and the schedule it learned.
+class Codec(NamedTuple):
+    """A trained autoencoder; its latents have unit variance on its training data."""
 
-    Attributes:
-      shape: of one image, (height, width, channels).
-      channels, num_blocks, attention, patch: of the UNet.
-      num_train_steps: T of the linear schedule.
-      trained: how it was trained, for people; free text by name.
-    """
-
-    shape: tuple[int, ...]
-    channels: tuple[int, ...] = (32, 64)
-    num_blocks: int = 1
-    attention: tuple[bool, ...] = (False, True)
-    patch: int = 2
-    num_train_steps: int = 1000
-    trained: dict[str, Any] = dataclasses.field(default_factory=dict)
-
-
-class Denoiser(NamedTuple):
-    """A trained network: eps_fn(params, x [batch, *shape], t []) -> eps [batch, *shape]."""
-
-    eps_fn: EpsFn
-    params: Any
-    schedule: schedules.DiscreteSchedule
+    encode: Callable[[Any], Any]
+    decode: Callable[[Any], Any]
     config: ModelConfig
 
 
-def build(config: ModelConfig) -> UNet:
-    """Return the network that `config` describes, without parameters."""
-    return UNet(
-        channels=tuple(config.channels),
-        num_blocks=config.num_blocks,
-        attention=tuple(config.attention),
-        patch=config.patch,
-    )
+class Denoiser(NamedTuple):
+    """A trained network that samplers can call, whatever it predicts.
+
+    eps_fn(params, x [batch, *shape], t [], label=None) -> eps [batch, *shape]; a label is [] or
+    [batch] integers, and None or `config.num_classes` is "no class". net_fn has the same
+    arguments and returns the network's own prediction. codec: what decodes samples into images;
+    None if they are images.
+    """
+
+    eps_fn: EpsFn
+    params: Any
+    schedule: Any
+    config: ModelConfig
+    net_fn: EpsFn | None = None
+    codec: Codec | None = None
+
+    def conditioned(self, label) -> "Denoiser":
+        """Return the denoiser of one class: eps_fn(params, x, t) with `label` [] or [batch] bound.
+
+        Raises:
+          ValueError: the network has no such class.
+        """
+        num = self.config.num_classes
+        if not num:
+            raise ValueError(f"got label {label}, but this network knows no classes; use eps_fn.")
+        if not isinstance(label, jax.core.Tracer):
+            low, high = np.min(label), np.max(label)
+            if low < 0 or high > num:
+                raise ValueError(
+                    f"got labels from {low} to {high}, expected 0 ... {num - 1}, or {num} for no "
+                    "class; count classes from 0."
+                )
+        label = jnp.asarray(label, jnp.int32)
+        return self._replace(
+            eps_fn=_with_label(self.eps_fn, label), net_fn=_with_label(self.net_fn, label)
+        )
 
 
-def init_params(config: ModelConfig, key):
-    """Draw fresh parameters of the network that `config` describes."""
-    x = jnp.zeros((1, *config.shape), jnp.float32)
-    return build(config).init(key, x, jnp.zeros((), jnp.float32))
+def _with_label(fn, label):
+    return fn and (lambda params, x, t: fn(params, x, t, label))
 
 
-def save(path, params, config: ModelConfig) -> None:
-    """Write `params` (float32) and `config` to the folder `path`, replacing what is there."""
+def save(path, params, config: ModelConfig, *, dtype=jnp.float32) -> None:
+    """Write `params` in `dtype` and `config` to the folder `path`, replacing what is there.
+
+    bfloat16 halves the files; `load` returns float32 in any case.
+    """
     import orbax.checkpoint as ocp
 
     path = Path(path).absolute()
     path.mkdir(parents=True, exist_ok=True)
+    params = jax.tree.map(lambda a: np.asarray(jax.device_get(a)).astype(dtype), params)
     with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(path / "params", jax.device_get(params), force=True)
+        checkpointer.save(path / "params", params, force=True)
     (path / "config.json").write_text(json.dumps(dataclasses.asdict(config), indent=1) + "\n")
 
 
 def load(path) -> Denoiser:
-    """Read a checkpoint that `save` wrote.
+    """Read a denoiser that `save` wrote; a folder `autoencoder` in it decodes its samples.
 
     Raises:
       FileNotFoundError: there is no checkpoint at `path`; says what was looked for.
       ValueError: the parameters do not fit the network of config.json, or are not finite.
     """
+    config, params = load_params(path)
+    codec = Path(path) / "autoencoder"
+    return Denoiser(
+        make_eps_fn(config), params, make_schedule(config), config, make_net_fn(config),
+        load_codec(codec) if codec.is_dir() else None,
+    )  # fmt: skip
+
+
+def make_codec(params, config: ModelConfig) -> Codec:
+    """Return the encoder to the latents' means and the decoder, both scaled.
+
+        encode(x) = latent_scale * mean(x),   decode(z) = decoder(z / latent_scale)
+
+    Rombach et al. 2022, appendix G.
+    """
+    network, scale = build(config), np.float32(config.latent_scale)
+    return Codec(
+        lambda x: scale * network.apply(params, x, method="encode")[0],
+        lambda z: network.apply(params, z / scale, method="decode"),
+        config,
+    )
+
+
+def load_codec(path) -> Codec:
+    """Read an autoencoder that `save` wrote; raises as `load`."""
+    config, params = load_params(path)
+    if config.network != "autoencoder":
+        raise ValueError(f"{path} holds a {config.network}, expected an autoencoder; use `load`.")
+    return make_codec(params, config)
+
+
+def load_params(path) -> tuple[ModelConfig, Any]:
+    """Read the description and the float32 parameters of any checkpoint; raises as `load`."""
     path = Path(path).absolute()
-    config = _load_config(path)
-    expected = jax.eval_shape(lambda k: init_params(config, k), jax.random.key(0))
-    params = _load_params(path, expected)
+    config = load_config(path)
+    try:
+        expected = jax.eval_shape(lambda k: init_params(config, k), jax.random.key(0))
+    except TypeError as error:
+        raise _not_a_description(path, error) from error
+    params = _restore(path, expected)
     _check_fit(path, params, expected)
-    schedule = schedules.linear(config.num_train_steps)
-    return Denoiser(build(config).apply, params, schedule, config)
+    return config, params
 
 
-def _load_config(path) -> ModelConfig:
+def load_config(path) -> ModelConfig:
+    """Read the config.json of a checkpoint; its first layout, which knew only UNets, too."""
+    path = Path(path)
     if not (path / "config.json").is_file() or not (path / "params").is_dir():
         raise FileNotFoundError(
             f"No checkpoint in {path}: expected config.json and a folder params; "
             "train one with `python -m experiments.train`."
         )
     try:
-        raw = json.loads((path / "config.json").read_text())
-        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}
-        return ModelConfig(**fields)
-    except (AttributeError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path / 'config.json'} is not a model's description: {error}") from error
+        raw = dict(json.loads((path / "config.json").read_text()))
+        old = {name: raw.pop(name) for name in _OLD_UNET if name in raw}
+        raw = ({"arguments": old} if old else {}) | raw
+        raw["arguments"] = _tuples(raw.get("arguments", {}))
+        return ModelConfig(**_tuples(raw))
+    except (AttributeError, TypeError, ValueError) as error:
+        raise _not_a_description(path, error) from error
 
 
-def _load_params(path, expected):
+def _tuples(fields: dict) -> dict[str, Any]:
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+
+
+def _not_a_description(path, error) -> ValueError:
+    return ValueError(f"{Path(path) / 'config.json'} is not a model's description: {error}")
+
+
+def _restore(path, expected):
     import orbax.checkpoint as ocp
 
     # Restored as numpy under this machine's own layout: the saver's devices need not exist here.

@@ -1,11 +1,28 @@
-"""Images as arrays in [-1, 1], NHWC: IDX files, npz files, folders, and scikit-learn's digits."""
+"""Images in [-1, 1], NHWC, with labels: IDX files, npz files, folders, scikit-learn's digits."""
 
 import gzip
+import io
+import itertools
 import math
 import struct
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+
+
+class Dataset(NamedTuple):
+    """images [n, h, w, c] float32 in [-1, 1]; labels [n] int32 in 0 ... classes - 1, or None."""
+
+    images: np.ndarray
+    labels: np.ndarray | None = None
+
+    @property
+    def num_classes(self) -> int:
+        """One more than the largest label; 0 without labels."""
+        return 0 if self.labels is None else int(self.labels.max()) + 1
 
 
 def to_unit(images):
@@ -39,26 +56,36 @@ def read_idx(path):
     return np.frombuffer(raw, np.uint8, offset=start).reshape(shape)
 
 
-def digits():
+def digits() -> np.ndarray:
     """Return the 1797 handwritten digits of scikit-learn: [1797, 8, 8, 1] in [-1, 1]."""
-    from sklearn.datasets import load_digits
-
-    return (load_digits().images.astype(np.float32) / 8.0 - 1.0)[..., None]
+    return load("digits").images
 
 
-def load_images(path):
-    """Load training images [n, h, w, c] in [-1, 1] from `path`.
+def load_images(path) -> np.ndarray:
+    """Return the images of `load(path)` [n, h, w, c]."""
+    return load(path).images
+
+
+def load(path, split: str = "train") -> Dataset:
+    """Load images in [-1, 1] and, where there are any, their labels.
 
     Args:
-      path: the word "digits"; an .npz file (its first uint8 array of rank 3 or 4); an IDX file;
-        or a folder that holds a `train-images*` IDX file.
+      path: one of
+        "digits", the 8x8 digits of scikit-learn (which have no split: always all);
+        an .npz: uint8 images of rank 3 or 4 and labels, as arrays of any names (names that contain
+          the split win), or JPEGs as `header`, `<split>_bytes`, `<split>_offsets`, `<split>_y`;
+        an IDX file of images (labels from the `labels-idx1` file beside it);
+        a folder of IDX files `train-images*`, `train-labels*` (or `t10k-*` for the test split);
+        a folder of image files of one size; its subfolders, in the order of their names, are the
+          classes; a subfolder named as the split is entered first.
+      split: "train" or "test".
 
     Raises:
       FileNotFoundError: nothing at `path`, or no images in the folder; says what was found.
-      ValueError: the file holds no uint8 images.
+      ValueError: no usable images, images of several sizes, or labels that do not fit them.
     """
     if str(path) == "digits":
-        return digits()
+        return _digits()
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(
@@ -66,16 +93,93 @@ def load_images(path):
             "On Debian, Fashion-MNIST is the package dataset-fashion-mnist."
         )
     if path.is_dir():
-        found = sorted(path.glob("train-images*"))
-        if not found:
-            names = ", ".join(p.name for p in sorted(path.iterdir())[:8]) or "nothing"
-            raise FileNotFoundError(f"No train-images* in {path}; it holds {names}.")
-        path = found[0]
-    if path.suffix != ".npz":
-        return to_unit(read_idx(path))
+        images, labels = _read_folder(path, split)
+    elif path.suffix == ".npz":
+        images, labels = _read_npz(path, split)
+    else:
+        images, labels = _read_idx_pair(path)
+    return _checked(path, images, labels)
+
+
+def _digits():
+    from sklearn.datasets import load_digits
+
+    found = load_digits()
+    images = (found.images.astype(np.float32) / 8.0 - 1.0)[..., None]
+    return Dataset(images, found.target.astype(np.int32))
+
+
+def _checked(path, images, labels):
+    if labels is None:
+        return Dataset(to_unit(images))
+    labels = np.asarray(labels).astype(np.int32)
+    if labels.shape != images.shape[:1] or labels.min(initial=0) < 0:
+        raise ValueError(
+            f"{path} holds {len(images)} images and labels of shape {labels.shape} from "
+            f"{labels.min(initial=0)}, expected one label from 0 for each image."
+        )
+    return Dataset(to_unit(images), labels)
+
+
+def _read_idx_pair(path):
+    beside = path.with_name(path.name.replace("images", "labels").replace("idx3", "idx1"))
+    labels = read_idx(beside) if beside != path and beside.is_file() else None
+    return read_idx(path), labels
+
+
+def _read_folder(path, split):
+    idx = sorted(path.glob(("train" if split == "train" else "t10k") + "-images*"))
+    if idx:
+        return _read_idx_pair(idx[0])
+    root = path / split if (path / split).is_dir() else path
+    classes = sorted(p for p in root.iterdir() if p.is_dir())
+    groups = [sorted(_pictures(p)) for p in classes] if classes else [sorted(_pictures(root))]
+    files = [f for group in groups for f in group]
+    if not files:
+        names = ", ".join(p.name for p in sorted(path.iterdir())[:8]) or "nothing"
+        raise FileNotFoundError(f"No train-images* and no image files in {path}; it holds {names}.")
+    images = [_picture(f) for f in files]
+    if len({a.shape for a in images}) > 1:
+        odd = next(i for i, a in enumerate(images) if a.shape != images[0].shape)
+        raise ValueError(
+            f"{files[odd]} has shape {images[odd].shape}, {files[0]} has {images[0].shape}; "
+            "expected images of one size and colour mode, convert them first."
+        )
+    labels = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
+    return np.stack(images), labels if classes else None
+
+
+def _pictures(folder):
+    return (f for f in folder.iterdir() if f.suffix.lower() in SUFFIXES)
+
+
+def _picture(file):
+    """Decode one image file or buffer: uint8 [h, w] if grey, else [h, w, 3]."""
+    from PIL import Image
+
+    with Image.open(file) as image:
+        return np.asarray(image if image.mode == "L" else image.convert("RGB"))
+
+
+def _read_npz(path, split):
     with np.load(path) as arrays:
-        stored = (arrays[name] for name in arrays)
-        images = [a for a in stored if a.dtype == np.uint8 and a.ndim in (3, 4)]
-        if not images:
+        if "header" in arrays and f"{split}_offsets" in arrays:
+            return _read_jpegs(arrays, split), arrays.get(f"{split}_y")
+        # Names of this split first; stable, so the stored order otherwise.
+        stored = sorted(((name, arrays[name]) for name in arrays), key=lambda p: split not in p[0])
+        found = [a for _, a in stored if a.dtype == np.uint8 and a.ndim in (3, 4)]
+        if not found:
             raise ValueError(f"{path} holds no uint8 array of rank 3 or 4; it has {list(arrays)}.")
-        return to_unit(images[0])
+        images = found[0]
+        fits = [
+            a.ravel() for _, a in stored
+            if np.issubdtype(a.dtype, np.integer) and a.shape in ((len(images),), (len(images), 1))
+        ]  # fmt: skip
+        return images, fits[0] if fits else None
+
+
+def _read_jpegs(arrays, split):
+    header, raw = arrays["header"].tobytes(), arrays[f"{split}_bytes"].tobytes()
+    ends = arrays[f"{split}_offsets"].astype(np.int64)
+    files = (header + raw[a:b] for a, b in itertools.pairwise(ends))
+    return np.stack([_picture(io.BytesIO(f)) for f in files])

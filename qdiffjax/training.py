@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,12 +42,18 @@ class TrainConfig:
 
 
 class TrainState(NamedTuple):
-    """Everything that a resumed run needs; losses [num_steps // log_every] is the curve so far."""
+    """Everything that a resumed run needs.
+
+    window: sum of the losses since the last point of the curve [].
+    losses: the curve so far, each point a mean over log_every steps
+      [max(1, num_steps // log_every)].
+    """
 
     step: Any
     params: Any
     ema: Any
     opt_state: Any
+    window: Any
     losses: Any
 
 
@@ -68,24 +75,33 @@ def init_state(params, config: TrainConfig) -> TrainState:
     """State before the first step."""
     # Copies: the training step donates its state, and `params` stay the caller's.
     params = jax.tree.map(jnp.array, params)
-    losses = jnp.full((config.num_steps // config.log_every,), jnp.nan, jnp.float32)
+    # Orbax stores no empty array, so the curve of a run shorter than a window is one NaN.
+    num_points = max(1, config.num_steps // config.log_every)
+    losses = jnp.full((num_points,), jnp.nan, jnp.float32)
     ema = jax.tree.map(jnp.array, params)
-    return TrainState(jnp.int32(0), params, ema, make_optimizer(config).init(params), losses)
+    opt_state = make_optimizer(config).init(params)
+    return TrainState(jnp.int32(0), params, ema, opt_state, jnp.float32(0), losses)
 
 
-def make_train_step(loss_fn: Callable, config: TrainConfig):
-    """Return train_step(state, images) -> (state, loss), compiled.
+def make_train_step(loss_fn: Callable, config: TrainConfig, mesh: Mesh | None = None):
+    """Return train_step(state, examples) -> (state, loss), compiled.
 
     The batch, the times and the noise of step n come from fold_in(key(seed), n): a run that was
-    interrupted and resumed is the same run.
+    interrupted and resumed is the same run. On a mesh the batch is split over all its devices and
+    XLA averages the gradients; the loss is that of one device up to the order of the sums.
     """
     optimizer = make_optimizer(config)
 
-    def train_step(state, images):
+    def train_step(state, examples):
         k_batch, k_loss = jax.random.split(
             jax.random.fold_in(jax.random.key(config.seed), state.step)
         )
-        batch = images[jax.random.randint(k_batch, (config.batch_size,), 0, images.shape[0])]
+        num = jax.tree.leaves(examples)[0].shape[0]
+        index = jax.random.randint(k_batch, (config.batch_size,), 0, num)
+        if mesh is not None:
+            split = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+            index = jax.lax.with_sharding_constraint(index, split)
+        batch = jax.tree.map(lambda a: a[index], examples)
         loss, grads = jax.value_and_grad(loss_fn)(state.params, k_loss, batch)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -93,28 +109,39 @@ def make_train_step(loss_fn: Callable, config: TrainConfig):
         n = state.step.astype(jnp.float32)
         decay = jnp.minimum(config.ema_decay, (1 + n) / (10 + n))
         ema = optax.incremental_update(params, state.ema, 1 - decay)
-        return TrainState(state.step + 1, params, ema, opt_state, state.losses), loss
+        curve = _extend_curve(state, loss.astype(jnp.float32), config.log_every)
+        return TrainState(state.step + 1, params, ema, opt_state, *curve), loss
 
     return jax.jit(train_step, donate_argnums=0)
+
+
+def _extend_curve(state, loss, log_every):
+    """Return (window, losses) after one more loss: part of the state, so that resuming keeps it."""
+    window, is_point = state.window + loss, (state.step + 1) % log_every == 0
+    # Beyond the curve's end (a last, incomplete window) nothing is written.
+    points = state.losses.at[state.step // log_every].set(window / log_every, mode="drop")
+    return jnp.where(is_point, 0.0, window), jnp.where(is_point, points, state.losses)
 
 
 def fit(
     loss_fn: Callable,
     params,
-    images,
+    examples,
     config: TrainConfig,
     *,
     directory: str | Path | None = None,
+    mesh: Mesh | None = None,
     progress: bool = True,
 ) -> TrainState:
-    """Minimise loss_fn(params, key, batch) over images, resuming a run that `directory` holds.
+    """Minimise loss_fn(params, key, batch) over examples, resuming a run that `directory` holds.
 
     Args:
-      loss_fn: (params, key, x_0 [batch, h, w, c]) -> scalar.
+      loss_fn: (params, key, batch) -> scalar; a batch has the structure of `examples`.
       params: initial parameters, any pytree.
-      images: training images [n, h, w, c], kept on the device.
+      examples: training data, an array or a pytree of arrays [n, ...], kept on the device.
       config: how to train.
       directory: where checkpoints go; None keeps none.
+      mesh: devices to share each batch; None is one device.
       progress: show a progress bar.
 
     Returns:
@@ -122,35 +149,24 @@ def fit(
 
     Raises:
       FloatingPointError: the loss became NaN or infinite; the last checkpoint is kept.
+      ValueError: the mesh does not divide the batch, or `directory` holds another run.
     """
     from tqdm import tqdm
 
-    state = init_state(params, config)
+    state, examples = _place(init_state(params, config), examples, config, mesh)
     manager = _manager(directory) if directory is not None else None
     if manager is not None and manager.latest_step() is not None:
         state = _restore(manager, state)
-    train_step = make_train_step(loss_fn, config)
-    images = jnp.asarray(images)
-    window: list = []
-    start = int(state.step)
+    train_step = make_train_step(loss_fn, config, mesh)
     bar = tqdm(
-        range(start, config.num_steps), initial=start, total=config.num_steps,
+        range(int(state.step), config.num_steps), initial=int(state.step), total=config.num_steps,
         disable=not progress, desc="training", unit="step",
     )  # fmt: skip
     try:
         for n in bar:
-            state, loss = train_step(state, images)
-            window.append(loss)
+            state, _ = train_step(state, examples)
             if (n + 1) % config.log_every == 0:
-                mean = float(np.mean(jax.device_get(window)))
-                window = []
-                if not np.isfinite(mean):
-                    raise FloatingPointError(
-                        f"loss is {mean} at step {n + 1}; lower the learning rate "
-                        f"(now {config.learning_rate}) and start from the last checkpoint."
-                    )
-                state = state._replace(losses=state.losses.at[n // config.log_every].set(mean))
-                bar.set_postfix(loss=f"{mean:.4f}")
+                bar.set_postfix(loss=f"{_last_point(state, config):.4f}")
             is_last = n + 1 == config.num_steps
             if manager is not None and (is_last or (n + 1) % config.save_every == 0):
                 _save(manager, state)
@@ -163,6 +179,31 @@ def fit(
             manager.wait_until_finished()
             manager.close()
     return state
+
+
+def _place(state, examples, config, mesh):
+    """Put the state and the examples on the device, or a copy of them on each of the mesh."""
+    examples = jax.tree.map(jnp.asarray, examples)
+    if mesh is None:
+        return state, examples
+    if config.batch_size % mesh.size:
+        raise ValueError(
+            f"got batches of {config.batch_size} for {mesh.size} devices, expected a multiple of "
+            f"{mesh.size}; change batch_size."
+        )
+    return jax.device_put((state, examples), NamedSharding(mesh, PartitionSpec()))
+
+
+def _last_point(state, config) -> float:
+    """Return the newest point of the curve, if it is finite."""
+    step = int(state.step)
+    mean = float(state.losses[step // config.log_every - 1])
+    if not np.isfinite(mean):
+        raise FloatingPointError(
+            f"loss is {mean} at step {step}; lower the learning rate "
+            f"(now {config.learning_rate}) and start from the last checkpoint."
+        )
+    return mean
 
 
 def _manager(directory):

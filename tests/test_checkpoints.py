@@ -10,7 +10,8 @@ import pytest
 from qdiffjax import checkpoints
 
 CONFIG = checkpoints.ModelConfig(
-    shape=(4, 4, 1), channels=(8,), attention=(False,), patch=2, num_train_steps=50,
+    shape=(4, 4, 1), network="unet", num_train_steps=50,
+    arguments={"channels": (8,), "num_blocks": 1, "attention": (False,), "patch": 2},
     trained={"data": "noise", "steps": [1, 2]},
 )  # fmt: skip
 
@@ -56,7 +57,7 @@ def test_a_missing_checkpoint_says_what_was_expected(tmp_path):
     "changes", [{"channels": [16]}, {"num_blocks": 2}, {"attention": [True]}, {"patch": 1}]
 )
 def test_parameters_of_another_network_are_refused(saved, changes):
-    edit_config(saved, **changes)
+    edit_config(saved, arguments={**CONFIG.arguments, **changes})
     with pytest.raises(ValueError, match=r"do not fit the network|expects"):
         checkpoints.load(saved)
 

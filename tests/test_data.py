@@ -56,7 +56,7 @@ def test_what_is_missing_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"No data at .*nowhere.*'digits', an .npz"):
         data.load_images(tmp_path / "nowhere")
     (tmp_path / "readme.txt").write_text("")
-    with pytest.raises(FileNotFoundError, match=r"No train-images\* in .*holds readme.txt"):
+    with pytest.raises(FileNotFoundError, match=r"No train-images\* .*holds readme.txt"):
         data.load_images(tmp_path)
 
 

@@ -159,7 +159,8 @@ def test_a_missing_checkpoint_is_refused(tmp_path, refused):
 def test_a_checkpoint_of_another_network_is_refused(tmp_path, refused):
     path = tiny.save(tmp_path / "wrong")
     config = json.loads((path / "config.json").read_text())
-    (path / "config.json").write_text(json.dumps(config | {"channels": [16]}))
+    config["arguments"]["channels"] = [16]
+    (path / "config.json").write_text(json.dumps(config))
     assert str(path) in refused(flags(path, tmp_path / "out"))
 
 

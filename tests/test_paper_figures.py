@@ -9,10 +9,10 @@ import pytest
 
 from experiments import plots, store
 from paper_figures import __main__ as paper
-from paper_figures import style
+from paper_figures import fig4_number_formats, style
 
 NUM_STEPS, NUM_SAMPLES, SITES = 4, 8, ("input", "conv_in/kernel", "output")
-NAMES = ["fig1_error_bounds", "fig2_ledger", "fig3_samples"]
+NAMES = ["fig1_error_bounds", "fig2_ledger", "fig3_samples", "fig4_number_formats"]
 
 
 def write_results(folder, widths=((8, 8), (4, 8))):
@@ -36,10 +36,29 @@ def write_results(folder, widths=((8, 8), (4, 8))):
     return folder
 
 
+def write_formats(folder):
+    """Results in the form of `experiments.number_formats`, with made-up numbers."""
+    formats = [("integer", "int4", 4.0), ("integer", "int8", 8.0), ("float", "bf16", 16.0)]
+    sources = np.array(["gaussian", "weights", "activations"])
+    measured = np.array([[1e-2, 2e-2, 4e-2], [1e-4, 2e-4, 4e-4], [1e-6, 2e-6, 4e-6]])
+    arrays = {
+        "measured": measured, "predicted": measured * np.array([1.0, 1.02, 0.9]),
+        "signal": np.ones(3), "formats": np.array([name for _, name, _ in formats]),
+        "sources": sources, "tensors": sources,
+    }  # fmt: skip
+    rows = [
+        {"source": str(source), "family": family, "format": name, "bits": bits,
+         "sqnr_measured_db": 6 * bits + i, "sqnr_predicted_db": 6 * bits + i + 0.1}
+        for family, name, bits in formats for i, source in enumerate(sources)
+    ]  # fmt: skip
+    store.save(folder, {}, arrays, rows)
+
+
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("results")
     write_results(folder / "error_bounds")
+    write_formats(folder / "number_formats")
     return folder
 
 
@@ -67,8 +86,10 @@ def test_recompute_runs_each_experiment_into_its_own_folder(tmp_path, monkeypatc
     commands = []
     monkeypatch.setattr(subprocess, "run", lambda command, **_: commands.append(command))
     paper.main(["--recompute", "--results", str(tmp_path), "--output", str(tmp_path)])
-    output = str(tmp_path / "error_bounds")
-    assert [c[1:] for c in commands] == [["-m", "experiments.error_bounds", "--output", output]]
+    assert [c[1:] for c in commands] == [
+        ["-m", f"experiments.{name}", "--output", str(tmp_path / name)]
+        for name in ("error_bounds", "number_formats")
+    ]
 
 
 def test_the_same_figure_gives_the_same_bytes(results, tmp_path):
@@ -108,3 +129,16 @@ def test_any_number_of_widths_is_drawn(tmp_path, num):
     ]
     assert len(plots.draw_samples(*loaded).axes) == (1 + 2 * num) * NUM_SAMPLES
     assert len(plots.draw_ledger(*loaded).axes) == 2 * num + 1  # the last is the colour bar
+
+
+def test_points_of_the_formats_are_the_saved_numbers(results):
+    axes = fig4_number_formats.draw(store.load(results / "number_formats")).axes
+    assert [ax.get_title() for ax in axes[:3]] == [
+        "Gaussian", "weights, by output channel", "activations, by tensor"
+    ]  # fmt: skip
+    points = {line.get_label(): line.get_xydata() for line in axes[1].get_lines()}
+    np.testing.assert_allclose(points["integer"], [[4, 25], [8, 49]])
+    assert "float" not in points  # 16 bits are beyond the axis
+    middles = {line.get_label().split(":")[0]: line.get_ydata() for line in axes[3].get_lines()}
+    np.testing.assert_allclose(middles["weights"], 2.0)
+    np.testing.assert_allclose(middles["activations"], -10.0)

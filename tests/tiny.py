@@ -6,8 +6,9 @@ import jax.numpy as jnp
 from qdiffjax import checkpoints
 
 CONFIG = checkpoints.ModelConfig(
-    shape=(8, 8, 1), channels=(8,), num_blocks=1, attention=(False,), patch=1, num_train_steps=50
-)
+    shape=(8, 8, 1), network="unet", num_train_steps=50,
+    arguments={"channels": (8,), "num_blocks": 1, "attention": (False,), "patch": 1},
+)  # fmt: skip
 
 
 def params(config=CONFIG):

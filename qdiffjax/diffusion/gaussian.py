@@ -8,6 +8,7 @@ so score, Hessian, posterior and optimal eps are closed forms (Efron 2011 for Tw
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -24,7 +25,7 @@ from qdiffjax.diffusion.gaussian_laws import (
     push_forward,
     symmetric_root,
 )
-from qdiffjax.diffusion.schedules import DiscreteSchedule, NoiseLevel, float_dtype
+from qdiffjax.diffusion.schedules import NoiseLevel, float_dtype
 
 __all__ = [
     "GaussianChain",
@@ -119,11 +120,12 @@ def eps_jacobian(mixture: GaussianMixture, x, level: NoiseLevel) -> Array:
     return -jnp.asarray(level.sigma).astype(h.dtype) * h
 
 
-def eps_fn_for(schedule: DiscreteSchedule) -> EpsFn:
+def eps_fn_for(schedule: Callable[[Any], NoiseLevel]) -> EpsFn:
     """Return the optimal denoiser of mixture data, eps = E[eps | x_t] = -sigma_t * score_t(x).
 
     It is eps_fn(params, x [*batch, n], t scalar or [*batch]) -> eps [*batch, n] with the mixture
-    as its params. At sigma = 0 it is zero, whatever the covariances.
+    as its params. At sigma = 0 it is zero, whatever the covariances. `schedule` is any process,
+    t -> level.
     """
 
     def one(params, x, t):

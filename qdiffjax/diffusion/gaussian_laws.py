@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from qdiffjax._typing import Array
-from qdiffjax.diffusion.samplers import Steps
-from qdiffjax.diffusion.schedules import DiscreteSchedule, float_dtype
+from qdiffjax.diffusion.sampling import SlotCoeffs, Steps
+from qdiffjax.diffusion.schedules import float_dtype
 
 
 def cast(tree, dtype) -> Any:
@@ -23,14 +23,20 @@ def symmetric_root(cov) -> Array:
 
 
 class GaussianChain(NamedTuple):
-    """The Gaussian law of each state of a sampler: means [N+1, n], covs [N+1, n, n]."""
+    """The Gaussian law of each state of a sampler: means [N+1, n], covs [N+1, n, n].
+
+    With K slots a state is their concatenation [K n]; slot 0, the first n entries, is x_t.
+    """
 
     means: Array
     covs: Array
 
 
-def affine_steps(mean, cov, schedule: DiscreteSchedule, steps: Steps, *, kappa=0.0, bias=0.0):
+def affine_steps(mean, cov, schedule, steps: Steps, *, kappa=0.0, bias=0.0):
     """Return the sampler's steps for data N(mean, cov) as affine maps x_s = matrix x_t + offset.
+
+    With slots, of the concatenated state [K n]: the blocks of the matrix are
+    x_jk I + eps_j read_k J, those of the offset eps_j (bias - J alpha_t mean).
 
     The network is eps_hat = (1 + kappa) eps + bias with eps = sigma_t C_t^-1 (x - alpha_t mean),
     the exact one; kappa = bias = 0 is full precision.
@@ -38,13 +44,13 @@ def affine_steps(mean, cov, schedule: DiscreteSchedule, steps: Steps, *, kappa=0
     Args:
       mean: mean of the data [n].
       cov: covariance of the data [n, n].
-      schedule: the forward process.
-      steps: the sampler, leaves [N].
+      schedule: the forward process, t -> level.
+      steps: the sampler of N calls.
       kappa: relative error of the network [] or [N].
       bias: constant error of the network [], [n] or [N, n].
 
     Returns:
-      Matrices [N, n, n], the Jacobians of the steps, and offsets [N, n].
+      Matrices [N, n, n], the Jacobians of the steps, and offsets [N, n]; K n for n with K slots.
     """
     dtype = float_dtype(mean)
     mean, cov, steps, kappa, bias = cast((mean, cov, steps, kappa, bias), dtype)
@@ -54,8 +60,11 @@ def affine_steps(mean, cov, schedule: DiscreteSchedule, steps: Steps, *, kappa=0
     def one(level, c, gain, bias):
         cov_t = level.alpha**2 * cov + level.sigma**2 * jnp.eye(n, dtype=dtype)
         jacobian = gain * level.sigma * jnp.linalg.inv(cov_t)
-        centre = jnp.matmul(jacobian, level.alpha * mean, precision="highest")
-        return c.x * jnp.eye(n, dtype=dtype) + c.eps * jacobian, c.eps * (bias - centre)
+        shift = bias - jnp.matmul(jacobian, level.alpha * mean, precision="highest")
+        if isinstance(c, SlotCoeffs):
+            read = jnp.kron(c.eps[:, None] * c.read[None, :], jacobian)
+            return jnp.kron(c.x, jnp.eye(n, dtype=dtype)) + read, jnp.kron(c.eps, shift)
+        return c.x * jnp.eye(n, dtype=dtype) + c.eps * jacobian, c.eps * shift
 
     return jax.vmap(one)(schedule(steps.t), steps.coeffs, gain, bias)
 
@@ -70,16 +79,18 @@ def push_forward(mean, cov, matrices, offsets, noise) -> GaussianChain:
       cov: covariance of the first state [n, n].
       matrices: [N, n, n].
       offsets: [N, n].
-      noise: standard deviations [N].
+      noise: standard deviations [N], or weights [N, K] of one noise [n / K] on each of K slots.
     """
     dtype = float_dtype(mean)
     mean, cov, *maps = cast((mean, cov, matrices, offsets, noise), dtype)
-    identity = jnp.eye(mean.shape[0], dtype=dtype)
+    weights = maps[2] if maps[2].ndim == 2 else maps[2][:, None]
+    maps[2] = weights[:, :, None] * weights[:, None, :]
+    identity = jnp.eye(mean.shape[0] // weights.shape[1], dtype=dtype)
 
     def body(law, affine):
-        (m, c), (matrix, offset, scale) = law, affine
+        (m, c), (matrix, offset, spread) = law, affine
         m = jnp.matmul(matrix, m, precision="highest") + offset
-        c = _congruence(matrix, c) + scale**2 * identity
+        c = _congruence(matrix, c) + jnp.kron(spread, identity)
         return (m, c), (m, c)
 
     _, (means, covs) = jax.lax.scan(body, (mean, cov), tuple(maps))
@@ -87,22 +98,24 @@ def push_forward(mean, cov, matrices, offsets, noise) -> GaussianChain:
 
 
 def gaussian_chain(
-    mean, cov, schedule: DiscreteSchedule, steps: Steps, *, kappa=0.0, bias=0.0, start=None
+    mean, cov, schedule, steps: Steps, *, kappa=0.0, bias=0.0, start=None
 ) -> GaussianChain:
     """Return the exact law of every sampler state for data N(mean, cov), noisiest first.
 
     Args:
       mean: mean of the data [n].
       cov: covariance of the data [n, n].
-      schedule: the forward process.
-      steps: the sampler, leaves [N].
+      schedule: the forward process, t -> level.
+      steps: the sampler of N calls.
       kappa: see `affine_steps`.
       bias: see `affine_steps`.
-      start: (mean [n], cov [n, n]) of x_T; None is the sampler's N(0, I).
+      start: (mean [n], cov [n, n]) of x_T; None is the sampler's N(0, I). Other slots start at 0.
     """
     matrices, offsets = affine_steps(mean, cov, schedule, steps, kappa=kappa, bias=bias)
-    identity = jnp.eye(offsets.shape[-1], dtype=offsets.dtype)
-    mean_T, cov_T = (jnp.zeros_like(offsets[0]), identity) if start is None else start
+    n, size, dtype = jnp.shape(mean)[0], offsets.shape[-1], offsets.dtype
+    law = (jnp.zeros(n, dtype), jnp.eye(n, dtype=dtype)) if start is None else cast(start, dtype)
+    mean_T = jnp.zeros(size, dtype).at[:n].set(law[0])
+    cov_T = jnp.zeros((size, size), dtype).at[:n, :n].set(law[1])
     return push_forward(mean_T, cov_T, matrices, offsets, steps.coeffs.noise)
 
 

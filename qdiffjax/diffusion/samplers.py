@@ -85,16 +85,26 @@ def ddpm_coeffs(
     return StepCoeffs(scale, eps, variance_fn(level_t, level_s) ** 0.5)
 
 
-def make_steps(schedule: DiscreteSchedule, times, coeffs_fn: CoeffsFn) -> Steps:
+def make_steps(schedule: Any, times, coeffs_fn: CoeffsFn) -> Steps:
     """Return the steps along descending times [N+1], computed in float64, in JAX's default dtype.
 
+    Args:
+      schedule: a `DiscreteSchedule` or `Process`: exact(times) -> NoiseLevel.
+      times: [N+1], noisiest first.
+      coeffs_fn: (level_t, level_s) -> StepCoeffs.
+
     Raises:
-      ValueError: if times do not descend strictly.
+      ValueError: if times do not descend strictly, or start at alpha = 0.
     """
     times = np.asarray(times)
     if times.ndim != 1 or times.size < 2 or not np.all(np.diff(times) < 0):
         raise ValueError(f"got times {times}, expected strictly descending; see uniform_times")
     t, s = times[:-1], times[1:]
+    if not schedule.exact(times).alpha[0] > 0:
+        raise ValueError(
+            "got alpha = 0 at the first time, expected positive: eps says nothing about x_0 there; "
+            "use dpmpp_1(schedule, times, prediction=v_prediction)"
+        )
     steps = Steps(t, s, coeffs_fn(schedule.exact(t), schedule.exact(s)))
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(float)), steps)
 

@@ -33,7 +33,8 @@ class DiscreteSchedule:
     argument of a compiled function.
 
     Attributes:
-      alpha_bar: float64 [T+1], 1 at time 0, strictly decreasing and positive.
+      alpha_bar: float64 [T+1], 1 at time 0, strictly decreasing and positive (zero at T is
+        allowed: zero terminal SNR). Any table will do, a learned one too.
 
     Raises:
       ValueError: if `alpha_bar` is not such a table.
@@ -78,8 +79,8 @@ class DiscreteSchedule:
 
     def exact(self, times) -> NoiseLevel:
         """Return the noise level at integer times [*times] in NumPy float64, for tables."""
+        self._check_times(np.asarray(times))
         index = np.asarray(times).astype(np.int64)
-        self._check_times(index)
         alpha_bar = self.alpha_bar[index]
         return NoiseLevel(np.sqrt(alpha_bar), np.sqrt(1.0 - alpha_bar))
 
@@ -89,6 +90,11 @@ class DiscreteSchedule:
                 f"got times from {times.min()} to {times.max()}, expected 0 ... "
                 f"{self.num_train_steps}; use times of this schedule (see uniform_times)"
             )
+        if np.any(times != np.floor(times)):
+            raise ValueError(
+                f"got times {times}, expected integers; round them, or read the schedule at real "
+                "times with Interpolated(schedule)"
+            )
 
 
 def _check_alpha_bar(table: np.ndarray) -> None:
@@ -97,11 +103,11 @@ def _check_alpha_bar(table: np.ndarray) -> None:
             f"got alpha_bar of shape {table.shape}, expected [T+1] with T >= 1; "
             "pass 1 followed by the cumulative products of 1 - beta"
         )
-    if table[0] != 1.0 or not np.all(np.diff(table) < 0) or not table[-1] > 0:
+    if table[0] != 1.0 or not np.all(np.diff(table) < 0) or not table[-1] >= 0:
         raise ValueError(
             f"got alpha_bar from {table[0]} to {table[-1]}, expected 1 at time 0, strictly "
-            "decreasing and positive; prepend 1 to the cumulative products of 1 - beta and keep "
-            "every beta in (0, 1)"
+            "decreasing and not negative; prepend 1 to the cumulative products of 1 - beta and "
+            "keep every beta in (0, 1)"
         )
 
 
@@ -131,6 +137,41 @@ def cosine(
     times = np.arange(num_train_steps + 1) / num_train_steps
     f = np.cos((times + offset) / (1.0 + offset) * np.pi / 2) ** 2
     return _from_betas(np.minimum(1.0 - f[1:] / f[:-1], max_beta))
+
+
+def sqrt(
+    num_train_steps: int = 1000, offset: float = 1e-4, max_beta: float = 0.999
+) -> DiscreteSchedule:
+    """Return the square-root schedule; Li et al. 2022, appendix A.
+
+        alpha_bar[t] = 1 - sqrt(t / T + offset),  1 at time 0,  with every beta at most max_beta
+
+    The schedule of Diffusion-LM: step one alone adds noise of std (1/T + offset)^(1/4). The
+    authors' code divides by 1 - sqrt(offset), the paper does not.
+    """
+    table = 1.0 - np.sqrt(np.arange(1, num_train_steps + 1) / num_train_steps + offset)
+    table = np.concatenate([np.ones(1), np.maximum(table, 0.0)])
+    return _from_betas(np.minimum(1.0 - table[1:] / table[:-1], max_beta))
+
+
+def scaled_linear(
+    num_train_steps: int = 1000, beta_min: float = 0.00085, beta_max: float = 0.012
+) -> DiscreteSchedule:
+    """Return sqrt(beta_t) equispaced; Stable Diffusion's schedule (Rombach et al. 2022, code)."""
+    return _from_betas(np.linspace(beta_min**0.5, beta_max**0.5, num_train_steps) ** 2)
+
+
+def zero_terminal_snr(schedule: DiscreteSchedule) -> DiscreteSchedule:
+    """Return the schedule shifted and stretched so that x_T is pure noise; Lin et al. 2024, alg. 1.
+
+        alpha[t] <- alpha[1] (alpha[t] - alpha[T]) / (alpha[1] - alpha[T]),   t >= 1
+
+    At T alpha is zero, so eps there says nothing about x_0: use v- or x_0-prediction and a
+    sampler that is given it, such as `dpmpp_1m(..., prediction=v_prediction)`.
+    """
+    alpha = np.sqrt(schedule.alpha_bar[1:])
+    stretched = alpha[0] * (alpha - alpha[-1]) / (alpha[0] - alpha[-1])
+    return DiscreteSchedule(np.concatenate([np.ones(1), stretched**2]))
 
 
 def uniform_times(num_train_steps: int, num_steps: int) -> np.ndarray:

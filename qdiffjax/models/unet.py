@@ -3,47 +3,21 @@
 Ronneberger et al. 2015; Ho et al. 2020, appendix B; Nichol & Dhariwal 2021.
 """
 
-import math
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
-
-def time_features(t, num_features: int, max_period: float = 10_000.0):
-    """Embed times as sines and cosines of geometrically spaced frequencies.
-
-        f_i = max_period^(-i / (num_features/2)),   features = [cos(t f), sin(t f)]
-
-    Always float32: a bfloat16 timestep of 750 is 752. Vaswani et al. 2017, section 3.5.
-
-    Args:
-      t: times of the training schedule [batch].
-      num_features: even number of features.
-      max_period: longest period, in units of t.
-
-    Returns:
-      Features [batch, num_features], float32.
-    """
-    half = num_features // 2
-    freqs = jnp.exp(-math.log(max_period) / half * jnp.arange(half, dtype=jnp.float32))
-    angles = t.astype(jnp.float32)[:, None] * freqs[None, :]
-    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
-
-
-def space_to_depth(x, patch: int):
-    """Fold patch x patch pixels into channels: [b, h, w, c] -> [b, h/p, w/p, p*p*c]."""
-    b, h, w, c = x.shape
-    x = x.reshape(b, h // patch, patch, w // patch, patch, c)
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h // patch, w // patch, patch * patch * c)
-
-
-def depth_to_space(x, patch: int):
-    """Undo `space_to_depth`: [b, h, w, p*p*c] -> [b, h*p, w*p, c]."""
-    b, h, w, c = x.shape
-    x = x.reshape(b, h, w, patch, patch, c // patch**2)
-    return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h * patch, w * patch, c // patch**2)
+from qdiffjax.models.layers import (
+    ClassEmbedding,
+    MultiHead,
+    NullTokens,
+    attend,
+    check_condition,
+    depth_to_space,
+    space_to_depth,
+    time_features,
+)
 
 
 class ResidualBlock(nn.Module):
@@ -85,14 +59,24 @@ class Attention(nn.Module):
             nn.Dense(c, dtype=self.dtype, name=name)(y).reshape(b, h * w, self.num_heads, -1)
             for name in ("query", "key", "value")
         )
-        logits = jnp.einsum("bqhd,bkhd->bhqk", q, k) / math.sqrt(q.shape[-1])
-        # The softmax is at least float32 whatever the dtype of the rest.
-        wide = jnp.float32 if jnp.finfo(logits.dtype).bits < 32 else logits.dtype
-        p = jax.nn.softmax(logits.astype(wide), axis=-1).astype(logits.dtype)
-        y = jnp.einsum("bhqk,bkhd->bqhd", p, v).reshape(b, h * w, c)
+        y = attend(q, k, v).reshape(b, h * w, c)
         zeros = nn.initializers.zeros
         y = nn.Dense(c, dtype=self.dtype, kernel_init=zeros, name="out")(y)
         return x + y.reshape(b, h, w, c)
+
+
+class CrossAttention(nn.Module):
+    """Residual attention of all positions to tokens; Rombach et al. 2022, section 3.3."""
+
+    num_heads: int = 4
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, tokens):
+        """Map x [b, h, w, c] and tokens [b or 1, m, d] to [b, h, w, c]."""
+        y = nn.GroupNorm(8, dtype=self.dtype, name="norm")(x).reshape(x.shape[0], -1, x.shape[-1])
+        y = MultiHead(self.num_heads, self.dtype, name="attention")(y, tokens)
+        return x + y.reshape(x.shape)
 
 
 class UNet(nn.Module):
@@ -101,7 +85,10 @@ class UNet(nn.Module):
     Attributes:
       channels: width of each resolution level, finest first; each level halves the image.
       num_blocks: residual blocks a level on the way down (one more on the way up).
-      attention: for each level, whether its blocks are followed by self-attention.
+      attention: for each level, whether its blocks are followed by self-attention (and by
+        cross-attention, if there are tokens); the middle always is.
+      num_classes: classes of `label`, without the null class; 0 = no labels.
+      token_features: width of the tokens to attend to; 0 = no cross-attention.
       patch: pixels folded into channels at the input (1 = none); divides the image side.
       dtype: of the computation; parameters stay float32.
     """
@@ -110,13 +97,21 @@ class UNet(nn.Module):
     num_blocks: int = 1
     attention: tuple[bool, ...] = (False, True)
     patch: int = 2
+    num_classes: int = 0
+    token_features: int = 0
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x, t):
-        """Return eps [batch, h, w, c] for x [batch, h, w, c] and times t [] or [batch]."""
-        self._check(x)
-        emb = self._embed(jnp.reshape(t, (-1,)))
+    def __call__(self, x, t, label=None, tokens=None):
+        """Return eps [batch, h, w, c] for x [batch, h, w, c] and times t [] or [batch].
+
+        label: integers [] or [batch]; None or `num_classes` is the null class.
+        tokens: [batch or 1, m, token_features]; None is one learned token.
+        """
+        self._check(x, label, tokens)
+        emb = self._embed(jnp.reshape(t, (-1,)), label)
+        if self.token_features:
+            tokens = NullTokens(self.token_features, name="tokens")(tokens)
         h = space_to_depth(x.astype(self.dtype), self.patch)
         width = h.shape[-1]
         h = nn.Conv(self.channels[0], (3, 3), dtype=self.dtype, name="conv_in")(h)
@@ -124,16 +119,16 @@ class UNet(nn.Module):
         last = len(self.channels) - 1
         for i, c in enumerate(self.channels):
             for j in range(self.num_blocks):
-                h = self._block(h, emb, c, self.attention[i], f"down_{i}", j)
+                h = self._block(h, (emb, tokens), c, self.attention[i], f"down_{i}", j)
                 skips.append(h)
             if i < last:
                 h = nn.Conv(c, (3, 3), (2, 2), dtype=self.dtype, name=f"down_{i}_pool")(h)
                 skips.append(h)
-        h = self._block(h, emb, self.channels[-1], True, "mid", 0)
+        h = self._block(h, (emb, tokens), self.channels[-1], True, "mid", 0)
         for i, c in reversed(list(enumerate(self.channels))):
             for j in range(self.num_blocks + 1):
                 h = jnp.concatenate([h, skips.pop()], axis=-1)
-                h = self._block(h, emb, c, self.attention[i], f"up_{i}", j)
+                h = self._block(h, (emb, tokens), c, self.attention[i], f"up_{i}", j)
             if i > 0:
                 _, height, width_, _ = skips[-1].shape  # crops what an odd size rounded up
                 h = h.repeat(2, axis=1).repeat(2, axis=2)[:, :height, :width_]
@@ -143,19 +138,34 @@ class UNet(nn.Module):
         h = nn.Conv(width, (3, 3), dtype=self.dtype, kernel_init=zeros, name="conv_out")(h)
         return depth_to_space(h, self.patch).astype(x.dtype)
 
-    def _embed(self, t):
+    def _embed(self, t, label):
         width = 4 * self.channels[0]
         emb = time_features(t, self.channels[0]).astype(self.dtype)
         emb = nn.silu(nn.Dense(width, dtype=self.dtype, name="time_1")(emb))
-        return nn.silu(nn.Dense(width, dtype=self.dtype, name="time_2")(emb))
+        emb = nn.Dense(width, dtype=self.dtype, name="time_2")(emb)
+        if self.num_classes:
+            emb = emb + ClassEmbedding(self.num_classes, width, self.dtype, name="label")(label)
+        return nn.silu(emb)
 
-    def _block(self, h, emb, channels, attend, level, j):
+    def _block(self, h, condition, channels, attention, level, j):
+        emb, tokens = condition
         h = ResidualBlock(channels, self.dtype, name=f"{level}_block_{j}")(h, emb)
-        return Attention(dtype=self.dtype, name=f"{level}_attn_{j}")(h) if attend else h
+        if not attention:
+            return h
+        h = Attention(dtype=self.dtype, name=f"{level}_attn_{j}")(h)
+        if tokens is None:
+            return h
+        return CrossAttention(dtype=self.dtype, name=f"{level}_cross_{j}")(h, tokens)
 
-    def _check(self, x):
+    def _check(self, x, label, tokens):
         if x.ndim != 4 or x.shape[1] % self.patch or x.shape[2] % self.patch:
             raise ValueError(
                 f"UNet got x of shape {x.shape}, expected [batch, height, width, channels] with "
                 f"height and width divisible by patch={self.patch}; pad the images or change patch."
             )
+        if not self.channels or len(self.attention) != len(self.channels):
+            raise ValueError(
+                f"UNet got {len(self.channels)} levels of channels and {len(self.attention)} of "
+                "attention, expected one of each a level and at least one level."
+            )
+        check_condition(label, tokens, self.num_classes, self.token_features)

@@ -191,3 +191,31 @@ def test_w2_to_a_point_mass_is_the_second_moment():
     mean, cov = law(6)
     square = w2_squared(mean, cov, np.zeros(n), np.zeros((n, n)))
     assert_close(square, mean @ mean + np.trace(cov), factor=64)
+
+
+def test_affine_steps_of_a_sampler_with_memory_are_the_sampler_on_its_whole_state():
+    mean, cov = law(0)
+    process, bias = diffusion.VP(), jnp.asarray(law(5)[0])
+    steps = diffusion.unipc(process, diffusion.power_times(0.9, 0.1, 4), order=2)
+    exact = diffusion.bind(gaussian.eps_fn_for(process), gaussian.gaussian(mean, cov))
+
+    def call_fn(x, t, kappa):
+        return (1 + kappa) * exact(x, t, None)[0] + bias[None], None
+
+    kappa, x = jnp.array([0.1, -0.2, 0.0, 0.05]), jnp.asarray(law(9)[0])[None]
+    states = jax.jit(lambda x: diffusion.sample(call_fn, x, steps, per_call=kappa).states)(x)
+    flat = states.reshape(5, -1)  # batch of one, slots, n
+    matrices, offsets = affine_steps(mean, cov, process, steps, kappa=kappa, bias=bias)
+    moved = jnp.einsum("tij,tj->ti", matrices, flat[:-1]) + offsets
+    assert_close(moved, flat[1:], factor=1e3)
+
+
+def test_one_noise_reaches_all_slots_together():
+    """y = (x + 2 z, x - z) from x ~ N(0, 1): covariances 1 + 4, 1 + 1 and 1 - 2."""
+    (x, _), _, z = diffusion.basis(2)
+    call = diffusion.Call(1.0, 0.5, x, (x + 2 * z, x - z))
+    chain = gaussian_chain(
+        np.zeros(1), np.eye(1), diffusion.VP(), diffusion.assemble([call]), start=None
+    )
+    assert_close(chain.covs[1], np.array([[5.0, -1.0], [-1.0, 2.0]]))
+    assert_close(chain.covs[0], np.array([[1.0, 0.0], [0.0, 0.0]]))

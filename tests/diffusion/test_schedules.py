@@ -10,8 +10,16 @@ from hypothesis import strategies as st
 from qdiffjax import diffusion
 from tests.helpers import assert_close
 
-SCHEDULES = [diffusion.linear(), diffusion.cosine(), diffusion.linear(7, 0.1, 0.5)]
-schedules = pytest.mark.parametrize("schedule", SCHEDULES, ids=["linear", "cosine", "short"])
+SCHEDULES = [
+    diffusion.linear(),
+    diffusion.cosine(),
+    diffusion.linear(7, 0.1, 0.5),
+    diffusion.sqrt(),
+    diffusion.scaled_linear(),
+    diffusion.zero_terminal_snr(diffusion.linear()),
+]
+names = ["linear", "cosine", "short", "sqrt", "scaled-linear", "zero-terminal-snr"]
+schedules = pytest.mark.parametrize("schedule", SCHEDULES, ids=names)
 
 
 def test_alpha_bar_is_the_product_of_one_minus_beta():
@@ -27,6 +35,36 @@ def test_cosine_follows_its_angle_until_the_last_beta_is_clipped():
     expected = (1 + np.cos(2 * angle)) / (1 + np.cos(2 * angle[0]))  # 2 cos^2 = 1 + cos 2
     assert_close(schedule.alpha_bar[:-1], expected)
     assert_close(schedule.alpha_bar[-1], 0.001 * expected[-1], factor=1e3)
+
+
+def test_sqrt_is_diffusion_lm_until_the_last_beta_is_clipped():
+    """T = 4, offset 0: alpha_bar = 1, 1 - 1/2, 1 - sqrt(1/2), 1 - sqrt(3/4), clipped."""
+    schedule = diffusion.sqrt(4, offset=0.0, max_beta=0.999)
+    table = np.array([1.0, 0.5, 1 - np.sqrt(0.5), 1 - np.sqrt(0.75)])
+    assert_close(schedule.alpha_bar[:4], table)
+    assert_close(schedule.alpha_bar[4], 0.001 * table[3], factor=1e3)
+
+
+def test_scaled_linear_betas_have_equispaced_roots():
+    schedule = diffusion.scaled_linear(3, 0.01, 0.25)
+    betas = 1 - schedule.alpha_bar[1:] / schedule.alpha_bar[:-1]
+    assert_close(np.sqrt(betas), np.array([0.1, 0.3, 0.5]))
+
+
+def test_zero_terminal_snr_keeps_the_first_level_and_ends_in_pure_noise():
+    """Lin et al. 2024, algorithm 1: sqrt(alpha_bar) shifted by its last and scaled by its first."""
+    before = diffusion.linear(5, 0.1, 0.5)
+    after = diffusion.zero_terminal_snr(before)
+    assert after.alpha_bar[-1] == 0.0
+    assert_close(after.alpha_bar[:2], before.alpha_bar[:2])
+    ratios = np.diff(np.sqrt(after.alpha_bar[1:])) / np.diff(np.sqrt(before.alpha_bar[1:]))
+    assert_close(ratios, np.full(4, ratios[0]), factor=64)
+
+
+@pytest.mark.parametrize("read", [diffusion.linear(), diffusion.linear().exact])
+def test_times_between_the_integers_are_refused_with_the_remedy(read):
+    with pytest.raises(ValueError, match=r"expected integers; .* Interpolated"):
+        read(np.array([10.5, 3.0]))
 
 
 @schedules
@@ -86,7 +124,7 @@ def test_the_table_cannot_be_written():
 
 
 @pytest.mark.parametrize(
-    "table", [[1.0], [[1.0, 0.5]], [0.9, 0.5], [1.0, 0.5, 0.5], [1.0, 0.0], [1.0, np.nan]]
+    "table", [[1.0], [[1.0, 0.5]], [0.9, 0.5], [1.0, 0.5, 0.5], [1.0, -0.1], [1.0, np.nan]]
 )
 def test_tables_that_are_no_schedule_are_refused(table):
     with pytest.raises(ValueError, match="expected"):

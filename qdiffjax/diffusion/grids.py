@@ -1,0 +1,139 @@
+"""Time grids: descending times [N+1] that a sampler visits, noisiest first, as NumPy float64.
+
+Two families. Real grids run from t_max to t_min of a `Process`; `to_zero` appends the step to clean
+data ("final sigma zero"; without it the grid ends at sigma_min). Integer grids are those that
+diffusers names, in our times 1 ... T, one more than its timesteps, and end at 0.
+"""
+
+import numpy as np
+
+from qdiffjax.diffusion.processes import Process, half_log_snr
+
+__all__ = [
+    "ending_at",
+    "karras_times",
+    "leading_times",
+    "linspace_times",
+    "log_snr_times",
+    "multistep_leading_times",
+    "multistep_linspace_times",
+    "power_times",
+    "quadratic_times",
+    "to_zero",
+    "trailing_times",
+    "warm_start",
+]
+
+
+def power_times(t_max: float, t_min: float, num_steps: int, power: float = 1.0) -> np.ndarray:
+    """Return (t_max^(1/power) + i / N (t_min^(1/power) - t_max^(1/power)))^power, i = 0 ... N.
+
+    Power 1 is the uniform grid; 2 the quadratic one; 7 that of Karras et al. where t is sigma.
+
+    Raises:
+      ValueError: unless t_max > t_min >= 0 and num_steps >= 1.
+    """
+    _check(t_max > t_min >= 0, f"t_max = {t_max}, t_min = {t_min}", "t_max > t_min >= 0")
+    _check(num_steps >= 1, f"num_steps = {num_steps}", "at least 1")
+    ends = t_max ** (1 / power), t_min ** (1 / power)
+    times = np.linspace(float(ends[0]), float(ends[1]), num_steps + 1) ** power
+    times[0], times[-1] = t_max, t_min
+    return times
+
+
+def quadratic_times(t_max: float, t_min: float, num_steps: int) -> np.ndarray:
+    """Return times whose roots are equispaced; Song, Meng & Ermon 2021, appendix D.2."""
+    return power_times(t_max, t_min, num_steps, 2.0)
+
+
+def log_snr_times(process: Process, t_max: float, t_min: float, num_steps: int) -> np.ndarray:
+    """Return times of equispaced log-SNR, the grid of DPM-Solver; Lu et al. 2022a, section 3.3."""
+    ends = half_log_snr(process.exact(np.array([t_max, t_min])))
+    _check(np.all(np.isfinite(ends)), f"log-SNR {2 * ends}", "0 < sigma, alpha; use to_zero")
+    times = process.time(2 * np.linspace(ends[0], ends[1], num_steps + 1))
+    times[0], times[-1] = t_max, t_min
+    return times
+
+
+def karras_times(
+    process: Process, t_max: float, t_min: float, num_steps: int, rho: float = 7.0
+) -> np.ndarray:
+    """Return the times whose sigma_edm = sigma / alpha are those of Karras et al. 2022, eq. 5.
+
+        sigma_i = (sigma_max^(1/rho) + i / (N - 1) (sigma_min^(1/rho) - sigma_max^(1/rho)))^rho
+
+    for i < N, and sigma_N = 0: num_steps steps, the last to clean data.
+    """
+    ends = np.exp(-half_log_snr(process.exact(np.array([t_max, t_min]))))
+    sigma = power_times(ends[0], ends[1], max(num_steps - 1, 1), rho)[:num_steps]
+    times = process.time(-2 * np.log(sigma))
+    times[0] = t_max
+    return to_zero(times)
+
+
+def to_zero(times) -> np.ndarray:
+    """Return the grid with a last step to time 0."""
+    return np.append(times, 0.0)
+
+
+def ending_at(times, last: float) -> np.ndarray:
+    """Return the grid with its last time replaced: time 1 is diffusers' sigma_min.
+
+    Its DEIS, and others with `final_sigmas_type="sigma_min"`, stop at their timestep 0.
+    """
+    return np.append(np.asarray(times, np.float64)[:-1], last)
+
+
+def warm_start(times, fraction: float) -> np.ndarray:
+    """Return the grid with its first interval cut in two, the first part `fraction` of it.
+
+    A multistep method of order p starts with a step of order 1. For its error not to dominate,
+    that step must be O(h^(p/2)): without it the order of the whole is 2 at most.
+    """
+    return np.insert(np.asarray(times, np.float64), 1, times[0] + fraction * (times[1] - times[0]))
+
+
+def trailing_times(num_train_steps: int, num_steps: int) -> np.ndarray:
+    """Return round(T, T - T/N, ...) and 0; Lin et al. 2024, table 2: starts at T, pure noise."""
+    _check_count(num_train_steps, num_steps)
+    down = np.arange(num_train_steps, 0, -num_train_steps / num_steps)
+    return to_zero(np.round(down)[:num_steps])
+
+
+def leading_times(num_train_steps: int, num_steps: int, offset: int = 0) -> np.ndarray:
+    """Return 1 + offset + (N-1, ..., 1, 0) floor(T/N) and 0: never reaches T; DDIM's code.
+
+    Stable Diffusion has offset 1.
+    """
+    _check_count(num_train_steps, num_steps)
+    ratio = num_train_steps // num_steps
+    return to_zero(1.0 + offset + ratio * np.arange(num_steps - 1, -1, -1))
+
+
+def linspace_times(num_train_steps: int, num_steps: int) -> np.ndarray:
+    """Return N times from T to 1, both included, rounded, and 0; Nichol & Dhariwal's code."""
+    _check_count(num_train_steps, num_steps)
+    return to_zero(1 + np.round(np.linspace(0, num_train_steps - 1, num_steps))[::-1])
+
+
+def multistep_linspace_times(num_train_steps: int, num_steps: int) -> np.ndarray:
+    """Return the first N of N + 1 `linspace_times`, and 0: diffusers' DPM-Solver, UniPC, DEIS."""
+    _check_count(num_train_steps, num_steps)
+    return to_zero(1 + np.round(np.linspace(0, num_train_steps - 1, num_steps + 1))[:0:-1])
+
+
+def multistep_leading_times(num_train_steps: int, num_steps: int, offset: int = 0) -> np.ndarray:
+    """Return 1 + offset + (N, ..., 1) floor(T/(N+1)) and 0: diffusers' DPM-Solver, UniPC, DEIS."""
+    _check_count(num_train_steps, num_steps)
+    return to_zero(1.0 + offset + num_train_steps // (num_steps + 1) * np.arange(num_steps, 0, -1))
+
+
+def _check_count(num_train_steps: int, num_steps: int) -> None:
+    _check(
+        1 <= num_steps <= num_train_steps, f"num_steps = {num_steps}", f"1 ... {num_train_steps}"
+    )
+
+
+def _check(valid, got: str, expected: str) -> None:
+    if not valid:
+        raise ValueError(f"got {got}, expected {expected}; change the ends or the number of steps")

@@ -1,0 +1,102 @@
+"""The probability-flow ODE as an ODE: fixed-step and adaptive solvers, forwards and backwards."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from qdiffjax._typing import Array, EpsFn, PyTree
+from qdiffjax.diffusion.processes import Process
+from qdiffjax.diffusion.schedules import float_dtype
+
+# field(t, y) -> dy/dt.
+Field = Callable[[Array, PyTree], PyTree]
+# solve(field, y, times [M+1], monotone) -> y at times[-1].
+Solver = Callable[[Field, PyTree, Array], PyTree]
+
+
+def pf_ode(eps_fn: EpsFn, params: PyTree, process: Process) -> Field:
+    """Return field(t, x [batch, *shape]) = f x + g^2 eps / (2 sigma); Song et al. 2021, eq. 13.
+
+    For t > 0 with alpha > 0.
+    """
+
+    def field(t, x):
+        gain = process.diffusion_squared(t) / (2 * process(t).sigma)
+        return process.drift(t) * x + gain * eps_fn(params, x, t).astype(x.dtype)
+
+    return field
+
+
+def rk4(field: Field, y: PyTree, times) -> PyTree:
+    """Return y at times[-1] by the classical Runge-Kutta method; four calls an interval.
+
+    Args:
+      field: (t, y) -> dy/dt.
+      y: pytree at times[0].
+      times: monotone [M+1].
+    """
+    times = jnp.asarray(times).astype(float_dtype(jax.tree.leaves(y)[0]))
+
+    def body(y, ends):
+        t, h = ends[0], ends[1] - ends[0]
+        k1 = field(t, y)
+        k2 = field(t + h / 2, _add(y, h / 2, k1))
+        k3 = field(t + h / 2, _add(y, h / 2, k2))
+        k4 = field(t + h, _add(y, h, k3))
+        slope = jax.tree.map(lambda a, b, c, d: (a + 2 * b + 2 * c + d) / 6, k1, k2, k3, k4)
+        return _add(y, h, slope), None
+
+    return jax.lax.scan(body, y, (jnp.stack([times[:-1], times[1:]], axis=1)))[0]
+
+
+def _add(y: PyTree, h, slope: PyTree) -> PyTree:
+    return jax.tree.map(lambda a, b: a + h * b, y, slope)
+
+
+def diffrax_solver(rtol: float = 1e-5, atol: float = 1e-5, max_steps: int = 4096) -> Solver:
+    """Return an adaptive solver, diffrax's Dopri5 with a PI controller; needs the `ode` extra.
+
+    Of its `times` only the ends matter. The tolerances are those of Song et al. 2021, appendix C.
+
+    Raises:
+      ImportError: if diffrax is not installed.
+    """
+    try:
+        import diffrax
+    except ImportError as error:
+        raise ImportError(
+            "got no diffrax, expected it for adaptive steps; pip install 'qdiffjax[ode]' or use rk4"
+        ) from error
+
+    def solve(field: Field, y: PyTree, times) -> PyTree:
+        times = jnp.asarray(times).astype(float_dtype(jax.tree.leaves(y)[0]))
+        solution = diffrax.diffeqsolve(
+            diffrax.ODETerm(lambda t, y, args: field(t, y)), diffrax.Dopri5(),
+            t0=times[0], t1=times[-1], dt0=None, y0=y, max_steps=max_steps,
+            stepsize_controller=diffrax.PIDController(rtol=rtol, atol=atol),
+        )  # fmt: skip
+        return jax.tree.map(lambda leaf: leaf[-1], solution.ys)
+
+    return solve
+
+
+def solve_pf_ode(
+    eps_fn: EpsFn, params: PyTree, process: Process, x, times, *, solver: Any = rk4
+) -> Array:
+    """Return x at times[-1] from x at times[0] along the PF-ODE [batch, *shape].
+
+    Descending times sample; ascending times encode. Unlike the tables of `sample`, an adaptive
+    solver's steps depend on x, so no error ledger reads them.
+
+    Args:
+      eps_fn: (params, x, t) -> eps.
+      params: its parameters.
+      process: the forward process.
+      x: states [batch, *shape].
+      times: monotone [M+1], positive, alpha > 0.
+      solver: `rk4`, or `diffrax_solver(...)`.
+    """
+    x = jnp.asarray(x).astype(float_dtype(x))
+    return solver(pf_ode(eps_fn, params, process), x, times)

@@ -1,0 +1,147 @@
+"""What the networks share: time features, pixel folding, attention, class embedding."""
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+def time_features(t, num_features: int, max_period: float = 10_000.0):
+    """Embed times as sines and cosines of geometrically spaced frequencies.
+
+        f_i = max_period^(-i / (num_features/2)),   features = [cos(t f), sin(t f)]
+
+    Always float32: a bfloat16 timestep of 750 is 752. Vaswani et al. 2017, section 3.5.
+
+    Args:
+      t: times of the training schedule [batch].
+      num_features: even number of features.
+      max_period: longest period, in units of t.
+
+    Returns:
+      Features [batch, num_features], float32.
+    """
+    half = num_features // 2
+    freqs = jnp.exp(-math.log(max_period) / half * jnp.arange(half, dtype=jnp.float32))
+    angles = t.astype(jnp.float32)[:, None] * freqs[None, :]
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+def space_to_depth(x, patch: int):
+    """Fold patch x patch pixels into channels: [b, h, w, c] -> [b, h/p, w/p, p*p*c]."""
+    b, h, w, c = x.shape
+    x = x.reshape(b, h // patch, patch, w // patch, patch, c)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h // patch, w // patch, patch * patch * c)
+
+
+def depth_to_space(x, patch: int):
+    """Undo `space_to_depth`: [b, h, w, p*p*c] -> [b, h*p, w*p, c]."""
+    b, h, w, c = x.shape
+    x = x.reshape(b, h, w, patch, patch, c // patch**2)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h * patch, w * patch, c // patch**2)
+
+
+def attend(q, k, v):
+    """Return softmax(q k^T / sqrt(d)) v of each head; Vaswani et al. 2017, eq. 1.
+
+    Args:
+      q: queries [b, n, heads, d].
+      k, v: keys and values [b, m, heads, d].
+
+    Returns:
+      [b, n, heads, d].
+    """
+    logits = jnp.einsum("bqhd,bkhd->bhqk", q, k) / math.sqrt(q.shape[-1])
+    # The softmax is at least float32 whatever the dtype of the rest.
+    wide = jnp.float32 if jnp.finfo(logits.dtype).bits < 32 else logits.dtype
+    p = jax.nn.softmax(logits.astype(wide), axis=-1).astype(logits.dtype)
+    return jnp.einsum("bhqk,bkhd->bqhd", p, v)
+
+
+class MultiHead(nn.Module):
+    """Attention of x to itself or to a context; no norm and no residual.
+
+    Attributes:
+      num_heads: divides the width of x.
+      dtype: of the computation.
+      kernel_init: of the queries, keys and values.
+      out_init: of the output's kernel.
+    """
+
+    num_heads: int
+    dtype: Any = jnp.float32
+    kernel_init: Any = nn.initializers.lecun_normal()
+    out_init: Any = nn.initializers.zeros
+
+    @nn.compact
+    def __call__(self, x, context=None):
+        """Map x [b, n, d] and context [b or 1, m, e] (default x) to [b, n, d]."""
+        b, n, d = x.shape
+        context = x if context is None else context.astype(x.dtype)
+        context = jnp.broadcast_to(context, (b, *context.shape[1:]))
+
+        def heads(y, name):
+            y = nn.Dense(d, dtype=self.dtype, kernel_init=self.kernel_init, name=name)(y)
+            return y.reshape(b, -1, self.num_heads, d // self.num_heads)
+
+        y = attend(heads(x, "query"), heads(context, "key"), heads(context, "value"))
+        out = nn.Dense(d, dtype=self.dtype, kernel_init=self.out_init, name="out")
+        return out(y.reshape(b, n, d))
+
+
+class ClassEmbedding(nn.Module):
+    """A vector for each class and one more, at index `num_classes`, for "no class".
+
+    The last one is what classifier-free guidance compares with; Ho & Salimans 2022.
+    """
+
+    num_classes: int
+    features: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, label):
+        """Map label [] or [b] of integers, or None, to [1 or b, features]; out of range is NaN."""
+        label = self.num_classes if label is None else label
+        init = nn.initializers.normal(0.02)
+        table = nn.Embed(
+            self.num_classes + 1, self.features, dtype=self.dtype, embedding_init=init, name="table"
+        )
+        return table(jnp.reshape(jnp.asarray(label, jnp.int32), (-1,)))
+
+
+class NullTokens(nn.Module):
+    """The tokens to attend to: those given, or one learned token that means "no condition"."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, tokens):
+        """Return tokens [b, m, features], or the learned [1, 1, features] if there are none."""
+        null = self.param("null", nn.initializers.normal(0.02), (1, 1, self.features))
+        if tokens is None:
+            return null
+        if tokens.ndim != 3 or tokens.shape[-1] != self.features:
+            raise ValueError(
+                f"got tokens of shape {tokens.shape}, expected [batch, m, {self.features}]; "
+                "project them to that width or set token_features."
+            )
+        return tokens
+
+
+def check_condition(label, tokens, num_classes: int, token_features: int) -> None:
+    """Refuse a condition that the network cannot take.
+
+    Raises:
+      ValueError: a label without classes, or tokens without cross-attention.
+    """
+    if label is not None and not num_classes:
+        raise ValueError(
+            "got a label, expected none: this network knows no classes; set num_classes."
+        )
+    if tokens is not None and not token_features:
+        raise ValueError(
+            "got tokens, expected none: this network has no cross-attention; set token_features."
+        )
