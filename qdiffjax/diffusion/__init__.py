@@ -37,6 +37,9 @@ from qdiffjax.diffusion.grids import (
     trailing_times,
     warm_start,
 )
+from qdiffjax.diffusion.interpolation import (
+    Interpolated,
+)
 from qdiffjax.diffusion.likelihood import (
     LogLikelihood,
     bits_per_dim,
@@ -79,7 +82,6 @@ from qdiffjax.diffusion.processes import (
     VP,
     Cosine,
     Flow,
-    Interpolated,
     Process,
     Rates,
     SubVP,

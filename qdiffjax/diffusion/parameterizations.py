@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from qdiffjax._typing import Array, EpsFn, PyTree
 from qdiffjax.diffusion.schedules import NoiseLevel, float_dtype
@@ -65,7 +66,9 @@ def denoise(x, out, level: NoiseLevel, prediction: PredictionFn = eps_prediction
     """
     p, q = prediction(level)
     det = level.alpha * q - level.sigma * p
-    return Denoised((q * x - level.sigma * out) / det, (level.alpha * out - p * x) / det)
+    # A table in which a division by zero counts is refused as a whole, with its remedy.
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return Denoised((q * x - level.sigma * out) / det, (level.alpha * out - p * x) / det)
 
 
 def convert(x, out, level: NoiseLevel, source: PredictionFn, target: PredictionFn):

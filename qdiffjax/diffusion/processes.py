@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from qdiffjax._typing import Array
-from qdiffjax.diffusion.schedules import DiscreteSchedule, NoiseLevel, float_dtype
+from qdiffjax.diffusion.schedules import NoiseLevel, float_dtype
 
 
 class Rates(NamedTuple):
@@ -79,8 +79,8 @@ class Process(abc.ABC):
         return self._rates(jnp.asarray(t).astype(float_dtype(t)), jnp).diffusion_squared
 
 
-def _exponent(log_snr) -> np.ndarray:
-    """Return -2 log alpha of a variance-preserving process: log(1 + exp(-log_snr))."""
+def log_exponent(log_snr) -> np.ndarray:
+    """Return -2 log alpha at a log-SNR, variance preserved: log(1 + exp(-log_snr)) [*times]."""
     return np.logaddexp(0.0, -log_snr)
 
 
@@ -114,7 +114,7 @@ class VP(Process):
         return Rates(-self.beta(t) / 2, self.beta(t))
 
     def _time(self, log_snr):
-        return self.time_of_integral(_exponent(log_snr))
+        return self.time_of_integral(log_exponent(log_snr))
 
     def time_of_integral(self, big_b) -> np.ndarray:
         """Return t with B(t) = big_b, in the form of the root that does not cancel."""
@@ -221,38 +221,3 @@ class Cosine(Process):
 
     def _time(self, log_snr):
         return 2 / np.pi * np.arctan(np.exp(-log_snr / 2))
-
-
-@dataclasses.dataclass(frozen=True)
-class Interpolated(Process):
-    """A discrete schedule read at real times 0 ... T: log alpha linear between the integers.
-
-    So beta is constant on each step and every integer keeps its level; Lu et al. 2022a, app. D.1.
-    """
-
-    schedule: DiscreteSchedule
-
-    def integral(self, t, xp):
-        """Return B(t) = -log alpha_bar [*times]."""
-        table = -np.log(self.schedule.alpha_bar)
-        knots = np.arange(table.size, dtype=np.float64)
-        return xp.interp(t, xp.asarray(knots, t.dtype), xp.asarray(table, t.dtype))
-
-    def _level(self, t, xp):
-        big_b = self.integral(t, xp)
-        return NoiseLevel(xp.exp(-big_b / 2), xp.sqrt(-xp.expm1(-big_b)))
-
-    def _velocity(self, t, xp):
-        (alpha, sigma), beta = self._level(t, xp), self._rates(t, xp).diffusion_squared
-        return NoiseLevel(-beta * alpha / 2, beta * alpha**2 / (2 * sigma))
-
-    def _rates(self, t, xp):
-        betas = np.diff(-np.log(self.schedule.alpha_bar))
-        # At an integer the step below it counts: that is the one a sampler is about to take.
-        index = xp.clip(xp.ceil(t).astype(int) - 1, 0, betas.size - 1)
-        beta = xp.asarray(betas, t.dtype)[index]
-        return Rates(-beta / 2, beta)
-
-    def _time(self, log_snr):
-        table = -np.log(self.schedule.alpha_bar)
-        return np.interp(_exponent(log_snr), table, np.arange(table.size, dtype=np.float64))

@@ -14,74 +14,9 @@ import pytest
 
 from qdiffjax import diffusion as d
 from qdiffjax.diffusion import gaussian
+from tests.diffusion import diffusers_lab as lab
 
-torch = pytest.importorskip("torch")
-diffusers = pytest.importorskip("diffusers")
-
-T = 1000
-MEAN, COV = np.array([0.5, -1.0]), np.array([[0.6, 0.3], [0.3, 0.9]])
-SCHEDULES = {"linear": d.linear(), "scaled": d.scaled_linear()}
-KEY = jax.random.key(5)
-
-
-def eps(x, level):
-    cov = level.alpha**2 * COV + level.sigma**2 * np.eye(2)
-    return level.sigma * np.linalg.solve(cov, (x - level.alpha * MEAN).T).T
-
-
-def x_T():
-    return np.random.default_rng(0).normal(size=(4, 2))
-
-
-def noise(index):
-    return np.asarray(d.step_noise(KEY, index, jnp.asarray(x_T())))
-
-
-@partial(jax.jit, static_argnums=0)
-def run(process, x, steps):
-    call_fn = d.bind(gaussian.eps_fn_for(process), gaussian.gaussian(MEAN, COV))
-    return d.sample(call_fn, x, steps, key=KEY).x_0
-
-
-def ours(process, steps):
-    # Padded, so that every method is the same program.
-    return np.asarray(run(process, jnp.asarray(x_T()), d.pad(steps, 40, 6)))
-
-
-def make(name, schedule, **kwargs):
-    betas = 1 - schedule.alpha_bar[1:] / schedule.alpha_bar[:-1]
-    scheduler = getattr(diffusers, name)(T, trained_betas=betas, **kwargs)
-    scheduler.alphas_cumprod = torch.tensor(schedule.alpha_bar[1:])
-    scheduler.final_alpha_cumprod = torch.ones((), dtype=torch.float64)
-    return scheduler
-
-
-def theirs(scheduler, schedule, num_steps, x=None, scaled=False, **step_kwargs):
-    """Run the loop of a diffusers pipeline; with `scaled`, on x / alpha."""
-    scheduler.set_timesteps(num_steps)
-    exact_sigmas(scheduler, schedule)
-    x, noisy = x_T() if x is None else x, step_kwargs.pop("noise_name", None)
-    for i, k in enumerate(scheduler.timesteps):
-        kwargs = step_kwargs | ({noisy: torch.tensor(noise(i))} if noisy else {})
-        seen = scheduler.scale_model_input(torch.tensor(x), k).numpy() if scaled else x
-        out = eps(seen, schedule.exact(round(float(k)) + 1))
-        x = scheduler.step(torch.tensor(out), k, torch.tensor(x), **kwargs).prev_sample.numpy()
-    return x
-
-
-def exact_sigmas(scheduler, schedule):
-    """Replace the scheduler's float32 sigmas, if it has any, by the same in float64."""
-    if hasattr(scheduler, "sigmas"):
-        level = schedule.exact(np.append(scheduler.timesteps.numpy(), 0) + 1)
-        sigmas = level.sigma / level.alpha
-        sigmas[-1] *= float(scheduler.sigmas[-1]) > 0
-        np.testing.assert_allclose(scheduler.sigmas.numpy(), sigmas, rtol=1e-3)
-        scheduler.sigmas = torch.tensor(sigmas)
-
-
-def check(actual, expected, tolerance=1e-6):
-    assert np.max(np.abs(actual - expected)) <= tolerance * np.max(np.abs(expected))
-
+diffusers, torch, T, MEAN, COV = lab.diffusers, lab.torch, lab.T, lab.MEAN, lab.COV
 
 SPACINGS = {
     "trailing": d.trailing_times,
@@ -95,12 +30,12 @@ SPACINGS = {
     ("spacing", "times"), [("leading", d.leading_times), ("trailing", d.trailing_times)]
 )
 def test_ddim(spacing, times, eta):
-    schedule = SCHEDULES["linear"]
-    scheduler = make("DDIMScheduler", schedule, clip_sample=False, timestep_spacing=spacing)
+    schedule = lab.SCHEDULES["linear"]
+    scheduler = lab.make("DDIMScheduler", schedule, clip_sample=False, timestep_spacing=spacing)
     steps = d.from_coeffs(schedule, times(T, 20), partial(d.ddim_coeffs, eta=eta))
     name = "variance_noise" if eta else None
-    expected = theirs(scheduler, schedule, 20, eta=eta, noise_name=name)
-    check(ours(schedule, steps), expected)
+    expected = lab.theirs(scheduler, schedule, 20, eta=eta, noise_name=name)
+    lab.check(lab.ours(schedule, steps), expected)
 
 
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
@@ -111,21 +46,21 @@ def test_ddim(spacing, times, eta):
 def test_ddpm(monkeypatch, kind, variance_fn, spacing):
     from diffusers.schedulers import scheduling_ddpm
 
-    schedule, draws = SCHEDULES["linear"], iter(range(20))
+    schedule, draws = lab.SCHEDULES["linear"], iter(range(20))
     monkeypatch.setattr(
-        scheduling_ddpm, "randn_tensor", lambda *a, **k: torch.tensor(noise(next(draws)))
+        scheduling_ddpm, "randn_tensor", lambda *a, **k: torch.tensor(lab.noise(next(draws)))
     )
     times = {"leading": d.leading_times, "linspace": d.linspace_times} | {
         "trailing": d.trailing_times
     }
-    scheduler = make(
+    scheduler = lab.make(
         "DDPMScheduler", schedule, clip_sample=False, variance_type=kind, timestep_spacing=spacing
     )
     coeffs = partial(d.ddpm_coeffs, variance_fn=variance_fn)
     grid = times[spacing](T, 20)
     # The last step adds noise if it does not start at timestep 0.
     steps = d.from_coeffs(schedule, grid, coeffs, denoise_last=grid[-2] == 1)
-    check(ours(schedule, steps), theirs(scheduler, schedule, 20))
+    lab.check(lab.ours(schedule, steps), lab.theirs(scheduler, schedule, 20))
 
 
 DPM = {
@@ -163,20 +98,22 @@ DPM = {
 def test_dpm_solver_plus_plus(name, spacing, num_steps):
     config, method = DPM[name]
     keywords = {} if name == "sde-1" else {"lower_order_final": num_steps < 15}
-    schedule = SCHEDULES["scaled"]
-    scheduler = make("DPMSolverMultistepScheduler", schedule, timestep_spacing=spacing, **config)
+    schedule = lab.SCHEDULES["scaled"]
+    scheduler = lab.make(
+        "DPMSolverMultistepScheduler", schedule, timestep_spacing=spacing, **config
+    )
     steps = method(schedule, SPACINGS[spacing](T, num_steps), **keywords)
     noise_name = "variance_noise" if name.startswith("sde") else None
-    expected = theirs(scheduler, schedule, num_steps, noise_name=noise_name)
-    check(ours(schedule, steps), expected)
+    expected = lab.theirs(scheduler, schedule, num_steps, noise_name=noise_name)
+    lab.check(lab.ours(schedule, steps), expected)
 
 
 @pytest.mark.parametrize("num_steps", [10, 25])
 @pytest.mark.parametrize("scale", [d.bh1, d.bh2], ids=["bh1", "bh2"])
 @pytest.mark.parametrize("order", [1, 2, 3])
 def test_unipc(order, scale, num_steps):
-    schedule = SCHEDULES["scaled"]
-    scheduler = make(
+    schedule = lab.SCHEDULES["scaled"]
+    scheduler = lab.make(
         "UniPCMultistepScheduler",
         schedule,
         solver_order=order,
@@ -187,26 +124,26 @@ def test_unipc(order, scale, num_steps):
     times = d.multistep_linspace_times(T, num_steps)
     times = d.ending_at(times, 1) if scale is d.bh1 else times
     steps = d.unipc(schedule, times, order=order, scale=scale)
-    check(ours(schedule, steps), theirs(scheduler, schedule, num_steps))
+    lab.check(lab.ours(schedule, steps), lab.theirs(scheduler, schedule, num_steps))
 
 
 @pytest.mark.parametrize("num_steps", [10, 25])
 @pytest.mark.parametrize("order", [1, 2, 3])
 def test_deis(order, num_steps):
-    schedule = SCHEDULES["linear"]
-    scheduler = make("DEISMultistepScheduler", schedule, solver_order=order)
+    schedule = lab.SCHEDULES["linear"]
+    scheduler = lab.make("DEISMultistepScheduler", schedule, solver_order=order)
     times = d.ending_at(d.multistep_linspace_times(T, num_steps), 1)
     steps = d.deis(schedule, times, order=order, lower_order_final=num_steps < 15)
-    check(ours(schedule, steps), theirs(scheduler, schedule, num_steps))
+    lab.check(lab.ours(schedule, steps), lab.theirs(scheduler, schedule, num_steps))
 
 
 @pytest.mark.parametrize(("skip", "method"), [(True, d.plms), (False, d.pndm)])
 def test_pndm(skip, method):
-    schedule = SCHEDULES["scaled"]
-    scheduler = make("PNDMScheduler", schedule, skip_prk_steps=skip)
+    schedule = lab.SCHEDULES["scaled"]
+    scheduler = lab.make("PNDMScheduler", schedule, skip_prk_steps=skip)
     steps = method(schedule, d.leading_times(T, 10))
     assert d.nfe(steps) == (11 if skip else 19)
-    check(ours(schedule, steps), theirs(scheduler, schedule, 10))
+    lab.check(lab.ours(schedule, steps), lab.theirs(scheduler, schedule, 10))
 
 
 @pytest.mark.parametrize(
@@ -217,12 +154,12 @@ def test_pndm(skip, method):
     ],
 )
 def test_euler_and_heun(name, method):
-    schedule = SCHEDULES["scaled"]
-    scheduler = make(name, schedule, timestep_spacing="trailing")
+    schedule = lab.SCHEDULES["scaled"]
+    scheduler = lab.make(name, schedule, timestep_spacing="trailing")
     scheduler.set_timesteps(20)
     alpha = schedule.exact(T).alpha
-    expected = theirs(scheduler, schedule, 20, x=x_T() / alpha, scaled=True)
-    check(ours(schedule, method(schedule, d.trailing_times(T, 20))), expected)
+    expected = lab.theirs(scheduler, schedule, 20, x=lab.x_T() / alpha, scaled=True)
+    lab.check(lab.ours(schedule, method(schedule, d.trailing_times(T, 20))), expected)
 
 
 def edm_theirs(scheduler, x, num_steps, **churn):
@@ -233,8 +170,8 @@ def edm_theirs(scheduler, x, num_steps, **churn):
         scheduler.scale_model_input(torch.tensor(x), t)
         hat, noisy = raised(rho, num_steps, **churn), x
         if hat > rho:
-            noisy = x + np.sqrt(hat**2 - rho**2) * noise(i)
-        denoised = noisy - hat * eps(noisy, d.NoiseLevel(1.0, hat))
+            noisy = x + np.sqrt(hat**2 - rho**2) * lab.noise(i)
+        denoised = noisy - hat * lab.eps(noisy, d.NoiseLevel(1.0, hat))
         c_skip, c_out = data**2 / (hat**2 + data**2), hat * data / np.sqrt(hat**2 + data**2)
         out = torch.tensor((denoised - c_skip * noisy) / c_out)
         x = scheduler.step(out, t, torch.tensor(x), **churn).prev_sample.numpy()
@@ -259,16 +196,16 @@ def test_edm_euler(monkeypatch, churn):
     monkeypatch.setattr(
         scheduling_edm_euler,
         "randn_tensor",
-        lambda *a, **k: torch.tensor(noise(used[next(draws)])),
+        lambda *a, **k: torch.tensor(lab.noise(used[next(draws)])),
     )
-    x = times[0] * x_T()
+    x = times[0] * lab.x_T()
     expected = edm_theirs(scheduler, x, num_steps, s_churn=churn, **limits)
     steps = d.edm(process, times, churn=churn, churn_range=(0.1, 100.0), second_order=False)
     # Ours starts at the raised level, and draws the noise of interval i + 1 in call i.
-    start = x + np.sqrt(float(steps.t[0]) ** 2 - times[0] ** 2) * noise(0)
+    start = x + np.sqrt(float(steps.t[0]) ** 2 - times[0] ** 2) * lab.noise(0)
     shifted = shift_noise(d.bind(gaussian.eps_fn_for(process), gaussian.gaussian(MEAN, COV)))
     # Theirs rounds its sigmas and states to float32.
-    check(np.asarray(shifted(jnp.asarray(start), steps)), expected, 1e-5)
+    lab.check(np.asarray(shifted(jnp.asarray(start), steps)), expected, 1e-5)
 
 
 def shift_noise(call_fn):
@@ -281,7 +218,7 @@ def shift_noise(call_fn):
     def run(x, steps):
         for i in range(d.nfe(steps)):
             coeffs = jax.tree.map(lambda leaf, i=i: leaf[i], steps.coeffs)
-            x = one(x, steps.t[i], coeffs, jnp.asarray(noise(i + 1)))
+            x = one(x, steps.t[i], coeffs, jnp.asarray(lab.noise(i + 1)))
         return x
 
     return run
@@ -293,11 +230,11 @@ def test_flow_matching_euler_from_pure_noise():
     scheduler.set_timesteps(num_steps)
     times = scheduler.sigmas.numpy().astype(np.float64)
     assert (times[0], times[-1]) == (1.0, 0.0)
-    times[0], x = 1.0, x_T()
+    times[0], x = 1.0, lab.x_T()
 
     def velocity(x, t):
         level = d.NoiseLevel(1 - t, t)
-        e = eps(x, level)
+        e = lab.eps(x, level)
         cov = level.alpha**2 * COV + level.sigma**2 * np.eye(2)
         x_0 = MEAN + level.alpha * (COV @ np.linalg.solve(cov, (x - level.alpha * MEAN).T)).T
         return e - x_0
@@ -314,7 +251,7 @@ def test_flow_matching_euler_from_pure_noise():
         return level.sigma * gap.T - x_0, None
 
     steps = d.dpm_solver_1(process, times, prediction=d.flow_prediction)
-    check(np.asarray(d.sample(call_fn, jnp.asarray(x_T()), steps).x_0), x, 1e-5)
+    lab.check(np.asarray(d.sample(call_fn, jnp.asarray(lab.x_T()), steps).x_0), x, 1e-5)
 
 
 def test_schedules_are_those_of_diffusers():
@@ -322,8 +259,8 @@ def test_schedules_are_those_of_diffusers():
 
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, T, dtype=torch.float64) ** 2
     table = torch.cumprod(1 - betas, 0).numpy()
-    check(d.scaled_linear().alpha_bar[1:], table, 1e-12)
+    lab.check(d.scaled_linear().alpha_bar[1:], table, 1e-12)
     flat = torch.cumprod(1 - rescale_zero_terminal_snr(betas), 0).numpy()
-    check(d.zero_terminal_snr(d.scaled_linear()).alpha_bar[1:], flat, 1e-12)
+    lab.check(d.zero_terminal_snr(d.scaled_linear()).alpha_bar[1:], flat, 1e-12)
     cosine = diffusers.DDPMScheduler(T, beta_schedule="squaredcos_cap_v2").alphas_cumprod.numpy()
-    check(d.cosine().alpha_bar[1:], cosine, 1e-6)
+    lab.check(d.cosine().alpha_bar[1:], cosine, 1e-6)

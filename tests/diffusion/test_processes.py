@@ -110,3 +110,8 @@ def test_an_interpolated_schedule_keeps_its_table_and_has_a_constant_beta_betwee
     assert process == d.Interpolated(d.linear(10, 0.1, 0.5))
     inside = jax.jit(process)(jnp.asarray(middle))
     assert_close(np.stack(inside), np.stack(process.exact(middle)))
+
+
+def test_a_schedule_of_zero_terminal_snr_cannot_be_interpolated():
+    with pytest.raises(ValueError, match="stay at its integer times"):
+        d.Interpolated(d.zero_terminal_snr(d.linear()))
