@@ -16,6 +16,9 @@ from experiments.tables import width_name
 # Okabe & Ito (2008): distinguishable with every common colour blindness.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#999999"
 MEASURED: dict[str, Any] = {"label": "error, measured", "color": "black", "lw": 1.8}
+# Bounds are of fewer samples; only beside the errors of the same ones can they be judged.
+BOUNDED: dict[str, Any] = {"label": "the same, median of the bounded samples", "color": "black",
+                           "lw": 0.9, "ls": (0, (4, 2))}  # fmt: skip
 PREDICTED: dict[str, Any] = {"label": "error, predicted (first order)", "color": BLUE, "lw": 1.5,
                              "ls": (0, (1, 1))}  # fmt: skip
 BOUNDS: dict[str, dict[str, Any]] = {
@@ -64,6 +67,8 @@ def _draw_error_panel(ax, arrays, name: str) -> None:
     steps = np.arange(len(arrays["signal_rms"]))
     ax.plot(steps, _positive(arrays[f"{name}/error_rms"]), **MEASURED)
     ax.plot(steps, _positive(arrays[f"{name}/predicted_rms"]), **PREDICTED)
+    _, middle, _ = _positive(_quantiles(arrays[f"{name}/measured_norms"] / root_size))
+    ax.plot(steps, middle, **BOUNDED)
     for key, look in BOUNDS.items():
         low, middle, high = _positive(_quantiles(arrays[f"{name}/{key}"] / root_size))
         ax.fill_between(steps, low, high, color=look["color"], alpha=0.15, lw=0)

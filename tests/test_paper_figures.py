@@ -26,7 +26,8 @@ def write_results(folder, widths=((8, 8), (4, 8))):
         bound[-1, 0] = np.inf  # a bound that overflowed
         parts = {
             "error_rms": growth / w, "predicted_rms": growth / w, "gronwall": bound,
-            "remainder": bound / 2, "ledger": rng.normal(size=(NUM_STEPS, 3)) ** 2 - 0.1,
+            "remainder": bound / 2, "measured_norms": np.outer(growth, np.arange(1.0, 6.0)),
+            "ledger": rng.normal(size=(NUM_STEPS, 3)) ** 2 - 0.1,
             "sites": np.array(SITES), "samples_hat": images + rng.normal(size=images.shape) / w,
         }  # fmt: skip
         arrays |= {f"W{w}A{a}/{key}": value for key, value in parts.items()}
@@ -106,6 +107,8 @@ def test_curves_are_the_saved_numbers_per_pixel(results):
     assert ax.get_title() == "W4A8"
     lines = {line.get_label(): line.get_ydata() for line in ax.get_lines()}
     np.testing.assert_allclose(lines["error, measured"][1:], arrays["W4A8/error_rms"][1:])
+    label = "the same, median of the bounded samples"
+    np.testing.assert_allclose(lines[label][1:], arrays["W4A8/measured_norms"][1:, 2] / 8.0)
     # Five samples, the first infinite at the end: the median is the third of the sorted ones.
     median = np.sort(arrays["W4A8/gronwall"], axis=1)[:, 2] / 8.0  # 64 pixels
     np.testing.assert_allclose(lines["Grönwall bound, median"][1:], median[1:])
