@@ -7,6 +7,7 @@ import pytest
 
 from qdiffjax.models.unet import UNet, depth_to_space, space_to_depth, time_features
 from tests.helpers import assert_close
+from tests.models.tools import normal, quick_jit, random_params
 
 T = jnp.float32(7.0)
 
@@ -17,21 +18,15 @@ def _standard_promotion():
         yield
 
 
-def quick_jit(fn):
-    """Compile in a hurry: these are tests of definitions, not of speed."""
-    return jax.jit(fn, compiler_options={"xla_backend_optimization_level": 0})
+NET = UNet(channels=(8,), attention=(False,), patch=2)
+X, TIMES = normal(2, 4, 4, 1), jnp.asarray([3.0, 500.0], jnp.float32)
+run = quick_jit(NET.apply)
 
 
-def init(net, x):
-    shapes = jax.eval_shape(lambda key: net.init(key, x, T), jax.random.key(0))
-    return shapes, lambda p: net.apply(p, x, T)
-
-
-def randomized(shapes, seed=0):
-    rng = np.random.default_rng(seed)
-    return jax.tree.map(
-        lambda leaf: jnp.asarray(0.3 * rng.normal(size=leaf.shape), leaf.dtype), shapes
-    )
+@pytest.fixture(scope="module")
+def params():
+    with jax.numpy_dtype_promotion("standard"):
+        return random_params(NET, X, T)
 
 
 @pytest.mark.parametrize(
@@ -40,44 +35,31 @@ def randomized(shapes, seed=0):
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_the_output_has_the_shape_and_dtype_of_x_even_at_odd_sizes(shape, patch, dtype):
     net = UNet(channels=(8, 16, 8), attention=(False, True, False), patch=patch, dtype=dtype)
-    x = jnp.zeros(shape, jnp.float32)
-    shapes, apply = init(net, x)
-    out = jax.eval_shape(apply, shapes)
+    x = jax.ShapeDtypeStruct(shape, jnp.float32)
+    out, shapes = jax.eval_shape(net.init_with_output, jax.random.key(0), x, T)
     assert (out.shape, out.dtype) == (shape, jnp.float32)
     assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype(jnp.float32)}
 
 
-def test_a_fresh_network_predicts_zero_and_a_trained_one_depends_on_x_and_t():
-    net = UNet(channels=(8,), attention=(False,), patch=1)
-    x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 5, 5, 1)), jnp.float32)
-    params = quick_jit(net.init)(jax.random.key(0), x, T)
-    run = quick_jit(net.apply)
-    np.testing.assert_array_equal(run(params, x, T), np.zeros(x.shape))
-    # Its kernels are not all zero: only the ends of residual branches and of the network are.
+def test_a_fresh_network_predicts_zero_because_its_residual_branches_end_in_zeros():
+    out, fresh = quick_jit(NET.init_with_output)(jax.random.key(0), X, TIMES)
+    np.testing.assert_array_equal(out, np.zeros(X.shape))
     zero = {
         jax.tree_util.keystr(path, simple=True, separator="/").split("/")[-2]
-        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(fresh)
         if path[-1].key == "kernel" and not np.any(leaf)
     }
     assert zero == {"conv_2", "out", "conv_out"}
-    params = randomized(params)
-    y = run(params, x, T)
-    assert np.all(np.isfinite(y))
-    assert not np.allclose(y, run(params, x, 2 * T))
-    assert not np.allclose(y, run(params, 2 * x, T))
 
 
-def test_each_image_of_a_batch_is_denoised_alone_at_its_own_time():
-    net = UNet(channels=(8,), attention=(False,), patch=2)
-    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 4, 4, 1)), jnp.float32)
-    shapes, _ = init(net, x)
-    params, run = randomized(shapes), quick_jit(net.apply)
-    times = jnp.asarray([3.0, 500.0], jnp.float32)
-    both = run(params, x, times)
-    assert_close(run(params, x[::-1], times[::-1]), both[::-1], factor=256)
-    other = run(params, x.at[1].set(9.0), times.at[1].set(1.0))
-    assert_close(other[0], both[0], factor=256)
-    assert not np.allclose(other[1], both[1])
+def test_each_image_of_a_batch_is_denoised_alone_at_its_own_time(params):
+    both = run(params, X, TIMES)
+    assert np.isfinite(both).all()
+    assert_close(run(params, X[::-1], TIMES[::-1])[::-1], both, factor=256)
+    for change in ((X.at[1].set(9.0), TIMES), (X, TIMES.at[1].set(1.0))):
+        other = run(params, *change)
+        assert_close(other[0], both[0], factor=256)
+        assert not np.allclose(other[1], both[1])
 
 
 def test_time_features_are_sines_and_cosines_in_float32_even_for_bfloat16_networks():
@@ -92,9 +74,8 @@ def test_time_features_are_sines_and_cosines_in_float32_even_for_bfloat16_networ
     # In bfloat16 the times 750 and 751 are both 752 apart from rounding: the network must not.
     net = UNet(channels=(8,), attention=(False,), patch=1, dtype=jnp.bfloat16)
     x = jnp.ones((1, 2, 2, 1), jnp.float32)
-    params = randomized(init(net, x)[0])
-    run = quick_jit(net.apply)
-    assert np.any(run(params, x, jnp.float32(750)) != run(params, x, jnp.float32(751)))
+    params, apply = random_params(net, x, T), quick_jit(net.apply)
+    assert np.any(apply(params, x, jnp.float32(750)) != apply(params, x, jnp.float32(751)))
 
 
 @pytest.mark.parametrize("patch", [1, 2, 3])
@@ -110,14 +91,16 @@ def test_depth_to_space_undoes_space_to_depth(patch):
 
 def test_a_float64_network_is_float64_throughout():
     net = UNet(channels=(8,), attention=(True,), patch=1, dtype=jnp.float64)
-    x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 2, 2, 1)))
-    params = jax.tree.map(lambda p: p.astype(jnp.float64), randomized(init(net, x)[0]))
-    run = quick_jit(lambda x: net.apply(params, x, T))
-    # In float32 anywhere, a change of 1e-12 in x would vanish or be magnified.
-    step = 1e-7 * jnp.ones_like(x)
-    slope = (run(x + step) - run(x - step)) / 2e-7
-    _, tangent = jax.jvp(run, (x,), (jnp.ones_like(x),))
-    np.testing.assert_allclose(slope, tangent, rtol=1e-6, atol=1e-6)
+    x, step = normal(1, 2, 2, 1).astype(jnp.float64), 1e-7
+    params = jax.tree.map(lambda p: p.astype(jnp.float64), random_params(net, x, T))
+    points = jnp.concatenate([x + step, x - step, x])
+    tangents = jnp.ones_like(points)
+    out, tangent = quick_jit(
+        lambda points: jax.jvp(lambda x: net.apply(params, x, T), (points,), (tangents,))
+    )(points)
+    # In float32 anywhere, a change of 1e-7 in x would vanish or be magnified.
+    slope = (out[0] - out[1]) / (2 * step)
+    np.testing.assert_allclose(slope, tangent[2], rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("shape", [(1, 7, 8, 1), (1, 8, 7, 1), (8, 8, 1)])
@@ -125,3 +108,51 @@ def test_images_that_do_not_fit_the_patch_are_refused(shape):
     net = UNet(channels=(8,), attention=(False,), patch=2)
     with pytest.raises(ValueError, match=r"UNet got x of shape .* divisible by patch=2; pad"):
         jax.eval_shape(lambda k: net.init(k, jnp.zeros(shape), T), jax.random.key(0))
+
+
+def test_names_of_an_unconditional_network_are_those_of_the_shipped_checkpoints():
+    """Classes and tokens add parameters, and rename none."""
+    x = jnp.zeros((1, 4, 4, 1), jnp.float32)
+
+    def names(**kwargs):
+        shapes = jax.eval_shape(UNet((8,), 1, (True,), 1, **kwargs).init, jax.random.key(0), x, T)
+        leaves = jax.tree_util.tree_leaves_with_path(shapes["params"])
+        return {jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves}
+
+    plain = names()
+    assert {"time_2/kernel", "mid_attn_0/query/kernel", "up_0_block_1/skip/kernel"} <= plain
+    assert names(num_classes=3) - plain == {"label/table/embedding"}
+    added = names(token_features=5) - plain
+    assert plain < names(token_features=5)
+    assert {name.split("/")[0] for name in added} == {
+        "tokens", "down_0_cross_0", "mid_cross_0", "up_0_cross_0", "up_0_cross_1",
+    }  # fmt: skip
+
+
+def test_each_image_has_its_own_class_and_tokens_and_none_are_the_null_ones():
+    net = UNet(channels=(8,), attention=(False,), patch=2, num_classes=2, token_features=5)
+    labels, tokens = jnp.asarray([0, 1]), normal(2, 3, 5, seed=1)
+    params, apply = random_params(net, X, T), quick_jit(net.apply)
+    both = apply(params, X, TIMES, labels, tokens)
+    for change in ((labels.at[1].set(2), tokens), (labels, tokens.at[1].set(0.0))):
+        other = apply(params, X, TIMES, *change)
+        assert_close(other[0], both[0], factor=256)
+        assert not np.allclose(other[1], both[1])
+    assert_close(apply(params, X, TIMES, labels, tokens[:, ::-1]), both, factor=256)  # a set
+    null = jnp.broadcast_to(params["params"]["tokens"]["null"], tokens.shape)  # three are one
+    none = apply(params, X, TIMES)
+    assert_close(apply(params, X, TIMES, labels * 0 + 2, null), none, factor=256)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "call", "message"),
+    [
+        ({"attention": (True, False)}, {}, r"1 levels of channels and 2 of attention"),
+        ({}, {"label": 0}, "got a label, expected none"),
+        ({}, {"tokens": jnp.zeros((1, 2, 3))}, "got tokens, expected none"),
+    ],
+)
+def test_a_condition_that_the_network_cannot_take_is_refused(arguments, call, message):
+    net = UNet(**{"channels": (8,), "attention": (True,), "patch": 1, **arguments})
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(lambda k: net.init(k, jnp.zeros((1, 4, 4, 1)), T, **call), jax.random.key(0))
