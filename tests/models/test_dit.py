@@ -28,7 +28,7 @@ def _standard_promotion():
      (dit.dit_xl_2, 1152, 675)],
 )  # fmt: skip
 def test_the_sizes_are_those_of_the_paper(network, width, millions):
-    """Peebles & Xie 2023, table 4; the authors' XL/2 counts 675 129 632, fixed positions included."""
+    """Peebles & Xie 2023, table 4; their code counts 675 129 632 with its fixed positions."""
     net = network(num_classes=1000, learn_sigma=True)
     x = jax.ShapeDtypeStruct((1, 32, 32, 4), jnp.float32)
     out, shapes = jax.eval_shape(net.init_with_output, jax.random.key(0), x, T)

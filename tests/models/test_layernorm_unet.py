@@ -1,10 +1,11 @@
 """The public MNIST UNet: what its first norm hides, and the authors' network in torch.
 
-QDIFFJAX_PULFER_NPZ names a file of the trained weights (torch names and layouts); without it the
-comparison runs on random ones.
+The trained weights (torch names and layouts) are the file that QDIFFJAX_PULFER_NPZ names, or
+shared/data/models/pulfer_ddpm_mnist.npz beside this repository; random ones serve everywhere.
 """
 
 import os
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -61,14 +62,25 @@ def random_arrays():
     return arrays
 
 
+def trained_arrays():
+    beside = Path(__file__).parents[3] / "shared" / "data" / "models" / "pulfer_ddpm_mnist.npz"
+    path = Path(os.environ.get("QDIFFJAX_PULFER_NPZ", beside))
+    if not path.is_file():
+        pytest.skip(f"the trained weights are not here: no file {path.name} (QDIFFJAX_PULFER_NPZ)")
+    with np.load(path) as found:
+        return dict(found)
+
+
+def load(arrays):
+    """Arrays and the parameters that they become."""
+    expected = jax.eval_shape(NET.init, jax.random.key(0), X, jnp.float32(1))
+    return arrays, foreign.load_foreign(arrays, expected, sources(), unused=UNUSED)
+
+
 @pytest.fixture(scope="module")
 def network():
-    arrays, path = random_arrays(), os.environ.get("QDIFFJAX_PULFER_NPZ")
-    if path:
-        arrays = dict(np.load(path))
-    expected = jax.eval_shape(NET.init, jax.random.key(0), X, jnp.float32(1))
     with jax.numpy_dtype_promotion("standard"):
-        return arrays, foreign.load_foreign(arrays, expected, sources(), unused=UNUSED)
+        return load(random_arrays())
 
 
 run = quick_jit(NET.apply)
@@ -78,8 +90,9 @@ def images():
     return jnp.asarray(np.random.default_rng(1).normal(size=(2, 28, 28, 1)), jnp.float32)
 
 
-def test_the_sources_name_every_array_of_the_file(network):
-    arrays, params = network
+@pytest.mark.parametrize("arrays_fn", [random_arrays, trained_arrays])
+def test_the_sources_name_every_array_of_the_file(arrays_fn):
+    arrays, params = load(arrays_fn())
     assert {name: a.shape for name, a in arrays.items()} == foreign_shapes()
     assert sum(a.size for a in jax.tree.leaves(params)) == 591_172
 
@@ -154,14 +167,14 @@ def torch_network(torch, arrays):
     return forward
 
 
-def test_the_network_is_the_authors_in_torch_to_1e_4(network):
+@pytest.mark.parametrize("arrays_fn", [random_arrays, trained_arrays])
+def test_the_network_is_the_authors_in_torch_to_1e_4(arrays_fn):
     torch = pytest.importorskip("torch")
-    arrays, params = network
-    x = np.random.default_rng(2).normal(size=(4, 28, 28, 1)).astype(np.float32)
-    t = np.array([1, 10, 500, 1000])
+    arrays, params = load(arrays_fn())
+    x, t = images(), np.array([1, 1000])
     with torch.no_grad():
         there = torch_network(torch, arrays)(
-            torch.from_numpy(x.transpose(0, 3, 1, 2)), torch.from_numpy(t - 1)
+            torch.from_numpy(np.array(x).transpose(0, 3, 1, 2)), torch.from_numpy(t - 1)
         )
     expected = there.numpy().transpose(0, 2, 3, 1)
     got = np.asarray(run(params, x, jnp.asarray(t, jnp.float32)))
