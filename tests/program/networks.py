@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from qdiffjax.models.adapters import from_nnx
 from qdiffjax.models.unet import UNet
 
 
@@ -60,12 +61,8 @@ class NnxNet(nnx.Module):
 
 @functools.cache
 def nnx_net() -> Network:
-    graphdef, shapes = nnx.split(nnx.eval_shape(lambda: NnxNet(nnx.Rngs(0))))
+    fn, shapes = from_nnx(nnx.eval_shape(lambda: NnxNet(nnx.Rngs(0))))
     x = normal(1, 2, 4, 4, 3, dtype=np.float32)
-
-    def fn(params, x, t):
-        return nnx.merge(graphdef, params)(x, t)
-
     return Network(fn, randomized(shapes), x, jnp.float32(0.5))
 
 
