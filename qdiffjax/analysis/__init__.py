@@ -6,5 +6,6 @@ ledger         contributions of every (site, step) to the error that happened
 ablation       what quantizing one (site, step) alone would do
 prediction     the final error from the full-precision run alone
 bounds         along the run, checked against measurement
+amplification  when errors grow: gains on data of a known law, volumes, mode flips
 divergences    KL and W2 with their uncertainty
 """

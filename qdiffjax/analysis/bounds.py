@@ -4,7 +4,8 @@ Errors travel by delta_{i+1} = F_i(x_hat_i) - F_i(x_i) + e_i, with F_i the full-
 e_i the local error at the quantized run's state, in units of x, delta_0 = 0 at the noise end.
 
 Pathwise bounds are valid along the run that was measured; sup bounds hold for every run on data
-of a known class. The gains they multiply are in gains.py.
+of a known class. The gains they multiply are in gains.py; those of the continuous flow on such data
+in amplification.py.
 """
 
 from typing import Any
@@ -33,7 +34,6 @@ __all__ = [
     "log_concave_posterior",
     "log_norm_gains",
     "mixture_posterior",
-    "mixture_sup_gain",
     "posterior_gains",
     "remainder_bound",
     "segment_gains",
@@ -136,20 +136,6 @@ def mixture_posterior(sigma_edm, radius, std) -> Array:
     """
     total = std**2 + sigma_edm**2
     return std**2 / total + (sigma_edm * radius / total) ** 2
-
-
-def mixture_sup_gain(sigma_edm, radius, std) -> Array:
-    """Return sup over x of |d x_0 / d x_s|_2 of the probability-flow ODE from level s to 0.
-
-        r / sqrt(r^2 + s^2) * exp( R^2 s^2 / (2 r^2 (r^2 + s^2)) )
-
-    for a mixture of N(mu_k, r^2 I) with |mu_k| <= R, in coordinates x_t / alpha: the integral of
-    the logarithmic norm (N - 1) / s with `mixture_posterior`. Attained between two opposite
-    centres. Continuous flow: products of `posterior_gains` can be somewhat larger.
-    """
-    total = std**2 + sigma_edm**2
-    growth = (radius * sigma_edm / std) ** 2 / (2 * total)
-    return std / jnp.sqrt(total) * jnp.exp(growth)
 
 
 def log_concave_bound(sigma_edm, eps_errors, strength) -> Array:
