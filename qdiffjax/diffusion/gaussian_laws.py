@@ -135,7 +135,7 @@ def gaussian_kl(mean_1, cov_1, mean_2, cov_2) -> Array:
 
     relative = whiten(whiten(cov_1 - cov_2).T)
     u = jnp.linalg.eigvalsh((relative + relative.T) / 2)
-    return (jnp.sum(_excess(u)) + jnp.sum(whiten(mean_1 - mean_2) ** 2)) / 2
+    return (jnp.sum(log_excess(u)) + jnp.sum(whiten(mean_1 - mean_2) ** 2)) / 2
 
 
 def gaussian_w2_squared(mean_1, cov_1, mean_2, cov_2) -> Array:
@@ -161,7 +161,7 @@ def _congruence(matrix, cov) -> Array:
     return (out + out.T) / 2
 
 
-def _excess(u) -> Array:
+def log_excess(u) -> Array:
     """Return u - log(1 + u), by its series where the difference cancels."""
     series = u**2 * (1 / 2 - u * (1 / 3 - u * (1 / 4 - u / 5)))
     return jnp.where(jnp.abs(u) < 1e-3, series, u - jnp.log1p(u))
