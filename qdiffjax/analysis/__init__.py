@@ -7,5 +7,7 @@ ablation       what quantizing one (site, step) alone would do
 prediction     the final error from the full-precision run alone
 bounds         along the run, checked against measurement
 amplification  when errors grow: gains on data of a known law, volumes, mode flips
+spectra        singular values of steps and of the whole sampler, sample by sample
+lyapunov       rates of growth: Lyapunov exponents, logarithmic norms
 divergences    KL and W2 with their uncertainty
 """

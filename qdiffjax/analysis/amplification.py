@@ -132,7 +132,7 @@ def log_volumes(call: CallFn, xs, steps: Steps) -> Array:
       ValueError: a sampler with memory, whose steps forget and have no inverse.
     """
     if isinstance(steps.coeffs, SlotCoeffs):
-        raise ValueError("got a sampler with memory, expected one slot; see spectra.lyapunov.")
+        raise ValueError("got a sampler with memory, expected one slot; see lyapunov.stretches.")
     xs = jnp.asarray(xs).astype(float_dtype(xs))
 
     def one(x, t, coeffs):

@@ -1,0 +1,212 @@
+"""Spectra of step maps and of the sampler: where errors are damped or amplified, sample by sample.
+
+J_i is the Jacobian of step i at given states, J_{i->N} = d x_0 / d state_i that of the rest of the
+sampler. Nothing is materialized: products with J are JVPs of one step after another inside a
+`lax.scan`, products with its transpose VJPs in the reverse order, each step linearized anew, so
+memory does not grow with the number of steps beyond the states. Samples of a batch must not
+interact; every result is per sample, for quantiles. The norms that bounds multiply are in gains.py,
+rates of growth in lyapunov.py.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from matfree import decomp
+
+from qdiffjax._typing import Array, CallFn, Key
+from qdiffjax.analysis.gains import LinearMap
+from qdiffjax.analysis.trajectories import step_map, times
+from qdiffjax.diffusion import Steps, current, float_dtype
+
+
+class Singular(NamedTuple):
+    """Largest singular values, descending [k], with left [k, *out] and right vectors [k, *shape].
+
+    Leading axes: those of what they are taken of, such as [N, batch, k]. Values come from below;
+    the largest converge first, the smallest of k are only as good as the Krylov space.
+    """
+
+    values: Array
+    left: Array
+    right: Array
+
+
+def singular_values(linear_map: LinearMap, v0, num: int) -> Singular:
+    """Return `num` singular values of one linear map v [*shape] -> [*out], from the top.
+
+    Golub-Kahan-Lanczos bidiagonalization (Golub & Kahan 1965) by matfree, fully reorthogonalized,
+    in JAX's default float. Exact once num reaches the number of distinct singular values that v0
+    excites; values that an exhausted Krylov space lacks are zero. num products with the map and
+    its transpose.
+
+    Args:
+      linear_map: v -> A v; a map that is linear for JAX, as `jax.linearize` returns.
+      v0: start [*shape], not zero.
+      num: size of the Krylov space.
+
+    Raises:
+      ValueError: num below 1 or above the size of v or A v.
+    """
+    image = jax.eval_shape(linear_map, v0)
+    wide = jnp.result_type(float)
+    if not 1 <= num <= min(v0.size, image.size):
+        raise ValueError(
+            f"got num = {num} singular values of a map from {v0.shape} to {image.shape}, "
+            f"expected 1 to {min(v0.size, image.size)}; ask for fewer"
+        )
+
+    def flat(v):
+        return linear_map(v.reshape(v0.shape).astype(v0.dtype)).ravel().astype(wide)
+
+    bidiagonalize = decomp.bidiag(num, materialize=False)
+    (left, right), (alphas, betas), *_ = bidiagonalize(flat, v0.ravel().astype(wide))
+    alphas, betas, rows, columns = _cut(alphas, betas, jnp.finfo(v0.dtype).eps)
+    u, values, vt = jnp.linalg.svd(jnp.diag(alphas) + jnp.diag(betas, 1))
+    left = _combine(u.T, jnp.where(rows[:, None], left, 0))
+    right = _combine(vt, jnp.where(columns[:, None], right, 0))
+    shapes = ((num, *image.shape), (num, *v0.shape))
+    return Singular(values, *(a.reshape(s) for a, s in zip((left, right), shapes, strict=True)))
+
+
+def step_spectra(call: CallFn, xs, steps: Steps, *, num: int, key: Key) -> Singular:
+    """Return the largest singular values of every step's Jacobian J_i [N, batch, num].
+
+    Args:
+      call: full-precision denoiser (x, t, inputs) -> (eps, outputs).
+      xs: states [N+1, batch, *shape]; step i leaves xs[i].
+      steps: the sampler, leaves [N].
+      num: of singular values, see `singular_values`.
+      key: of the random starts.
+    """
+    xs = jnp.asarray(xs).astype(float_dtype(xs))
+
+    def one(x, t, coeffs, v0):
+        return singular_values(jax.linearize(_of_one(step_map(call, t, coeffs)), x)[1], v0, num)
+
+    def body(slices):
+        x, t, coeffs, index = slices
+        v0 = jax.random.normal(jax.random.fold_in(key, index), x.shape, x.dtype)
+        return jax.vmap(one, (0, None, None, 0))(x, t, coeffs, v0)
+
+    index = jnp.arange(steps.t.shape[0])
+    return jax.lax.map(body, (xs[:-1], times(steps, xs), steps.coeffs, index))
+
+
+def sampler_spectrum(call: CallFn, xs, steps: Steps, *, num: int, key: Key, first=0) -> Singular:
+    """Return the largest singular values of J_{first->N} = d x_0 / d state_first [batch, num].
+
+    Arguments as `step_spectra`; `first` may be traced: earlier steps are replaced by identities.
+    Costs about 2.5 + 3 sampling runs for each of the num products.
+    """
+    xs = jnp.asarray(xs).astype(float_dtype(xs))
+    used = jnp.arange(steps.t.shape[0]) >= first
+
+    def one(states, u):
+        table = (states, times(steps, xs), steps.coeffs, used)
+
+        @jax.checkpoint  # the transpose linearizes each step again instead of storing all of them
+        def body(v, slices):
+            x, t, coeffs, used = slices
+            moved = jax.jvp(_of_one(step_map(call, t, coeffs)), (x,), (v,))[1]
+            return jnp.where(used, moved, v), None
+
+        def linear_map(v):
+            return current(jax.lax.scan(body, v, table)[0][None], steps.coeffs)[0]
+
+        # From the range of the transpose, so that no product is spent on slots that do not matter.
+        (v0,) = jax.vjp(linear_map, states[0])[1](u)
+        return singular_values(linear_map, v0, num)
+
+    u = current(xs[-1], steps.coeffs)
+    u = jax.random.normal(key, u.shape, u.dtype)
+    return jax.vmap(one, (1, 0))(xs[:-1], u)
+
+
+class Probed(NamedTuple):
+    """Mean over random probes and its standard error, both of the same shape."""
+
+    value: Array
+    standard_error: Array
+
+
+def squared_frobenius(call: CallFn, xs, steps: Steps, *, num_probes: int, key: Key) -> Probed:
+    """Estimate |J_{i->N}|_F^2 for every i from one adjoint pass a probe [N+1, batch].
+
+        |J_{i->N}|_F^2 = E |l_i|^2,   l_N = v,   l_i = J_i^T l_{i+1},   v of random signs
+
+    (Hutchinson 1990). The mean square gain of a random perturbation of state i is this over its
+    size n; J_{N->N} gives n exactly.
+
+    Args:
+      call: full-precision denoiser.
+      xs: states [N+1, batch, *shape].
+      steps: the sampler, leaves [N].
+      num_probes: number of probes, at least 2.
+      key: of the probes.
+    """
+
+    def squares(probe):
+        return jnp.sum(adjoints(call, xs, steps, probe) ** 2, axis=tuple(range(2, xs.ndim)))
+
+    xs = jnp.asarray(xs).astype(float_dtype(xs))
+    return probed(squares, signs(key, num_probes, current(xs[-1], steps.coeffs)))
+
+
+def adjoints(call: CallFn, xs, steps: Steps, v) -> Array:
+    """Return l_i = J_{i->N}^T v of every state for v [batch, *shape] of x_0 [N+1, batch, *state].
+
+        l_i = J_i^T l_{i+1},   l_N = v in slot 0
+
+    One VJP a step in a reverse scan.
+    """
+    _, place = jax.vjp(lambda state: current(state, steps.coeffs), xs[-1])
+    (last,) = place(v)
+
+    def body(l, slices):
+        x, t, coeffs = slices
+        (l,) = jax.vjp(step_map(call, t, coeffs), x)[1](l)
+        return l, l
+
+    table = (xs[:-1], times(steps, xs), steps.coeffs)
+    _, ls = jax.lax.scan(body, last, table, reverse=True)
+    return jnp.concatenate([ls, last[None]])
+
+
+def signs(key: Key, num: int, like) -> Array:
+    """Return random signs [num, *like.shape], the probes of least variance (Hutchinson 1990)."""
+    return jax.random.rademacher(key, (num, *like.shape)).astype(like.dtype)
+
+
+def probed(fn: Callable[[Array], Array], probes) -> Probed:
+    """Return the mean of fn(probe) over probes [num, ...], one after another, and its error."""
+    if probes.shape[0] < 2:
+        raise ValueError(f"got {probes.shape[0]} probe(s), expected at least 2 for an error bar.")
+    values = jax.lax.map(fn, probes)
+    return Probed(jnp.mean(values, 0), jnp.std(values, 0, ddof=1) / values.shape[0] ** 0.5)
+
+
+def _of_one(fn: LinearMap) -> LinearMap:
+    """Return fn of one sample [*shape] instead of a batch."""
+    return lambda x: fn(x[None])[0]
+
+
+def _cut(alphas, betas, eps):
+    """Zero what follows the exhaustion of a Krylov space, where matfree normalizes round-off.
+
+    alphas [k] and betas [k-1] are the diagonals; row i ends where alphas[i] is round-off, column
+    i + 1 where betas[i] is. Returns them with the masks of rows and columns that remain.
+    """
+    ones = jnp.ones((1,), bool)
+    offsets = jnp.concatenate([jnp.zeros_like(alphas[:1]), betas])
+    size = jax.lax.cummax(jnp.nan_to_num(jnp.maximum(jnp.abs(alphas), jnp.abs(offsets))))
+    floor = 100 * jnp.asarray(eps, size.dtype) * size
+    reached = jnp.concatenate([ones, jnp.abs(betas) > floor[1:]])
+    columns = jnp.cumprod(reached & jnp.concatenate([ones, alphas[:-1] > floor[:-1]])) > 0
+    rows = columns & (alphas > floor)
+    return jnp.where(rows, alphas, 0), jnp.where(columns[1:], betas, 0), rows, columns
+
+
+def _combine(weights, vectors) -> Array:
+    return jnp.matmul(weights, vectors, precision="highest")
