@@ -38,9 +38,10 @@ def run(process, x, steps):
     return d.sample(call_fn, x, steps, key=KEY).x_0
 
 
-def ours(process, steps):
+def ours(process, steps, x=None):
     # Padded, so that every method is the same program.
-    return np.asarray(run(process, jnp.asarray(x_T()), d.pad(steps, 40, 6)))
+    x = jnp.asarray(x_T() if x is None else x)
+    return np.asarray(run(process, x, d.pad(steps, 40, 6)))
 
 
 def make(name, schedule, **kwargs):

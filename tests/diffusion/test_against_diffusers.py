@@ -108,6 +108,20 @@ def test_dpm_solver_plus_plus(name, spacing, num_steps):
     lab.check(lab.ours(schedule, steps), expected)
 
 
+@pytest.mark.parametrize("name", DPM)
+def test_dpm_solver_plus_plus_to_sigma_min(name):
+    """final_sigmas_type="sigma_min": the grid ends at time 1, the last step keeps its order."""
+    config, method = DPM[name]
+    schedule = lab.SCHEDULES["scaled"]
+    scheduler = lab.make(
+        "DPMSolverMultistepScheduler", schedule, final_sigmas_type="sigma_min", **config
+    )
+    steps = method(schedule, d.ending_at(d.multistep_linspace_times(T, 25), 1))
+    noise_name = "variance_noise" if name.startswith("sde") else None
+    expected = lab.theirs(scheduler, schedule, 25, noise_name=noise_name)
+    lab.check(lab.ours(schedule, steps), expected)
+
+
 @pytest.mark.parametrize("num_steps", [10, 25])
 @pytest.mark.parametrize("scale", [d.bh1, d.bh2], ids=["bh1", "bh2"])
 @pytest.mark.parametrize("order", [1, 2, 3])
@@ -206,6 +220,19 @@ def test_edm_euler(monkeypatch, churn):
     shifted = shift_noise(d.bind(gaussian.eps_fn_for(process), gaussian.gaussian(MEAN, COV)))
     # Theirs rounds its sigmas and states to float32.
     lab.check(np.asarray(shifted(jnp.asarray(start), steps)), expected, 1e-5)
+
+
+@pytest.mark.parametrize("num_steps", [10, 25])
+@pytest.mark.parametrize("name", ["2m", "2m-heun", "3m"])
+def test_edm_dpm_solver(name, num_steps):
+    config, method = DPM[name]
+    scheduler, process = diffusers.EDMDPMSolverMultistepScheduler(**config), d.EDM()
+    ends = scheduler.config.sigma_max, scheduler.config.sigma_min
+    times = d.karras_times(process, *ends, num_steps)
+    x = times[0] * lab.x_T()
+    steps = method(process, times, lower_order_final=num_steps < 15)
+    # Theirs rounds its sigmas to float32.
+    lab.check(lab.ours(process, steps, x), edm_theirs(scheduler, x, num_steps), 1e-5)
 
 
 def shift_noise(call_fn):
