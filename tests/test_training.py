@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qdiffjax import data, diffusion, training
+from experiments import train_parts
+from qdiffjax import checkpoints, data, diffusion, networks, training
 from qdiffjax.diffusion import losses
 from tests.helpers import assert_close
 
@@ -148,3 +149,59 @@ def test_a_loss_that_diverges_raises_and_keeps_the_last_good_checkpoint(tmp_path
     steps = sorted(int(p.name) for p in tmp_path.iterdir() if p.name.isdigit())
     assert steps
     assert steps[-1] < 20
+
+
+def test_a_gradient_is_clipped_to_its_norm_before_adam_sees_it():
+    """Adam by hand (Kingma & Ba 2015, algorithm 1) on g / 5 and g: norms 5 and 0.1 against 1."""
+    config = training.TrainConfig(num_steps=100, learning_rate=0.5, warmup_steps=0, max_norm=1.0)
+    optimizer, w = training.make_optimizer(config), jnp.zeros(2, jnp.float32)
+    state, m, v = optimizer.init(w), np.zeros(2), np.zeros(2)
+    for n, (g, clipped) in enumerate([([3.0, 4.0], [0.6, 0.8]), ([0.1, 0.0], [0.1, 0.0])], 1):
+        update, state = optimizer.update(jnp.asarray(g, jnp.float32), state, w)
+        m, v = 0.9 * m + 0.1 * np.array(clipped), 0.999 * v + 0.001 * np.array(clipped) ** 2
+        expected = -0.5 * (m / (1 - 0.9**n)) / (np.sqrt(v / (1 - 0.999**n)) + 1e-8)
+        np.testing.assert_allclose(update, expected, rtol=1e-5)
+
+
+def matmul_dtypes(jaxpr):
+    """The dtypes of all operands of products and convolutions, inside every call."""
+    found = set()
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name in ("dot_general", "conv_general_dilated"):
+            found |= {v.aval.dtype for v in eqn.invars}
+        for value in eqn.params.values():
+            inner = getattr(value, "jaxpr", value)
+            found |= matmul_dtypes(inner) if hasattr(inner, "eqns") else set()
+    return found
+
+
+NETWORK = checkpoints.ModelConfig(
+    (4, 4, 1), "dit", {"patch": 2, "width": 8, "depth": 1, "num_heads": 2}, num_classes=2
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+def test_products_compute_in_the_dtype_while_parameters_average_and_loss_stay_float32(dtype):
+    params = jax.eval_shape(lambda key: networks.init_params(NETWORK, key), jax.random.key(0))
+    step = training.make_train_step(train_parts.make_loss(NETWORK, dtype=dtype), CONFIG)
+    state = jax.eval_shape(lambda p: training.init_state(p, CONFIG), params)
+    batch = jnp.zeros((5, 4, 4, 1), jnp.float32), jnp.zeros(5, jnp.int32)
+    traced = step.trace(state, batch)
+    assert matmul_dtypes(traced.jaxpr.jaxpr) == {jnp.dtype(dtype)}
+    new, loss = traced.out_info
+    floats = jax.tree.leaves((new.params, new.ema, new.opt_state[1][0].mu, loss))
+    assert {leaf.dtype for leaf in floats} == {jnp.dtype(jnp.float32)}
+
+
+def test_master_weights_keep_updates_that_bfloat16_would_lose():
+    """From 1, two hundred steps of 1e-5: in bfloat16, whose spacing there is 2^-8, none counts."""
+    config = training.TrainConfig(
+        num_steps=200, batch_size=2, learning_rate=1e-5, warmup_steps=0, decay_fraction=0.0
+    )
+
+    def bfloat16_loss(params, key, batch):
+        return jnp.sum(params["w"].astype(jnp.bfloat16).astype(jnp.float32))
+
+    params = {"w": jnp.ones(3, jnp.float32)}
+    state = training.fit(bfloat16_loss, params, IMAGES, config, progress=False)
+    np.testing.assert_allclose(state.params["w"], 1 - 199e-5, atol=2e-5)
