@@ -119,6 +119,39 @@ def test_the_coupling_of_a_worked_case():
     assert_close(jnp.stack(out), np.sqrt([5.0, 0.0, 12.84]))
 
 
+def test_the_bootstrapped_bracket_holds_the_exact_distance():
+    x, y = pairs(5, 30, 4)
+    bracket = divergences.w2_bracket(x, y, key=KEY, num=50)
+    exact = divergences.assignment_w2_squared(x, y) ** 0.5
+    assert float(bracket.lower.value) <= exact <= float(bracket.upper.value)
+    coupling = divergences.w2_coupling(x, y)
+    assert_close(bracket.upper.value, coupling.value)
+    width, clt = (float(e.high - e.low) for e in (bracket.upper, coupling))
+    assert 0.4 < width / clt < 1.6  # 50 resamples of few rows
+
+
+def test_assignment_undoes_any_permutation_of_a_small_translation():
+    x = np.arange(10.0).reshape(5, 2)
+    y = (x + 0.01)[[3, 1, 4, 0, 2]]
+    np.testing.assert_allclose(divergences.assignment_w2_squared(x, y), 2e-4, rtol=1e-9)
+
+
+def test_independent_directions_average_squares_in_expectation_only():
+    """E n <u, z>^2 = |z|^2; a single direction misses."""
+    u = np.asarray(divergences.random_directions(KEY, 20_000, 4))
+    assert_close(np.sum(u**2, 1), np.ones(20_000))
+    squares = 4 * (u @ np.array([1.0, -2.0, 0.5, 0.0])) ** 2
+    assert abs(squares.mean() - 5.25) < 3 * squares.std() / 20_000**0.5
+    assert squares.std() > 1
+
+
+def test_w2_of_gaussians_is_the_root_of_its_square():
+    """Commuting covariances: |m|^2 + sum (sqrt a - sqrt b)^2, by hand 9 + 1 + 4."""
+    laws = np.zeros(2), np.diag([1.0, 4.0]), np.array([3.0, 0]), np.diag([4.0, 16.0])
+    assert_close(divergences.gaussian_w2_squared(*laws), np.array(14.0), factor=100)
+    assert_close(divergences.gaussian_w2(*laws), np.sqrt(14.0), factor=100)
+
+
 @pytest.mark.parametrize("fn", [divergences.gelbrich_squared, divergences.w2_coupling])
 def test_unpaired_samples_are_refused(fn):
     with pytest.raises(ValueError, match="same noise"):

@@ -74,7 +74,7 @@ def test_the_pairs_left_out_are_what_would_bias_it():
 
 
 def test_a_worked_case():
-    """Two points each on the line: x = 0, 1; y = 3, 5; kernel -|x - y|; cross pairs (0,5), (1,3)."""
+    """On the line x = 0, 1; y = 3, 5; kernel -|x - y|; cross pairs (0, 5), (1, 3)."""
     found = energy(np.array([[0.0], [1.0]]), np.array([[3.0], [5.0]]))
     assert_close(found, np.array(-1.0 - 2.0 + 2 * (5 + 2) / 2))
 
@@ -113,7 +113,8 @@ def test_between_equal_laws_mmd_is_negative_about_half_of_the_time():
 
 def test_distances_that_vanish_leave_derivatives_finite():
     x = np.random.default_rng(5).normal(size=(5, 2))
-    assert np.all(np.isfinite(jax.grad(lambda y: divergences.energy_distance(x, y))(jnp.asarray(x))))
+    slope = jax.grad(lambda y: divergences.energy_distance(x, y))(jnp.asarray(x))
+    assert np.all(np.isfinite(slope))
 
 
 def test_the_median_distance_of_a_worked_case():

@@ -18,7 +18,7 @@ KEY = jax.random.key(3)
 
 
 @jax.jit
-def lab_terms(steps, kappa, bias):
+def lab_terms(steps, kappa, bias, noise_hat=None):
     """KL terms of eps_hat = (1 + kappa) eps + bias on Gaussian data [N, 4000]."""
     full = diffusion.bind(EPS_FN, gaussian.gaussian(MEAN, COV))
 
@@ -26,7 +26,7 @@ def lab_terms(steps, kappa, bias):
         return (1 + kappa) * full(x, t, None)[0] + bias[None], None
 
     x_T = jax.random.normal(jax.random.key(1), (4000, 3))
-    return divergences.path_kl(full, quantized, x_T, steps, key=KEY)
+    return divergences.path_kl(full, quantized, x_T, steps, key=KEY, noise_hat=noise_hat)
 
 
 @jax.jit
@@ -34,9 +34,9 @@ def exact_chain(steps, kappa, bias):
     return gaussian.gaussian_chain(MEAN, COV, SCHEDULE, steps, kappa=kappa, bias=bias)
 
 
-def closed_form(steps, kappa, bias):
+def closed_form(steps, kappa, bias, chain=None):
     """E |c_eps (kappa eps(x) + bias)|^2 / (2 noise^2), x along the exact chain of laws [N-1]."""
-    chain = exact_chain(steps, 0.0, np.zeros(3))
+    chain = exact_chain(steps, 0.0, np.zeros(3)) if chain is None else chain
     out = []
     for i in range(steps.t.shape[0] - 1):
         alpha, sigma = SCHEDULE.exact(np.asarray(steps.t[i]))
@@ -93,6 +93,44 @@ def test_two_noisy_steps_give_the_kl_of_the_joint_gaussian():
     np.testing.assert_allclose(closed_form(STEPS, kappa, bias)[:2].sum(), expected, rtol=1e-11)
     out = divergences.mean_interval(lab_terms(STEPS, kappa, bias)[:2].sum(axis=0))
     assert abs(float(out.value) - expected) <= 3.5 / 1.96 * float(out.high - out.value)
+
+
+def test_unequal_noise_gives_the_kl_of_the_joint_gaussian():
+    """Two noisy steps, the second chain with less noise; the textbook KL of the joint laws."""
+    steps = jax.tree.map(lambda leaf: leaf[:2], STEPS)
+    bias, shrink = np.array([0.1, 0.0, 0.2]), np.array([0.9, 0.7])
+    noise = np.asarray(steps.coeffs.noise)
+
+    def joint(bias, noise):
+        matrices, offsets = gaussian.affine_steps(MEAN, COV, SCHEDULE, steps, bias=bias)
+        (a, b), (u, v), (s, r) = np.asarray(matrices), np.asarray(offsets), noise
+        eye, zero = np.eye(3), np.zeros((3, 3))
+        root = np.block([[eye, zero, zero], [a, s * eye, zero], [b @ a, s * b, r * eye]])
+        return np.concatenate([np.zeros(3), u, b @ u + v]), root @ root.T
+
+    expected = gaussian.gaussian_kl(*joint(0 * bias, noise), *joint(bias, noise * shrink))
+    # A constant error: the term of every run is the expectation.
+    elementwise = np.asarray(STEPS.coeffs.noise)[:, None] * np.append(shrink, [1] * 6)[:, None]
+    terms = lab_terms(STEPS, 0.0, bias, np.tile(elementwise, 3))
+    assert_close(terms[:2].sum(0)[:3], np.full(3, expected), factor=1e3)
+
+
+def test_the_other_direction_swaps_the_networks():
+    """KL(P_hat || P): expectation along the quantized chain."""
+    kappa, bias = 0.3, np.array([0.2, 0.0, -0.1])
+    full = diffusion.bind(EPS_FN, gaussian.gaussian(MEAN, COV))
+
+    def quantized(x, t, inputs):
+        return (1 + kappa) * full(x, t, None)[0] + bias[None], None
+
+    x_T = jax.random.normal(jax.random.key(1), (4000, 3))
+    terms = jax.jit(lambda: divergences.path_kl(quantized, full, x_T, STEPS, key=KEY))()
+    chain = exact_chain(STEPS, kappa, bias)
+    forward, reverse = (closed_form(STEPS, kappa, bias, chain=c) for c in (None, chain))
+    out = divergences.mean_interval(terms.sum(axis=0))
+    half = 3 / 1.96 * float(out.high - out.value)
+    assert abs(float(out.value) - reverse.sum()) <= half
+    assert abs(float(out.value) - forward.sum()) > half
 
 
 def test_the_runs_are_those_of_the_sampler():

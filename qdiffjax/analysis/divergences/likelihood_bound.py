@@ -93,8 +93,9 @@ def elbo_gaps(
     x_0 = jnp.asarray(x_0).astype(float_dtype(x_0))
     key_t, key_eps = jax.random.split(key)
     width = num_train_steps / num
-    within = 0.0 if num_times is None else jax.random.uniform(key_t, (num,))
-    times = jnp.floor(width * (jnp.arange(num) + within)).astype(int) + 1
+    within = jnp.zeros(num) if num_times is None else jax.random.uniform(key_t, (num,))
+    below = jnp.floor(width * (jnp.arange(num).astype(within.dtype) + within)).astype(int)
+    times = jnp.minimum(below, num_train_steps - 1) + 1  # a sum may round up to the end
     weights = elbo_weights(schedule, variance_fn)
     table = jnp.asarray(np.where(np.isfinite(weights), weights, 0.0) * width, x_0.dtype)
 
