@@ -23,13 +23,16 @@ from qdiffjax.analysis.gains import (
     step_gains,
     symmetric_extremes,
 )
+from qdiffjax.analysis.labels import Kind, bound
 from qdiffjax.analysis.trajectories import norms
 from qdiffjax.diffusion import DiscreteSchedule, Steps, float_dtype
 
 __all__ = [
     "Gains",
     "SpectralNorm",
+    "euler_gains",
     "gronwall",
+    "gronwall_log_norm",
     "log_concave_bound",
     "log_concave_posterior",
     "log_norm_gains",
@@ -43,6 +46,7 @@ __all__ = [
 ]
 
 
+@bound(Kind.ALONG_RUN, "gains_i >= |F_i(x_hat_i) - F_i(x_i)| / |x_hat_i - x_i|")
 def gronwall(gains, local_norms) -> Array:
     """Return the bound r of the accumulated error along the run, in units of x [N+1, batch].
 
@@ -74,6 +78,41 @@ def gronwall(gains, local_norms) -> Array:
     return jnp.concatenate([r_0[None], r])
 
 
+def euler_gains(log_norms, norms, widths) -> Array:
+    """Return the gains of explicit Euler steps from one-sided Lipschitz constants [*shape].
+
+        |I + h A|_2^2 <= 1 + 2 h mu(A) + h^2 |A|_2^2,   mu(A) = lambda_max((A + A^T) / 2)
+
+    Without the last term it is false (rotations have mu = 0 and gains above 1). Equality if one
+    vector attains both mu and |A|: normal matrices with one modulus, spirals among them.
+
+    Args:
+      log_norms: mu of the drift's Jacobian, any sign [*shape].
+      norms: |A|_2, at least |mu| [*shape].
+      widths: h > 0, in the direction of sampling [*shape].
+    """
+    return jnp.sqrt(jnp.maximum(1 + 2 * widths * log_norms + (widths * norms) ** 2, 0))
+
+
+@bound(Kind.ALONG_RUN, "mu_i and |A_i| at least those of the drift's mean Jacobian on the segment")
+def gronwall_log_norm(log_norms, norms, widths, local_norms) -> Array:
+    """Return `gronwall` with `euler_gains`, in units of x [N+1, batch].
+
+        r_{i+1} = (1 + 2 h_i mu_i + h_i^2 |A_i|^2)^(1/2) r_i + local_norms_i
+
+    Dahlquist 1958; Hairer, Norsett & Wanner 1993, I.10. Below 1 where mu is negative and the step
+    short, which no Lipschitz constant can give.
+
+    Args:
+      log_norms: [N, batch] or [N, 1].
+      norms: [N, batch] or [N, 1].
+      widths: h_i [N].
+      local_norms: |e_i| [N, batch].
+    """
+    return gronwall(euler_gains(log_norms, norms, jnp.asarray(widths)[:, None]), local_norms)
+
+
+@bound(Kind.ALONG_RUN, "gains_i >= |J_i|_2 at the full-precision states")
 def remainder_bound(gains, remainder_norms, first_order) -> tuple[Array, Array]:
     """Return the bound of the error around its first-order prediction E, in units of x.
 
@@ -97,6 +136,7 @@ def remainder_bound(gains, remainder_norms, first_order) -> tuple[Array, Array]:
     return norms(jnp.asarray(first_order)).astype(radius.dtype) + radius, radius
 
 
+@bound(Kind.CERTIFIED, "optimal denoiser; N <= posterior at every x")
 def posterior_gains(schedule: DiscreteSchedule, steps: Steps, posterior) -> Array:
     """Return sup over x of |J_i|_2 of the optimal denoiser's steps [N], any first-order sampler.
 
@@ -110,13 +150,20 @@ def posterior_gains(schedule: DiscreteSchedule, steps: Steps, posterior) -> Arra
       schedule: the forward process.
       steps: the sampler, leaves [N].
       posterior: upper bound of N at the levels of steps.t [N].
+
+    Raises:
+      ValueError: a sampler with memory or with matrix coefficients.
     """
+    if jnp.ndim(steps.coeffs.x) != 1:
+        raise ValueError("got a sampler with memory or with matrix coefficients, expected scalar "
+                         "ones; use step_gains instead.")  # fmt: skip
     sigma = schedule(steps.t).sigma
     free = steps.coeffs.x + steps.coeffs.eps / sigma
     posterior = jnp.asarray(posterior).astype(free.dtype)
     return jnp.maximum(jnp.abs(free), jnp.abs(free - steps.coeffs.eps / sigma * posterior))
 
 
+@bound(Kind.CERTIFIED, "m-strongly log-concave data")
 def log_concave_posterior(sigma_edm, strength) -> Array:
     """Return the bound 1 / (1 + m s^2) of N = Cov[x_0 | x_t] / s^2 for m-strongly log-concave data.
 
@@ -126,6 +173,7 @@ def log_concave_posterior(sigma_edm, strength) -> Array:
     return 1 / (1 + strength * sigma_edm**2)
 
 
+@bound(Kind.CERTIFIED, "mixture of N(mu_k, r^2 I) with |mu_k| <= R")
 def mixture_posterior(sigma_edm, radius, std) -> Array:
     """Return the bound of N = Cov[x_0 | x_t] / s^2 for a mixture of N(mu_k, r^2 I), |mu_k| <= R.
 
@@ -138,6 +186,10 @@ def mixture_posterior(sigma_edm, radius, std) -> Array:
     return std**2 / total + (sigma_edm * radius / total) ** 2
 
 
+@bound(
+    Kind.CERTIFIED,
+    "m-strongly log-concave data; optimal denoiser; DDIM to level 0; eta_i at quantized states",
+)
 def log_concave_bound(sigma_edm, eps_errors, strength) -> Array:
     """Return the bound of the final error of DDIM on m-strongly log-concave data [*batch].
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from qdiffjax._typing import Array, CallFn, Key, PyTree
 from qdiffjax.analysis.trajectories import step_map
-from qdiffjax.diffusion import SlotCoeffs, Steps, float_dtype
+from qdiffjax.diffusion import Steps, float_dtype
 
 LinearMap = Callable[[Array], Array]
 
@@ -124,7 +124,8 @@ def step_gains(
         out = spectral_norm(_step_jacobian(call, *state), start, num_iterations)
         return out.vector, Gains(out.norm, out.gauge)
 
-    _, found = jax.lax.scan(body, jnp.zeros_like(xs[0]), (jnp.arange(order.size), order))
+    sweep = canonical_convolutions(lambda *indexed: jax.lax.scan(body, jnp.zeros_like(xs[0]), indexed))
+    _, found = sweep(jnp.arange(order.size), order)
     return jax.tree.map(lambda leaf: leaf[num_burn_in:], found)
 
 
@@ -168,10 +169,11 @@ def log_norm_gains(
     the identity. Arguments as `step_gains`; every step starts afresh.
 
     Raises:
-      ValueError: a sampler with memory, whose J is not a I + b D.
+      ValueError: a sampler whose J is not a I + b D: with memory, or with matrix coefficients.
     """
-    if isinstance(steps.coeffs, SlotCoeffs):
-        raise ValueError("got a sampler with memory, expected one slot; use step_gains instead.")
+    if jnp.ndim(steps.coeffs.x) != 1:
+        raise ValueError("got a sampler with memory or with matrix coefficients, expected scalar "
+                         "ones; use step_gains instead.")  # fmt: skip
     xs = jnp.asarray(xs).astype(float_dtype(xs))[: steps.t.shape[0]]
     a, b = (jnp.asarray(c).astype(xs.dtype) for c in (steps.coeffs.x, steps.coeffs.eps))
 
@@ -184,7 +186,8 @@ def log_norm_gains(
         square = a**2 + 2 * a * b * jnp.where(a * b < 0, low, high) + (b * size) ** 2
         return jnp.sqrt(jnp.maximum(square, 0))
 
-    return jax.lax.map(one, (jnp.arange(xs.shape[0]), xs, steps.t, a, b, per_call))
+    sweep = canonical_convolutions(lambda *table: jax.lax.map(one, table))
+    return sweep(jnp.arange(xs.shape[0]), xs, steps.t, a, b, per_call)
 
 
 def _step_jacobian(call: CallFn, x, t, coeffs, inputs) -> LinearMap:

@@ -40,6 +40,13 @@ from qdiffjax.diffusion.grids import (
 from qdiffjax.diffusion.interpolation import (
     Interpolated,
 )
+from qdiffjax.diffusion.langevin import (
+    CLD,
+    cld_eps_fn_for,
+    cld_euler_maruyama,
+    cld_marginal,
+    sscs,
+)
 from qdiffjax.diffusion.likelihood import (
     LogLikelihood,
     bits_per_dim,
@@ -161,6 +168,7 @@ from qdiffjax.diffusion.unified import (
 )
 
 __all__ = [
+    "CLD",
     "EDM",
     "VE",
     "VP",
@@ -189,6 +197,9 @@ __all__ = [
     "bh2",
     "bind",
     "bits_per_dim",
+    "cld_eps_fn_for",
+    "cld_euler_maruyama",
+    "cld_marginal",
     "clipped",
     "commit",
     "consistency",
@@ -262,6 +273,7 @@ __all__ = [
     "score_prediction",
     "solve_pf_ode",
     "sqrt",
+    "sscs",
     "start",
     "step",
     "step_noise",

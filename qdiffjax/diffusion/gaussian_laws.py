@@ -51,7 +51,13 @@ def affine_steps(mean, cov, schedule, steps: Steps, *, kappa=0.0, bias=0.0):
 
     Returns:
       Matrices [N, n, n], the Jacobians of the steps, and offsets [N, n]; K n for n with K slots.
+
+    Raises:
+      ValueError: if the coefficients are matrices.
     """
+    if jnp.ndim(steps.coeffs.x) == 3 and not isinstance(steps.coeffs, SlotCoeffs):
+        raise ValueError("got matrix coefficients, expected scalar ones or slots; a process on "
+                         "(x, v) has its own laws, see cld_marginal")  # fmt: skip
     dtype = float_dtype(mean)
     mean, cov, steps, kappa, bias = cast((mean, cov, steps, kappa, bias), dtype)
     num_steps, n = steps.t.shape[0], mean.shape[0]

@@ -11,7 +11,11 @@ from qdiffjax.diffusion.schedules import float_dtype
 
 
 class StepCoeffs(NamedTuple):
-    """One first-order step t -> s:  x_s = x * x_t + eps * eps_fn(x_t, t) + noise * z."""
+    """One first-order step t -> s:  x_s = x * x_t + eps * eps_fn(x_t, t) + noise * z.
+
+    Scalars, or matrices [D, D] that act on axis 1 of a state [batch, D, *shape], as for a process
+    on (position, velocity); prediction and noise then have the shape of that state too.
+    """
 
     x: Any
     eps: Any
@@ -108,7 +112,7 @@ def commit(change, coeffs: StepCoeffs | SlotCoeffs) -> Array:
     """
     weights = _like(coeffs.eps, change)
     if not isinstance(coeffs, SlotCoeffs):
-        return weights * change
+        return _scaled(weights, change)
     return jnp.einsum("k,b...->bk...", weights, change, precision="highest")
 
 
@@ -121,7 +125,7 @@ def step(state, eps, coeffs: StepCoeffs | SlotCoeffs, z=None) -> Array:
     Args:
       state: x_t [*shape], or y [batch, K, *shape].
       eps: the network's prediction at `read(state)` [*shape], any float dtype.
-      coeffs: scalar coefficients, or those of slots.
+      coeffs: scalar or matrix coefficients, or those of slots.
       z: standard normal noise [*shape], or None for no noise.
 
     Returns:
@@ -133,11 +137,18 @@ def step(state, eps, coeffs: StepCoeffs | SlotCoeffs, z=None) -> Array:
         x = _like(coeffs.x, state)
         moved = jnp.einsum("jk,bk...->bj...", x, state, precision="highest")
     else:
-        moved = _like(coeffs.x, state) * state
+        moved = _scaled(_like(coeffs.x, state), state)
     moved = moved + commit(eps, coeffs)
     if z is None:
         return moved
     return moved + commit(jnp.asarray(z).astype(dtype), coeffs._replace(eps=coeffs.noise))
+
+
+def _scaled(weight, array) -> Array:
+    """Return weight * array, or the product of a matrix [D, D] with axis 1 of array."""
+    if jnp.ndim(weight) == 0:
+        return weight * array
+    return jnp.einsum("jk,bk...->bj...", weight, array, precision="highest")
 
 
 def _like(leaf, array) -> Array:

@@ -61,6 +61,22 @@ def tables():
     return {name: diffusion.pad(s, calls, slots) for name, s in found.items()}
 
 
+# Of the state (x, v), which has matrix coefficients instead of slots.
+CLD = diffusion.CLD(beta=1.0)
+CLD_SAMPLERS = {
+    "euler_maruyama": diffusion.cld_euler_maruyama(CLD, GRID),
+    "euler": diffusion.cld_euler_maruyama(CLD, GRID, eta=0.0),
+    "sscs": diffusion.sscs(CLD, GRID),
+}
+
+
+def pair_net(params, u, t):
+    """eps of (x, v) [batch, 2, n] from both of them."""
+    batch, _, size = u.shape
+    h = jnp.tanh(u.reshape(batch, 2 * size) @ params["in"] + t * params["time"][None])
+    return (h @ params["out"]).reshape(batch, 2, size)
+
+
 def quick_jit(fn):
     """Compile in a hurry: the runs are tiny."""
     return jax.jit(fn, compiler_options={"xla_backend_optimization_level": 0})
@@ -81,19 +97,31 @@ def random_params(model, *inputs):
 
 @functools.cache
 def network(name):
-    """The network at W6A8, noise, and the spine compiled once for all samplers."""
+    """A network at W6A8, noise, and the spine compiled once for all samplers."""
     model, shape = NETWORKS[name]
     x_T = jnp.asarray(np.random.default_rng(1).normal(size=(2, *shape)), jnp.float32)
-    t = jnp.float32(50)
-    params = random_params(model, x_T, t)
-    sites = program.sites(model.apply, params, x_T, t)
+    params = random_params(model, x_T, jnp.float32(50))
+    return quantized(model.apply, params, x_T, tables()["ddim"]), x_T, quick_jit(spine)
+
+
+@functools.cache
+def pair_network():
+    """The same of `pair_net`; half its eps, that of x, is read by no sampler."""
+    rng, shapes = np.random.default_rng(2), {"in": (6, 8), "time": (8,), "out": (8, 6)}
+    params = {k: jnp.asarray(rng.normal(size=v), jnp.float32) / 2 for k, v in shapes.items()}
+    u_T = rng.normal(size=(2, 2, 3)) * CLD.equilibrium[None, :, None]
+    u_T = jnp.asarray(u_T, jnp.float32)
+    return quantized(pair_net, params, u_T, CLD_SAMPLERS["euler"]), u_T, quick_jit(spine)
+
+
+def quantized(eps_fn, params, x_T, steps):
+    """The network with weights of 6 bits and activations of 8, calibrated on a sampler."""
+    example = params, x_T, jnp.float32(1)
+    sites = program.sites(eps_fn, *example)
     recipe = program.uniform(sites, weight_bits=6, activation_bits=8)
-    weights = program.weight_operands(model.apply, params, x_T, t)
-    weights = program.prepare(weights, sites, recipe)
-    steps = single(tables()["ddim"])
-    ranges = quick_jit(lambda p: ptq.observe_ranges(model.apply, p, x_T, steps))(params)
-    q = ptq.quantize_denoiser(model.apply, params, sites, recipe, weights, ranges)
-    return q, x_T, quick_jit(spine)
+    weights = program.prepare(program.weight_operands(eps_fn, *example), sites, recipe)
+    ranges = quick_jit(lambda p: ptq.observe_ranges(eps_fn, p, x_T, single(steps)))(params)
+    return ptq.quantize_denoiser(eps_fn, params, sites, recipe, weights, ranges)
 
 
 def single(steps):
@@ -125,7 +153,16 @@ def spine(q, x_T, steps):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_ledger_is_complete_and_the_bounds_hold(name, sampler):
     q, x_T, run = network(name)
-    found = run(q, x_T, single(tables()[sampler]))
+    check(run(q, x_T, single(tables()[sampler])))
+
+
+@pytest.mark.parametrize("sampler", CLD_SAMPLERS)
+def test_the_same_holds_for_a_process_on_position_and_velocity(sampler):
+    q, u_T, run = pair_network()
+    check(run(q, u_T, single(CLD_SAMPLERS[sampler])))
+
+
+def check(found):
     assert np.all(found["error"][-1] > 1e-4)
     assert np.all(found["residual"] < 1e-3)
     assert np.all(found["defect"] < 1e-3)

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from qdiffjax._typing import Array, CallFn, Key, PyTree
+from qdiffjax.analysis.labels import Kind, bound
 from qdiffjax.diffusion import (
     DiscreteSchedule,
-    SlotCoeffs,
     StepCoeffs,
     Steps,
     ddpm_coeffs,
@@ -61,6 +61,7 @@ def local_kl(local_errors, steps: Steps) -> Array:
     return weights[:, None] * jnp.sum(e**2, axis=tuple(range(2, e.ndim)))
 
 
+@bound(Kind.DISTRIBUTIONAL, "Gaussian steps, equal starts; expectation along the first chain")
 def path_kl(
     call_full: CallFn,
     call_quant: CallFn,
@@ -97,12 +98,14 @@ def path_kl(
         with rounding variance absorbed; None: those of `steps`.
 
     Raises:
-      ValueError: if a step before the last adds no noise, or the sampler has memory.
+      ValueError: if a step before the last adds no noise, or the sampler has memory or
+        matrix coefficients.
     """
-    if isinstance(steps.coeffs, SlotCoeffs):
+    if jnp.ndim(steps.coeffs.x) != 1:
         raise ValueError(
-            "got a sampler with memory, expected a first-order stochastic one; its steps are not "
-            "Markov in x_t, so compare the paths of its ddim(eta=1) companion."
+            "got a sampler with memory or with matrix coefficients, expected a first-order "
+            "stochastic one: with memory its steps are not Markov in x_t, so compare the paths of "
+            "its ddim(eta=1) companion."
         )
     _check_stochastic(steps.coeffs.noise)
     dtype, num_steps = float_dtype(x_T), steps.t.shape[0]
