@@ -137,18 +137,18 @@ def main(argv=None) -> int:
         mesh = make_mesh(args.devices)
         path.mkdir(parents=True, exist_ok=True)
         dataset, config = prepare(args)
-    except (OSError, ValueError) as error:
+        settings = training.TrainConfig(
+            num_steps=args.steps, batch_size=args.batch, learning_rate=args.rate, seed=args.seed,
+            log_every=min(training.TrainConfig.log_every, args.steps),
+        )  # fmt: skip
+        state = train(
+            dataset.images, config, settings, labels=dataset.labels,
+            weight_fn=WEIGHTINGS[args.weighting], dtype=jnp.dtype(args.dtype),
+            directory=path / "state", mesh=mesh,
+        )  # fmt: skip
+    except (OSError, ValueError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    settings = training.TrainConfig(
-        num_steps=args.steps, batch_size=args.batch, learning_rate=args.rate, seed=args.seed,
-        log_every=min(training.TrainConfig.log_every, args.steps),
-    )  # fmt: skip
-    state = train(
-        dataset.images, config, settings, labels=dataset.labels,
-        weight_fn=WEIGHTINGS[args.weighting], dtype=jnp.dtype(args.dtype),
-        directory=path / "state", mesh=mesh,
-    )  # fmt: skip
     curve = np.asarray(state.losses)
     command = " ".join(["python -m experiments.train", *(argv or sys.argv[1:])])
     trained = {"command": command, "final_loss": float(np.mean(curve[-20:]))}

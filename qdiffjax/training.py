@@ -27,6 +27,9 @@ class TrainConfig:
       log_every: steps over which a point of the loss curve is averaged.
       save_every: steps between checkpoints.
       seed: of the batches, the times and the noise; a resumed run sees the same ones.
+
+    Raises:
+      ValueError: a count below 1, a rate, norm or fraction that is none.
     """
 
     num_steps: int = 1000
@@ -39,6 +42,17 @@ class TrainConfig:
     log_every: int = 50
     save_every: int = 500
     seed: int = 0
+
+    def __post_init__(self):
+        for name in ("num_steps", "batch_size", "log_every", "save_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"got {name}={getattr(self, name)}, expected at least 1.")
+        for name in ("learning_rate", "max_norm"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"got {name}={getattr(self, name)}, expected a positive number.")
+        for name in ("ema_decay", "decay_fraction"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"got {name}={getattr(self, name)}, expected it in [0, 1].")
 
 
 class TrainState(NamedTuple):
@@ -149,20 +163,21 @@ def fit(
 
     Raises:
       FloatingPointError: the loss became NaN or infinite; the last checkpoint is kept.
-      ValueError: the mesh does not divide the batch, or `directory` holds another run.
+      ValueError: no or unequal numbers of examples, a mesh that does not divide the batch, or a
+        `directory` that holds another run.
     """
     from tqdm import tqdm
 
     state, examples = _place(init_state(params, config), examples, config, mesh)
     manager = _manager(directory) if directory is not None else None
-    if manager is not None and manager.latest_step() is not None:
-        state = _restore(manager, state)
-    train_step = make_train_step(loss_fn, config, mesh)
-    bar = tqdm(
-        range(int(state.step), config.num_steps), initial=int(state.step), total=config.num_steps,
-        disable=not progress, desc="training", unit="step",
-    )  # fmt: skip
     try:
+        if manager is not None and manager.latest_step() is not None:
+            state = _restore(manager, state)
+        train_step = make_train_step(loss_fn, config, mesh)
+        bar = tqdm(
+            range(int(state.step), config.num_steps), initial=int(state.step),
+            total=config.num_steps, disable=not progress, desc="training", unit="step",
+        )  # fmt: skip
         for n in bar:
             state, _ = train_step(state, examples)
             if (n + 1) % config.log_every == 0:
@@ -184,6 +199,12 @@ def fit(
 def _place(state, examples, config, mesh):
     """Put the state and the examples on the device, or a copy of them on each of the mesh."""
     examples = jax.tree.map(jnp.asarray, examples)
+    counts = {leaf.shape[0] if leaf.ndim else 0 for leaf in jax.tree.leaves(examples)}
+    if len(counts) != 1 or 0 in counts:
+        raise ValueError(
+            f"got arrays of {sorted(counts)} examples, expected as many of each and at least one; "
+            "images and labels must belong together."
+        )
     if mesh is None:
         return state, examples
     if config.batch_size % mesh.size:

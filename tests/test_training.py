@@ -205,3 +205,19 @@ def test_master_weights_keep_updates_that_bfloat16_would_lose():
     params = {"w": jnp.ones(3, jnp.float32)}
     state = training.fit(bfloat16_loss, params, IMAGES, config, progress=False)
     np.testing.assert_allclose(state.params["w"], 1 - 199e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("num_steps", 0), ("batch_size", -1), ("log_every", 0), ("learning_rate", 0.0),
+     ("max_norm", float("nan")), ("ema_decay", 1.5)],
+)  # fmt: skip
+def test_settings_that_mean_nothing_are_refused(name, value):
+    with pytest.raises(ValueError, match=f"got {name}={value}, expected"):
+        training.TrainConfig(**{name: value})
+
+
+@pytest.mark.parametrize("examples", [(IMAGES, np.zeros(9)), IMAGES[:0]])
+def test_examples_that_do_not_belong_together_are_refused(examples):
+    with pytest.raises(ValueError, match=r"got arrays of \[.*\] examples, expected as many"):
+        fit(images=examples)
