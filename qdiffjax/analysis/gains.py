@@ -124,8 +124,7 @@ def step_gains(
         out = spectral_norm(_step_jacobian(call, *state), start, num_iterations)
         return out.vector, Gains(out.norm, out.gauge)
 
-    sweep = canonical_convolutions(lambda *indexed: jax.lax.scan(body, jnp.zeros_like(xs[0]), indexed))
-    _, found = sweep(jnp.arange(order.size), order)
+    _, found = jax.lax.scan(body, jnp.zeros_like(xs[0]), (jnp.arange(order.size), order))
     return jax.tree.map(lambda leaf: leaf[num_burn_in:], found)
 
 
@@ -186,8 +185,7 @@ def log_norm_gains(
         square = a**2 + 2 * a * b * jnp.where(a * b < 0, low, high) + (b * size) ** 2
         return jnp.sqrt(jnp.maximum(square, 0))
 
-    sweep = canonical_convolutions(lambda *table: jax.lax.map(one, table))
-    return sweep(jnp.arange(xs.shape[0]), xs, steps.t, a, b, per_call)
+    return jax.lax.map(one, (jnp.arange(xs.shape[0]), xs, steps.t, a, b, per_call))
 
 
 def _step_jacobian(call: CallFn, x, t, coeffs, inputs) -> LinearMap:
