@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from qdiffjax._typing import Array, CallFn, Key
+from qdiffjax.analysis.labels import Kind, bound
 from qdiffjax.analysis.propagation import gauss_legendre
 from qdiffjax.diffusion import Process, float_dtype
 from qdiffjax.diffusion.losses import add_noise
@@ -32,6 +33,7 @@ def quadrature(t_min: float, t_max: float, num_panels: int = 8, num_nodes: int =
     return times.ravel(), (widths[:, None] * weights).ravel()
 
 
+@bound(Kind.DISTRIBUTIONAL, "reverse SDEs of equal noise; first one exact for the data")
 def girsanov_kl(
     call_full: CallFn, call_quant: CallFn, x_0, process: Process, rule, *, key: Key
 ) -> Array:

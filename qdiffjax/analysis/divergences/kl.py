@@ -8,6 +8,7 @@ from scipy import spatial
 
 from qdiffjax._typing import Array, Key
 from qdiffjax.analysis.divergences.intervals import Estimate, mean_interval
+from qdiffjax.analysis.labels import Kind, bound
 from qdiffjax.diffusion.gaussian import GaussianMixture, log_prob, sample_mixture
 
 MAX_NEIGHBOUR_DIMS = 10
@@ -94,6 +95,7 @@ def histogram_kl(x, y, *, num_bins: int = 16) -> Array:
     return jnp.sum(p * jnp.log(p / q)) - (num_bins - 1) * (1 / x.size + 1 / y.size) / 2
 
 
+@bound(Kind.DISTRIBUTIONAL, "none: Pinsker; Bretagnolle and Huber")
 def total_variation_bounds(kl) -> tuple[Array, Array]:
     """Return two upper bounds of the total variation distance from KL in nats, each [*shape].
 

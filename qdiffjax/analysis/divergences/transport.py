@@ -12,6 +12,7 @@ from scipy import optimize
 
 from qdiffjax._typing import Array, Key
 from qdiffjax.analysis.divergences.intervals import Estimate, bootstrap, mean_interval
+from qdiffjax.analysis.labels import Kind, bound
 from qdiffjax.diffusion import float_dtype
 from qdiffjax.diffusion.gaussian import gaussian_w2_squared
 
@@ -28,6 +29,7 @@ def gaussian_w2(mean_1, cov_1, mean_2, cov_2) -> Array:
     return jnp.sqrt(gaussian_w2_squared(mean_1, cov_1, mean_2, cov_2))
 
 
+@bound(Kind.DISTRIBUTIONAL, "none: any coupling bounds W2 from above")
 def w2_coupling(x, y) -> Estimate:
     """Return sqrt(E |x - y|^2) of paired samples [num, *shape], an upper bound of W2 [].
 
@@ -117,6 +119,7 @@ def sliced_w2_squared(x, y, directions) -> Array:
     return jnp.mean(w2_squared_1d(*projected))
 
 
+@bound(Kind.DISTRIBUTIONAL, "none, of the two empirical laws: a lower bound")
 def w2_lower(x, y, key: Key, num_frames: int = 1) -> Array:
     """Return max(Gelbrich, sliced) <= W2 of the two empirical laws [], samples [num, *shape].
 
