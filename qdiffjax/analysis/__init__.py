@@ -4,6 +4,9 @@ trajectories   two runs on one noise, local errors
 propagation    from local errors to the final error: fan, first order, homotopy
 ledger         contributions of every (site, step) to the error that happened
 ablation       what quantizing one (site, step) alone would do
+covariance     random local errors: variance and bias of the final sample
+rounding_variance  the same from the roundings at a network's sites
+curvature      second order: where first order will fail, known beforehand
 prediction     the final error from the full-precision run alone
 bounds         along the run, checked against measurement
 amplification  when errors grow: gains on data of a known law, volumes, mode flips

@@ -8,7 +8,6 @@ interact; every result is per sample, for quantiles. The norms that bounds multi
 rates of growth in lyapunov.py.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -17,6 +16,7 @@ from matfree import decomp
 
 from qdiffjax._typing import Array, CallFn, Key
 from qdiffjax.analysis.gains import LinearMap
+from qdiffjax.analysis.probes import Probed, adjoints, probed
 from qdiffjax.analysis.trajectories import step_map, times
 from qdiffjax.diffusion import Steps, current, float_dtype
 
@@ -124,67 +124,23 @@ def sampler_spectrum(call: CallFn, xs, steps: Steps, *, num: int, key: Key, firs
     return jax.vmap(one, (1, 0))(xs[:-1], u)
 
 
-class Probed(NamedTuple):
-    """Mean over random probes and its standard error, both of the same shape."""
-
-    value: Array
-    standard_error: Array
-
-
-def squared_frobenius(call: CallFn, xs, steps: Steps, *, num_probes: int, key: Key) -> Probed:
+def squared_frobenius(call: CallFn, xs, steps: Steps, probes) -> Probed:
     """Estimate |J_{i->N}|_F^2 for every i from one adjoint pass a probe [N+1, batch].
 
-        |J_{i->N}|_F^2 = E |l_i|^2,   l_N = v,   l_i = J_i^T l_{i+1},   v of random signs
+        |J_{i->N}|_F^2 = E |l_i|^2,   l_N = v,   l_i = J_i^T l_{i+1},   E v v^T = I
 
     (Hutchinson 1990). The mean square gain of a random perturbation of state i is this over its
-    size n; J_{N->N} gives n exactly.
+    size n; J_{N->N} gives n, exactly with random signs.
 
     Args:
       call: full-precision denoiser.
       xs: states [N+1, batch, *shape].
       steps: the sampler, leaves [N].
-      num_probes: number of probes, at least 2.
-      key: of the probes.
+      probes: v [num, batch, *shape], see `probes.signs`.
     """
-
-    def squares(probe):
-        return jnp.sum(adjoints(call, xs, steps, probe) ** 2, axis=tuple(range(2, xs.ndim)))
-
     xs = jnp.asarray(xs).astype(float_dtype(xs))
-    return probed(squares, signs(key, num_probes, current(xs[-1], steps.coeffs)))
-
-
-def adjoints(call: CallFn, xs, steps: Steps, v) -> Array:
-    """Return l_i = J_{i->N}^T v of every state for v [batch, *shape] of x_0 [N+1, batch, *state].
-
-        l_i = J_i^T l_{i+1},   l_N = v in slot 0
-
-    One VJP a step in a reverse scan.
-    """
-    _, place = jax.vjp(lambda state: current(state, steps.coeffs), xs[-1])
-    (last,) = place(v)
-
-    def body(l, slices):
-        x, t, coeffs = slices
-        (l,) = jax.vjp(step_map(call, t, coeffs), x)[1](l)
-        return l, l
-
-    table = (xs[:-1], times(steps, xs), steps.coeffs)
-    _, ls = jax.lax.scan(body, last, table, reverse=True)
-    return jnp.concatenate([ls, last[None]])
-
-
-def signs(key: Key, num: int, like) -> Array:
-    """Return random signs [num, *like.shape], the probes of least variance (Hutchinson 1990)."""
-    return jax.random.rademacher(key, (num, *like.shape)).astype(like.dtype)
-
-
-def probed(fn: Callable[[Array], Array], probes) -> Probed:
-    """Return the mean of fn(probe) over probes [num, ...], one after another, and its error."""
-    if probes.shape[0] < 2:
-        raise ValueError(f"got {probes.shape[0]} probe(s), expected at least 2 for an error bar.")
-    values = jax.lax.map(fn, probes)
-    return Probed(jnp.mean(values, 0), jnp.std(values, 0, ddof=1) / values.shape[0] ** 0.5)
+    axes = tuple(range(2, xs.ndim))
+    return probed(lambda v: jnp.sum(adjoints(call, xs, steps, v) ** 2, axis=axes), probes)
 
 
 def _of_one(fn: LinearMap) -> LinearMap:

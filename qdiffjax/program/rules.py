@@ -65,8 +65,11 @@ def quantize(site: Site, op: Callable, operands: tuple, inputs: SiteQuant | None
     return op(*values), None
 
 
-def round_activation(x, how: ActivationQuant):
-    """Fake-quantize an activation operand [*shape], with the straight-through derivative."""
+def round_activation(x, how: ActivationQuant, round_fn: rounding.RoundFn | None = None):
+    """Fake-quantize an activation operand [*shape], with the straight-through derivative.
+
+    A `round_fn` takes the place of the rounding that `how` asks for.
+    """
 
     def shaped(value):
         value = jnp.asarray(value)
@@ -74,6 +77,8 @@ def round_activation(x, how: ActivationQuant):
 
     zero_point = None if how.zero_point is None else shaped(how.zero_point)
     args = (x, shaped(how.scale), zero_point, shaped(how.qmin), shaped(how.qmax))
+    if round_fn is not None:
+        return fake_quant_codes(*args, round_fn=round_fn)
     if how.key is None:
         return fake_quant_codes(*args)
     uniform = jax.random.uniform(how.key, x.shape, jnp.float32)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from qdiffjax import diffusion
-from qdiffjax.analysis import gains, lyapunov, spectra
+from qdiffjax.analysis import gains, lyapunov, probes, spectra
 from qdiffjax.diffusion import gaussian
 from tests.analysis import labs
 from tests.helpers import assert_close
@@ -127,19 +127,20 @@ def test_the_spectrum_of_the_sampler_is_that_of_the_product_of_dense_jacobians(d
 
 def test_adjoints_are_rows_of_the_dense_jacobians_and_their_squares_average_to_the_norm(dense):
     v = labs.normal(6, labs.BATCH, 2)
-    found = jax.jit(lambda xs: spectra.adjoints(dense.call, xs, dense.steps, v))(dense.xs)
+    found = jax.jit(lambda xs: probes.adjoints(dense.call, xs, dense.steps, v))(dense.xs)
     expected = np.einsum("ibjk,bj->ibk", dense.to_end, v)
     np.testing.assert_allclose(found.reshape(expected.shape), expected, atol=1e-12)
-    probed = jax.jit(lambda xs, key: spectra.squared_frobenius(
-        dense.call, xs, dense.steps, num_probes=64, key=key
-    ))(dense.xs, labs.KEY)  # fmt: skip
+    norms = jax.jit(lambda xs, v: spectra.squared_frobenius(dense.call, xs, dense.steps, v))
+    probed = norms(dense.xs, probes.signs(labs.KEY, 64, labs.X_T))
     truth = np.sum(dense.to_end**2, axis=(2, 3))
     np.testing.assert_allclose(probed.value[-1], 2.0, rtol=1e-12)  # |I|_F^2 = n, without variance
     error = np.abs(probed.value - truth)
     assert np.all(error <= 4 * probed.standard_error + 1e-12)
     assert np.mean(error[:-1]) > 1e-6  # it is an estimate
+    exact = norms(dense.xs, probes.axes(labs.X_T)).value
+    np.testing.assert_allclose(exact, truth, rtol=1e-11)
     with pytest.raises(ValueError, match="at least 2"):
-        spectra.squared_frobenius(dense.call, dense.xs, dense.steps, num_probes=1, key=labs.KEY)
+        probes.probed(lambda v: v, jnp.ones((1, 3)))
 
 
 # ------------------------------------------------------------------ Lyapunov exponents
