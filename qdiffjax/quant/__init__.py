@@ -45,6 +45,7 @@ from qdiffjax.quant.block_scales import (
     floor_scale,
     nearest_scale,
     nvfp4_scale,
+    nvfp4_tensor_scale,
 )
 from qdiffjax.quant.blocks import (
     MXFP4,
@@ -276,6 +277,7 @@ __all__ = [
     "nearest_scale",
     "nf4",
     "nvfp4_scale",
+    "nvfp4_tensor_scale",
     "pack",
     "pack_codes",
     "per_channel",

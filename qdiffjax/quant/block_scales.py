@@ -86,10 +86,11 @@ def e4m3_scale(absmax: Array, element: Format) -> Array:
 def nvfp4_scale(absmax: Array, element: Format, *, tensor_absmax: Any = None) -> Array:
     """Return NVFP4's scale [*groups], an e4m3 number for the block times one for the tensor.
 
-        scale = e4m3(absmax / (high * g)) * g,   g = tensor_absmax / (448 * high)
+        scale = e4m3(absmax / (high * g)) * g,   g = `nvfp4_tensor_scale`
 
     NVIDIA 2025 (arXiv:2509.25149), appendix C. A block scale that would round to zero is the
-    smallest e4m3 number instead, 2^-9.
+    smallest e4m3 number instead, 2^-9. Stored as one byte a block and one float32 by
+    `pack(q, scale_format=E4M3FN, tensor_scale=g)`.
 
     Args:
       absmax: largest magnitudes [*groups].
@@ -97,10 +98,15 @@ def nvfp4_scale(absmax: Array, element: Format, *, tensor_absmax: Any = None) ->
       tensor_absmax: a scalar found in calibration; None = the largest of absmax.
     """
     top = jnp.max(absmax, initial=0) if tensor_absmax is None else jnp.asarray(tensor_absmax)
-    high = jnp.asarray(element.high).astype(absmax.dtype)
-    tensor_scale = _or_one(divide_small(top.astype(absmax.dtype), E4M3FN.high * high))
+    tensor_scale = nvfp4_tensor_scale(top.astype(absmax.dtype), element)
     ratio = divide_small(absmax, tensor_scale)
     return jnp.maximum(e4m3_scale(ratio, element) * tensor_scale, jnp.finfo(absmax.dtype).tiny)
+
+
+def nvfp4_tensor_scale(tensor_absmax: Array, element: Format) -> Array:
+    """Return g = tensor_absmax / (448 * high), like tensor_absmax; 1 for a tensor of zeros."""
+    high = jnp.asarray(element.high).astype(tensor_absmax.dtype)
+    return _or_one(divide_small(tensor_absmax, E4M3FN.high * high))
 
 
 def _shared_power(absmax, element, carries):

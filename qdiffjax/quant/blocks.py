@@ -28,7 +28,7 @@ class BlockFormat:
       element: format of the elements in units of the scale.
       block_size: elements that share a scale.
       scale_fn: (absmax [*groups], element) -> positive scale [*groups].
-      scale_bits: width of one stored scale. NVFP4's float32 per tensor is not counted.
+      scale_bits: width of one stored scale. NVFP4's float32 per tensor is left to `footprint`.
 
     Raises:
       ValueError: block_size below 1.

@@ -17,7 +17,7 @@ import numpy as np
 
 from qdiffjax._typing import Array
 from qdiffjax.quant import rounding
-from qdiffjax.quant._binades import join, split
+from qdiffjax.quant._binades import join, power_of_two, split
 from qdiffjax.quant._granularity import expand
 
 Kind = Literal["finite", "fn", "ieee", "fnuz"]
@@ -121,11 +121,13 @@ class FloatFormat:
     def round(self, v: Array, round_fn: rounding.RoundFn) -> Array:
         """Return ulp * round_fn(v / ulp) [*shape]: to the grid as if it had no largest number.
 
-        Exact whatever round_fn, also where it carries into the next binade. NaN and infinity stay.
+        Exact whatever round_fn, also where it carries into the next binade; one that would go on
+        from there, where steps are larger (triangular dither), stops. NaN and infinity stay.
         """
         layout = _layout(self, v.shape)
         significand, exponent = split(v, *layout)
-        return join(round_fn(significand), exponent, *layout)
+        end = power_of_two(layout[0] + 1, v.dtype)  # of infinity too: 2 * 2^127 is infinity again
+        return join(jnp.clip(round_fn(significand), -end, end), exponent, *layout)
 
     def encode(self, values: Array) -> Array:
         """Bit patterns, in storage_dtype, of numbers of the format [*shape]; static formats only.

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from qdiffjax._typing import Array
-from qdiffjax.quant._granularity import concrete_all
+from qdiffjax.quant import rounding
+from qdiffjax.quant._granularity import check_positive, concrete_all
 from qdiffjax.quant.formats import Format, IntFormat
 from qdiffjax.quant.qtensor import QTensor
 
@@ -19,7 +20,7 @@ MAX_BITS = 32
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=("data", "scale", "zero_point"),
+    data_fields=("data", "scale", "zero_point", "tensor_scale"),
     meta_fields=("format", "shape", "scale_format"),
 )
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +34,7 @@ class PackedQTensor:
       format: the codes that exist.
       shape: of the array that is represented.
       scale_format: in which the scales are stored, or None for as they were.
+      tensor_scale: what the decoded scales are multiplied by, float32 [], or None.
     """
 
     data: Array
@@ -41,6 +43,7 @@ class PackedQTensor:
     format: Format
     shape: tuple[int, ...]
     scale_format: Format | None = None
+    tensor_scale: Array | None = None
 
     @property
     def ndim(self) -> int:
@@ -52,7 +55,7 @@ class Footprint(NamedTuple):
     """Bytes of a quantized array in packed storage, part by part.
 
     Attributes:
-      codes, scales, zero_points: bytes.
+      codes, scales, zero_points: bytes; the scale of the tensor is one of the scales.
       num_elements: of the array that is represented.
     """
 
@@ -135,21 +138,29 @@ def unpack_codes(packed: Array, bits: int, signed: bool, shape: tuple[int, ...])
     return (top >> (32 - bits)).astype(f"int{width}")
 
 
-def pack(q: QTensor, *, scale_format: Format | None = None) -> PackedQTensor:
+def pack(
+    q: QTensor, *, scale_format: Format | None = None, tensor_scale: Array | None = None
+) -> PackedQTensor:
     """Pack the codes of q densely; the binary format {-1, +1} takes one bit.
 
     Args:
       q: codes [*shape].
       scale_format: to store the scales in, for scales that are numbers of it, such as the E8M0
         of MX blocks; None keeps them as they are.
+      tensor_scale: a number of which they are multiples: scale = tensor_scale * a number of
+        scale_format, as NVFP4's are with E4M3FN and `nvfp4_tensor_scale`. None = 1.
 
     Raises:
-      ValueError: concrete scales that scale_format does not hold exactly.
+      ValueError: concrete scales that are not such numbers, or a tensor_scale without
+        scale_format.
     """
-    scale = q.scale if scale_format is None else _encode_scale(q.scale, scale_format)
+    if tensor_scale is not None:
+        tensor_scale = _checked_tensor_scale(tensor_scale, scale_format)
+    scale = q.scale if scale_format is None else _encode_scale(q.scale, scale_format, tensor_scale)
     codes = q.codes > 0 if _is_binary(q.format) else q.codes
     data = pack_codes(codes.astype(q.format.storage_dtype).reshape(-1), q.format.bits)
-    return PackedQTensor(data, scale, q.zero_point, q.format, q.shape, scale_format)
+    fields = (data, scale, q.zero_point, q.format, q.shape, scale_format, tensor_scale)
+    return PackedQTensor(*fields)
 
 
 def unpack(p: PackedQTensor) -> QTensor:
@@ -159,14 +170,18 @@ def unpack(p: PackedQTensor) -> QTensor:
     is_signed = dtype.kind == "i" and not is_binary
     codes = unpack_codes(p.data, p.format.bits, is_signed, (math.prod(p.shape),)).astype(dtype)
     codes = (2 * codes - 1 if is_binary else codes).reshape(p.shape)
-    scale = p.scale if p.scale_format is None else p.scale_format.decode(p.scale, jnp.float32)
+    scale = p.scale
+    if p.scale_format is not None:
+        scale = _decode_scale(p.scale, p.scale_format, p.tensor_scale)
     return QTensor(codes, scale, p.zero_point, p.format)
 
 
-def footprint(q: QTensor, *, scale_format: Format | None = None) -> Footprint:
+def footprint(
+    q: QTensor, *, scale_format: Format | None = None, has_tensor_scale: bool = False
+) -> Footprint:
     """Count the bytes that `pack` would need.
 
-        M = ceil(n b / 8) + bytes(scale) + bytes(zero_point)
+        M = ceil(n b / 8) + bytes(scale) + bytes(zero_point) [+ 4 with a tensor_scale]
 
     Survey, eq. 13, M(b) ~ b / 32, counts codes alone. Shapes suffice: q may hold
     ShapeDtypeStructs, as from jax.eval_shape.
@@ -175,7 +190,7 @@ def footprint(q: QTensor, *, scale_format: Format | None = None) -> Footprint:
     scale_dtype = q.scale.dtype if scale_format is None else scale_format.storage_dtype
     return Footprint(
         codes=-(-n * int(q.format.bits) // 8),
-        scales=_num_bytes(q.scale.shape, scale_dtype),
+        scales=_num_bytes(q.scale.shape, scale_dtype) + 4 * has_tensor_scale,
         zero_points=0 if q.zero_point is None else _num_bytes(q.zero_point.shape, jnp.int32),
         num_elements=n,
     )
@@ -191,15 +206,40 @@ def _column(codes):
     return jax.lax.bitcast_convert_type(wide, jnp.uint32)[..., None]
 
 
-def _encode_scale(scale, format):
+def _checked_tensor_scale(tensor_scale, scale_format):
+    tensor_scale = jnp.asarray(tensor_scale).astype(jnp.float32)
+    if scale_format is None or tensor_scale.ndim:
+        raise ValueError(
+            f"tensor_scale: got shape {tensor_scale.shape} with scale_format {scale_format}, "
+            "expected a scalar, and the format of the scales in units of it, such as E4M3FN."
+        )
+    check_positive(tensor_scale)
+    return tensor_scale
+
+
+def _encode_scale(scale, format, tensor_scale):
     if scale.dtype != jnp.float32:
         raise ValueError(f"scale: got {scale.dtype}, expected float32 to store as {format}.")
-    if not concrete_all(jax.jit(lambda s: format.decode(format.encode(s), s.dtype) == s), scale):
+    codes = _scale_codes(scale, format, tensor_scale)
+    if not concrete_all(lambda c: _decode_scale(c, format, tensor_scale) == scale, codes):
         raise ValueError(
-            f"scale: got numbers that are not in {format}, expected ones that it holds exactly; "
-            "round the scales before quantizing, or pack without scale_format."
+            f"scale: got numbers that are not in {format} (times tensor_scale), expected ones that "
+            "it holds exactly; round them before quantizing, or pack without scale_format."
         )
-    return format.encode(scale)
+    return codes
+
+
+@functools.partial(jax.jit, static_argnames="format")
+def _scale_codes(scale, format, tensor_scale):
+    """Rounded, since the quotient may miss the number whose product with tensor_scale it was."""
+    ratio = scale if tensor_scale is None else scale / tensor_scale
+    return format.encode(format.round(ratio, rounding.nearest_even))
+
+
+@functools.partial(jax.jit, static_argnames="format")
+def _decode_scale(codes, format, tensor_scale):
+    scale = format.decode(codes, jnp.float32)
+    return scale if tensor_scale is None else scale * tensor_scale
 
 
 def _is_binary(format) -> bool:

@@ -205,6 +205,17 @@ def test_directed_rounding_is_the_neighbour_on_that_side(format, round_fn):
     np.testing.assert_array_equal(_round(v, format=format, round_fn=round_fn), levels[index])
 
 
+@pytest.mark.parametrize("format", [E2M1, E4M3FN, E5M2, FloatFormat(3, 0)])
+def test_triangular_dither_stays_on_the_grid_across_binades(format):
+    v = jnp.asarray(np.random.default_rng(4).uniform(-1, 1, (64, 64)) * format.high)
+    dither = quant.triangular_like(jax.random.key(0), v)
+    got = jax.jit(lambda v, d: format.round(v, functools.partial(quant.dithered, dither=d)))(
+        v, dither
+    )
+    assert np.isin(np.clip(got, format.low, format.high), format.levels()).all()
+    assert np.any(np.asarray(got) != np.asarray(_round(v, format=format)))
+
+
 def test_stochastic_rounding_is_unbiased_between_neighbours():
     """z within 4 of the exact Bernoulli law, at every binade of e2m1 and its subnormals."""
     x = jnp.array([0.1, 0.4, 0.9, 1.7, 1.99, 2.6, 3.9, 5.0, -0.2, -2.6, -5.5], jnp.float32)

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy import stats
 
 from qdiffjax.quant import IntFormat, fake_quant
 from qdiffjax.quant.calibration import (
@@ -19,49 +18,12 @@ from qdiffjax.quant.calibration import (
     rms,
     ternary_fit,
 )
-from qdiffjax.quant.calibration.optimal import GAUSSIAN, LAPLACE, optimal_step
-from qdiffjax.quant.floats import E2M1
+from qdiffjax.quant.calibration.moments import LAPLACE
+from qdiffjax.quant.noise import optimal_scale
 from qdiffjax.quant.rounding import floor, nearest_even, ternary
 from tests.helpers import assert_close
-from tests.quant.test_calibration import GAUSSIAN as TABLE
 
 X = jnp.asarray(np.random.default_rng(0).normal(size=(4, 6, 10)), jnp.float32)
-
-
-@pytest.mark.parametrize("bits", TABLE)
-def test_gaussian_constant_agrees_with_the_table_to_its_last_digit(bits):
-    step = TABLE[bits][0]
-    got = optimal_step(IntFormat(bits), GAUSSIAN)
-    last_digit = 10.0 ** (math.floor(math.log10(step)) - 5)
-    assert abs(got - step) < 0.501 * max(last_digit, 1e-6 if bits == 2 else last_digit)
-
-
-def test_laplace_constants_that_have_a_closed_form():
-    """3 levels: 1 + s/2 = s, s = 2. Binary: E|l| = 1. 1 bit unsigned is the mirrored 3 levels."""
-    assert_close(optimal_step(IntFormat(2), LAPLACE), 2.0)
-    assert_close(optimal_step(IntFormat(1), LAPLACE), 1.0)
-    assert_close(optimal_step(IntFormat(1, signed=False), LAPLACE), 2.0)
-
-
-def test_gaussian_constant_of_a_float_grid():
-    """e2m1 is clipped best at 2.9225 standard deviations, its largest number being 6."""
-    assert abs(6 * optimal_step(E2M1, GAUSSIAN) - 2.9225) < 5.1e-5
-
-
-@pytest.mark.parametrize("bits", [3, 4, 8])
-@pytest.mark.parametrize("narrow", [True, False])
-@pytest.mark.parametrize(("law", "density"), [(GAUSSIAN, stats.norm), (LAPLACE, stats.laplace)])
-def test_optimal_step_beats_its_neighbours_by_numerical_integration(bits, narrow, law, density):
-    format = IntFormat(bits, narrow=narrow)
-    x = np.linspace(-30, 30, 1_500_001)
-    weight = density.pdf(x) * (x[1] - x[0])
-    step = optimal_step(format, law)
-
-    def mse(s):
-        return weight @ (s * np.clip(np.round(x / s), format.qmin, format.qmax) - x) ** 2
-
-    assert mse(step) < min(mse(step * 0.99), mse(step * 1.01))
-    assert mse(step) < min(mse(step * f) for f in (0.2, 0.5, 0.8, 1.25, 2, 5))
 
 
 def test_aciq_overestimates_the_clip_of_the_symmetric_grid():
@@ -69,7 +31,7 @@ def test_aciq_overestimates_the_clip_of_the_symmetric_grid():
     for bits, published in ((2, 2.83), (3, 3.89), (4, 5.03)):
         residual = lambda a, b=bits: 2 * a / (3 * 4**b) - 2 * math.exp(-a)  # noqa: E731
         assert residual(published - 0.01) < 0 < residual(published + 0.01)
-        clip = optimal_step(IntFormat(bits), LAPLACE) * IntFormat(bits).qmax
+        clip = optimal_scale(IntFormat(bits), LAPLACE) * IntFormat(bits).qmax
         assert 0.7 * published < clip < published
 
 
@@ -80,7 +42,7 @@ def test_clips_scale_the_constant_by_the_moment_of_each_granule():
     got = gaussian_clip(X, format=format, scale_shape=shape)[0]
     assert_close(got[0, 0], (0.3534113 * size["rms"]).astype(np.float32))
     got = laplace_clip(X, format=format, scale_shape=shape)[0]
-    expected = optimal_step(format, LAPLACE) * size["mean"]
+    expected = optimal_scale(format, LAPLACE) * size["mean"]
     assert_close(got[0, 0], expected.astype(np.float32))
     got = rms(X, format=format, scale_shape=shape, multiple=3.0, overhang=0.5)[0]
     assert_close(got[0, 0], (3 * size["rms"] / 7.5).astype(np.float32))

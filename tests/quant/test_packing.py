@@ -7,12 +7,15 @@ import sys
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qdiffjax.quant import IntFormat, QTensor, dequantize, quantize
+from qdiffjax.quant.block_scales import nvfp4_tensor_scale
+from qdiffjax.quant.blocks import NVFP4, quantize_block
 from qdiffjax.quant.codebooks import CodebookFormat
 from qdiffjax.quant.floats import BF16, E2M1, E3M2, E4M3FN, TF32
 from qdiffjax.quant.logarithmic import E8M0, LogFormat
@@ -150,6 +153,30 @@ def test_scales_that_their_format_does_not_hold_are_refused():
     q = _quantize(jnp.ones((6, 8)), jnp.ones((6, 1)), format=E2M1)
     with pytest.raises(ValueError, match="scale: got float64, expected float32"):
         pack(q, scale_format=E8M0)
+
+
+def test_nvfp4_packs_into_its_bytes_and_one_float32_for_the_tensor():
+    x = jnp.asarray(np.random.default_rng(2).standard_t(2, (8, 64)), jnp.float32).at[0].set(0)
+    q = jax.jit(lambda x: quantize_block(x, NVFP4))(x)
+    top = nvfp4_tensor_scale(jnp.max(jnp.abs(x)), E2M1)
+    p = _pack(q, scale_format=E4M3FN, tensor_scale=top)
+    assert (p.scale.dtype, p.tensor_scale.dtype) == (np.uint8, np.float32)
+    exact = np.asarray(q.scale, np.float64) / float(top)
+    np.testing.assert_array_equal(p.scale, exact.astype(ml_dtypes.float8_e4m3fn).view(np.uint8))
+    assert sum(leaf.nbytes for leaf in jax.tree.leaves(p)) == x.size // 2 + x.size // 16 + 4
+    size = footprint(q, scale_format=E4M3FN, has_tensor_scale=True)
+    assert size.total == x.size // 2 + x.size // 16 + 4
+    _assert_same(_unpack(p), q)
+
+
+def test_tensor_scales_that_do_not_fit_are_refused():
+    q = quantize_block(jnp.linspace(-1, 3, 32, dtype=jnp.float32)[None], NVFP4)
+    with pytest.raises(ValueError, match="expected a scalar, and the format of the scales"):
+        pack(q, tensor_scale=jnp.ones(()))
+    with pytest.raises(ValueError, match="expected positive finite steps"):
+        pack(q, scale_format=E4M3FN, tensor_scale=jnp.zeros(()))
+    with pytest.raises(ValueError, match="scale: got numbers that are not in FloatFormat"):
+        pack(q, scale_format=E4M3FN, tensor_scale=jnp.full((), 0.0007))
 
 
 def test_packing_commutes_with_vmap():

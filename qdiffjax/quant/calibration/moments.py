@@ -1,6 +1,8 @@
 """Scales from one moment of the data, and the scales of one- and two-bit formats."""
 
 import dataclasses
+import functools
+import math
 from collections.abc import Callable
 
 import jax
@@ -9,9 +11,12 @@ import numpy as np
 
 from qdiffjax._typing import Array
 from qdiffjax.quant._granularity import Shape, compute_dtype, expand, group
-from qdiffjax.quant.calibration import optimal
 from qdiffjax.quant.calibration.ranges import Grid, grid_of, prepare, safe
 from qdiffjax.quant.formats import MAX_BITS, Format, IntFormat
+from qdiffjax.quant.noise.distributions import Folded, Gaussian, Laplace
+from qdiffjax.quant.noise.optimal import optimal_scale
+
+GAUSSIAN, LAPLACE = Gaussian(), Laplace(math.sqrt(2))  # unit root mean square; unit mean magnitude
 
 
 def rms(
@@ -50,10 +55,8 @@ def gaussian_clip(x: Array, *, format: Format, scale_shape: Shape | None = None)
 
         scale = s(format) * sqrt(mean x^2),    s = argmin over s of E (Q_s(n) - n)^2,  n ~ N(0, 1)
 
-    with s to the precision of the dtype (Max 1960 gives 4 digits of it, for mid-rise grids).
-    An unsigned format takes half-normal data, whose optimum is that of the mirrored grid.
-    The constants of traced integer widths are looked up in a table. Rounding is taken to be to
-    the nearest level, which a logarithmic format does not do: use `mse` there.
+    with s = `noise.optimal_scale` (Max 1960 gives 4 digits of it, for mid-rise grids). An unsigned
+    format takes half-normal data. The constants of traced integer widths are looked up in a table.
 
     Args:
       x: data [*shape], of mean zero or, for an unsigned format, not negative.
@@ -64,12 +67,12 @@ def gaussian_clip(x: Array, *, format: Format, scale_shape: Shape | None = None)
       scale [*scale_shape] in units of x, and None.
 
     Raises:
-      ValueError: as `rms`; more levels than 2^17, which nothing needs to clip.
+      ValueError: as `rms`; more levels than 2^20, which nothing needs to clip.
       TypeError: traced fields of a format that is not an integer grid.
     """
     x, shape = prepare(x, scale_shape)
     size = _root_mean_square(x, shape)
-    return safe(_times_optimal_step(size, format, optimal.GAUSSIAN)), None
+    return safe(_times_optimal(size, format, GAUSSIAN)), None
 
 
 def laplace_clip(x: Array, *, format: Format, scale_shape: Shape | None = None) -> Grid:
@@ -85,7 +88,7 @@ def laplace_clip(x: Array, *, format: Format, scale_shape: Shape | None = None) 
     """
     x, shape = prepare(x, scale_shape)
     size = _mean_magnitude(x, shape)
-    return safe(_times_optimal_step(size, format, optimal.LAPLACE)), None
+    return safe(_times_optimal(size, format, LAPLACE)), None
 
 
 def binary_fit(x: Array, *, scale_shape: Shape | None = None) -> Grid:
@@ -147,18 +150,24 @@ def power_of_two(scale: Array, round_fn: Callable[[Array], Array] = jnp.ceil) ->
     return jnp.ldexp(jnp.ones_like(scale), exponent)
 
 
-def _constant(format: Format, law: optimal.Law) -> Array:
-    """Optimal step for the unit law, float64 (or the widest float there is), like format.bits."""
+@functools.lru_cache(maxsize=256)
+def _unit_scale(format: Format, law: Gaussian | Laplace) -> float:
+    """Optimal scale for the law, or for that of |x| on a grid without negative numbers."""
+    return optimal_scale(format, law if format.low < 0 else Folded(law))
+
+
+def _constant(format: Format, law: Gaussian | Laplace) -> Array:
+    """Optimal scale for the law, float64 (or the widest float there is), like format.bits."""
     if format.is_static:
-        return jnp.asarray(optimal.optimal_step(format, law))  # type: ignore[arg-type]
+        return jnp.asarray(_unit_scale(format, law))  # type: ignore[arg-type]
     if not isinstance(format, IntFormat):
         raise TypeError(f"format: got traced fields in {format!r}, expected static or IntFormat.")
     widths = range(2, MAX_BITS + 1)
-    steps = [optimal.optimal_step(dataclasses.replace(format, bits=b), law) for b in widths]
-    return jnp.asarray(np.asarray(steps))[format.bits - 2]
+    scales = [_unit_scale(dataclasses.replace(format, bits=b), law) for b in widths]
+    return jnp.asarray(np.asarray(scales))[format.bits - 2]
 
 
-def _times_optimal_step(size: Array, format: Format, law: optimal.Law) -> Array:
+def _times_optimal(size: Array, format: Format, law: Gaussian | Laplace) -> Array:
     """The constant is hidden, lest the compiler merge it with that of a mean if it is static."""
     return size * jax.lax.optimization_barrier(_constant(format, law).astype(size.dtype))
 

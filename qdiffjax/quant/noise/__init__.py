@@ -17,7 +17,7 @@ from qdiffjax.quant.noise.closed_forms import (
     shannon_mse,
     widrow_mse,
 )
-from qdiffjax.quant.noise.distributions import Distribution, Gaussian, Laplace
+from qdiffjax.quant.noise.distributions import Distribution, Folded, Gaussian, Laplace, Moments
 from qdiffjax.quant.noise.empirical import Histogram, histogram, samples, uniform
 from qdiffjax.quant.noise.laws import (
     Law,
@@ -28,9 +28,9 @@ from qdiffjax.quant.noise.laws import (
     subtractive_dither,
     triangular_dither,
 )
+from qdiffjax.quant.noise.optimal import optimal_scale
 from qdiffjax.quant.noise.prediction import (
     ErrorStats,
-    optimal_scale,
     predict,
     predict_blocks,
     predict_error,
@@ -39,10 +39,12 @@ from qdiffjax.quant.noise.prediction import (
 __all__ = [
     "Distribution",
     "ErrorStats",
+    "Folded",
     "Gaussian",
     "Histogram",
     "Laplace",
     "Law",
+    "Moments",
     "Pieces",
     "bussgang_gain",
     "entropy_coded_mse",

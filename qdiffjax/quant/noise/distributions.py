@@ -14,7 +14,15 @@ NUM_MOMENTS = 4
 FAR = 40.0  # standard deviations beyond which a Gaussian has no mass in float64
 
 
-class Distribution(Protocol):
+class Moments(Protocol):
+    """What the error of a quantizer depends on."""
+
+    def cumulative(self, x: np.ndarray) -> np.ndarray:
+        """Integral of u^k dF(u) over u <= x, for k = 0..3: [4, *shape] of x [*shape]."""
+        ...
+
+
+class Distribution(Moments, Protocol):
     """A law on the real line.
 
     Attributes:
@@ -27,10 +35,6 @@ class Distribution(Protocol):
 
     @property
     def cube_norm(self) -> float: ...  # noqa: D102
-
-    def cumulative(self, x: np.ndarray) -> np.ndarray:
-        """Integral of u^k dF(u) over u <= x, for k = 0..3: [4, *shape] of x [*shape]."""
-        ...
 
     def characteristic(self, t: np.ndarray) -> np.ndarray:
         """E exp(i t x) [*shape] at t [*shape], complex."""
@@ -115,6 +119,18 @@ class Laplace:
         """Return -b sign(p - 1/2) log(1 - |2 p - 1|)."""
         side = 2 * np.asarray(p, np.float64) - 1
         return -self.std / math.sqrt(2) * np.sign(side) * np.log1p(-np.abs(side))
+
+
+@dataclasses.dataclass(frozen=True)
+class Folded:
+    """Law of |x| for x of a symmetric law without an atom at zero, by its moments alone."""
+
+    base: Moments
+
+    def cumulative(self, x) -> np.ndarray:
+        """Twice what lies between zero and x."""
+        u = np.maximum(np.asarray(x, np.float64), 0)
+        return 2 * (self.base.cumulative(u) - self.base.cumulative(np.zeros_like(u)))
 
 
 def shifted(moments: np.ndarray, shift, factor=1.0) -> np.ndarray:

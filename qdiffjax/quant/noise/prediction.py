@@ -7,13 +7,12 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-import scipy.optimize
 
 from qdiffjax.quant._granularity import check_divides
 from qdiffjax.quant.blocks import BlockFormat
 from qdiffjax.quant.formats import Format
 from qdiffjax.quant.noise import laws
-from qdiffjax.quant.noise.distributions import Distribution, shifted
+from qdiffjax.quant.noise.distributions import Distribution, Moments, shifted
 from qdiffjax.quant.noise.empirical import histogram
 
 
@@ -40,7 +39,7 @@ class ErrorStats(NamedTuple):
 def predict(
     format: Format,
     scale: float,
-    distribution: Distribution,
+    distribution: Moments,
     rounding: laws.Law = laws.nearest,
     *,
     zero_point: float = 0,
@@ -65,7 +64,7 @@ def predict(
     """
     if not 0 < scale < math.inf:
         raise ValueError(f"scale: got {scale}, expected a positive finite step.")
-    return _stats(_raw(rounding(format), float(scale), float(zero_point), distribution))
+    return _stats(raw_stats(rounding(format), float(scale), float(zero_point), distribution))
 
 
 def predict_error(
@@ -82,8 +81,8 @@ def predict_error(
         E e^2 = E[scale^2] E_w[(Q(v) - v)^2],   v = x / scale + zero_point,  w ~ scale^2
 
     so that one weighted histogram serves all channels. Only the histogram is read, and the mean of
-    x^2: the data are taken as evenly spread over each bin, and atoms on a threshold (such as exact
-    zeros in a format without zero) as below it.
+    x^2: the data are taken as evenly spread over each bin but for the largest, which are atoms, and
+    atoms on a threshold (such as exact zeros in a format without zero) as below it.
 
     Args:
       x: data [*shape].
@@ -104,14 +103,14 @@ def predict_error(
 
     @functools.cache
     def plain() -> np.ndarray:
-        return _raw(pieces, 1.0, 0.0, histogram(v, per_octave=per_octave))
+        return raw_stats(pieces, 1.0, 0.0, histogram(v, per_octave=per_octave))
 
     def total(weights) -> np.ndarray:
         """Mean over x of weights * (e, e^2, v e, v^2), e and v in steps."""
         mass = float(np.mean(weights))
         if not np.ptp(weights):
             return mass * plain() if mass else np.zeros(4)
-        return mass * _raw(pieces, 1.0, 0.0, histogram(v, weights, per_octave=per_octave))
+        return mass * raw_stats(pieces, 1.0, 0.0, histogram(v, weights, per_octave=per_octave))
 
     by_square, by_zero = total(step**2), total(step**2 * (zero - least))
     cross = by_square[2] - by_zero[0] - least * by_square[0]
@@ -149,7 +148,7 @@ def predict_blocks(
     scales = np.asarray(format.scale_fn(jnp.asarray(limits), element), np.float64)
     pieces = rounding(element)
     raw = [
-        _raw(pieces, float(scale), 0.0, Block(distribution, float(limit), size))
+        raw_stats(pieces, float(scale), 0.0, Block(distribution, float(limit), size))
         for limit, scale in zip(limits, scales, strict=True)
     ]
     return _stats(np.mean(raw, 0))
@@ -177,43 +176,7 @@ class Block:
         return inside + (atoms - inside) / self.size
 
 
-def optimal_scale(
-    format: Format,
-    distribution: Distribution,
-    rounding: laws.Law = laws.nearest,
-    *,
-    zero_point: float = 0,
-    num_tried: int = 96,
-) -> float:
-    """Return the scale of least mean squared error, in units of x, to 1e-9.
-
-        argmin over s of  predict(format, s, ...).mse
-
-    The function has a local minimum an octave for floats, so num_tried scales are tried first,
-    those at which the largest level lies between 1/4 and 64 standard deviations, and the best is
-    refined by Brent's method between its neighbours.
-
-    Args:
-      format, distribution, rounding, zero_point: as for `predict`.
-      num_tried: points of the first search, equally spaced in log s.
-    """
-    pieces = rounding(format)
-    rms = math.sqrt(float(distribution.cumulative(np.array(np.inf))[2]))
-    reach = max(abs(float(level) - zero_point) for level in (format.low, format.high))
-
-    def mse(log_scale) -> float:
-        return _raw(pieces, math.exp(log_scale), float(zero_point), distribution)[1]
-
-    tried = np.log(rms / reach) + np.linspace(math.log(0.25), math.log(64), num_tried)
-    best = int(np.argmin([mse(t) for t in tried]))
-    bracket = tried[max(best - 1, 0)], tried[min(best + 1, num_tried - 1)]
-    found = scipy.optimize.minimize_scalar(
-        mse, bounds=bracket, method="bounded", options={"xatol": 1e-9}
-    )
-    return math.exp(found.x)
-
-
-def _raw(pieces, scale, zero_point, distribution) -> np.ndarray:
+def raw_stats(pieces, scale, zero_point, distribution) -> np.ndarray:
     """(E e, E e^2, E x e, E x^2) of scaled pieces: sums of differences of moments."""
     ends = scale * (np.stack([pieces.lower, pieces.upper]) - zero_point)
     below = distribution.cumulative(ends)
