@@ -47,6 +47,13 @@ from qdiffjax.diffusion.langevin import (
     cld_marginal,
     sscs,
 )
+from qdiffjax.diffusion.learned import (
+    Learned,
+    LogSNRParams,
+    init_log_snr,
+    learned_level,
+    learned_log_snr,
+)
 from qdiffjax.diffusion.likelihood import (
     LogLikelihood,
     bits_per_dim,
@@ -179,7 +186,9 @@ __all__ = [
     "Flow",
     "Interpolated",
     "Interval",
+    "Learned",
     "LogLikelihood",
+    "LogSNRParams",
     "NoiseLevel",
     "Process",
     "Rates",
@@ -239,10 +248,13 @@ __all__ = [
     "in_log_rho",
     "in_rho",
     "in_time",
+    "init_log_snr",
     "intervals",
     "karras_times",
     "langevin_coeffs",
     "leading_times",
+    "learned_level",
+    "learned_log_snr",
     "linear",
     "linspace_times",
     "log_likelihood",

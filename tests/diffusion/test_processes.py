@@ -1,17 +1,29 @@
 """Theorems about continuous processes."""
 
+import copy
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.flatten_util import ravel_pytree
 from scipy import integrate
 
 from qdiffjax import diffusion as d
 from tests.helpers import assert_close
 
-PROCESSES = [d.VP(), d.SubVP(), d.VE(), d.EDM(), d.Flow(), d.Cosine()]
+
+def learned(seed=0):
+    """A schedule far from linear."""
+    return d.init_log_snr(jax.random.key(seed), width=5, first=9.0, last=-7.0)._replace(
+        slope=-3.0, in_weight=np.array([60.0, 30.0, 99.0, 5.0, 1.0]),
+        in_bias=np.array([-1.0, -1.5, -3.0, 0.0, 1.0]),
+    )  # fmt: skip
+
+
+PROCESSES = [d.VP(), d.SubVP(), d.VE(), d.EDM(), d.Flow(), d.Cosine(), d.Learned(learned())]
 names = [type(process).__name__ for process in PROCESSES]
 processes = pytest.mark.parametrize("process", PROCESSES, ids=names)
 TIMES = np.array([1e-3, 0.1, 0.5, 0.9])
@@ -91,8 +103,8 @@ def test_a_process_is_static_and_has_the_dtype_of_t(process):
     level = jax.jit(lambda p, t: p(t), static_argnums=0)(process, jnp.asarray(TIMES, jnp.float32))
     assert level.alpha.dtype == level.sigma.dtype == jnp.float32
     assert_close(np.stack(level), np.stack(process.exact(TIMES)).astype(np.float32))
-    assert process == type(process)()
-    assert hash(process) == hash(type(process)())
+    assert process == copy.deepcopy(process)
+    assert hash(process) == hash(copy.deepcopy(process))
 
 
 def test_an_interpolated_schedule_keeps_its_table_and_has_a_constant_beta_between():
@@ -115,3 +127,44 @@ def test_an_interpolated_schedule_keeps_its_table_and_has_a_constant_beta_betwee
 def test_a_schedule_of_zero_terminal_snr_cannot_be_interpolated():
     with pytest.raises(ValueError, match="stay at its integer times"):
         d.Interpolated(d.zero_terminal_snr(d.linear()))
+
+
+@given(seed=st.integers(0, 99), scale=st.floats(0.1, 10.0))
+@settings(max_examples=20, deadline=None)
+def test_a_learned_log_snr_falls_from_one_end_to_the_other_whatever_its_weights(seed, scale):
+    rng = np.random.default_rng(seed)
+    params = d.LogSNRParams(np.array([13.3, -5.0]), *(
+        scale * rng.normal(size=shape) for shape in ((), (7,), (7,), (7,))
+    ))  # fmt: skip
+    log_snr = 2 * d.half_log_snr(d.Learned(params).exact(np.linspace(0, 1, 40)))
+    assert np.all(np.diff(log_snr) < 0)
+    assert_close(log_snr[[0, -1]], np.array([13.3, -5.0]), factor=1e3)
+
+
+def test_a_learned_schedule_with_a_flat_hidden_layer_is_linear_in_log_snr():
+    params = d.LogSNRParams(np.array([10.0, -6.0]), 0.3, np.full(3, -800.0), np.ones(3), np.ones(3))
+    t = jnp.linspace(0, 1, 9)
+    assert_close(d.learned_log_snr(params, t), 10.0 - 16.0 * t)
+    level = d.learned_level(params, t)
+    assert_close(level.alpha**2 + level.sigma**2, np.ones(9))
+    assert_close(level.alpha**2, 1 / (1 + np.exp(-(10.0 - 16.0 * np.asarray(t)))), factor=64)
+
+
+def test_a_learned_schedule_trains_in_both_modes():
+    """Forward, reverse and finite differences agree in every parameter."""
+    params, t = jax.tree.map(jnp.asarray, learned()), jnp.asarray(TIMES)
+    flat, unravel = ravel_pytree(params)
+
+    def total(v):
+        return jnp.sum(d.learned_level(unravel(v), t).alpha * jnp.arange(1.0, 5.0))
+
+    reverse, forward = jax.grad(total)(flat), jax.jacfwd(total)(flat)
+    assert_close(reverse, forward, factor=64)
+    steps = 1e-5 * jnp.eye(flat.size)
+    slopes = jax.vmap(lambda e: (total(flat + e) - total(flat - e)) / 2e-5)(steps)
+    np.testing.assert_allclose(reverse, slopes, rtol=1e-5, atol=1e-8)
+
+
+def test_a_learned_schedule_that_rises_is_refused():
+    with pytest.raises(ValueError, match=r"got log-SNR from -5\.0 to 13\.3"):
+        d.Learned(d.init_log_snr(jax.random.key(0), first=-5.0, last=13.3))
