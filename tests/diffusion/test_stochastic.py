@@ -89,13 +89,17 @@ def test_a_stochastic_sampler_has_its_weak_order(errors, name):
     assert abs(2 * fine - coarse - METHODS[name][2]) < 0.1
 
 
+STRONG = ["euler-maruyama", "ancestral", "ddim eta 0.5", "reverse diffusion", "sde-dpmpp-1"]
+
+
+@pytest.mark.parametrize("name", STRONG)
 @pytest.mark.parametrize("process", PROCESSES)
-def test_euler_maruyama_has_strong_order_one(process):
+def test_a_first_order_stochastic_sampler_has_strong_order_one(process, name):
     """E |x^N - x^2N|^2 on one Brownian path, by the joint covariance of both chains, is O(N^-2)."""
     process, start, end = PROCESSES[process]
 
     def table(num):
-        steps = d.euler_maruyama(process, d.power_times(start, end, num), denoise_last=False)
+        steps = METHODS[name][0](process, d.power_times(start, end, num))
         x, eps, noise = (np.asarray(leaf) for leaf in steps.coeffs)
         level = process.exact(steps.t)
         # eps = sigma x / v for centred data.
