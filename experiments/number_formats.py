@@ -8,7 +8,8 @@
                        operand and step
 
 Scales on weights and activations have the least error among shrunken ranges; formats with a scale
-for each block compute their own. There the prediction is made from histograms of x / scale.
+for each block compute their own. There the prediction is made from histograms of x / scale, which
+represent tensors of at most 1024 distinct numbers exactly.
 """
 
 import argparse
@@ -189,11 +190,7 @@ def main(argv=None) -> int:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     store.save(folder, dataclasses.asdict(config), arrays, rows)
-    print(
-        print(
-            f"{'SQNR, dB':>18} {'format':14} bits  measured predicted   MSE ratio (tensors), in 5 %"
-        )
-    )
+    print(f"{'SQNR, dB':>18} {'format':14} bits  measured predicted   MSE ratio (tensors), in 5 %")
     for r in rows:
         print(f"{r['source']:>18} {r['format']:14} {r['bits']:5.2f} {r['sqnr_measured_db']:8.2f} "
               f"{r['sqnr_predicted_db']:9.2f}   {r['predicted_over_measured']:.3f} "

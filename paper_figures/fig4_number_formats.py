@@ -90,7 +90,7 @@ def draw_ratios(ax, arrays) -> None:
     ax.set_xticks(x, formats, rotation=60, ha="right", rotation_mode="anchor", fontsize=7)
     ax.set_xlim(-0.7, len(formats) - 0.3)
     ax.set_yscale("symlog", linthresh=10)
-    ticks = [-50, -20, -10, -5, 0, 5, 10, 20, 50, 100]
+    ticks = [-50, -20, -10, -5, -2, 0, 2, 5, 10, 20, 50, 100]
     low, high = ax.get_ylim()
     ax.set_yticks([t for t in ticks if low <= t <= high], minor=False)
     ax.yaxis.set_major_formatter(FuncFormatter(lambda t, _: f"{t:+g}" if t else "0"))
