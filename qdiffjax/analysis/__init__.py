@@ -5,9 +5,14 @@ propagation    from local errors to the final error: fan, first order, homotopy
 ledger         contributions of every (site, step) to the error that happened
 ablation       what quantizing one (site, step) alone would do
 covariance     random local errors: variance and bias of the final sample
-rounding_variance  the same from the roundings at a network's sites
+rounding_variance
+               the same from the roundings at a network's sites
+coherence      which errors add up and which cancel; shares of weights and activations
+scaling        laws in the number of steps, stochastic against nearest rounding
+guidance       what guidance does to the errors of its branches
 curvature      second order: where first order will fail, known beforehand
 prediction     the final error from the full-precision run alone
+literal        the survey's formulas of accumulation, for comparison
 bounds         along the run, checked against measurement
 amplification  when errors grow: gains on data of a known law, volumes, mode flips
 spectra        singular values of steps and of the whole sampler, sample by sample

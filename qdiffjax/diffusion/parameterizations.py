@@ -150,30 +150,39 @@ def dynamic_threshold(quantile: float = 0.995, largest: float = jnp.inf):
     return threshold_fn
 
 
-def guided(eps_fn: EpsFn, null: PyTree, scale) -> EpsFn:
+def guided(eps_fn: EpsFn, null: PyTree, scale, *, map_branches: bool = False) -> EpsFn:
     """Return guided_fn(params, x, t, cond): classifier-free guidance, one call of twice the batch.
 
         eps = (1 - w) eps(x, t, null) + w eps(x, t, cond)
 
     Ho & Salimans 2022, eq. 6, with w = 1 + their w: w = 1 is the conditional network, w = 0 the
-    unconditional one. One call, so both branches share scales and stochastic-rounding bits.
+    unconditional one. One call, so both branches share scales taken from the batch; random bits
+    are drawn for the doubled batch, so that the branches' are independent. With map_branches the
+    call is a vmap over the two branches instead: bits that eps_fn draws inside are then the same
+    for both, scales each branch's own. Shared bits halve what guidance adds to the errors of
+    stochastic rounding, see `analysis.guidance`.
     For a sampler: call_fn = lambda x, t, inputs: (guided_fn(params, x, t, cond), None).
 
     Args:
       eps_fn: (params, x, t, cond) -> eps; cond leaves [batch, ...]; eps, v, x_0 or flow.
       null: the empty condition, leaves that broadcast to those of cond.
       scale: w [], traced or not, or a function of t (guidance in an interval of noise levels).
+      map_branches: whether to share the random bits of an eps_fn that rounds stochastically.
     """
 
     def guided_fn(params, x, t, cond):
         empty = jax.tree.map(lambda n, c: jnp.broadcast_to(jnp.asarray(n, c.dtype), c.shape),
                              null, cond)  # fmt: skip
         t = jnp.asarray(t)
-        both = jax.tree.map(_stack, (x, empty), (x, cond))
-        out = eps_fn(params, both[0], t if t.ndim == 0 else _stack(t, t), both[1])
-        without, with_cond = jnp.split(out, 2)
-        w = jnp.asarray(scale(t) if callable(scale) else scale).astype(out.dtype)
-        w = w.reshape(w.shape + (1,) * (out.ndim - w.ndim)) if w.ndim else w
+        if map_branches:
+            conds = jax.tree.map(lambda *branches: jnp.stack(branches), empty, cond)
+            without, with_cond = jax.vmap(lambda c: eps_fn(params, x, t, c))(conds)
+        else:
+            both = jax.tree.map(_stack, (x, empty), (x, cond))
+            out = eps_fn(params, both[0], t if t.ndim == 0 else _stack(t, t), both[1])
+            without, with_cond = jnp.split(out, 2)
+        w = jnp.asarray(scale(t) if callable(scale) else scale).astype(without.dtype)
+        w = w.reshape(w.shape + (1,) * (without.ndim - w.ndim)) if w.ndim else w
         return (1 - w) * without + w * with_cond
 
     return guided_fn
