@@ -31,6 +31,7 @@ __all__ = [
     "Gains",
     "SpectralNorm",
     "euler_gains",
+    "gains_between_nodes",
     "gronwall",
     "gronwall_log_norm",
     "log_concave_bound",
@@ -76,6 +77,23 @@ def gronwall(gains, local_norms) -> Array:
     r_0 = jnp.zeros_like(local_norms[0])
     _, r = jax.lax.scan(body, r_0, (gains, local_norms))
     return jnp.concatenate([r_0[None], r])
+
+
+def gains_between_nodes(gains, curvature, lengths, num_nodes: int) -> Array:
+    """Return gains that hold on whole segments, not only at their nodes [N, batch].
+
+        max over the segment of |J_i| <= gains_i + M_i |x_hat_i - x_i| / (2 (num_nodes - 1))
+
+    since no point is farther from a node than half their spacing. Without it `segment_gains` may
+    miss a maximum, and `gronwall` then be no bound, where a segment crosses a narrow boundary.
+
+    Args:
+      gains: largest |J_i| at num_nodes equispaced nodes, both ends among them [N, batch].
+      curvature: M_i >= |D^2 F_i| on the segment [N, batch] or [N, 1].
+      lengths: |x_hat_i - x_i| [N, batch].
+      num_nodes: at least 2.
+    """
+    return gains + curvature * lengths / (2 * (num_nodes - 1))
 
 
 def euler_gains(log_norms, norms, widths) -> Array:

@@ -9,9 +9,11 @@ import numpy as np
 from qdiffjax._typing import Array
 from qdiffjax.analysis.divergences.intervals import Estimate
 from qdiffjax.analysis.divergences.kl import knn_kl
+from qdiffjax.analysis.labels import Kind, bound
 from qdiffjax.diffusion.gaussian_laws import gaussian_kl
 
 
+@bound(Kind.DISTRIBUTIONAL, "none, data processing: a lower bound")
 def gaussian_projected_kl(mean_1, cov_1, mean_2, cov_2, frame) -> Array:
     """Return KL(A x || A y) of two Gaussians seen through frame A [k, n] of full rank, nats []."""
     frame = jnp.asarray(frame)
