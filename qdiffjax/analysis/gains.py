@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from qdiffjax._typing import Array, CallFn, Key, PyTree
 from qdiffjax.analysis.trajectories import step_map
 from qdiffjax.diffusion import Steps, float_dtype
+from qdiffjax.program import canonical_convolutions
 
 LinearMap = Callable[[Array], Array]
 
@@ -124,7 +125,9 @@ def step_gains(
         out = spectral_norm(_step_jacobian(call, *state), start, num_iterations)
         return out.vector, Gains(out.norm, out.gauge)
 
-    _, found = jax.lax.scan(body, jnp.zeros_like(xs[0]), (jnp.arange(order.size), order))
+    guess = jnp.zeros_like(xs[0])
+    sweep = canonical_convolutions(lambda *indexed: jax.lax.scan(body, guess, indexed))
+    _, found = sweep(jnp.arange(order.size), order)
     return jax.tree.map(lambda leaf: leaf[num_burn_in:], found)
 
 
@@ -185,7 +188,8 @@ def log_norm_gains(
         square = a**2 + 2 * a * b * jnp.where(a * b < 0, low, high) + (b * size) ** 2
         return jnp.sqrt(jnp.maximum(square, 0))
 
-    return jax.lax.map(one, (jnp.arange(xs.shape[0]), xs, steps.t, a, b, per_call))
+    sweep = canonical_convolutions(lambda *table: jax.lax.map(one, table))
+    return sweep(jnp.arange(xs.shape[0]), xs, steps.t, a, b, per_call)
 
 
 def _step_jacobian(call: CallFn, x, t, coeffs, inputs) -> LinearMap:

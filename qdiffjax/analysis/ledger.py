@@ -27,7 +27,7 @@ from qdiffjax._typing import Array, Key, PyTree
 from qdiffjax.analysis.propagation import gauss_legendre
 from qdiffjax.analysis.trajectories import noises, times
 from qdiffjax.diffusion import Steps, current, read, start, step
-from qdiffjax.program import rules
+from qdiffjax.program import canonical_convolutions, rules
 from qdiffjax.program.quantized import Quantized, merge
 from qdiffjax.program.transform import transform
 
@@ -232,7 +232,7 @@ def contract(error: Array, sensitivity: Array, dtype) -> Array:
 
 def per_sample(one: Callable, x_T: Array, steps: Steps, key: Key | None) -> Any:
     """Map one(x_T [1, *shape], z [N, 1, *shape] or None) over the samples of a batch."""
-    zs = noises(key, steps, x_T)
+    zs, one = noises(key, steps, x_T), canonical_convolutions(one)
     if zs is None:
         return jax.vmap(lambda x: one(x[None], None))(x_T)
     return jax.vmap(lambda x, z: one(x[None], z[:, None]), in_axes=(0, 1))(x_T, zs)

@@ -12,6 +12,7 @@ use of a weight, `[i]` the iteration of a scan over layers, `dot_0` a product of
 """
 
 from qdiffjax.program import rules
+from qdiffjax.program.convolutions import canonical_convolutions
 from qdiffjax.program.plan import Site
 from qdiffjax.program.quantized import (
     Quantized,
@@ -38,6 +39,7 @@ __all__ = [
     "Recipe",
     "Site",
     "SiteBits",
+    "canonical_convolutions",
     "full_call",
     "gated_call",
     "match",
