@@ -5,8 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qdiffjax.quant import IntFormat, fake_quant, scale_from_range
+from qdiffjax.quant import IntFormat, fake_quant, quantization_error, scale_from_range
 from qdiffjax.quant.calibration import absmax, covering, lp, minmax, minmax_range
+from qdiffjax.quant.floats import E2M1, E4M3FN
+from qdiffjax.quant.logarithmic import E8M0
+from qdiffjax.quant.rounding import nearest_even
 from tests.helpers import assert_close
 
 GOLDEN = jnp.array([-1, -0.35, -0.05, 0, 0.1, 0.25, 0.7, 1.5])
@@ -179,3 +182,39 @@ def test_arguments_may_be_traced():
     qmax, overhang = jnp.array([7.0, 127.0]), jnp.array([0.5, 0.0])
     traced = jax.jit(jax.vmap(scale))(qmax, overhang)
     np.testing.assert_array_equal(traced, [scale(7, 0.5), scale(127, 0.0)])
+
+
+def test_fp8_golden_vector_of_absmax_scaling():
+    """ModelOpt: x * 448 / absmax, cast to e4m3fn."""
+    got = fake_quant(GOLDEN, *absmax(GOLDEN, format=E4M3FN), format=E4M3FN)
+    expected = [-0.9643, -0.3482, -0.0502, 0, 0.1004, 0.2411, 0.6964, 1.5]
+    np.testing.assert_allclose(got, expected, atol=5.1e-5)
+
+
+def test_casts_of_peers_at_ties_and_beyond_the_end():
+    """A cast to e4m3fn makes NaN of 465 and more, a quantizer saturates; e2m1 ties go to even."""
+    one = jnp.ones(1)
+    x = jnp.array([448.0, 464, 465, jnp.inf, -1e9])
+    np.testing.assert_array_equal(fake_quant(x, one, format=E4M3FN), [448, 448, 448, 448, -448])
+    ties = jnp.array([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5, 7])
+    np.testing.assert_array_equal(fake_quant(ties, one, format=E2M1), [0, 1, 1, 2, 2, 4, 4, 6])
+    np.testing.assert_array_equal(E8M0.round(jnp.array([1.5, 1.49]), nearest_even), [2, 1])
+    integers = fake_quant(jnp.array([128.0, -129, 200]), one, format=IntFormat(8, narrow=False))
+    np.testing.assert_array_equal(integers, [127, -128, 127])
+
+
+def test_golden_errors_of_4096_normal_numbers():
+    """Computed once with the peers' own code, to four digits."""
+    x = jnp.asarray(np.random.default_rng(0).normal(size=4096))
+    unsigned, ratios = IntFormat(8, signed=False), 1 - np.arange(80) / 100
+    grids = {
+        6.645e-5: (unsigned, minmax(x, format=unsigned)),
+        7.906e-5: (IntFormat(8), absmax(x, format=IntFormat(8))),
+        1.925e-2: (UNSIGNED, minmax(x, format=UNSIGNED)),
+        2.619e-2: (IntFormat(4), absmax(x, format=IntFormat(4))),
+        2.287e-2: (FULL, absmax(x, format=FULL, overhang=0.5)),
+        1.143e-2: (UNSIGNED, lp(x, format=UNSIGNED, symmetric=False, ratios=ratios)),
+    }
+    for expected, (format, grid) in grids.items():
+        mse = np.mean(np.asarray(quantization_error(x, *grid, format=format)) ** 2)
+        np.testing.assert_allclose(mse, expected, rtol=5e-4)
