@@ -248,6 +248,22 @@ def test_the_nodes_are_points_of_the_segment_and_the_largest_counts():
         assert_close(segment(np.array(nodes)).norms, np.array([[expected]]), factor=100)
 
 
+def test_nodes_may_miss_a_maximum_that_the_curvature_accounts_for():
+    """F(x) = sin(4 pi x) / (4 pi): its gain |cos(4 pi x)| is 0 at 1/8 and 3/8, 1 between them."""
+    x = np.linspace(1 / 8, 3 / 8, 1001)
+    gain = np.abs(np.cos(4 * np.pi * x))
+    nodes = gain[[0, -1]].max()
+    assert nodes < 1e-12
+    sound = bounds.gains_between_nodes(nodes, 4 * np.pi, 0.25, 2)
+    assert gain.max() <= sound
+
+
+def test_the_correction_between_nodes_is_attained_by_a_tent():
+    """|J| rises with slope M to the middle of two nodes and falls again."""
+    found = bounds.gains_between_nodes(np.array([0.3]), np.array([2.0]), np.array([0.6]), 4)
+    assert_close(found, np.array([0.3 + 2.0 * 0.6 / 3 / 2]))
+
+
 # Bounds along the run: tight.
 
 ISOTROPIC, ANISOTROPIC = 0.5 * np.eye(n), np.diag([2.0, 0.3, 0.1, 0.1, 0.2, 0.2])

@@ -138,6 +138,36 @@ def test_girsanov_is_the_integral_and_bounds_the_kl_of_the_marginal(name):
 
 
 @pytest.mark.parametrize("name", PROCESSES)
+def test_girsanov_is_attained_by_an_error_shaped_like_what_is_still_to_be_forgotten(name):
+    """Score error b(t) = I(t), the gain from t to the end; equality of Cauchy and Schwarz.
+
+    The means differ by m = int g^2 I b, the variance is v = I(T)^2 v_T + int g^2 I^2, and the path
+    KL is int g^2 b^2 / 2 = int g^2 I^2 / 2: m^2 / 2 v, but for what is left of the start. On
+    N(0, c^2) the gain is I(t) = alpha_t v_0 / (alpha_0 v_t).
+    """
+    process, t_min, c2 = PROCESSES[name], 0.02, 0.3
+    level_0 = process.exact(t_min)
+    v_0 = level_0.alpha**2 * c2 + level_0.sigma**2
+
+    def gain(level):
+        return level.alpha / level_0.alpha * v_0 / (level.alpha**2 * c2 + level.sigma**2)
+
+    def full(x, t, inputs):
+        return 0 * x, None
+
+    def quantized(x, t, inputs):
+        level = process(t)
+        return 0 * x - level.sigma * gain(level), None
+
+    rule = divergences.quadrature(t_min, 1.0)
+    terms = divergences.girsanov_kl(full, quantized, np.zeros((2, 1)), process, rule,
+                                    key=jax.random.key(0))  # fmt: skip
+    path = float(np.sum(terms[:, 0]))
+    exact = 2 * path**2 / v_0  # the mean is twice the path KL
+    assert exact <= path <= 1.05 * exact
+
+
+@pytest.mark.parametrize("name", PROCESSES)
 def test_the_quadrature_is_exact_to_six_digits_for_a_constant_error(name):
     """Constant error b: the integrand is deterministic, |b|^2 g^2 / 2 sigma^2."""
     process = PROCESSES[name]

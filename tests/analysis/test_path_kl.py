@@ -75,6 +75,26 @@ def test_the_path_kl_bounds_the_kl_of_the_last_noisy_marginal(kappa):
     assert 0 < float(marginal) < closed_form(STEPS, kappa, bias).sum()
 
 
+def test_the_path_kl_is_attained_by_errors_shaped_like_what_is_still_to_be_forgotten():
+    """Mean shifts d_i ~ P_i s_i^2, P_i what later steps leave of them: equality of Cauchy-Schwarz.
+
+    The marginal's KL is (sum P d)^2 / 2 v, v = sum P^2 s^2 but for what is left of the start.
+    """
+    level = SCHEDULE.exact(np.asarray(STEPS.t))
+    gains = np.asarray(STEPS.coeffs.x + STEPS.coeffs.eps * level.sigma / (
+        level.alpha**2 * COV[0, 0] + level.sigma**2))  # fmt: skip
+    left = np.append(np.cumprod(gains[1:-1][::-1])[::-1], 1.0)  # of the first N - 1 steps
+    shift = 0.1 * left * np.asarray(STEPS.coeffs.noise)[:-1] ** 2
+    bias = np.zeros((8, 3))
+    bias[:-1, 0] = shift / np.asarray(STEPS.coeffs.eps)[:-1]
+    full, quantized = exact_chain(STEPS, 0.0, np.zeros(3)), exact_chain(STEPS, 0.0, bias)
+    marginal = float(gaussian.gaussian_kl(
+        full.means[-2], full.covs[-2], quantized.means[-2], quantized.covs[-2]))  # fmt: skip
+    weights = np.asarray(divergences.kl_weights(STEPS.coeffs))[:-1]
+    path = np.sum(weights * bias[:-1, 0] ** 2)
+    assert marginal <= path <= 1.05 * marginal
+
+
 def test_two_noisy_steps_give_the_kl_of_the_joint_gaussian():
     """The joint law of (x_T, x_s, x_r) under both chains, and the textbook KL between them."""
     steps = jax.tree.map(lambda leaf: leaf[:2], STEPS)
