@@ -95,13 +95,15 @@ def exact_kl(noise: Noise, sigma, *, absorbed: bool = False) -> StepKL:
     exponent = x**2 / 2 - (x - values[None]) ** 2 / (2 * variance)[None, ..., None]
     exponent = exponent - jnp.log(variance)[None, ..., None] / 2
     log_ratio = jax.nn.logsumexp(exponent, axis=-1, b=probs[None])
-    small = jnp.sum(probs[None] * jnp.expm1(jnp.minimum(exponent, 1)), axis=-1)
+    # Both branches stay finite where they are not taken: derivatives see both.
     is_small = jnp.max(jnp.abs(exponent), axis=-1) < 1
+    small = jnp.sum(probs[None] * jnp.expm1(jnp.minimum(exponent, 1)), axis=-1)
+    small = jnp.where(is_small, small, 0)
     u = jnp.where(is_small, small, jnp.expm1(log_ratio))
     log_density = -(x[..., 0] ** 2) / 2 - np.log(2 * np.pi) / 2
     weight = jnp.exp(log_density) * (2 * RANGE / (NUM_POINTS - 1))
-    log_ratio = jnp.where(is_small, jnp.log1p(u), log_ratio)
-    forward = jnp.where(is_small, log_excess(u), u - log_ratio)
+    forward = jnp.where(is_small, log_excess(small), u - log_ratio)
+    log_ratio = jnp.where(is_small, jnp.log1p(small), log_ratio)
     # (1 + u) log(1 + u) - u = u log(1 + u) - (u - log(1 + u)).
     both = jnp.sum(weight * forward, 0), jnp.sum(weight * (u * log_ratio - forward), 0)
     return StepKL(*(jnp.where(variance > 0, kl, jnp.nan) for kl in both))

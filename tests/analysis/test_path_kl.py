@@ -135,6 +135,23 @@ def test_unequal_noise_gives_the_kl_of_the_joint_gaussian():
     assert_close(terms[:2].sum(0)[:3], np.full(3, expected), factor=1e3)
 
 
+def test_both_modes_of_autodiff_give_the_slope_in_the_noise():
+    """Constant error c: d/dv of (c^2 / v^2 + s^2 / v^2 - 1 - log s^2 / v^2) / 2, three elements."""
+    call = lambda x, t, inputs: (0.1 * x, None)  # noqa: E731
+    shifted = lambda x, t, inputs: (0.1 * x + 0.2, None)  # noqa: E731
+
+    def total(noise_hat):
+        args = (call, shifted, np.zeros((1, 3)), STEPS)
+        return jnp.sum(divergences.path_kl(*args, key=KEY, noise_hat=noise_hat))
+
+    s, b = STEPS.coeffs.noise[:-1], STEPS.coeffs.eps[:-1]
+    hat = 1.1 * s
+    slope = -3 * (0.2 * b) ** 2 / hat**3 + 3 * (1 / hat - s**2 / hat**3)
+    noise_hat = 1.1 * STEPS.coeffs.noise
+    for mode in (jax.grad, jax.jacfwd):
+        assert_close(jax.jit(mode(total))(noise_hat), jnp.append(slope, 0.0), factor=1e3)
+
+
 def test_the_other_direction_swaps_the_networks():
     """KL(P_hat || P): expectation along the quantized chain."""
     kappa, bias = 0.3, np.array([0.2, 0.0, -0.1])

@@ -106,6 +106,16 @@ def test_cumulants_of_stochastic_rounding():
     assert_close(jnp.stack(found), np.array([0, s**2 * v, s**3 * v * 0.4, s**4 * v * (1 - 6 * v)]))
 
 
+@pytest.mark.parametrize("r", [0.1, 0.9])
+def test_both_modes_of_autodiff_give_the_slope_of_the_cost(r):
+    def cost(r):
+        return law.exact_kl(law.Noise(r * PAIR.values, PAIR.probs), 1.0, absorbed=True).forward
+
+    numeric = (cost(r + 1e-5) - cost(r - 1e-5)) / 2e-5
+    np.testing.assert_allclose(jax.grad(cost)(r), numeric, rtol=1e-5)
+    np.testing.assert_allclose(jax.jvp(cost, (r,), (1.0,))[1], numeric, rtol=1e-5)
+
+
 # On a sampler.
 
 SCHEDULE = diffusion.linear()

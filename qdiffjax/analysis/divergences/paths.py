@@ -57,7 +57,8 @@ def local_kl(local_errors, steps: Steps) -> Array:
     """
     e = jnp.asarray(local_errors)
     noise = jnp.asarray(steps.coeffs.noise).astype(e.dtype)
-    weights = jnp.where(_is_dirac(noise), 0, 1 / (2 * noise**2))
+    dirac = _is_dirac(noise)
+    weights = jnp.where(dirac, 0, 1 / (2 * jnp.where(dirac, 1, noise) ** 2))
     return weights[:, None] * jnp.sum(e**2, axis=tuple(range(2, e.ndim)))
 
 
@@ -116,9 +117,11 @@ def path_kl(
         index, t, c, s_hat, dirac, inputs = slices
         eps = call_full(x, t.astype(dtype), inputs)[0].astype(dtype)
         gap = call_quant(x, t.astype(dtype), inputs)[0].astype(dtype) - eps
+        # Divide by 1 instead of the Dirac's 0: derivatives see the branch that is not taken.
+        s, s_hat = jnp.where(dirac, 1, c.noise), jnp.where(dirac, 1, s_hat)
         s_hat = jnp.broadcast_to(s_hat, x.shape[1:])
         weights = jnp.where(dirac, 0, kl_weights(StepCoeffs(c.x, c.eps, s_hat)))
-        constant = jnp.where(dirac, 0, log_excess((c.noise / s_hat) ** 2 - 1) / 2)
+        constant = jnp.where(dirac, 0, log_excess((s / s_hat) ** 2 - 1) / 2)
         term = jnp.sum(weights[None] * gap**2 + constant[None], axis=tuple(range(1, x.ndim)))
         return step(x, eps, c, step_noise(key, index, x)), term
 
