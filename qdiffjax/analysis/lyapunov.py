@@ -13,6 +13,7 @@ from qdiffjax.analysis.gains import symmetric_extremes
 from qdiffjax.analysis.trajectories import step_map, times
 from qdiffjax.diffusion import Steps, float_dtype
 from qdiffjax.diffusion.ode import Field
+from qdiffjax.program import canonical_convolutions
 
 
 def stretches(call: CallFn, xs, steps: Steps, *, num: int, key: Key, every: int = 1) -> Array:
@@ -87,7 +88,8 @@ def log_norms(field: Field, ts, xs, *, key: Key, num_iterations: int = 16) -> Lo
         jacobian = jax.linearize(lambda x: field(t, x), x)[1]
         return LogNorms(*symmetric_extremes(jacobian, start, num_iterations))
 
-    return jax.lax.map(one, (jnp.asarray(ts).astype(xs.dtype), xs, jnp.arange(xs.shape[0])))
+    sweep = canonical_convolutions(lambda *table: jax.lax.map(one, table))
+    return sweep(jnp.asarray(ts).astype(xs.dtype), xs, jnp.arange(xs.shape[0]))
 
 
 def one_sided_constants(field: Field, ts, xs, xs_hat) -> Array:

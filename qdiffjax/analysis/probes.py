@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from qdiffjax._typing import Array, CallFn, Key
 from qdiffjax.analysis.trajectories import step_map, times
 from qdiffjax.diffusion import Steps, current
+from qdiffjax.program import canonical_convolutions
 
 
 class Probed(NamedTuple):
@@ -69,5 +70,6 @@ def adjoints(call: CallFn, xs, steps: Steps, v) -> Array:
         return l, l
 
     table = (xs[:-1], times(steps, xs), steps.coeffs)
-    _, ls = jax.lax.scan(body, last, table, reverse=True)
+    sweep = canonical_convolutions(lambda l, rows: jax.lax.scan(body, l, rows, reverse=True))
+    _, ls = sweep(last, table)
     return jnp.concatenate([ls, last[None]])

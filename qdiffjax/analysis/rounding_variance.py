@@ -20,7 +20,7 @@ from qdiffjax._typing import Array, Key, PyTree
 from qdiffjax.analysis.ledger import Ledger
 from qdiffjax.analysis.trajectories import noises, times
 from qdiffjax.diffusion import Steps, current, float_dtype, read, start, step
-from qdiffjax.program import rules
+from qdiffjax.program import canonical_convolutions, rules
 from qdiffjax.program.quantized import Quantized, merge
 from qdiffjax.program.transform import transform
 
@@ -110,10 +110,11 @@ def activation_variances(
 
     zs = noises(key, steps, x_T)
     over = (0, None if zs is None else 1, 1)
-    found = jax.vmap(
-        lambda x, z, v: one(x[None], None if z is None else z[:, None], v[:, None]), over
-    )(x_T, zs, probes)
-    return Ledger(*found)
+
+    def each(x, z, v):
+        return one(x[None], None if z is None else z[:, None], v[:, None])
+
+    return Ledger(*canonical_convolutions(jax.vmap(each, over))(x_T, zs, probes))
 
 
 def weight_variances(
@@ -173,7 +174,8 @@ def weight_variances(
     zeros = _like({name: shapes[name] for name in variances})
     zs = noises(key, steps, x_T)
     zs = None if zs is None else jnp.moveaxis(zs, 1, 0)[:, :, None]
-    return jax.lax.map(one, (x_T[:, None], zs, jnp.moveaxis(probes, 1, 0)[:, :, None]))
+    sweep = canonical_convolutions(lambda *table: jax.lax.map(one, table))
+    return sweep(x_T[:, None], zs, jnp.moveaxis(probes, 1, 0)[:, :, None])
 
 
 def _tap(site, op, operands, inputs):

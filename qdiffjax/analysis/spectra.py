@@ -19,6 +19,7 @@ from qdiffjax.analysis.gains import LinearMap
 from qdiffjax.analysis.probes import Probed, adjoints, probed
 from qdiffjax.analysis.trajectories import step_map, times
 from qdiffjax.diffusion import Steps, current, float_dtype
+from qdiffjax.program import canonical_convolutions
 
 
 class Singular(NamedTuple):
@@ -91,7 +92,8 @@ def step_spectra(call: CallFn, xs, steps: Steps, *, num: int, key: Key) -> Singu
         return jax.vmap(one, (0, None, None, 0))(x, t, coeffs, v0)
 
     index = jnp.arange(steps.t.shape[0])
-    return jax.lax.map(body, (xs[:-1], times(steps, xs), steps.coeffs, index))
+    sweep = canonical_convolutions(lambda *table: jax.lax.map(body, table))
+    return sweep(xs[:-1], times(steps, xs), steps.coeffs, index)
 
 
 def sampler_spectrum(call: CallFn, xs, steps: Steps, *, num: int, key: Key, first=0) -> Singular:
@@ -121,7 +123,7 @@ def sampler_spectrum(call: CallFn, xs, steps: Steps, *, num: int, key: Key, firs
 
     u = current(xs[-1], steps.coeffs)
     u = jax.random.normal(key, u.shape, u.dtype)
-    return jax.vmap(one, (1, 0))(xs[:-1], u)
+    return canonical_convolutions(jax.vmap(one, (1, 0)))(xs[:-1], u)
 
 
 def squared_frobenius(call: CallFn, xs, steps: Steps, probes) -> Probed:

@@ -66,6 +66,20 @@ def test_values_come_from_below_and_the_first_is_the_spectral_norm_of_the_other_
         np.testing.assert_allclose(found[0], norm, rtol=1e-10)
 
 
+def test_the_derivative_of_a_singular_value_is_the_product_of_its_vectors():
+    """d sigma = u^T dA v, in both modes, through matfree's iteration."""
+    matrix, v0, tangent = labs.normal(4, 5, 4), labs.normal(5, 4), labs.normal(6, 5, 4)
+    left, _, right = np.linalg.svd(matrix)
+    expected = np.outer(left[:, 0], right[0])
+
+    def largest(a):
+        return spectra.singular_values(lambda v: a @ v, v0, 4).values[0]
+
+    forward = jax.jit(lambda a, d: jax.jvp(largest, (a,), (d,))[1])(matrix, tangent)
+    np.testing.assert_allclose(forward, np.sum(expected * tangent), rtol=1e-8)
+    np.testing.assert_allclose(jax.jit(jax.grad(largest))(matrix), expected, atol=1e-8)
+
+
 def test_more_values_than_dimensions_are_refused():
     with pytest.raises(ValueError, match="1 to 2"):
         spectra.singular_values(lambda v: v, jnp.ones(2), 3)
