@@ -121,6 +121,10 @@ def pathwise(world: World, family: str, key, num_samples: int):
         "Gronwall, 3 nodes": (delta, bounds.gronwall(jnp.max(gains[::4], axis=0), local)),
         "Gronwall, 9 nodes": (delta, bounds.gronwall(nine, local)),
     }
+    if family != "data":
+        curvature = _curvature(world, steps)[:, None]
+        sound = bounds.gains_between_nodes(nine, curvature, delta[:-1], NUM_NODES)
+        found["Gronwall, 9 nodes + curvature"] = delta, bounds.gronwall(sound, local)
     if family == "multistep":
         return found, pair
     sup = sup_gains(world, steps, family)
@@ -131,9 +135,6 @@ def pathwise(world: World, family: str, key, num_samples: int):
     if family == "data":
         found["log-concave, DDIM"] = _log_concave(world, steps, delta, local)
     else:
-        curvature = _curvature(world, steps)[:, None]
-        sound = bounds.gains_between_nodes(nine, curvature, delta[:-1], NUM_NODES)
-        found["Gronwall, 9 nodes + curvature"] = delta, bounds.gronwall(sound, local)
         # From one end, the mean Jacobian of the segment is half its length away.
         log = bounds.log_norm_gains(full, pair.xs, steps, **krylov) + curvature * delta[:-1] / 2
         found["Gronwall, log-norm + curvature"] = delta, bounds.gronwall(log, local)
@@ -141,10 +142,13 @@ def pathwise(world: World, family: str, key, num_samples: int):
 
 
 def _curvature(world: World, steps):
-    """Bound of |D^2 F| of every step of the network, at every x [N]."""
+    """Bound of |D^2 F| of every step of the network, at every state [N]."""
     p = world.params
     out, inner = (jnp.linalg.norm(p[name], ord=2) for name in ("out", "in"))
-    return jnp.abs(steps.coeffs.eps) * TANH_CURVATURE * out * inner**2
+    written, read = jnp.abs(steps.coeffs.eps), 1.0
+    if isinstance(steps.coeffs, diffusion.SlotCoeffs):
+        written, read = (jnp.linalg.norm(a, axis=-1) for a in (steps.coeffs.eps, steps.coeffs.read))
+    return written * TANH_CURVATURE * out * (inner * read) ** 2
 
 
 def _log_concave(world: World, steps, delta, local):
