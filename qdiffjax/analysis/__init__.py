@@ -14,8 +14,13 @@ curvature      second order: where first order will fail, known beforehand
 prediction     the final error from the full-precision run alone
 literal        the survey's formulas of accumulation, for comparison
 bounds         along the run, checked against measurement
+transport_bounds
+               W2 from errors along the way
+rounding_law   what biased, unbiased and absorbed rounding cost in KL
+profiles       which steps matter, by KL and by the final error
+labels         what kind of bound a number is, and what it assumes
 amplification  when errors grow: gains on data of a known law, volumes, mode flips
 spectra        singular values of steps and of the whole sampler, sample by sample
 lyapunov       rates of growth: Lyapunov exponents, logarithmic norms
-divergences    KL and W2 with their uncertainty
+divergences    KL, W2 and MMD with their uncertainty
 """
