@@ -59,7 +59,7 @@ def test_down_to_data_the_flow_gain_is_c_over_the_root_of_c2_plus_s2():
         assert_close(gain, np.sqrt(VARIANCES / (VARIANCES + s**2)))
 
 
-@pytest.mark.parametrize("num_steps", [1, 3, 8])
+@pytest.mark.parametrize("num_steps", [1, 8])
 def test_ancestral_steps_of_gaussian_data_telescope_whatever_the_grid(num_steps):
     """Their product is alpha_T c^2 / v_T, by the sampler's own table of coefficients."""
     steps = diffusion.ddpm(labs.SCHEDULE, num_steps)
@@ -157,11 +157,14 @@ def test_euler_steps_on_the_separatrix_attain_the_euler_gain():
         np.full(2, 0.5), np.array([[radius], [-radius]]), np.full((2, 1, 1), std**2)
     )
     found = amplification.euler_gains(s, bounds.mixture_posterior(s[:-1], radius, std))
-    gain, expected = 1.0, [1.0]
-    for start, end in itertools.pairwise(s):
-        n = gaussian.posterior_cov(pair, np.zeros(1), level(1, start))[0, 0] / start**2
-        expected.append(float(end / start + (1 - end / start) * n))
-    gain = np.cumprod(expected[::-1])[::-1][1:]
+    covs = jax.jit(jax.vmap(
+        lambda s: gaussian.posterior_cov(pair, np.zeros(1), NoiseLevel(jnp.ones_like(s), s))[0, 0]
+    ))(s[:-1])  # fmt: skip
+    factors = [
+        end / start + (1 - end / start) * cov / start**2
+        for (start, end), cov in zip(itertools.pairwise(s), covs, strict=True)
+    ]
+    gain = np.cumprod(factors[::-1])[::-1]
     assert_close(found, np.append(gain, 1.0), factor=1e3)
 
 
