@@ -125,7 +125,15 @@ def adaround_schedule(
     clipped to end..start. Nagel et al. 2020, section 4, say that beta is annealed; the linear
     form, 20 -> 2 and the first fifth without regularizer are those of BRECQ's code (Li et al.
     2021), where its factor is 0.01.
+
+    Raises:
+      ValueError: num_steps below 1, or a warmup outside 0..1.
     """
+    if num_steps < 1 or not 0 <= warmup < 1:
+        raise ValueError(
+            f"num_steps, warmup: got {num_steps}, {warmup}, expected at least 1 step and a "
+            "fraction 0 <= warmup < 1."
+        )
     past = jnp.asarray(step).astype(jnp.float32) - warmup * num_steps
     left = jnp.clip(1 - past / ((1 - warmup) * num_steps), 0, 1)
     return (past >= 0).astype(jnp.float32), end + (start - end) * left

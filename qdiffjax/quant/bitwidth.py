@@ -103,7 +103,12 @@ def bit_width(scale: Array, clip: Array) -> Array:
 
     Uhlich et al. 2020, section 3; the derivative is that without the ceiling, so that a penalty
     on the size of a network has a gradient.
+
+    Raises:
+      ValueError: a concrete scale or clip that is not positive.
     """
+    check_positive(scale)
+    check_positive(clip)
     real = jnp.log2(clip / scale + 1) + 1
     # log2 need not be exact at powers of two, where the ceiling would make of it a bit more.
     near = jnp.round(real)
@@ -116,7 +121,13 @@ def scale_at(clip: Array, bits: Array) -> Array:
     """Step of a signed grid with a real width: clip / (2^(bits - 1) - 1); inverse of `bit_width`.
 
     Shapes broadcast; d scale / d bits = -scale ln(2) 2^(bits - 1) / (2^(bits - 1) - 1).
+
+    Raises:
+      ValueError: a concrete clip that is not positive, or concrete bits that are not above 1.
     """
+    check_positive(clip)
+    if not concrete_all(lambda b: b > 1, bits):
+        raise ValueError(f"bits: got {bits}, expected more than 1, the sign's own.")
     return clip / (jnp.exp2(bits - 1) - 1)
 
 

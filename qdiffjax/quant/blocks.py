@@ -152,6 +152,8 @@ def block_float(mantissa_bits: int, block_size: int) -> BlockFormat:
     Raises:
       ValueError: mantissa_bits outside 1..15, or block_size below 1.
     """
+    if not isinstance(mantissa_bits, int) or not 1 <= mantissa_bits <= 15:
+        raise ValueError(f"mantissa_bits: got {mantissa_bits!r}, expected an int in 1..15.")
     return BlockFormat(IntFormat(mantissa_bits + 1), block_size, floor_scale)
 
 

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 
 from qdiffjax._typing import Array
 from qdiffjax.quant import calibration, rounding
-from qdiffjax.quant._granularity import Shape
+from qdiffjax.quant._granularity import Shape, compute_dtype
 from qdiffjax.quant.formats import IntFormat
-from qdiffjax.quant.ste import fake_quant_codes
+from qdiffjax.quant.ste import check_random, fake_quant_codes
 
 
 def quantize_gradient(
@@ -34,8 +34,12 @@ def quantize_gradient(
       scale_shape: granularity of the cotangent's scale; None = per tensor.
 
     Raises:
-      ValueError: a format without both signs and zero.
+      TypeError: x is not real.
+      ValueError: a format without both signs and zero, or a uniform of another shape.
     """
+    compute_dtype(x)
+    if uniform is not None:
+        check_random("uniform", uniform, x)
     if format.is_binary or not format.signed:
         raise ValueError(f"format: got {format}, expected signed with at least 2 bits.")
     qmin, qmax = (jnp.asarray(q).astype(jnp.float32) for q in (format.qmin, format.qmax))

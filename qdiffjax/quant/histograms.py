@@ -67,7 +67,11 @@ def percentile_range(
 
     Numbers are taken as evenly spread over their bin, so that the error is at most one bin.
     Symmetric: `quantile` of |x|, and its negative.
+
+    Raises:
+      ValueError: quantile outside 0..1.
     """
+    ranges.check_quantile(quantile)
     if symmetric:
         counts, width = _magnitudes(state)
         high = jnp.minimum(_quantile(counts, quantile) * width, _absmax(state))

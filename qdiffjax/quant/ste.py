@@ -23,7 +23,7 @@ from jax.custom_derivatives import SymbolicZero
 
 from qdiffjax._typing import Array
 from qdiffjax.quant import rounding
-from qdiffjax.quant._granularity import compute_dtype, expand, inverse
+from qdiffjax.quant._granularity import compute_dtype, concrete_all, expand, inverse
 from qdiffjax.quant.formats import Format, IntFormat
 from qdiffjax.quant.qtensor import check_arguments
 
@@ -94,8 +94,9 @@ def fake_quant_stochastic(
       format: the codes available; its bits may be traced. Not binary.
 
     Raises:
-      ValueError: as `fake_quant`, and for the binary format.
+      ValueError: as `fake_quant`, for the binary format, and a uniform of another shape.
     """
+    check_random("uniform", uniform, x)
     if isinstance(format, IntFormat) and format.is_binary:
         raise ValueError("format: got {-1, +1}, expected 2 bits or unsigned to round at random.")
     round_fn = functools.partial(rounding.stochastic, uniform=uniform)
@@ -139,7 +140,7 @@ def fake_quant_codes(
     *,
     round_fn: rounding.RoundFn = rounding.nearest_even,
 ) -> Array:
-    """`fake_quant` to integers with the code range as data, unchecked: the form to vmap over bits.
+    """`fake_quant` to integers with the code range as data: the form to vmap over bits.
 
     Args:
       x: real array [*shape].
@@ -151,8 +152,24 @@ def fake_quant_codes(
 
     Returns:
       Array [*shape], dtype of x, with the VJP of `fake_quant`.
+
+    Raises:
+      TypeError, ValueError: as `fake_quant`, or concrete codes with qmin > qmax.
     """
+    x, scale = jnp.asarray(x), jnp.asarray(scale)
+    check_arguments(x, scale, zero_point, IntFormat(8))
+    if not (isinstance(qmin, jax.core.Tracer) or concrete_all(lambda q: q >= qmin, qmax)):
+        raise ValueError(f"qmin, qmax: got {qmin}, {qmax}, expected qmin <= qmax; swap them.")
     return _fake_quant(x, scale, zero_point, round_fn, qmin, qmax)
+
+
+def check_random(name: str, noise: Array, x: Array) -> None:
+    """Raise ValueError unless there is a random number for each element of x [*shape]."""
+    if jnp.shape(noise) != jnp.shape(x):
+        raise ValueError(
+            f"{name}: got shape {jnp.shape(noise)} for x of shape {jnp.shape(x)}, expected the "
+            "same; draw it with uniform_like(key, x)."
+        )
 
 
 def _fake_quant(x, scale, zero_point, round_grid, low, high):

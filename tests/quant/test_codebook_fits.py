@@ -19,6 +19,8 @@ from qdiffjax.quant.codebook_fits import (
 )
 from tests.helpers import assert_close
 
+pytestmark = pytest.mark.usefixtures("compile_fast")
+
 # J. Max, "Quantizing for minimum distortion", IRE Trans. Inform. Theory 6, 1960, table I: the
 # positive thresholds and outputs; as transcribed in public code that cites it, the original was
 # not seen. His 32 levels are left out: they had not converged, and are off by up to two units.

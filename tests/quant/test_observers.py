@@ -19,6 +19,8 @@ from qdiffjax.quant.histograms import (
 from qdiffjax.quant.observers import ema_minmax, running_minmax
 from tests.helpers import assert_close
 
+pytestmark = pytest.mark.usefixtures("compile_fast")
+
 SHAPE = (1, 3)
 GROWING = 10.0 ** np.arange(-3, 3)[:, None, None]
 BATCHES = jnp.asarray(np.random.default_rng(0).normal(size=(6, 8, 3)) * GROWING, jnp.float32)

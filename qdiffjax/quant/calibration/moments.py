@@ -10,7 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from qdiffjax._typing import Array
-from qdiffjax.quant._granularity import Shape, compute_dtype, expand, group
+from qdiffjax.quant._granularity import (
+    Shape,
+    check_positive,
+    compute_dtype,
+    concrete_all,
+    expand,
+    group,
+)
 from qdiffjax.quant.calibration.ranges import Grid, grid_of, prepare, safe
 from qdiffjax.quant.formats import MAX_BITS, Format, IntFormat
 from qdiffjax.quant.noise.distributions import Folded, Gaussian, Laplace
@@ -42,9 +49,12 @@ def rms(
       scale [*scale_shape] in units of x, and None.
 
     Raises:
-      ValueError: concrete data that are not finite, or shapes that do not divide.
+      ValueError: concrete data that are not finite, shapes that do not divide, or a concrete
+        multiple that is not positive.
     """
     x, shape = prepare(x, scale_shape)
+    if not concrete_all(lambda m: m > 0, multiple):
+        raise ValueError(f"multiple: got {multiple}, expected positive, such as 3 for a Gaussian.")
     end = _root_mean_square(x, shape)
     end = end * jnp.asarray(multiple).astype(end.dtype)
     return grid_of((-end, end), format, symmetric=True, overhang=overhang)
@@ -120,8 +130,13 @@ def ternary_fit(
 
     Returns:
       scale and threshold, in units of x [*scale_shape].
+
+    Raises:
+      ValueError: as `rms`, and for a negative ratio.
     """
     x, shape = prepare(x, scale_shape)
+    if not ratio >= 0:
+        raise ValueError(f"ratio: got {ratio}, expected at least 0; 0.7 is that of the paper.")
     mean = _mean_magnitude(x, shape)
     threshold = mean * jnp.asarray(ratio, mean.dtype)
     size = jnp.abs(x.astype(mean.dtype))
@@ -141,7 +156,11 @@ def power_of_two(scale: Array, round_fn: Callable[[Array], Array] = jnp.ceil) ->
     Args:
       scale: positive normal floats.
       round_fn: real to integer, applied to log2(scale) modulo 1.
+
+    Raises:
+      ValueError: a concrete scale that is not positive.
     """
+    check_positive(scale)
     mantissa, exponent = jnp.frexp(scale)
     finfo = jnp.finfo(scale.dtype)
     part = jnp.clip(jnp.log2(2 * mantissa), finfo.tiny, 1 - finfo.epsneg)

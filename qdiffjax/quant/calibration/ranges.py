@@ -5,7 +5,14 @@ import operator
 import jax.numpy as jnp
 
 from qdiffjax._typing import Array
-from qdiffjax.quant._granularity import Shape, check_finite, compute_dtype, divide_small, group
+from qdiffjax.quant._granularity import (
+    Shape,
+    check_finite,
+    compute_dtype,
+    concrete_all,
+    divide_small,
+    group,
+)
 from qdiffjax.quant.formats import Format, IntFormat
 
 Grid = tuple[Array, Array | None]
@@ -18,9 +25,13 @@ def per_tensor(x: Array) -> Shape:
 
 
 def per_channel(x: Array, channel_axis: int | tuple[int, ...]) -> Shape:
-    """Return the scale shape with one scale for each index of the channel axis (or axes)."""
+    """Return the scale shape with one scale for each index of the channel axis (or axes).
+
+    Raises:
+      ValueError: x has no such axis.
+    """
     axes = (channel_axis,) if isinstance(channel_axis, int) else channel_axis
-    kept = {operator.index(a) % jnp.ndim(x) for a in axes}
+    kept = {_axis_of(x, operator.index(a)) for a in axes}
     return tuple(n if a in kept else 1 for a, n in enumerate(jnp.shape(x)))
 
 
@@ -30,9 +41,9 @@ def per_group(x: Array, axis: int, group_size: int) -> Shape:
     Every index of the other axes keeps its own scales.
 
     Raises:
-      ValueError: group_size does not divide the axis.
+      ValueError: x has no such axis, or group_size does not divide it.
     """
-    shape = list(jnp.shape(x))
+    shape, axis = list(jnp.shape(x)), _axis_of(x, axis)
     if group_size < 1 or shape[axis] % group_size:
         raise ValueError(
             f"group_size: got {group_size} for axis {axis} of x {tuple(shape)}, expected a "
@@ -83,7 +94,12 @@ def scale_from_range(
 
     Returns:
       scale [*groups] and zero_point, int32 [*groups] or None.
+
+    Raises:
+      ValueError: concrete ends that are not finite or descend, or codes that do.
     """
+    check_ascend("low, high", low, high)
+    check_ascend("qmin, qmax", qmin, qmax)
     qmin, qmax, h = (jnp.asarray(q).astype(low.dtype) for q in (qmin, qmax, overhang))
     if symmetric:
         return safe(divide_small(jnp.maximum(jnp.abs(low), jnp.abs(high)), qmax + h)), None
@@ -108,7 +124,12 @@ def minmax_range(x: Array, scale_shape: Shape) -> tuple[Array, Array]:
 
 
 def quantile_range(x: Array, scale_shape: Shape, quantile: float) -> tuple[Array, Array]:
-    """Quantiles 1 - quantile and quantile of each granule [*scale_shape], interpolated."""
+    """Quantiles 1 - quantile and quantile of each granule [*scale_shape], interpolated.
+
+    Raises:
+      ValueError: quantile outside 0..1.
+    """
+    check_quantile(quantile)
     grouped, axes = group(x.astype(compute_dtype(x)), scale_shape)
     low, high = jnp.quantile(grouped, jnp.asarray([1 - quantile, quantile], grouped.dtype), axes)
     return low, high
@@ -224,6 +245,27 @@ def check_affine(format: Format) -> None:
             "format: got {-1, +1} for an affine grid, expected at least 2 bits or unsigned; "
             "use absmax or a symmetric mse."
         )
+
+
+def check_quantile(quantile: float) -> None:
+    """Raise ValueError unless quantile is in 0..1."""
+    if not 0 <= quantile <= 1:
+        raise ValueError(f"quantile: got {quantile}, expected 0..1, such as 0.999 for 99.9 %.")
+
+
+def check_ascend(names: str, low, high) -> None:
+    """Raise ValueError unless low <= high, both finite, where they are known."""
+    if not (concrete_all(jnp.isfinite, low) and concrete_all(jnp.isfinite, high)):
+        raise ValueError(f"{names}: got NaN or infinity, expected finite ends; see check_finite.")
+    if not concrete_all(lambda gap: gap >= 0, jnp.subtract(*jnp.broadcast_arrays(high, low))):
+        raise ValueError(f"{names}: got {low}, {high}, expected low <= high; swap them.")
+
+
+def _axis_of(x, axis: int) -> int:
+    """Axis counted from the front."""
+    if not -jnp.ndim(x) <= axis < jnp.ndim(x):
+        raise ValueError(f"axis: got {axis} for x of shape {jnp.shape(x)}, expected one of its.")
+    return axis % jnp.ndim(x)
 
 
 def safe(scale: Array) -> Array:

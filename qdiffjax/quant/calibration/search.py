@@ -8,7 +8,7 @@ import numpy as np
 
 from qdiffjax._typing import Array
 from qdiffjax.quant import rounding
-from qdiffjax.quant._granularity import Shape, group
+from qdiffjax.quant._granularity import Shape, concrete_all, group
 from qdiffjax.quant.calibration.moments import binary_fit
 from qdiffjax.quant.calibration.ranges import Grid, check_affine, grid_of, minmax_range, prepare
 from qdiffjax.quant.formats import Format, IntFormat
@@ -63,10 +63,12 @@ def lp(
       scale [*scale_shape] in units of x; zero_point, int32 [*scale_shape] or None.
 
     Raises:
-      ValueError: concrete data that are not finite, shapes that do not divide, or an affine
-        grid for a format that is not an integer grid or is binary.
+      ValueError: concrete data that are not finite, shapes that do not divide, an affine grid
+        for a format that is not an integer grid or is binary, ratios or p that are not positive.
     """
     x, shape = prepare(x, scale_shape)
+    if p <= 0:
+        raise ValueError(f"p: got {p}, expected a positive power of the error, such as 2 or 2.4.")
     if not symmetric:
         check_affine(format)
     full = minmax_range(x, shape)
@@ -91,8 +93,13 @@ def best_ratio(
       high: upper ends of the full range [*groups].
       error_fn: ends [*groups] -> error [*groups] >= 0.
       ratios: fractions to try [num_ratios]; ties keep the first.
+
+    Raises:
+      ValueError: no ratios, or concrete ones that are not positive.
     """
     ratios = jnp.asarray(ratios, low.dtype)
+    if not ratios.size or not concrete_all(lambda r: r > 0, ratios):
+        raise ValueError(f"ratios: got {ratios}, expected positive fractions of the full range.")
 
     def keep_better(best, ratio):
         error = error_fn(low * ratio, high * ratio)
