@@ -168,7 +168,12 @@ def run_gaussian(config: Config, tallies: dict, bar):
 
 
 def run(config: Config, *, progress: bool = False):
-    """Return arrays (tightness of each bound, what each trial was) and a row for each bound."""
+    """Return arrays and a row for each bound.
+
+    Arrays: `log10_ratio/<bound>` of bound / measured at the last step, the tightest sample of each
+    trial that the bound was tried on, in the order of the trials; `trials`, what the sampled ones
+    were, as indices into `data`, `schedules`, `samplers`, `formats`.
+    """
     from tqdm import tqdm
 
     tallies: dict[str, Tally] = {}
@@ -184,7 +189,7 @@ def run(config: Config, *, progress: bool = False):
     }  # fmt: skip
     for name, tally in tallies.items():
         ratios = np.concatenate([r.reshape(len(r), -1) for r in tally.ratios])
-        arrays[f"tightness/{name}"] = _smallest(ratios).astype(np.float32)
+        arrays[f"log10_ratio/{name}"] = np.log10(_smallest(ratios)).astype(np.float32)
     return arrays, [tally.row(name) for name, tally in tallies.items()]
 
 
