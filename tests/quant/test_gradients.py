@@ -32,7 +32,7 @@ def test_width_of_the_gradient_may_be_traced():
         loss = lambda x: jnp.vdot(quantize_gradient(x, format=IntFormat(bits)), U)  # noqa: E731
         return jax.grad(loss)(X)
 
-    swept = jax.vmap(run)(jnp.array([3, 4]))
+    swept = jax.jit(jax.vmap(run))(jnp.array([3, 4]))
     np.testing.assert_array_equal(swept[1], NEAREST)
     np.testing.assert_array_equal(swept[0], run(3))
 

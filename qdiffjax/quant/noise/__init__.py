@@ -2,7 +2,7 @@
 
     noise.predict(format, scale, noise.Gaussian())              a law of the input
     noise.predict_error(x, scale, format=format)                data, through a histogram
-    noise.predict_blocks(format, noise.Gaussian(), 32, scale_fn)    scales set by blocks
+    noise.predict_blocks(MXFP4, noise.Gaussian())               scales set by blocks
     noise.optimal_scale(format, noise.Laplace())                the scale of least error
 
 Analysis at set-up time, in float64 NumPy: nothing here is traced.
