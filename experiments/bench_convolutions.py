@@ -1,0 +1,176 @@
+"""A float32 convolution written in several ways, on the shapes of small UNets.
+
+    python -m experiments.bench_convolutions
+
+All ways run once in each round, so that ratios are of one moment. On a CPU also with other settings
+of XLA's: without YNNPACK, which convolves by default, and with LLVM at level 1. torch is optional.
+"""
+
+import argparse
+import contextlib
+import functools
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import store
+
+# (batch, side, channels in, channels out, kernel): the shipped UNet's, then larger ones.
+SHAPES = (
+    (64, 14, 4, 32, 3), (64, 14, 32, 32, 3), (64, 14, 64, 32, 3), (64, 7, 64, 64, 3),
+    (64, 7, 128, 64, 3), (64, 14, 64, 32, 1), (16, 16, 64, 64, 3), (16, 16, 128, 128, 3),
+)  # fmt: skip
+NO_YNNPACK = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT"}
+LEVEL_1 = {"xla_backend_optimization_level": 1}
+
+
+def convolve(x, kernel, layout=("NHWC", "HWIO", "NHWC"), **kwargs):
+    """The convolution as XLA has it, stride 1, same size."""
+    return jax.lax.conv_general_dilated(
+        x, kernel, (1, 1), "SAME", dimension_numbers=layout, **kwargs
+    )
+
+
+def channels_first(x, kernel):
+    """In the layout [b, c, h, w], there and back included."""
+    y = convolve(x.transpose(0, 3, 1, 2), kernel, ("NCHW", "HWIO", "NCHW"))
+    return y.transpose(0, 2, 3, 1)
+
+
+def shifts(x, size: int):
+    """The size^2 shifted images that a kernel element each sees, zeros outside."""
+    pad, (_, h, w, _) = size // 2, x.shape
+    x = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+    return [x[:, i : i + h, j : j + w] for i in range(size) for j in range(size)]
+
+
+def shifted_products(x, kernel):
+    """A matrix product for each element of the kernel, summed."""
+    weights = kernel.reshape(-1, *kernel.shape[2:])
+    return sum(y @ w for y, w in zip(shifts(x, kernel.shape[0]), weights, strict=True))
+
+
+def im2col(x, kernel):
+    """One matrix product with all shifted images side by side."""
+    return jnp.concatenate(shifts(x, kernel.shape[0]), -1) @ kernel.reshape(-1, kernel.shape[3])
+
+
+def padded_channels(x, kernel):
+    """Zero channels up to a multiple of 16, one AVX-512 register."""
+    more = -x.shape[3] % 16
+    x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, more)))
+    return convolve(x, jnp.pad(kernel, ((0, 0), (0, 0), (0, more), (0, 0))))
+
+
+def split_batch(x, kernel):
+    """Two halves of the batch."""
+    return jnp.concatenate([convolve(part, kernel) for part in jnp.split(x, 2)])
+
+
+def bfloat16(x, kernel):
+    """Operands rounded to bfloat16, result float32."""
+    return convolve(
+        x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16), preferred_element_type=jnp.float32
+    )
+
+
+WAYS: dict[str, tuple[Callable, dict[str, Any]]] = {
+    "XLA": (convolve, {}),
+    "XLA without YNNPACK": (convolve, NO_YNNPACK),
+    "XLA, LLVM level 1": (convolve, LEVEL_1),
+    "channels first": (channels_first, {}),
+    "channels padded to 16": (padded_channels, {}),
+    "batch in two halves": (split_batch, {}),
+    "shifted products": (shifted_products, {}),
+    "im2col": (im2col, {}),
+    "bfloat16": (bfloat16, {}),
+}
+
+
+def turns(x, kernel) -> dict[str, Callable[[], Any]]:
+    """Compile every way that this machine has."""
+    found: dict[str, Callable[[], Any]] = {}
+    for name, (fn, options) in WAYS.items():
+        if options and jax.default_backend() != "cpu":
+            continue
+        run = jax.jit(fn, compiler_options=options or None)
+        found[name] = functools.partial(_wait, run, x, kernel)
+    with contextlib.suppress(ImportError):
+        found["torch"] = torch_turn(x, kernel)
+    return found
+
+
+def _wait(fn, *args):
+    return jax.block_until_ready(fn(*args))
+
+
+def torch_turn(x, kernel) -> Callable[[], Any]:
+    """The convolution in torch, channels-last; raises ImportError without torch."""
+    import torch
+
+    there = torch.from_numpy(np.array(x).transpose(0, 3, 1, 2))  # strided as channels-last is
+    weight = torch.from_numpy(np.array(kernel).transpose(3, 2, 0, 1).copy())
+    weight = weight.contiguous(memory_format=torch.channels_last)
+    return lambda: torch.nn.functional.conv2d(there, weight, padding=weight.shape[2] // 2)
+
+
+def run(num_rounds: int, shapes=SHAPES) -> tuple[list[dict[str, Any]], np.ndarray]:
+    """Return a row for each shape and way, and seconds [rounds, rows]."""
+    rows, columns = [], []
+    for shape in shapes:
+        batch, side, c_in, c_out, size = shape
+        k_x, k_w = jax.random.split(jax.random.key(0))
+        x = jax.random.normal(k_x, (batch, side, side, c_in), jnp.float32)
+        kernel = jax.random.normal(k_w, (size, size, c_in, c_out), jnp.float32)
+        fns = turns(x, kernel)
+        seconds = np.zeros((num_rounds + 1, len(fns)))
+        for row in seconds:  # the first round compiles
+            for i, fn in enumerate(fns.values()):
+                start = time.perf_counter()
+                fn()
+                row[i] = time.perf_counter() - start
+        seconds = seconds[1:]
+        flops = 2 * batch * side**2 * size**2 * c_in * c_out
+        for name, column in zip(fns, seconds.T, strict=True):
+            rows.append({
+                "shape": shape, "way": name, "milliseconds": 1e3 * float(np.median(column)),
+                "over_xla": float(np.median(column / seconds[:, 0])),
+                "best_gflops": flops / float(column.min()) / 1e9,
+            })  # fmt: skip
+        columns.append(seconds)
+    return rows, np.concatenate(columns, axis=1)
+
+
+def main(argv=None) -> int:
+    """Run, print the table, write the results."""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.bench_convolutions", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--num-rounds", type=int, default=50, help="runs of each (%(default)s)")
+    parser.add_argument("--output", default="runs/bench_convolutions", help="folder (%(default)s)")
+    args = vars(parser.parse_args(argv))
+    folder = args.pop("output")
+    try:
+        store.check_writable(folder)
+        if args["num_rounds"] < 1:
+            raise ValueError("num-rounds must be at least 1.")
+        rows, seconds = run(**args)
+    except (ValueError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    device = str(jax.devices()[0].device_kind)
+    store.save(folder, args, {"seconds": seconds}, rows, device=device)
+    for row in rows:
+        print(f"{row['shape']!s:22s} {row['way']:22s} {row['milliseconds']:7.3f} ms "
+              f"{row['over_xla']:5.2f} x XLA, best {row['best_gflops']:6.1f} GFLOP/s")  # fmt: skip
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,83 @@
+"""The benchmark of networks: its twin in torch is the same function, what is missing is said."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import bench_convolutions, bench_networks, store, torch_twin
+from qdiffjax.models.unet import UNet
+from tests import tiny
+from tests.models.tools import normal, quick_jit, random_params
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compile_fast():
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(autouse=True)
+def _a_users_defaults():
+    with (
+        jax.enable_x64(False),
+        jax.numpy_dtype_promotion("standard"),
+        jax.numpy_rank_promotion("allow"),
+    ):
+        yield
+
+
+@pytest.mark.parametrize(("patch", "shape"), [(1, (2, 7, 5, 3)), (2, (1, 8, 12, 2))])
+def test_the_twin_in_torch_is_the_unet(patch, shape):
+    torch = pytest.importorskip("torch")
+    arguments = {"channels": (8, 16), "num_blocks": 2, "attention": (True, False), "patch": patch}
+    net, x, t = UNet(**arguments), normal(*shape), jnp.float32(321)
+    params = random_params(net, x, t, scale=0.2)
+    expected = quick_jit(net.apply)(params, x, t)
+    there = torch_twin.unet(params, **arguments)(
+        torch.from_numpy(np.array(x).transpose(0, 3, 1, 2)), torch.tensor([321.0])
+    )
+    got = there.numpy().transpose(0, 2, 3, 1)
+    assert np.abs(got - expected).max() <= 1e-4 * np.abs(expected).max()
+
+
+def test_a_run_has_a_row_and_a_column_for_each_contender_and_says_who_is_missing(tmp_path, capsys):
+    checkpoint = tiny.save(tmp_path / "model")
+    command = ["--checkpoint", str(checkpoint), "--batch", "2", "--num-steps", "2"]
+    command += ["--num-rounds", "3", "--output", str(tmp_path / "out")]
+    assert bench_networks.main(command) == 0
+    config, arrays, rows = store.load(tmp_path / "out")
+    measured = [row for row in rows if "missing" not in row]
+    assert [row["name"] for row in measured][:2] == [bench_networks.OURS, bench_networks.SCAN]
+    assert arrays["seconds"].shape == (3, len(measured))
+    assert measured[0]["over_ours"] == 1.0
+    assert config["batch"] == 2
+    assert len(capsys.readouterr().out.splitlines()) == len(rows)
+    assert all(row["missing"] for row in rows[len(measured) :])
+
+
+def test_a_network_of_another_kind_is_refused(tmp_path, capsys):
+    assert bench_networks.main(["--checkpoint", "fashion_dit", "--output", str(tmp_path)]) == 2
+    assert "expected an unconditional UNet" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_every_way_to_convolve_is_the_convolution(size):
+    x, kernel = normal(4, 5, 5, 3), normal(size, size, 3, 2, seed=1)
+    ways = {name: fn for name, (fn, options) in bench_convolutions.WAYS.items() if not options}
+    found = jax.jit(lambda x, kernel: {name: fn(x, kernel) for name, fn in ways.items()})(x, kernel)
+    padded = np.pad(np.float64(x), ((0, 0), (size // 2,) * 2, (size // 2,) * 2, (0, 0)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (size, size), axis=(1, 2))
+    expected = np.einsum("bhwcij,ijco->bhwo", windows, kernel)
+    for name, out in found.items():
+        # bfloat16 rounds each operand to 8 bits.
+        tolerance = 2**-7 if name == "bfloat16" else 1e-5
+        assert np.abs(out - expected).max() <= tolerance * np.abs(expected).max(), name
+
+
+def test_a_convolution_has_a_row_for_each_way(tmp_path, capsys):
+    rows, seconds = bench_convolutions.run(2, shapes=[(2, 4, 4, 4, 3)])
+    assert seconds.shape == (2, len(rows))
+    assert set(bench_convolutions.WAYS) <= {row["way"] for row in rows}
+    assert rows[0]["over_xla"] == 1.0
