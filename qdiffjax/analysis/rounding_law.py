@@ -109,6 +109,33 @@ def exact_kl(noise: Noise, sigma, *, absorbed: bool = False) -> StepKL:
     return StepKL(*(jnp.where(variance > 0, kl, jnp.nan) for kl in both))
 
 
+class AverageCosts(NamedTuple):
+    """Predicted KL of one element and step, by kind of rounding, nats [*shape]."""
+
+    biased: Array
+    unbiased: Array
+    absorbed: Array
+
+
+def average_costs(coeffs: StepCoeffs, scale) -> AverageCosts:
+    """Predict what rounding eps to a grid costs on average over the fractional part [*shape].
+
+        q^2 / 24 (nearest),   q^4 / 120 (stochastic),   q^6 / 2520 + q^8 / 10080 (absorbed),
+        q = |c.eps| scale / c.noise
+
+    the leading orders above, averaged over f uniform in [0, 1): the mean squares of s f (1 - f) and
+    of the third and fourth cumulants are s^4 / 30, s^6 / 210 and s^8 / 210. Absorbed means that the
+    variance s^2 f (1 - f) of *this* element is taken out. Sum over elements and steps; infinite
+    where the step adds no noise.
+
+    Args:
+      coeffs: of the sampler, scalars or leaves [N].
+      scale: step of the grid, in units of eps, broadcastable to them.
+    """
+    q = jnp.abs(coeffs.eps) * scale / coeffs.noise
+    return AverageCosts(q**2 / 24, q**4 / 120, q**6 / 2520 + q**8 / 10080)
+
+
 class LargestScale(NamedTuple):
     """Steps of the grid up to which absorption is possible: at every fractional part, on average.
 

@@ -106,14 +106,20 @@ def test_cumulants_of_stochastic_rounding():
     assert_close(jnp.stack(found), np.array([0, s**2 * v, s**3 * v * 0.4, s**4 * v * (1 - 6 * v)]))
 
 
+def pair_cost(r):
+    """Absorbed, r = 0.1 in the series, r = 0.9 far from it."""
+    return law.exact_kl(law.Noise(r * PAIR.values, PAIR.probs), 1.0, absorbed=True).forward
+
+
+@jax.jit
+def slopes(r):
+    return jax.grad(pair_cost)(r), jax.jvp(pair_cost, (r,), (1.0,))[1]
+
+
 @pytest.mark.parametrize("r", [0.1, 0.9])
 def test_both_modes_of_autodiff_give_the_slope_of_the_cost(r):
-    def cost(r):
-        return law.exact_kl(law.Noise(r * PAIR.values, PAIR.probs), 1.0, absorbed=True).forward
-
-    numeric = (cost(r + 1e-5) - cost(r - 1e-5)) / 2e-5
-    np.testing.assert_allclose(jax.grad(cost)(r), numeric, rtol=1e-5)
-    np.testing.assert_allclose(jax.jvp(cost, (r,), (1.0,))[1], numeric, rtol=1e-5)
+    high, low = (exact(scaled(PAIR, r + h), 1.0, absorbed=True).forward for h in (1e-5, -1e-5))
+    np.testing.assert_allclose(jnp.stack(slopes(r)), (high - low) / 2e-5, rtol=1e-5)
 
 
 # On a sampler.
@@ -133,6 +139,30 @@ def test_absorption_on_ddpm_is_possible_up_to_the_known_step():
                                        variance_fn=diffusion.forward_variance)  # fmt: skip
     np.testing.assert_allclose(law.largest_absorbable_scale(with_noise).on_average, 2.45, atol=0.01)
     assert found.always[-1] == 0  # Ho et al.'s last step adds no noise
+
+
+def test_averages_over_the_fractional_part_are_the_integrals():
+    """Against 12-point Gauss-Legendre over f, exact for these polynomials."""
+    nodes, weights = np.polynomial.legendre.leggauss(12)
+    f, weights = (nodes + 1) / 2, weights / 2
+    noise = law.stochastic_rounding_noise(f, np.full(12, 1.2))
+    found = law.average_costs(diffusion.StepCoeffs(1.0, -0.5, 0.75), 1.8)  # q = 1.2
+    dense = np.linspace(-0.6, 0.6, 2001)
+    expected = [
+        np.sum(weights * np.asarray(law.unbiased_kl(noise, 1.0))),
+        np.sum(weights * np.asarray(law.absorbed_kl(noise, 1.0))),
+    ]
+    assert_close(jnp.stack(found[1:]), np.array(expected), factor=100)
+    np.testing.assert_allclose(found.biased, np.mean(law.biased_kl(dense, 1.0)), rtol=2e-3)
+
+
+def test_the_averages_are_near_the_truth_for_a_grid_of_a_quarter_of_the_noise():
+    nodes, weights = np.polynomial.legendre.leggauss(12)
+    noise = law.stochastic_rounding_noise((nodes + 1) / 2, np.full(12, 0.25))
+    predicted = law.average_costs(diffusion.StepCoeffs(1.0, 1.0, 1.0), 0.25)
+    for absorbed, one in ((False, predicted.unbiased), (True, predicted.absorbed)):
+        kl = exact(noise, np.ones(12), absorbed=absorbed).forward
+        np.testing.assert_allclose(np.sum(weights / 2 * np.asarray(kl)), one, rtol=0.02)
 
 
 def test_absorption_leaves_the_second_moment_of_a_step_alone():
