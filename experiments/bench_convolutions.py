@@ -2,15 +2,15 @@
 
     python -m experiments.bench_convolutions
 
-All ways run once in each round, so that ratios are of one moment. On a CPU also with other settings
-of XLA's: without YNNPACK, which convolves by default, and with LLVM at level 1. torch is optional.
+All ways run once in each round, so that ratios are of one moment; the last column is CPU time,
+which holds on a busy machine. On a CPU also with other settings of XLA's: without YNNPACK, which
+convolves by default, and with LLVM at level 1. torch is optional.
 """
 
 import argparse
 import contextlib
 import functools
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import store
+from experiments import store, timing
 
 # (batch, side, channels in, channels out, kernel): the shipped UNet's, then larger ones.
 SHAPES = (
@@ -119,31 +119,28 @@ def torch_turn(x, kernel) -> Callable[[], Any]:
     return lambda: torch.nn.functional.conv2d(there, weight, padding=weight.shape[2] // 2)
 
 
-def run(num_rounds: int, shapes=SHAPES) -> tuple[list[dict[str, Any]], np.ndarray]:
-    """Return a row for each shape and way, and seconds [rounds, rows]."""
-    rows, columns = [], []
+def run(num_rounds: int, shapes=SHAPES) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
+    """Return a row for each shape and way, and their `seconds` and `cpu_seconds` [rounds, rows]."""
+    rows: list[dict[str, Any]] = []
+    columns = []
     for shape in shapes:
         batch, side, c_in, c_out, size = shape
         k_x, k_w = jax.random.split(jax.random.key(0))
         x = jax.random.normal(k_x, (batch, side, side, c_in), jnp.float32)
         kernel = jax.random.normal(k_w, (size, size, c_in, c_out), jnp.float32)
         fns = turns(x, kernel)
-        seconds = np.zeros((num_rounds + 1, len(fns)))
-        for row in seconds:  # the first round compiles
-            for i, fn in enumerate(fns.values()):
-                start = time.perf_counter()
-                fn()
-                row[i] = time.perf_counter() - start
-        seconds = seconds[1:]
+        wall, cpu = timing.interleave(fns, num_rounds)
         flops = 2 * batch * side**2 * size**2 * c_in * c_out
-        for name, column in zip(fns, seconds.T, strict=True):
+        for name, column, on_cpu in zip(fns, wall.T, cpu.T, strict=True):
             rows.append({
                 "shape": shape, "way": name, "milliseconds": 1e3 * float(np.median(column)),
-                "over_xla": float(np.median(column / seconds[:, 0])),
+                "over_xla": float(np.median(column / wall[:, 0])),
                 "best_gflops": flops / float(column.min()) / 1e9,
+                "best_cpu_milliseconds": 1e3 * float(on_cpu.min()),
             })  # fmt: skip
-        columns.append(seconds)
-    return rows, np.concatenate(columns, axis=1)
+        columns.append((wall, cpu))
+    seconds, cpu_seconds = (np.concatenate(parts, axis=1) for parts in zip(*columns, strict=True))
+    return rows, {"seconds": seconds, "cpu_seconds": cpu_seconds}
 
 
 def main(argv=None) -> int:
@@ -160,15 +157,16 @@ def main(argv=None) -> int:
         store.check_writable(folder)
         if args["num_rounds"] < 1:
             raise ValueError("num-rounds must be at least 1.")
-        rows, seconds = run(**args)
+        rows, arrays = run(**args)
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     device = str(jax.devices()[0].device_kind)
-    store.save(folder, args, {"seconds": seconds}, rows, device=device)
+    store.save(folder, args, arrays, rows, device=device)
     for row in rows:
         print(f"{row['shape']!s:22s} {row['way']:22s} {row['milliseconds']:7.3f} ms "
-              f"{row['over_xla']:5.2f} x XLA, best {row['best_gflops']:6.1f} GFLOP/s")  # fmt: skip
+              f"{row['over_xla']:5.2f} x XLA, best {row['best_gflops']:6.1f} GFLOP/s"
+              f"  {row['best_cpu_milliseconds']:7.3f} CPU ms")  # fmt: skip
     return 0
 
 

@@ -2,14 +2,14 @@
 
     python -m experiments.bench_networks
 
-Everything runs in turn, in turns of as many calls as the sampler has steps, after compilation, so
-that ratios hold when the machine's speed drifts. torch and diffusers are optional; what is not
-installed is said to be missing. All use every core, or the GPU that JAX sees; torch channels-last.
+Everything runs in turns of as many calls as the sampler has steps, after compilation, so that
+ratios hold when the machine's speed drifts; CPU time holds even on a busy machine. torch and
+diffusers are optional; what is not installed is said to be missing. All use every core, or the GPU
+that JAX sees; torch channels-last.
 """
 
 import argparse
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import store, subject, torch_twin
+from experiments import store, subject, timing, torch_twin
 from qdiffjax import checkpoints, diffusion, program
 
 OURS, SCAN = "ours, one call", "ours, sampler's scan"
@@ -128,21 +128,12 @@ def peer(denoiser, x, num_steps: int) -> dict[str, Contender]:
     return {"diffusers UNet2DModel": (torch_turn(net, z, 500, num_steps), torch_macs(net, z, 500))}
 
 
-def measure(turns: dict[str, Contender], num_steps: int, num_rounds: int) -> np.ndarray:
-    """Seconds a call [num_rounds, num_contenders], all in turn; one round before to compile."""
-    seconds = np.zeros((num_rounds + 1, len(turns)))
-    for row in seconds:
-        for i, (turn, _) in enumerate(turns.values()):
-            start = time.perf_counter()
-            turn()
-            row[i] = (time.perf_counter() - start) / num_steps
-    return seconds[1:]
-
-
 def run(
     checkpoint: str, batch: int, num_steps: int, num_rounds: int, torch_compile: bool
-) -> tuple[list[dict[str, Any]], np.ndarray]:
-    """Return a row for each contender, those that are missing last, and seconds [rounds, found].
+) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
+    """Return a row for each contender, those that are missing last, and the times of a call.
+
+    These are `seconds` and `cpu_seconds` [num_rounds, found].
 
     Raises:
       FileNotFoundError: no such checkpoint.
@@ -161,16 +152,20 @@ def run(
             turns |= make()
         except ImportError as error:
             missing.append({"name": name, "missing": str(error)})
-    seconds = measure(turns, num_steps, num_rounds)
+    wall, cpu = timing.interleave({name: turn for name, (turn, _) in turns.items()}, num_rounds)
+    seconds, cpu_seconds = wall / num_steps, cpu / num_steps
     base = seconds[:, list(turns).index(OURS)]
     rows = [
         {"name": name, "milliseconds": 1e3 * float(np.median(column)),
          "min_milliseconds": 1e3 * float(column.min()),
+         "cpu_milliseconds": 1e3 * float(on_cpu.min()),
          "over_ours": float(np.median(column / base)), "macs": macs,
          "gmacs_per_second": batch * macs / float(np.median(column)) / 1e9}
-        for (name, (_, macs)), column in zip(turns.items(), seconds.T, strict=True)
+        for (name, (_, macs)), column, on_cpu in zip(
+            turns.items(), seconds.T, cpu_seconds.T, strict=True
+        )
     ]  # fmt: skip
-    return rows + missing, seconds
+    return rows + missing, {"seconds": seconds, "cpu_seconds": cpu_seconds}
 
 
 def show(row) -> str:
@@ -179,7 +174,7 @@ def show(row) -> str:
         return f"{row['name']:24s} not measured: {row['missing']}"
     return (
         f"{row['name']:24s} {row['milliseconds']:8.2f} ms a call"
-        f" (best {row['min_milliseconds']:.2f})"
+        f" (best {row['min_milliseconds']:.2f}, CPU {row['cpu_milliseconds']:.2f})"
         f"  {row['over_ours']:5.2f} x ours  {row['gmacs_per_second']:6.1f} GMAC/s"
     )
 
@@ -203,12 +198,12 @@ def main(argv=None) -> int:
         store.check_writable(folder)
         if min(args["batch"], args["num_steps"], args["num_rounds"]) < 1:
             raise ValueError("batch, steps and rounds must be at least 1.")
-        rows, seconds = run(**args)
+        rows, arrays = run(**args)
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     kind = str(jax.devices()[0].device_kind)
-    store.save(folder, args, {"seconds": seconds}, rows, device=kind)
+    store.save(folder, args, arrays, rows, device=kind)
     print("\n".join(show(row) for row in rows))
     return 0
 

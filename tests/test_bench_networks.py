@@ -1,11 +1,13 @@
 """The benchmark of networks: its twin in torch is the same function, what is missing is said."""
 
+import time
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import bench_convolutions, bench_networks, store, torch_twin
+from experiments import bench_convolutions, bench_networks, store, timing, torch_twin
 from qdiffjax.models.unet import UNet
 from tests import tiny
 from tests.models.tools import normal, quick_jit, random_params
@@ -76,8 +78,20 @@ def test_every_way_to_convolve_is_the_convolution(size):
         assert np.abs(out - expected).max() <= tolerance * np.abs(expected).max(), name
 
 
-def test_a_convolution_has_a_row_for_each_way(tmp_path, capsys):
-    rows, seconds = bench_convolutions.run(2, shapes=[(2, 4, 4, 4, 3)])
-    assert seconds.shape == (2, len(rows))
+def test_a_convolution_has_a_row_for_each_way():
+    rows, arrays = bench_convolutions.run(2, shapes=[(2, 4, 4, 4, 3)])
+    assert arrays["seconds"].shape == arrays["cpu_seconds"].shape == (2, len(rows))
     assert set(bench_convolutions.WAYS) <= {row["way"] for row in rows}
     assert rows[0]["over_xla"] == 1.0
+
+
+def test_waiting_takes_wall_time_and_no_cpu_time_and_working_takes_both():
+    def work():
+        end = time.process_time() + 0.02
+        while time.process_time() < end:
+            pass
+
+    wall, cpu = timing.interleave({"wait": lambda: time.sleep(0.02), "work": work}, 3)
+    assert wall.shape == cpu.shape == (3, 2)
+    assert wall.min() >= 0.02
+    assert cpu[:, 0].max() < 0.02 <= cpu[:, 1].min()
