@@ -1,0 +1,107 @@
+"""The command line of an experiment: flags from its Config, results into a folder, exit codes."""
+
+import argparse
+import dataclasses
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from experiments import store
+
+
+class Experiment(NamedTuple):
+    """What `main` runs.
+
+    name: of the module; doc: for --help; config: its dataclass of defaults; help: a text for
+    every field; check: config -> None, raises ValueError; run: (config, progress=, keep=, kept=)
+    -> (arrays, rows); write: folder -> None, figures from what was saved; print_rows: rows.
+    """
+
+    name: str
+    doc: str
+    config: Any
+    help: dict[str, str]
+    check: Callable[[Any], None]
+    run: Callable[..., tuple[dict, list]]
+    write: Callable[[Path], None]
+    print_rows: Callable[[list], None]
+
+
+def parse(experiment: Experiment, argv=None) -> tuple[Any, str]:
+    """Return the config and the folder of the results; argparse exits with code 2 on bad flags."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m experiments.{experiment.name}", description=experiment.doc,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    for field in dataclasses.fields(experiment.config):
+        default, many = field.default, isinstance(field.default, tuple)
+        options: dict[str, Any] = {"help": f"{experiment.help[field.name]} (default: %(default)s)"}
+        kind = type(default[0] if many else default)
+        if many:
+            options, default = options | {"nargs": "+", "metavar": "X"}, list(default)
+        flag = "--" + field.name.replace("_", "-")
+        parser.add_argument(flag, type=kind, default=default, **options)
+    folder = f"runs/{experiment.name}"
+    parser.add_argument("--output", default=folder, help="folder of the results; an interrupted "
+                        "run resumes there (default: %(default)s)")  # fmt: skip
+    args = vars(parser.parse_args(argv))
+    output = args.pop("output")
+    args = {k: tuple(v) if isinstance(v, list) else v for k, v in args.items()}
+    return experiment.config(**args), output
+
+
+def main(experiment: Experiment, argv=None) -> int:
+    """Run, print the table, write results and figures; exit code 2 for what cannot be run."""
+    import jax
+
+    config, output = parse(experiment, argv)
+    start = time.perf_counter()
+    try:
+        experiment.check(config)
+        folder = store.check_writable(output)
+        arrays, rows = experiment.run(
+            config, progress=sys.stderr.isatty(),
+            keep=lambda *part: store.save_part(folder, *part),
+            kept=lambda name, mark: store.load_part(folder, name, mark),
+        )  # fmt: skip
+    except (ValueError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command resumes after the last part done", file=sys.stderr)
+        return 130
+    seconds = time.perf_counter() - start
+    device = str(jax.devices()[0].device_kind)
+    store.save(folder, dataclasses.asdict(config), arrays, rows, device=device, seconds=seconds)
+    experiment.write(folder)
+    experiment.print_rows(rows)
+    print(f"{seconds:.0f} s; arrays.npz, summary.json, config.json and the figure in {folder}")
+    return 0
+
+
+def parts(names, measure, mark: str, *, progress=False, keep=None, kept=None):
+    """Return {name: (arrays, row)} of all parts, measuring those that no earlier run kept.
+
+    Args:
+      names: of the parts.
+      measure: name -> (arrays, row).
+      mark: fingerprint of the run.
+      progress: show a progress bar.
+      keep: called as keep(name, mark, arrays, row) when a part is done.
+      kept: kept(name, mark) -> (arrays, row) of an earlier run, or None.
+    """
+    from tqdm import tqdm
+
+    found = {}
+    with tqdm(list(names), disable=not progress, unit="part") as bar:
+        for name in bar:
+            bar.set_description(name)
+            part = kept(name, mark) if kept else None
+            if part is None:
+                part = measure(name)
+                if keep:
+                    keep(name, mark, *part)
+            found[name] = part
+    return found
