@@ -34,7 +34,6 @@ import numpy as np
 
 from experiments import store, subject
 from qdiffjax import checkpoints, data, diffusion
-from qdiffjax.networks import PREDICTIONS
 
 BIN = 2 / 255  # of a pixel in [-1, 1]
 
@@ -51,15 +50,6 @@ class Config:
     sigma_min: float = 0.01
     sigma_max: float = 150.0
     seed: int = 0
-
-
-def continuous(denoiser: checkpoints.Denoiser):
-    """The denoiser's process at real times and its eps_fn there."""
-    process = denoiser.schedule
-    if isinstance(process, diffusion.DiscreteSchedule):
-        process = diffusion.Interpolated(process)
-    prediction = PREDICTIONS[denoiser.config.prediction]
-    return process, diffusion.as_eps(denoiser.net_fn or denoiser.eps_fn, process, prediction)
 
 
 def log_pixels(image, mean, std):
@@ -84,7 +74,7 @@ def grids(process, config: Config) -> tuple[np.ndarray, np.ndarray]:
 
 def bits(denoiser: checkpoints.Denoiser, config: Config):
     """Return fn(params, image, label, key, times) -> (bound, dequantized), each [batch]."""
-    process, eps_fn = continuous(denoiser)
+    process, eps_fn = subject.continuous(denoiser)
     level = process.exact(grids(process, config)[0][0])
     alpha, sigma = (jnp.float32(leaf) for leaf in level)
     size = math.prod(denoiser.config.shape)
@@ -151,7 +141,8 @@ def measure(name: str, config: Config, show) -> tuple[dict[str, np.ndarray], dic
     elif labels is None:
         raise ValueError(f"{name} knows classes, but {config.data} has no labels.")
     key, fn = jax.random.key(config.seed), bits(denoiser, config)
-    fine, coarse = (jnp.asarray(g, jnp.float32) for g in grids(continuous(denoiser)[0], config))
+    process, _ = subject.continuous(denoiser)
+    fine, coarse = (jnp.asarray(grid, jnp.float32) for grid in grids(process, config))
 
     def part(times, start):
         # The last batch wraps around: one shape, one compilation.

@@ -29,7 +29,6 @@ import numpy as np
 
 from experiments import plots, store, subject
 from qdiffjax import checkpoints, diffusion
-from qdiffjax.networks import PREDICTIONS
 
 SIGMA_MAX, SIGMA_MIN = 150.0, 0.01  # in units of the signal: the ends of the linear schedule
 
@@ -110,15 +109,6 @@ ENTRIES = (
 )
 
 
-def continuous(denoiser: checkpoints.Denoiser):
-    """The denoiser's process at real times, and its eps_fn there."""
-    process = denoiser.schedule
-    if isinstance(process, diffusion.DiscreteSchedule):
-        process = diffusion.Interpolated(process)
-    prediction = PREDICTIONS[denoiser.config.prediction]
-    return process, diffusion.as_eps(denoiser.net_fn or denoiser.eps_fn, process, prediction)
-
-
 def table(entry: Entry, process, nfe: int) -> diffusion.Steps:
     """The sampler's steps from the noisiest time to clean data, at least four of them."""
     num_steps = max((nfe - entry.extra) // entry.calls, 4)
@@ -141,7 +131,7 @@ def chosen(names: tuple[str, ...]) -> tuple[Entry, ...]:
 
 def sample(denoiser: checkpoints.Denoiser, tables, x_T, label, key) -> np.ndarray:
     """Images of every table [samplers, samples, *shape], in one compilation."""
-    _, eps_fn = continuous(denoiser)
+    _, eps_fn = subject.continuous(denoiser)
     condition = () if label is None else (label,)
     calls = max(map(diffusion.nfe, tables))
     slots = max(diffusion.num_slots(steps.coeffs) or 1 for steps in tables)
@@ -149,7 +139,7 @@ def sample(denoiser: checkpoints.Denoiser, tables, x_T, label, key) -> np.ndarra
     @subject.compiled
     def run(params, steps):
         call_fn = diffusion.bind(lambda p, x, t: eps_fn(p, x, t, *condition), params)
-        level = continuous(denoiser)[0](steps.t[0])
+        level = subject.continuous(denoiser)[0](steps.t[0])
         # A process that does not preserve variance, or churn, starts at another level.
         x = x_T * jnp.sqrt(level.alpha**2 + level.sigma**2)
         x_0 = diffusion.sample(call_fn, x, steps, key=key, keep_trajectory=False).x_0
@@ -180,7 +170,7 @@ def run(config: Config, *, progress: bool = False):
     rows: list[dict] = []
     for name in tqdm(names, disable=not progress, unit="checkpoint"):
         denoiser = checkpoints.load(subject.find_checkpoint(name))
-        process, _ = continuous(denoiser)
+        process, _ = subject.continuous(denoiser)
         tables = [table(entry, process, config.nfe) for entry in entries]
         num_classes = denoiser.config.num_classes
         label = jnp.arange(config.num_samples) % num_classes if num_classes else None

@@ -11,6 +11,7 @@ import numpy as np
 
 from experiments import store
 from qdiffjax import checkpoints, diffusion, program
+from qdiffjax.networks import PREDICTIONS
 from qdiffjax.precision import ptq
 
 SHIPPED = Path(__file__).parent / "checkpoints"
@@ -88,6 +89,18 @@ def find_checkpoint(name: str) -> Path:
             return path
     shipped = ", ".join(sorted(p.parent.name for p in SHIPPED.glob("*/config.json"))) or "none"
     raise FileNotFoundError(f"no checkpoint {name!r}: expected a folder or one of: {shipped}.")
+
+
+def continuous(denoiser: checkpoints.Denoiser):
+    """Return the denoiser's process at real times, and its eps_fn there.
+
+    Its own eps_fn reads a discrete schedule, if the network does not predict eps.
+    """
+    process = denoiser.schedule
+    if isinstance(process, diffusion.DiscreteSchedule):
+        process = diffusion.Interpolated(process)
+    prediction = PREDICTIONS[denoiser.config.prediction]
+    return process, diffusion.as_eps(denoiser.net_fn or denoiser.eps_fn, process, prediction)
 
 
 def compiled(fn: Callable):

@@ -81,7 +81,7 @@ def test_both_numbers_of_a_standard_normal_are_its_code_length():
     config = likelihood.Config()
     pixels = np.random.default_rng(0).integers(1, 255, (64, 2, 2, 1))
     image = jnp.asarray(pixels / 127.5 - 1, jnp.float32)
-    process, _ = likelihood.continuous(denoiser)
+    process, _ = likelihood.subject.continuous(denoiser)
     times = jnp.asarray(likelihood.grids(process, config)[0], jnp.float32)
     fn = likelihood.bits(denoiser, config)
     found = fn({}, image, None, jax.random.key(0), times)

@@ -167,7 +167,7 @@ def zero_terminal_snr(schedule: DiscreteSchedule) -> DiscreteSchedule:
         alpha[t] <- alpha[1] (alpha[t] - alpha[T]) / (alpha[1] - alpha[T]),   t >= 1
 
     At T alpha is zero, so eps there says nothing about x_0: use v- or x_0-prediction and a
-    sampler that is given it, such as `dpmpp_1m(..., prediction=v_prediction)`.
+    sampler that is given it, such as `dpmpp_1(..., prediction=v_prediction)`.
     """
     alpha = np.sqrt(schedule.alpha_bar[1:])
     stretched = alpha[0] * (alpha - alpha[-1]) / (alpha[0] - alpha[-1])

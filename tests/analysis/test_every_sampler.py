@@ -46,7 +46,7 @@ SAMPLERS = {
     "one_step": lambda: diffusion.one_step(SCHEDULE, 100),
 }
 NETWORKS = {
-    "unet": (UNet((8,), 1, (True,), patch=1), (4, 4, 1)),
+    "unet": (UNet((8,), 1, (False,), patch=1), (4, 4, 1)),
     "dit": (DiT(patch=2, width=8, depth=1, num_heads=2), (4, 4, 1)),
     "video": (VideoDiT(patch=2, width=8, depth=1, num_heads=2), (2, 4, 4, 1)),
 }
