@@ -1,6 +1,6 @@
 """Do the bounds hold? Thousands of random denoisers, schedules, samplers and formats.
 
-    python -m experiments.random_trials                  about 5 min on two CPU cores, float64
+    python -m experiments.random_trials                  a few minutes on two CPU cores, float64
 
 Every trial draws its own network (or data, whose optimal denoiser is known), noise schedule,
 time grid, sampler and number format. No bound here uses the error that it bounds. Counted are the
@@ -235,7 +235,7 @@ def main(argv=None) -> int:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     seconds = time.perf_counter() - start
-    store.save(folder, dataclasses.asdict(config), arrays, rows, seconds=seconds)
+    store.save(folder, dataclasses.asdict(config), arrays, rows)
     show(rows)
     print(f"{seconds:.0f} s; results in {folder}")
     return 0

@@ -95,6 +95,22 @@ def test_the_path_kl_is_attained_by_errors_shaped_like_what_is_still_to_be_forgo
     assert marginal <= path <= 1.05 * marginal
 
 
+def test_the_path_kl_exceeds_what_is_measured_on_projections_of_samples():
+    """x_1 of both chains from independent noise; nearest neighbours against the closed forms."""
+    kappa, bias = 0.1, np.array([0.1, 0.0, -0.05])
+    laws = [(c.means[-2], c.covs[-2]) for c in (exact_chain(STEPS, 0.0, np.zeros(3)),
+                                                exact_chain(STEPS, kappa, bias))]  # fmt: skip
+    rng = np.random.default_rng(0)
+    x, y = (rng.multivariate_normal(*law, size=3000) for law in laws)
+    frames = np.linalg.qr(rng.normal(size=(2, 3, 3)))[0][:, :2]
+    found = divergences.projected_kl(x, y, frames)
+    exact = [float(divergences.gaussian_projected_kl(*laws[0], *laws[1], a)) for a in frames]
+    errors = np.asarray(found.high - found.low) / 2 / 1.96
+    assert np.all(np.abs(np.asarray(found.value) - exact) <= 3 * errors)
+    assert np.all(np.asarray(found.low) > 0)
+    assert np.all(np.asarray(found.high) < closed_form(STEPS, kappa, bias).sum())
+
+
 def test_two_noisy_steps_give_the_kl_of_the_joint_gaussian():
     """The joint law of (x_T, x_s, x_r) under both chains, and the textbook KL between them."""
     steps = jax.tree.map(lambda leaf: leaf[:2], STEPS)
