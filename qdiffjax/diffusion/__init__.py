@@ -44,6 +44,7 @@ from qdiffjax.diffusion.langevin import (
     CLD,
     cld_eps_fn_for,
     cld_euler_maruyama,
+    cld_loss,
     cld_marginal,
     sscs,
 )
@@ -208,6 +209,7 @@ __all__ = [
     "bits_per_dim",
     "cld_eps_fn_for",
     "cld_euler_maruyama",
+    "cld_loss",
     "cld_marginal",
     "clipped",
     "commit",

@@ -20,13 +20,14 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import special
 
-from qdiffjax._typing import EpsFn
+from qdiffjax._typing import Array, EpsFn, Key, PyTree
 from qdiffjax.diffusion import gaussian
 from qdiffjax.diffusion.gaussian_laws import cast
+from qdiffjax.diffusion.losses import draw_times
 from qdiffjax.diffusion.sampling import StepCoeffs, Steps
 from qdiffjax.diffusion.schedules import NoiseLevel, float_dtype
 
-__all__ = ["CLD", "cld_eps_fn_for", "cld_euler_maruyama", "cld_marginal", "sscs"]
+__all__ = ["CLD", "cld_eps_fn_for", "cld_euler_maruyama", "cld_loss", "cld_marginal", "sscs"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,6 +112,24 @@ def cld_eps_fn_for(process: CLD) -> EpsFn:
         return -jnp.einsum("kj,bk...->bj...", level.sigma, score, precision="highest")
 
     return eps_fn
+
+
+def cld_loss(eps_fn: EpsFn, params: PyTree, key: Key, x_0, process: CLD) -> Array:
+    """Return the hybrid score matching loss []; Dockhorn et al. 2022, eq. 8, unweighted.
+
+        mean of (eps_v - eps_fn(params, u_t, t)_v)^2,   u_t = alpha x_0 + sigma eps
+
+    The initial velocity is averaged out: it is part of sigma. x_0 [batch, *shape]; eps_fn is given
+    t [batch].
+    """
+    x_0 = jnp.asarray(x_0).astype(float_dtype(x_0))
+    key_t, key_eps = jax.random.split(key)
+    t = draw_times(key_t, x_0.shape[0], process, x_0.dtype)
+    eps = jax.random.normal(key_eps, (x_0.shape[0], 2, *x_0.shape[1:]), x_0.dtype)
+    level = process(t)
+    u = jnp.einsum("bj,b...->bj...", level.alpha, x_0, precision="highest")
+    u = u + jnp.einsum("bjk,bk...->bj...", level.sigma, eps, precision="highest")
+    return jnp.mean((eps[:, 1] - eps_fn(params, u, t)[:, 1].astype(x_0.dtype)) ** 2)
 
 
 def cld_euler_maruyama(process: CLD, times, *, eta: float = 1.0) -> Steps:

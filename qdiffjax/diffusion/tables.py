@@ -142,11 +142,14 @@ def pad(steps: Steps, num_calls: int, num_slots: int) -> Steps:
     table must be concrete: padding is done in NumPy, so that no shape is compiled for it.
 
     Raises:
-      ValueError: if there is no room.
+      ValueError: if there is no room, or coefficients are matrices.
     """
     dtype, (t, s, coeffs) = steps.t.dtype, jax.tree.map(np.asarray, steps)
     if isinstance(coeffs, StepCoeffs):
         x, eps, noise = coeffs
+        if x.ndim > 1:
+            raise ValueError(f"got matrix coefficients {x.shape}, expected scalars; tables of "
+                             "(x, v) stack if they have equally many calls")  # fmt: skip
         coeffs = SlotCoeffs(np.ones_like(x)[:, None], x[:, None, None], eps[:, None],
                             noise[:, None])  # fmt: skip
     extra, idle = num_slots - coeffs.read.shape[1], num_calls - len(t)

@@ -91,6 +91,24 @@ def test_the_velocity_half_of_eps_is_its_score():
     np.testing.assert_allclose(eps[0, 1, 0], -PROCESS.exact(t).sigma[1, 1] * slope, rtol=1e-7)
 
 
+def test_the_exact_denoiser_has_the_posterior_variance_as_its_loss():
+    """E (eps_v - E[eps_v | u])^2 = 1 - (sigma^T C^-1 sigma)_vv, averaged over uniform times."""
+
+    def eps_fn(params, u, t):
+        law_of = jax.vmap(lambda u, t: d.cld_eps_fn_for(PROCESS)(params, u[None], t)[0])
+        return law_of(u, t)
+
+    times = (np.arange(2000) + 0.5) / 2000
+    roots, covs = PROCESS.exact(times).sigma, np.stack([law(PROCESS, t)[1] for t in times])
+    variance = 1 - np.einsum("tij,tij->t", roots[..., 1:], np.linalg.solve(covs, roots[..., 1:]))
+    num, key = 8000, jax.random.key(0)
+    x_0 = MEAN + np.sqrt(VARIANCE) * jax.random.normal(key, (num, 1))
+    data = gaussian.gaussian(np.array([MEAN]), VARIANCE * np.eye(1))
+    found = jax.jit(lambda x: d.cld_loss(eps_fn, data, jax.random.fold_in(key, 1), x, PROCESS))(x_0)
+    second = 3 * np.mean(variance**2)  # fourth moment of a Gaussian, over times
+    assert abs(found - variance.mean()) < 5 * np.sqrt((second - variance.mean() ** 2) / num)
+
+
 def final_law(steps, process, mean, cov):
     """The exact moments at the end: every step is affine, for eps = sigma^T C^-1 (u - m)."""
     x, eps, noise = (np.asarray(leaf) for leaf in steps.coeffs)
@@ -181,5 +199,7 @@ def test_what_needs_scalar_coefficients_says_so():
     steps = d.cld_euler_maruyama(PROCESS, [0.75, 0.5])
     with pytest.raises(ValueError, match="got matrix coefficients"):
         gaussian.gaussian_chain(np.zeros(2), np.eye(2), PROCESS, steps)
+    with pytest.raises(ValueError, match="got matrix coefficients"):
+        d.pad(steps, 3, 2)
     with pytest.raises(ValueError, match="strictly descending"):
         d.sscs(PROCESS, [0.5, 0.75])
