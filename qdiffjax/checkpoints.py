@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from qdiffjax._typing import EpsFn
+from qdiffjax.models.layers import check_labels
 from qdiffjax.networks import (
     ModelConfig,
     build,
@@ -60,13 +61,7 @@ class Denoiser(NamedTuple):
         num = self.config.num_classes
         if not num:
             raise ValueError(f"got label {label}, but this network knows no classes; use eps_fn.")
-        if not isinstance(label, jax.core.Tracer):
-            low, high = np.min(label), np.max(label)
-            if low < 0 or high > num:
-                raise ValueError(
-                    f"got labels from {low} to {high}, expected 0 ... {num - 1}, or {num} for no "
-                    "class; count classes from 0."
-                )
+        check_labels(label, num)
         label = jnp.asarray(label, jnp.int32)
         return self._replace(
             eps_fn=_with_label(self.eps_fn, label), net_fn=_with_label(self.net_fn, label)

@@ -43,7 +43,8 @@ class ModelConfig:
       trained: how it was trained, for people; free text by name.
 
     Raises:
-      ValueError: an unknown network, prediction or schedule.
+      ValueError: an unknown network, prediction or schedule; a shape of another rank, or a number
+        that means nothing.
     """
 
     shape: tuple[int, ...]
@@ -60,6 +61,17 @@ class ModelConfig:
         _check_word("network", self.network, NETWORKS)
         _check_word("prediction", self.prediction, PREDICTIONS)
         _check_word("schedule", self.schedule, SCHEDULES)
+        rank = 4 if self.network == "video" else 3
+        if len(self.shape) != rank or min(self.shape) < 1:
+            raise ValueError(
+                f"got shape {self.shape} for {self.network}, expected {rank} positive numbers: "
+                f"({'frames, ' if rank == 4 else ''}height, width, channels)."
+            )
+        if self.num_classes < 0 or self.num_train_steps < 1 or not self.latent_scale > 0:
+            raise ValueError(
+                f"got num_classes={self.num_classes}, num_train_steps={self.num_train_steps}, "
+                f"latent_scale={self.latent_scale}, expected at least 0, at least 1, and positive."
+            )
 
 
 def _check_word(name, got, table):
@@ -79,7 +91,13 @@ def make_schedule(config: ModelConfig):
 
 
 def make_net_fn(config: ModelConfig, *, dtype=jnp.float32) -> EpsFn:
-    """Return net_fn(params, x, t, label=None) -> the network's prediction, at the schedule's t."""
+    """Return net_fn(params, x, t, label=None) -> the network's prediction, at the schedule's t.
+
+    Raises:
+      ValueError: an autoencoder, which predicts nothing.
+    """
+    if config.network == "autoencoder":
+        raise ValueError("got an autoencoder, expected a denoiser; use `load_codec`, `make_codec`.")
     apply, channels = build(config, dtype=dtype).apply, config.shape[-1]
     in_unit_time = isinstance(make_schedule(config), processes.Process)
     if not in_unit_time and not config.arguments.get("learn_sigma"):

@@ -36,6 +36,24 @@ def test_an_unknown_word_is_refused_with_those_that_are_known(word):
         ModelConfig((4, 4, 1), **{word: "other"})
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"shape": (4, 4)}, r"got shape \(4, 4\) for unet, expected 3 positive .* \(height, width"),
+        ({"shape": (4, 4, 1), "network": "video"}, r"for video, expected 4 .*\(frames, height"),
+        ({"num_classes": -1}, "got num_classes=-1"), ({"latent_scale": 0.0}, "latent_scale=0.0"),
+    ],
+)  # fmt: skip
+def test_a_description_that_means_nothing_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        ModelConfig(**{"shape": (4, 4, 1), **changes})
+
+
+def test_an_autoencoder_is_no_denoiser():
+    with pytest.raises(ValueError, match="got an autoencoder, expected a denoiser; use"):
+        networks.make_eps_fn(CODEC)
+
+
 def test_the_channels_of_a_learned_variance_are_left_out():
     config = dataclasses.replace(DIT, arguments={**DIT.arguments, "learn_sigma": True})
     (net, params), t = random_network(config), jnp.float32(3)
@@ -101,6 +119,19 @@ def test_a_latent_denoiser_brings_its_decoder(tmp_path, autoencoder):
     assert jax.eval_shape(codec.decode, jnp.zeros((3, 4, 2, 4), jnp.float32)).shape == (3, 8, 4, 2)
     with pytest.raises(ValueError, match=r"holds a dit, expected an autoencoder; use `load`"):
         checkpoints.load_codec(tmp_path)
+
+
+def test_a_constant_label_is_checked_while_the_rest_is_traced():
+    net, params = random_network(dataclasses.replace(DIT, num_classes=2))
+
+    def shape(label):
+        t = jnp.float32(3)
+        return jax.eval_shape(lambda p, x: net.apply(p, x, t, label), params, X).shape
+
+    assert shape(jnp.asarray([2, 0])) == shape([2, 0]) == X.shape
+    for wrong in (jnp.asarray([3, 0]), [3, 0]):
+        with pytest.raises(ValueError, match="got labels from 0 to 3"):
+            shape(wrong)
 
 
 def test_a_conditioned_denoiser_has_its_class_bound_and_refuses_others():

@@ -6,6 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from qdiffjax.models.layers import check_groups
+
 
 class ConvBlock(nn.Module):
     """x + conv(silu(norm(conv(silu(norm(x))))))."""
@@ -104,6 +106,7 @@ class Autoencoder(nn.Module):
         return self.decode(z), mean, log_var
 
     def _check(self, x):
+        check_groups(self.channels)
         factor = 2 ** len(self.channels)
         if x.ndim != 4 or x.shape[1] % factor or x.shape[2] % factor:
             raise ValueError(

@@ -171,7 +171,7 @@ class DiT(nn.Module):
         t: times [] or [b]. label: integers [] or [b]; None or `num_classes` is the null class.
         tokens: [b or 1, m, token_features]; None is one learned token.
         """
-        self._check(x, label, tokens)
+        self._check(x, t, label, tokens)
         emb = Condition(self.width, self.num_classes, self.dtype, name="condition")(t, label)
         if self.token_features:
             tokens = NullTokens(self.token_features, name="tokens")(tokens)
@@ -188,18 +188,25 @@ class DiT(nn.Module):
         h = Head(self.patch**2 * channels, self.dtype, name="head")(h, emb)
         return depth_to_space(h.reshape(h.shape[0], rows, columns, -1), self.patch).astype(x.dtype)
 
-    def _check(self, x, label, tokens):
+    def _check(self, x, t, label, tokens):
         if x.ndim != 4 or x.shape[1] % self.patch or x.shape[2] % self.patch:
             raise ValueError(
                 f"DiT got x of shape {x.shape}, expected [batch, height, width, channels] with "
                 f"height and width divisible by patch={self.patch}; pad the images or change patch."
             )
-        if self.width % 4 or self.width % self.num_heads:
-            raise ValueError(
-                f"DiT got width={self.width}, expected a multiple of 4 and of "
-                f"num_heads={self.num_heads}; change one of them."
-            )
-        check_condition(label, tokens, self.num_classes, self.token_features)
+        check_width(self.width, self.num_heads)
+        check_condition(
+            x, t, label, tokens, num_classes=self.num_classes, token_features=self.token_features
+        )
+
+
+def check_width(width: int, num_heads: int) -> None:
+    """Refuse a width that position vectors or heads cannot share; raises ValueError."""
+    if width % 4 or width % num_heads:
+        raise ValueError(
+            f"got width={width}, expected a multiple of 4 and of num_heads={num_heads}; "
+            "change one of them."
+        )
 
 
 # Peebles & Xie 2023, table 1, at patch 2; `dit_b_2(patch=4)` is their DiT-B/4.

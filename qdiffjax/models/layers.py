@@ -6,6 +6,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def time_features(t, num_features: int, max_period: float = 10_000.0):
@@ -131,17 +132,71 @@ class NullTokens(nn.Module):
         return tokens
 
 
-def check_condition(label, tokens, num_classes: int, token_features: int) -> None:
-    """Refuse a condition that the network cannot take.
+def check_condition(x, t, label, tokens, *, num_classes: int = 0, token_features: int = 0) -> None:
+    """Refuse times and conditions that do not fit the batch x [b, ...] or the network.
+
+    A label that is traced cannot be looked at: out of range it makes its sample NaN.
 
     Raises:
-      ValueError: a label without classes, or tokens without cross-attention.
+      ValueError: times, labels or tokens of another batch; a label without classes, that is no
+        integer or out of range; tokens without cross-attention.
     """
-    if label is not None and not num_classes:
+    num = x.shape[0]
+    _check_batch("times", t, num)
+    if label is not None:
+        if not num_classes:
+            raise ValueError(
+                "got a label, expected none: this network knows no classes; set num_classes."
+            )
+        _check_batch("labels", label, num)
+        check_labels(label, num_classes)
+    if tokens is not None:
+        if not token_features:
+            raise ValueError(
+                "got tokens, expected none: this network has no cross-attention; "
+                "set token_features."
+            )
+        if tokens.shape[0] not in (1, num):
+            raise ValueError(
+                f"got tokens of shape {tokens.shape} for {num} samples, expected [{num} or 1, m, "
+                f"{token_features}]; give each sample its own or all the same."
+            )
+
+
+def _check_batch(name, a, num):
+    if np.shape(a) not in ((), (1,), (num,)):
         raise ValueError(
-            "got a label, expected none: this network knows no classes; set num_classes."
+            f"got {name} of shape {np.shape(a)} for {num} samples, expected [] or [{num}]; "
+            "give each sample its own or all the same."
         )
-    if tokens is not None and not token_features:
+
+
+def check_labels(label, num_classes: int) -> None:
+    """Refuse labels that are no integers or, if they can be looked at, out of range.
+
+    Raises:
+      ValueError: says what was found.
+    """
+    traced = isinstance(label, jax.core.Tracer)
+    values = label if traced else np.asarray(label)  # constant, even where the rest is traced
+    if not jnp.issubdtype(values.dtype, jnp.integer):
+        raise ValueError(f"got labels of type {values.dtype}, expected integers; round them first.")
+    if not traced and (values.min() < 0 or values.max() > num_classes):
         raise ValueError(
-            "got tokens, expected none: this network has no cross-attention; set token_features."
+            f"got labels from {values.min()} to {values.max()}, expected 0 ... {num_classes - 1}, "
+            f"or {num_classes} for no class; count classes from 0."
         )
+
+
+def check_groups(channels) -> None:
+    """Refuse widths that eight groups of channels do not divide.
+
+    Raises:
+      ValueError: names the first.
+    """
+    for width in channels:
+        if width < 1 or width % 8:
+            raise ValueError(
+                f"got {width} channels in {tuple(channels)}, expected multiples of 8, the number "
+                "of groups that are normalized; round up."
+            )

@@ -14,6 +14,7 @@ from qdiffjax.models.layers import (
     NullTokens,
     attend,
     check_condition,
+    check_groups,
     depth_to_space,
     space_to_depth,
     time_features,
@@ -83,7 +84,8 @@ class UNet(nn.Module):
     """Predict the noise eps in x_t; residual blocks, GroupNorm, attention, time embedding.
 
     Attributes:
-      channels: width of each resolution level, finest first; each level halves the image.
+      channels: width of each resolution level, finest first, multiples of 8; each level halves
+        the image.
       num_blocks: residual blocks a level on the way down (one more on the way up).
       attention: for each level, whether its blocks are followed by self-attention (and by
         cross-attention, if there are tokens); the middle always is.
@@ -108,7 +110,7 @@ class UNet(nn.Module):
         label: integers [] or [batch]; None or `num_classes` is the null class.
         tokens: [batch or 1, m, token_features]; None is one learned token.
         """
-        self._check(x, label, tokens)
+        self._check(x, t, label, tokens)
         emb = self._embed(jnp.reshape(t, (-1,)), label)
         if self.token_features:
             tokens = NullTokens(self.token_features, name="tokens")(tokens)
@@ -157,7 +159,7 @@ class UNet(nn.Module):
             return h
         return CrossAttention(dtype=self.dtype, name=f"{level}_cross_{j}")(h, tokens)
 
-    def _check(self, x, label, tokens):
+    def _check(self, x, t, label, tokens):
         if x.ndim != 4 or x.shape[1] % self.patch or x.shape[2] % self.patch:
             raise ValueError(
                 f"UNet got x of shape {x.shape}, expected [batch, height, width, channels] with "
@@ -168,4 +170,7 @@ class UNet(nn.Module):
                 f"UNet got {len(self.channels)} levels of channels and {len(self.attention)} of "
                 "attention, expected one of each a level and at least one level."
             )
-        check_condition(label, tokens, self.num_classes, self.token_features)
+        check_groups(self.channels)
+        check_condition(
+            x, t, label, tokens, num_classes=self.num_classes, token_features=self.token_features
+        )

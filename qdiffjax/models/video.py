@@ -8,7 +8,15 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from qdiffjax.models.dit import XAVIER, Block, Condition, Head, position_table, sincos_table
+from qdiffjax.models.dit import (
+    XAVIER,
+    Block,
+    Condition,
+    Head,
+    check_width,
+    position_table,
+    sincos_table,
+)
 from qdiffjax.models.layers import check_condition, depth_to_space
 
 
@@ -39,7 +47,7 @@ class VideoDiT(nn.Module):
     @nn.compact
     def __call__(self, x, t, label=None):
         """Return eps [b, f, h, w, c] for x [b, f, h, w, c], times t [] or [b], label as in DiT."""
-        self._check(x, label)
+        self._check(x, t, label)
         b, f = x.shape[:2]
         emb = Condition(self.width, self.num_classes, self.dtype, name="condition")(t, label)
         h, grid = self._patchify(x)
@@ -69,10 +77,11 @@ class VideoDiT(nn.Module):
         time = jnp.asarray(sincos_table(f, self.width), self.dtype)[None, :, None]
         return h.reshape(b, f, -1, self.width) + space + time, grid
 
-    def _check(self, x, label):
+    def _check(self, x, t, label):
         if x.ndim != 5 or x.shape[2] % self.patch or x.shape[3] % self.patch:
             raise ValueError(
                 f"VideoDiT got x of shape {x.shape}, expected [batch, frames, height, width, "
                 f"channels] with height and width divisible by patch={self.patch}; pad the frames."
             )
-        check_condition(label, None, self.num_classes, 0)
+        check_width(self.width, self.num_heads)
+        check_condition(x, t, label, None, num_classes=self.num_classes)

@@ -62,3 +62,9 @@ def test_the_log_variance_stays_between_minus_30_and_20():
 def test_images_that_do_not_fit_are_refused(shape, message):
     with pytest.raises(ValueError, match=message):
         jax.eval_shape(lambda k: NET.init(k, jnp.zeros(shape)), jax.random.key(0))
+
+
+def test_widths_that_groups_do_not_divide_are_refused():
+    net, x = Autoencoder(channels=(8, 12)), jnp.zeros((1, 4, 4, 1), jnp.float32)
+    with pytest.raises(ValueError, match=r"got 12 channels in \(8, 12\), expected multiples of 8"):
+        jax.eval_shape(net.init, jax.random.key(0), x)

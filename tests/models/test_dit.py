@@ -156,9 +156,23 @@ def test_tokens_are_a_set(params):
         ({}, (1, 4, 4, 1), {"tokens": jnp.zeros((1, 2, 3))}, r"no cross-attention; set token_feat"),
         ({"token_features": 5}, (1, 4, 4, 1), {"tokens": jnp.zeros((1, 2, 3))},
          r"tokens of shape \(1, 2, 3\), expected \[batch, m, 5\]"),
+        ({"token_features": 5}, (2, 4, 4, 1), {"tokens": jnp.zeros((3, 2, 5))},
+         r"tokens of shape \(3, 2, 5\) for 2 samples, expected \[2 or 1, m, 5\]"),
+        ({"num_classes": 3}, (2, 4, 4, 1), {"label": np.zeros(5, int)},
+         r"labels of shape \(5,\) for 2 samples, expected \[\] or \[2\]; give each"),
+        ({"num_classes": 3}, (2, 4, 4, 1), {"label": np.zeros(2)}, "labels of type float64, expec"),
+        ({"num_classes": 3}, (2, 4, 4, 1), {"label": np.array([-1, 3])},
+         r"labels from -1 to 3, expected 0 \.\.\. 2, or 3 for no class; count classes from 0"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_refused(arguments, shape, call, message):
     net = DiT(**{**SMALL, **arguments})
     with pytest.raises(ValueError, match=message):
         jax.eval_shape(lambda k: net.init(k, jnp.zeros(shape), T, **call), jax.random.key(0))
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 1)])
+def test_times_of_another_batch_are_refused(shape):
+    times = jnp.zeros(shape, jnp.float32)
+    with pytest.raises(ValueError, match=r"got times of shape .* for 2 samples, expected \[\] or"):
+        jax.eval_shape(lambda k: NET.init(k, X, times), jax.random.key(0))

@@ -148,6 +148,8 @@ def test_each_image_has_its_own_class_and_tokens_and_none_are_the_null_ones():
     ("arguments", "call", "message"),
     [
         ({"attention": (True, False)}, {}, r"1 levels of channels and 2 of attention"),
+        ({"channels": (12,)}, {}, r"got 12 channels in \(12,\), expected multiples of 8"),
+        ({"num_classes": 2}, {"label": 3}, r"labels from 3 to 3, expected 0 \.\.\. 1, or 2 for no"),
         ({}, {"label": 0}, "got a label, expected none"),
         ({}, {"tokens": jnp.zeros((1, 2, 3))}, "got tokens, expected none"),
     ],

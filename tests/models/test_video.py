@@ -82,3 +82,8 @@ def test_each_video_has_its_own_time_and_class(params):
 def test_videos_that_do_not_fit_are_refused(shape):
     with pytest.raises(ValueError, match=r"VideoDiT got x of shape .* \[batch, frames, height"):
         jax.eval_shape(lambda k: NET.init(k, jnp.zeros(shape), T), jax.random.key(0))
+
+
+def test_a_width_that_position_vectors_do_not_fit_is_refused():
+    with pytest.raises(ValueError, match="got width=6, expected a multiple of 4 and of num_heads"):
+        jax.eval_shape(lambda k: NET.clone(width=6).init(k, X, T), jax.random.key(0))
