@@ -126,7 +126,7 @@ def sampler_spectrum(call: CallFn, xs, steps: Steps, *, num: int, key: Key, firs
     return canonical_convolutions(jax.vmap(one, (1, 0)))(xs[:-1], u)
 
 
-def log_volumes(call: CallFn, xs, steps: Steps, *, num: int, key: Key) -> Array:
+def probed_log_volumes(call: CallFn, xs, steps: Steps, *, num: int, key: Key) -> Array:
     """Estimate log|det J_i| of every step, the log of the volume it leaves [N, batch].
 
         log|det J| = E v^T log((J^T J)^(1/2)) v ~ n sum_k <r_k, v / |v|>^2 log s_k,   E v v^T = I
@@ -134,8 +134,8 @@ def log_volumes(call: CallFn, xs, steps: Steps, *, num: int, key: Key) -> Array:
     Stochastic Lanczos quadrature (Ubaru, Chen & Saad 2017) with one probe of random signs a step
     and sample: s_k and r_k are the singular values and right vectors of the Krylov space from v.
     Gauss quadrature of a logarithm errs upwards, so too small a `num` hides contraction, never
-    invents it. Divide by n for the mean of the log singular values. For samplers whose state is
-    the sample.
+    invents it. Divide by n for the mean of the log singular values. `amplification.log_volumes`
+    is the same from dense Jacobians. For samplers whose state is the sample.
 
     Args:
       call: full-precision denoiser.

@@ -161,7 +161,9 @@ def test_log_volumes_are_log_determinants_in_the_mean_over_signs():
     """In the plane the probes (1, 1) and (1, -1) are orthogonal: their mean is exact."""
     dense = Dense(*CASES["ddpm"])
     run = jax.jit(
-        lambda key: spectra.log_volumes(dense.call, dense.xs, dense.steps, num=2, key=key)
+        lambda key: spectra.probed_log_volumes(
+            dense.call, dense.xs, dense.steps, num=2, key=key
+        )
     )
     found = np.stack([run(jax.random.key(seed)) for seed in range(24)])
     two = (found.min(axis=0) + found.max(axis=0)) / 2  # each probe occurred, but for 2^-23
@@ -171,8 +173,9 @@ def test_log_volumes_are_log_determinants_in_the_mean_over_signs():
 def test_too_few_nodes_hide_contraction_but_do_not_invent_it():
     dense = Dense(*CASES["ddpm"])
     few, enough = (
-        jax.jit(lambda n=n: spectra.log_volumes(dense.call, dense.xs, dense.steps, num=n,
-                                                key=labs.KEY))()
+        jax.jit(lambda n=n: spectra.probed_log_volumes(
+            dense.call, dense.xs, dense.steps, num=n, key=labs.KEY
+        ))()
         for n in (1, 2)
     )  # fmt: skip
     assert np.all(few >= enough - 1e-12)
