@@ -92,6 +92,20 @@ def test_the_neighbour_estimate_of_a_worked_case():
     assert_close(found.value, np.array(np.log(6) / 2 + np.log(2)))
 
 
+def test_the_interval_of_the_neighbour_estimate_covers():
+    """60 estimates on the line, where the bias is small; the spread of the terms covers 0.73."""
+    rng = np.random.default_rng(8)
+    draws = [(rng.normal(size=1000), rng.normal(size=1000) + 0.8) for _ in range(60)]
+    _, low, high = np.array([divergences.knn_kl(*draw) for draw in draws]).T
+    assert np.mean((low <= 0.32) & (high >= 0.32)) > 0.85
+
+
+def test_too_few_samples_for_two_blocks_have_no_interval():
+    found = divergences.knn_kl(np.arange(6.0), np.arange(6.0) + 0.5)
+    assert np.isinf(found.high)
+    assert np.isfinite(found.value)
+
+
 def test_neighbour_estimates_are_invariant_under_rotation_and_scale():
     x, y = np.random.default_rng(3).normal(size=(2, 50, 3))
     turn = 7 * np.linalg.qr(np.random.default_rng(4).normal(size=(3, 3)))[0]
