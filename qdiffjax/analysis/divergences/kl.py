@@ -4,10 +4,10 @@ import warnings
 
 import jax.numpy as jnp
 import numpy as np
-from scipy import spatial, stats
+from scipy import spatial
 
 from qdiffjax._typing import Array, Key
-from qdiffjax.analysis.divergences.intervals import Estimate, mean_interval
+from qdiffjax.analysis.divergences.intervals import Estimate, mean_interval, student_quantile
 from qdiffjax.analysis.labels import Kind, bound
 from qdiffjax.diffusion.gaussian import GaussianMixture, log_prob, sample_mixture
 
@@ -75,7 +75,7 @@ def knn_kl(x, y, *, num_neighbours: int = 5, num_blocks: int = 10) -> Estimate:
         return Estimate(*(jnp.asarray(v) for v in (value, -np.inf, np.inf)))
     blocks = zip(np.array_split(x, num_blocks), np.array_split(y, num_blocks), strict=True)
     spread = np.std([_neighbour_kl(a, b, num_neighbours) for a, b in blocks], ddof=1)
-    width = stats.t.ppf(0.975, num_blocks - 1) * spread / num_blocks**0.5
+    width = student_quantile(num_blocks) * spread / num_blocks**0.5
     return Estimate(*(jnp.asarray(v) for v in (value, value - width, value + width)))
 
 
