@@ -221,7 +221,7 @@ def run(config: Config, *, progress: bool = False):
             row, found = certify_sampler(subject, bits, activation_bits, x_T)
             rows.append(row)
             name = parts.name_of(row)
-            arrays |= {f"{name}/{key}": v.astype(np.float32) for key, v in found.items()}
+            arrays |= {f"{name}/{key}": v for key, v in found.items()}
             if bits in (max(config.bits), config.call_bits):
                 rows += [certify_set(subject, bits, activation_bits, x_T, r) for r in config.radii]
     return arrays, rows
