@@ -185,9 +185,8 @@ def name_of(row) -> str:
 
 def print_tables(rows, grids) -> None:
     """Print one table for single calls and one for sampling runs."""
-    from experiments.tables import _console as console
     from experiments.tables import _table as table
-    from experiments.tables import number
+    from experiments.tables import console, number
 
     def show(title, heads, lines):
         found = table()

@@ -36,7 +36,8 @@ def parse(experiment: Experiment, argv=None) -> tuple[Any, str]:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     for field in dataclasses.fields(experiment.config):
-        default, many = field.default, isinstance(field.default, tuple)
+        default: Any = field.default
+        many = isinstance(default, tuple)
         options: dict[str, Any] = {"help": f"{experiment.help[field.name]} (default: %(default)s)"}
         kind = type(default[0] if many else default)
         if many:

@@ -1,7 +1,7 @@
-"""Where the first order of error propagation fails, said beforehand, against what happens.
+r"""Where the first order of error propagation fails, said beforehand, against what happens.
 
     python -m experiments.first_order_failure                    the shipped UNet
-    python -m experiments.first_order_failure --checkpoint fashion_dit \\
+    python -m experiments.first_order_failure --checkpoint fashion_dit \
         --sites '*' '!head/out/kernel'
 
 First order propagates local errors by the Jacobians of the full-precision run. It fails for a

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments import store
+from experiments import store, tables
 from experiments.plots import BLUE, GREEN, GREY, ORANGE, SMALL
 
 COLORS = {"weights": "black", "activations": BLUE, "both": ORANGE}
@@ -54,10 +54,9 @@ def kind_of(width: str) -> str:
 
 def print_table(rows: list[dict[str, Any]]) -> None:
     """Print a line a width and the confusion table."""
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    console = tables.console(None)
     table = Table(box=None, header_style="bold")
     for name in ("rounded", "RMS error, median", "measured, median", "predicted, median", "failed",
                  "foretold", "right", "samples"):  # fmt: skip

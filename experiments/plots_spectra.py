@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
-from experiments import store
+from experiments import store, tables
 from experiments.plots import BLUE, GREEN, GREY, ORANGE
 
 
@@ -23,6 +24,8 @@ def draw_spectra(config, arrays, rows) -> Figure:
     _draw_rest(axes[0, 1], arrays, rows)
     _draw_growth(axes[1, 0], arrays)
     _draw_errors(axes[1, 1], config, arrays, rows)
+    for ax in axes.ravel()[:3]:
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     for ax in axes.ravel():
         ax.grid(color="0.92", lw=0.6)
         ax.tick_params(labelsize=8)
@@ -71,7 +74,7 @@ def _draw_growth(ax, arrays) -> None:
     stretches = arrays["stretches"]
     x = np.arange(len(stretches))
     for k, color in zip(range(stretches.shape[2]), (ORANGE, BLUE, GREEN), strict=False):
-        _band(ax, x, stretches[..., k], color, f"direction {k + 1}")
+        _band(ax, x, stretches[..., k], color, f"random frame, direction {k + 1}")
     volumes = np.cumsum(arrays["log_volumes"], axis=0)
     _band(ax, x[1:], volumes, GREY, "volume, per dimension")
     ax.axhline(0, color="black", lw=0.8)
@@ -91,10 +94,9 @@ def _draw_errors(ax, config, arrays, rows) -> None:
 
 def print_table(rows: list[dict[str, Any]]) -> None:
     """Print the steps, the starts and the whole run."""
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False)
+    console = tables.console(None)
     of = {kind: [r for r in rows if r["kind"] == kind] for kind in ("step", "start", "whole")}
     table = Table(box=None, header_style="bold", title="10, 50, 90 % over samples")
     for name in ("step", "t", "top gain", "> 1", "rms gain to the end", "log volume / n"):
@@ -111,15 +113,17 @@ def print_table(rows: list[dict[str, Any]]) -> None:
         table.add_row(str(r["step"]), *(_three(r[k]) for k in ("top_gain", "product", "gronwall")))
     console.print(table)
     (r,) = of["whole"]
-    exponents = "; ".join(_three(e) for e in r["exponents"])
-    console.print(
-        f"exponents per step: {exponents}\nlog volume per dimension: {r['log_volume']:+.3f} +- "
-        f"{r['log_volume_error']:.3f}\nrms gain above one: {r['rms_gain_above_one']:.1%} of (step, "
-        f"sample), ever: {r['ever_above_one']:.1%} of samples, largest {r['largest_rms_gain']:.2f}"
-        f"\nrank correlation of gain and error {r['rank_correlation']:+.2f} (p = {r['rank_p']:.2g})"
-        f"; errors: median {r['error_median']:.4f}, RMS {r['error_rms']:.4f}, largest "
-        f"{r['error_max']:.4f}"
-    )
+    frame = "; ".join(_three(e) for e in r["frame_exponents"])
+    for line in (
+        f"exponents per step: top {_three(r['top_exponent'])}; of a random frame {frame}",
+        f"log volume per dimension: {r['log_volume']:+.3f} +- {r['log_volume_error']:.3f}",
+        f"rms gain above one: {r['rms_gain_above_one']:.1%} of (step, sample), ever: "
+        f"{r['ever_above_one']:.1%} of samples, largest {r['largest_rms_gain']:.2f}",
+        f"rank correlation of gain and error {r['rank_correlation']:+.2f} (p = {r['rank_p']:.2g})",
+        f"errors: median {r['error_median']:.4f}, RMS {r['error_rms']:.4f}, largest "
+        f"{r['error_max']:.4f}",
+    ):
+        console.print(line)
 
 
 def _three(values) -> str:

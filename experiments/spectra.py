@@ -12,7 +12,8 @@ samples, not means.
                a worst-case bound multiplies, and the exponential of the integrated logarithmic norm
                of the probability-flow ODE
   rms gain     |J_i->0|_F / sqrt(n): what becomes of a random error of step i
-  exponents    log stretch of the most stretched directions over the whole run, per step
+  exponents    log of the top gain of the whole run, per step; and the log stretch of a random
+               frame by the QR method, which so short a run does not align with the top directions
   log volume   log|det J_i| / n: the mean over directions of the log gain. Summed over steps it is
                the difference of the entropies of x_0 and x_T per dimension, where the map is
                one-to-one; negative, so volumes contract on average
@@ -51,7 +52,7 @@ HELP = {
     "num_samples": "samples whose spectra are computed",
     "num_gain_samples": "samples of the rms gains and of the errors",
     "num_values": "Krylov directions of a spectrum",
-    "num_shown": "largest singular values and exponents that are kept",
+    "num_shown": "largest singular values that are kept, and directions of the frame",
     "num_nodes": "quadrature nodes of a log volume",
     "num_probes": "random probes of an rms gain",
     "num_starts": "states from which the whole rest of the sampler is looked at",

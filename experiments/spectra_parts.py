@@ -146,7 +146,8 @@ def _whole(arrays) -> dict[str, Any]:
     return {
         "kind": "whole", "log_volume": float(volumes.mean()),
         "log_volume_error": float(volumes.std(ddof=1) / len(volumes) ** 0.5),
-        "exponents": [quantiles(s / num_steps) for s in arrays["stretches"][-1].T],
+        "top_exponent": quantiles(np.log(arrays["sampler_values"][0, :, 0]) / num_steps),
+        "frame_exponents": [quantiles(s / num_steps) for s in arrays["stretches"][-1].T],
         "rms_gain_above_one": float(np.mean(gains[:-1] > 1)),
         "ever_above_one": float(np.mean(np.any(gains[:-1] > 1, axis=0))),
         "largest_rms_gain": float(gains[:-1].max()),

@@ -58,15 +58,15 @@ def error_bounds(rows: list[dict[str, Any]], arrays: dict[str, Any], *, file=Non
       arrays: of the same run; those named "<width>/ledger" and "<width>/sites" are read.
       file: where to print; None for the screen.
     """
-    console = _console(file)
-    console.print(_summary(rows))
+    screen = console(file)
+    screen.print(_summary(rows))
     for row in rows:
         name = width_name(row)
         if f"{name}/ledger" in arrays:
             cells = top_cells(arrays[f"{name}/ledger"], arrays[f"{name}/sites"])
-            console.print(f"{name}: the {len(cells)} (site, steps) cells that cost most, in share "
+            screen.print(f"{name}: the {len(cells)} (site, steps) cells that cost most, in share "
                           "of the squared error")  # fmt: skip
-            console.print(_costs(cells))
+            screen.print(_costs(cells))
 
 
 def width_name(row: dict[str, Any]) -> str:
@@ -108,13 +108,12 @@ def _percent(part: float, total: float) -> float:
     return 100.0 * float(part) / float(total) if total else 0.0
 
 
-def _console(file):
+def console(file=None):
+    """Return a rich console on `file`, None for the screen; wide where it is no terminal."""
     from rich.console import Console
 
-    console = Console(file=file, highlight=False)
-    if not console.is_terminal:
-        console = Console(file=file, highlight=False, width=MIN_WIDTH)
-    return console
+    screen = Console(file=file, highlight=False)
+    return screen if screen.is_terminal else Console(file=file, highlight=False, width=MIN_WIDTH)
 
 
 def _table():

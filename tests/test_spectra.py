@@ -37,7 +37,8 @@ def test_a_sampler_that_multiplies_by_its_gains_has_the_product_as_its_gain():
     assert [r["amplified"] for r in rows[:3]] == [1, 0, 1]
     whole = rows[-1]
     assert whole["log_volume"] == pytest.approx(np.log(3.0))
-    np.testing.assert_allclose(whole["exponents"], np.log(3.0) / 3)
+    np.testing.assert_allclose(whole["frame_exponents"], np.log(3.0) / 3)
+    np.testing.assert_allclose(whole["top_exponent"], np.log(3.0) / 3)
     assert (whole["ever_above_one"], whole["largest_rms_gain"]) == (1, 3)
 
 
