@@ -68,7 +68,9 @@ class Study:
             return diffusion.sample(with_eps, x, steps, key=key)
 
         self.run = subject.compiled(run)
-        self.predict = subject.compiled(lambda q, xs: prediction.predict_errors(q, xs, steps))
+        self.predict = subject.compiled(lambda q, xs: [
+            fn(q, xs, steps) for fn in (prediction.predict_errors, prediction.predict_first_order)
+        ])  # fmt: skip
         self.attribute = subject.compiled(
             lambda q, x, *rule: ledger.attribution(q, x, steps, quadrature=rule, key=key)
         )
@@ -127,8 +129,9 @@ class Study:
         return {k: np.asarray(v) for k, v in arrays.items()}, jax.tree.map(_python, row)
 
     def _prediction(self, q, quantized):
-        rms = prediction.root_mean_square(self.predict(q, self.xs))
-        return {"predicted_rms": rms}, {"predicted_rmse": rms[-1]}
+        rms, first = map(prediction.root_mean_square, self.predict(q, self.xs))
+        row = {"predicted_rmse": rms[-1], "first_order_rmse": first[-1]}
+        return {"predicted_rms": rms, "first_order_rms": first}, row
 
     def _bounds(self, q, quantized):
         n = min(self.config.num_bound_samples, self.config.num_samples)

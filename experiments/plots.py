@@ -19,7 +19,7 @@ MEASURED: dict[str, Any] = {"label": "error, measured", "color": "black", "lw": 
 # Bounds are of fewer samples; only beside the errors of the same ones can they be judged.
 BOUNDED: dict[str, Any] = {"label": "the same, median of the bounded samples", "color": "black",
                            "lw": 0.9, "ls": (0, (4, 2))}  # fmt: skip
-PREDICTED: dict[str, Any] = {"label": "error, predicted (first order)", "color": BLUE, "lw": 1.5,
+PREDICTED: dict[str, Any] = {"label": "error, predicted", "color": BLUE, "lw": 1.5,
                              "ls": (0, (1, 1))}  # fmt: skip
 BOUNDS: dict[str, dict[str, Any]] = {
     "remainder": {"label": "remainder bound, median", "color": GREEN, "lw": 1.4, "ls": "-."},

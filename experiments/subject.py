@@ -39,12 +39,12 @@ SAMPLERS: dict[str, Callable[..., diffusion.Steps]] = {
     "ddpm-large": lambda schedule, num_steps: diffusion.ddpm(
         schedule, num_steps, variance_fn=diffusion.forward_variance
     ),
-    "edm-heun": _on(diffusion.edm_heun),
+    "edm-heun": _on(diffusion.edm_heun, _quadratic),
     "dpmpp-2m": _on(diffusion.dpmpp_2m),
     "dpmpp-3m": _on(diffusion.dpmpp_3m),
     "dpmpp-2m-sde": _on(diffusion.dpmpp_2m, eta=1.0),
     "unipc": _on(diffusion.unipc),
-    "deis": _on(diffusion.deis),
+    "deis": _on(diffusion.deis, _quadratic),
     "plms": _on(diffusion.plms),
 }
 NUM_CALIBRATION = 32
@@ -64,8 +64,13 @@ class Subject:
     ranges: ptq.Ranges
     globs: tuple[str, ...]
 
-    def quantized(self, weight_bits: int, activation_bits: int) -> program.Quantized:
-        """The denoiser at these widths: weights per channel, activations per tensor, static."""
+    def quantized(
+        self, weight_bits: int | None, activation_bits: int | None
+    ) -> program.Quantized:
+        """The denoiser at these widths: weights per channel, activations per tensor, static.
+
+        None leaves either in full precision.
+        """
         recipe = program.uniform(
             self.sites, weight_bits=weight_bits, activation_bits=activation_bits, globs=self.globs
         )

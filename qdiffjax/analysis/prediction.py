@@ -9,14 +9,18 @@ from qdiffjax.program.quantized import Quantized, full_call, quantized_call
 
 
 def predict_errors(q: Quantized, xs: Array, steps: Steps, *, per_call: PyTree = None) -> Array:
-    """First-order accumulated error from a-priori local errors: the quantized sampler never runs.
+    """Accumulated error that a-priori local errors cause: the quantized sampler never runs.
 
-        v_{i+1} = J_i v_i + e_i,   e_i = F_hat_i(x_i) - F_i(x_i),   at the full-precision x_i
+        d_{i+1} = F_i(x_i + d_i) - F_i(x_i) + e_i,   e_i = F_hat_i(x_i) - F_i(x_i)
 
-    Weight error is coherent: the quantized run commits nearly the same e_i, so magnitude and
-    direction are predicted. Activation rounding decorrelates between the two runs: its direction
-    is not predictable, but e_i has the same law along either path (its correlation between
-    neighbouring steps included), so the root mean square over samples is.
+    with local errors e_i at the full-precision x_i, frozen there, and the full-precision sampler
+    run beside itself with them added. How errors travel is exact, however large they are: it
+    saturates where first order (`predict_first_order`, at the same cost) grows without end. What
+    is assumed is that the quantized run commits the same local errors, or errors of the same law.
+    Weight error is coherent: it nearly does, so magnitude and direction are predicted. Activation
+    rounding decorrelates between the two runs: its direction is not predictable, but e_i has the
+    same law along either path (its correlation between neighbouring steps included), so the root
+    mean square over samples is. Exact if local errors do not depend on the state.
 
     Args:
       q: the denoiser and its quantization.
@@ -27,22 +31,49 @@ def predict_errors(q: Quantized, xs: Array, steps: Steps, *, per_call: PyTree = 
     Returns:
       Predicted errors [N+1, batch, *shape].
     """
+
+    def move(f, x, d):
+        here, eps = f(x)
+        return f(x + d)[0] - here, eps
+
+    return _predict(q, xs, steps, per_call, move)
+
+
+def predict_first_order(
+    q: Quantized, xs: Array, steps: Steps, *, per_call: PyTree = None
+) -> Array:
+    """Accumulated error of a-priori local errors to first order; otherwise as `predict_errors`.
+
+        v_{i+1} = J_i v_i + e_i,   e_i = F_hat_i(x_i) - F_i(x_i),   J_i = DF_i(x_i)
+
+    It is linear in the local errors, so that it splits into those of sites and steps.
+    """
+
+    def move(f, x, v):
+        _, jv, eps = jax.jvp(f, (x,), (v,), has_aux=True)
+        return jv, eps
+
+    return _predict(q, xs, steps, per_call, move)
+
+
+def _predict(q, xs, steps, per_call, move):
+    """Run d <- moved d + e_i; move(f, x, d) -> (d after the step, eps at x), f(x) -> (x_s, eps)."""
     full, quantized = full_call(q), quantized_call(q)
 
-    def body(v, slices):
+    def body(d, slices):
         x, t, c, inputs = slices
 
         def f(x):
             eps, _ = full(read(x, c), t, None)
             return step(x, eps, c), eps
 
-        _, jv, eps = jax.jvp(f, (x,), (v,), has_aux=True)
-        e = commit(quantized(read(x, c), t, inputs)[0] - eps, c)
-        return jv + e, jv + e
+        moved, eps = move(f, x, d)
+        d = moved + commit(quantized(read(x, c), t, inputs)[0] - eps, c)
+        return d, d
 
-    v_0 = jnp.zeros_like(xs[0])
-    _, vs = jax.lax.scan(body, v_0, (xs[:-1], steps.t, steps.coeffs, per_call))
-    return jnp.concatenate([v_0[None], vs])
+    d_0 = jnp.zeros_like(xs[0])
+    _, ds = jax.lax.scan(body, d_0, (xs[:-1], steps.t, steps.coeffs, per_call))
+    return jnp.concatenate([d_0[None], ds])
 
 
 def root_mean_square(errors: Array) -> Array:

@@ -74,7 +74,7 @@ def test_the_groenwall_bound_holds_for_the_norm_of_the_state(pair):
 
 
 def test_the_prediction_is_first_order_in_a_priori_local_errors(pair):
-    found = jax.jit(lambda xs: prediction.predict_errors(Q, xs, STEPS))(pair.xs)
+    found = jax.jit(lambda xs: prediction.predict_first_order(Q, xs, STEPS))(pair.xs)
     e = jax.jit(lambda xs: trajectories.local_errors(FULL, HAT, xs, STEPS))(pair.xs)
     expected = jax.jit(lambda xs: propagation.propagate(FULL, xs, STEPS, e))(pair.xs)
     np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-12)

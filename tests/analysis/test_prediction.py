@@ -37,6 +37,12 @@ def predicted(q, x_T):
     return prediction.predict_errors(q, xs, labs.DDIM)
 
 
+@jax.jit
+def predicted_first_order(q, x_T):
+    xs = diffusion.sample(program.full_call(q), x_T, labs.DDIM).xs
+    return prediction.predict_first_order(q, xs, labs.DDIM)
+
+
 def closed_form_error(**kwargs):
     """Errors of the disturbed sampler by its affine maps."""
     runs = []
@@ -49,9 +55,30 @@ def closed_form_error(**kwargs):
     return runs[1] - runs[0]
 
 
-def test_on_gaussian_data_an_error_that_ignores_the_state_is_predicted_exactly():
+@pytest.mark.parametrize("forecast", [predicted, predicted_first_order])
+def test_on_gaussian_data_an_error_that_ignores_the_state_is_predicted_exactly(forecast):
     q = on_gaussian_data(rules.perturb, jnp.asarray(BIAS)[None])
-    assert_close(predicted(q, labs.X_T), closed_form_error(bias=BIAS), factor=256)
+    assert_close(forecast(q, labs.X_T), closed_form_error(bias=BIAS), factor=256)
+
+
+def test_an_error_that_ignores_the_state_is_predicted_exactly_by_any_network_however_large():
+    """First order is not: the network bends, and the error is as large as the signal."""
+    q = program.Quantized(
+        labs.net_fn, labs.PARAMS, {"output": 5 * jnp.asarray(BIAS)[None]}, rules.perturb
+    )
+    actual = measured(q, labs.X_T)
+    assert_close(predicted(q, labs.X_T), actual, factor=1024)
+    miss = np.linalg.norm(predicted_first_order(q, labs.X_T)[-1] - actual[-1])
+    assert miss > 0.05 * np.linalg.norm(actual[-1])
+
+
+def test_the_two_predictions_differ_by_the_square_of_the_error():
+    sizes, gaps = np.array([0.4, 0.2, 0.1, 0.05]), []
+    for size in sizes:
+        bias = size * jnp.asarray(BIAS)[None]
+        q = program.Quantized(labs.net_fn, labs.PARAMS, {"output": bias}, rules.perturb)
+        gaps.append(predicted(q, labs.X_T)[-1] - predicted_first_order(q, labs.X_T)[-1])
+    assert labs.slope(sizes, [np.linalg.norm(g) for g in gaps]) == pytest.approx(2, abs=0.1)
 
 
 def test_on_gaussian_data_a_relative_error_is_predicted_to_first_order():
