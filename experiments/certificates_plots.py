@@ -67,7 +67,8 @@ def draw_runs(ax, all_bits, arrays, name_fn) -> None:
         ax.semilogy(steps[-1], np.median(arrays[f"{name}/worst_found"]), "x", color=color, ms=6,
                     label="worst outcome found (x)" if i == 0 else None)  # fmt: skip
     ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    ax.set_ylim(1e-5, 100)
+    ax.set_ylim(3e-6, 100)
     ax.set_xlabel("sampler steps done (noise to data)", **SMALL)
     ax.set_ylabel("error, median over samples", **SMALL)
-    ax.legend(frameon=False, fontsize=7)
+    ax.legend(frameon=False, fontsize=7, loc="lower right", ncols=2,
+              columnspacing=0.8, handlelength=1.4)  # fmt: skip

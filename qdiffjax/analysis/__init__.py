@@ -22,5 +22,6 @@ labels         what kind of bound a number is, and what it assumes
 amplification  when errors grow: gains on data of a known law, volumes, mode flips
 spectra        singular values of steps and of the whole sampler, sample by sample
 lyapunov       rates of growth: Lyapunov exponents, logarithmic norms
+certificates   valid for sets of inputs and every rounding outcome, of small networks
 divergences    KL, W2 and MMD with their uncertainty
 """
