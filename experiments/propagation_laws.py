@@ -19,15 +19,10 @@ The laws fitted to the medians, with the standard error of the fit:
   error ~ 2^pb  theory: -1, where first order holds
 """
 
-import argparse
 import dataclasses
 import sys
-import time
 
-import jax
-import numpy as np
-
-from experiments import plots_laws, store, subject
+from experiments import command, plots_laws, subject
 from experiments.propagation_laws_parts import Case, Study, laws
 from qdiffjax.program.recipe import check_bits
 
@@ -67,11 +62,13 @@ HELP = {
 
 
 def cases(config: Config) -> list[Case]:
-    """Every case once: by number of steps, by bits, by sampler."""
+    """Every case once, those that share a grid together: a grid is compiled once."""
     by_steps = [Case("ddim", n, part, config.width) for n in config.num_steps for part in PARTS]
     by_bits = [Case("ddim", config.middle, part, b) for b in config.bits for part in PARTS]
     by_sampler = [Case(name, config.middle, "WA", config.width) for name in config.samplers]
-    return list(dict.fromkeys(by_steps + by_bits + by_sampler))
+    every = dict.fromkeys(by_steps + by_bits + by_sampler)
+    names = ["ddim", *config.samplers]
+    return sorted(every, key=lambda c: (names.index(c.sampler), c.num_calls, c.part))
 
 
 def check(config: Config) -> None:
@@ -92,79 +89,34 @@ def check(config: Config) -> None:
         )
 
 
-def run(config: Config, *, progress: bool = False, keep=None, kept=None):
-    """Return arrays and rows: one row a case, then one a law; touches no file.
+def run(config: Config, **options):
+    """Return arrays and rows, one row a case, then one a law; touches no file.
 
-    Args:
-      config: what to run.
-      progress: show a progress bar.
-      keep: called as keep(name, mark, arrays, row) when a case is done.
-      kept: kept(name, mark) -> (arrays, row) of an earlier run, or None.
+    Arrays "<case>/errors", "predicted" [num_samples], "kappa", "bound_over_measured"
+    [num_checked]. Options as `command.parts`.
     """
-    from tqdm import tqdm
-
     check(config)
     study = Study(config)
-    arrays: dict[str, np.ndarray] = {}
-    rows = []
-    with tqdm(cases(config), disable=not progress, unit="case") as bar:
-        for case in bar:
-            bar.set_description(case.name)
-            found = kept(case.name, study.mark()) if kept else None
-            if found is None:
-                found = study.measure(case)
-                if keep:
-                    keep(case.name, study.mark(), *found)
-            arrays |= {f"{case.name}/{key}": value for key, value in found[0].items()}
-            rows.append(found[1])
+    by_name = {case.name: case for case in cases(config)}
+    found = command.parts(
+        by_name, lambda name: study.measure(by_name[name]), study.mark(), **options
+    )
+    arrays = {
+        f"{name}/{key}": value for name, part in found.items() for key, value in part[0].items()
+    }
+    rows = [part[1] for part in found.values()]
     return arrays, rows + laws(rows, config)
 
 
-def parse(argv=None) -> tuple[Config, str]:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.propagation_laws", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    for field in dataclasses.fields(Config):
-        options: dict = {"help": f"{HELP[field.name]} (default: %(default)s)"}
-        kind = type(field.default[0] if isinstance(field.default, tuple) else field.default)
-        default = field.default
-        if isinstance(default, tuple):
-            options, default = options | {"nargs": "+", "metavar": "X"}, list(default)
-        flag = "--" + field.name.replace("_", "-")
-        parser.add_argument(flag, type=kind, default=default, **options)
-    parser.add_argument("--output", default="runs/propagation_laws", help="folder of the results")
-    args = vars(parser.parse_args(argv))
-    output = args.pop("output")
-    return Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in args.items()}), output
+EXPERIMENT = command.Experiment(
+    "propagation_laws", __doc__ or "", Config, HELP, check, run, plots_laws.write,
+    plots_laws.print_table,
+)  # fmt: skip
 
 
 def main(argv=None) -> int:
-    """Run, print the tables, write results and the figure; exit code 2 for what cannot be run."""
-    config, output = parse(argv)
-    start = time.perf_counter()
-    try:
-        check(config)
-        folder = store.check_writable(output)
-        arrays, rows = run(
-            config, progress=sys.stderr.isatty(),
-            keep=lambda *part: store.save_part(folder, *part),
-            kept=lambda name, mark: store.load_part(folder, name, mark),
-        )  # fmt: skip
-    except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; the same command resumes after the last case done", file=sys.stderr)
-        return 130
-    seconds = time.perf_counter() - start
-    device = str(jax.devices()[0].device_kind)
-    store.save(folder, dataclasses.asdict(config), arrays, rows, device=device, seconds=seconds)
-    plots_laws.write(folder)
-    plots_laws.print_table(rows)
-    print(f"{seconds:.0f} s; arrays.npz, summary.json, config.json and laws.png in {folder}")
-    return 0
+    """Run, print the tables, write results and the figure."""
+    return command.main(EXPERIMENT, argv)
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ def finished(tmp_path_factory):
     flags = [
         "--checkpoint", str(checkpoint), "--output", str(folder), "--num-steps", "2", "3", "4",
         "--middle", "4", "--bits", "8", "6", "4", "--samplers", "dpmpp-2m", "--num-samples", "3",
-        "--num-checked", "2", "--sites", "conv_*",
+        "--num-checked", "2", "--sites", "conv_in*",
     ]  # fmt: skip
     jax.config.update("jax_disable_most_optimizations", True)
     try:

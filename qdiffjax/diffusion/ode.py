@@ -83,7 +83,7 @@ def diffrax_solver(rtol: float = 1e-5, atol: float = 1e-5, max_steps: int = 4096
     def solve(field: Field, y: PyTree, times) -> PyTree:
         times = jnp.asarray(times).astype(float_dtype(jax.tree.leaves(y)[0]))
         solution = diffrax.diffeqsolve(
-            diffrax.ODETerm(lambda t, y, args: field(t, y)), diffrax.Dopri5(),
+            diffrax.ODETerm(lambda t, y, args: field(jnp.asarray(t), y)), diffrax.Dopri5(),
             t0=times[0], t1=times[-1], dt0=None, y0=y, max_steps=max_steps,
             stepsize_controller=diffrax.PIDController(rtol=rtol, atol=atol),
         )  # fmt: skip
