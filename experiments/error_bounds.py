@@ -49,6 +49,7 @@ class Config:
     weight_bits: tuple[int, ...] = (8, 4)
     activation_bits: tuple[int, ...] = (8,)
     sites: tuple[str, ...] = ("*", "!conv_out/kernel")
+    edge_margin: float = 1.5
     seed: int = 0
     output: str = "runs/error_bounds"
     num_ledger_samples: int = 32
@@ -67,6 +68,8 @@ HELP = {
     "weight_bits": "weight widths, 1 to 16, one per row",
     "activation_bits": "activation widths, 1 to 16, one per row or one for all",
     "sites": "globs of the sites to quantize; '!glob' takes sites away again",
+    "edge_margin": "factor on the calibrated ranges of the network's input and output; with 1 the "
+    "outermost pixels of noise are clipped, which `experiments.clipping` studies",
     "seed": "of everything random",
     "output": "folder for results and figures; an interrupted run resumes there",
     "num_ledger_samples": "samples of the ledger",
@@ -106,6 +109,8 @@ def check(config: Config) -> None:
     for name in ("num_samples", "num_ledger_samples", "num_bound_samples", "num_fan_samples"):
         if getattr(config, name) < 2:
             raise ValueError(f"got {name} = {getattr(config, name)}, expected at least 2.")
+    if not config.edge_margin > 0:
+        raise ValueError(f"got edge_margin = {config.edge_margin}, expected a positive factor.")
     for name in ("num_steps", "max_fan_steps", "max_nodes"):
         if getattr(config, name) < 1:
             raise ValueError(f"got {name} = {getattr(config, name)}, expected at least 1.")

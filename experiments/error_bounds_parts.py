@@ -9,6 +9,7 @@ import numpy as np
 from experiments import store, subject
 from qdiffjax import diffusion
 from qdiffjax.analysis import bounds, divergences, ledger, prediction, propagation, trajectories
+from qdiffjax.precision import ptq
 from qdiffjax.program import full_call, quantized_call
 
 NUM_STAGES = 6
@@ -22,7 +23,9 @@ class Study:
         self.config = config
         make = subject.SAMPLERS[config.sampler]
         steps_of = lambda schedule: make(schedule, config.num_steps)  # noqa: E731
-        self.subject = subject.prepare(config.checkpoint, steps_of, config.sites, config.seed)
+        found = subject.prepare(config.checkpoint, steps_of, config.sites, config.seed)
+        ranges = ptq.widened(found.ranges, ("input", "output"), config.edge_margin)
+        self.subject = dataclasses.replace(found, ranges=ranges)
         denoiser = self.subject.denoiser
         schedule = denoiser.schedule
         self.steps = steps_of(schedule)

@@ -138,6 +138,9 @@ class Study:
         here = dataclasses.replace(self.subject, ranges=runs.ranges)
         q = here.quantized(weight_bits, activation_bits)
         used = {n: v for n, v in q.site_inputs.items() if v.weight is not None or v.activations}
+        if case.part == "A":  # its own weights, so that it shares the compilation of "WA"
+            weights = self.subject.weights
+            used = {n: v._replace(weight=weights.get(n)) for n, v in used.items()}
         q = dataclasses.replace(q, site_inputs=used)
         calls = None
         if case.part == "SR":

@@ -127,3 +127,41 @@ def test_a_recipe_without_activation_bits_rounds_weights_only():
     assert set(inputs) == {"a"}
     assert inputs["a"].activations == ()
     np.testing.assert_array_equal(inputs["a"].weight, weights["a"])
+
+
+def test_widening_the_input_widens_every_operand_that_reads_it_and_no_other():
+    low, high = jnp.array([-3.0, -2.0]), jnp.array([3.0, 2.5])
+    ranges = {
+        "input": ((low, high),), "first": ((low, high),),
+        "product": ((low + 0.5, high), (low, high)),
+    }  # fmt: skip
+    found = ptq.widened(ranges, ["input"], 1.5)
+    for operand in (found["input"][0], found["first"][0], found["product"][1]):
+        np.testing.assert_array_equal(operand[0], [-4.5, -3.0])
+        np.testing.assert_array_equal(operand[1], [4.5, 3.75])
+    np.testing.assert_array_equal(found["product"][0][0], [-2.5, -1.5])
+    with pytest.raises(ValueError, match=r"no ranges of \['inputs'\]"):
+        ptq.widened(ranges, ["inputs"], 1.5)
+
+
+def test_noise_beyond_the_range_is_lost_and_grows_with_alpha_unless_the_edges_are_wide():
+    """One pixel of the exact denoiser of point data: x_t = sigma eps, so nothing pulls it back."""
+    schedule = diffusion.linear()
+    steps = diffusion.ddim(schedule, 20)
+
+    def eps_fn(params, x, t):
+        return x / schedule(t).sigma
+
+    x_T = jnp.asarray([[1.0], [-1.0]])
+    sites = program.sites(eps_fn, {}, x_T, jnp.float64(1))
+    ranges = ptq.observe_ranges(eps_fn, {}, x_T, steps)
+    recipe = program.uniform(sites, weight_bits=None, activation_bits=16)
+
+    def final(ranges):
+        q = ptq.quantize_denoiser(eps_fn, {}, sites, recipe, {}, ranges)
+        return diffusion.sample(program.quantized_call(q), jnp.asarray([[1.5]]), steps).x_0[0, 0]
+
+    alpha = schedule(steps.t[0]).alpha
+    np.testing.assert_allclose(final(ranges), 0.5 / alpha, rtol=0.02)
+    wide = ptq.widened(ranges, ["input", "output"], 1.6)
+    assert abs(final(wide)) < 0.05
