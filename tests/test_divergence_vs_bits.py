@@ -64,7 +64,7 @@ def test_a_miniature_run_obeys_the_inequalities_between_its_numbers(tmp_path):
         jax.config.update("jax_disable_most_optimizations", False)
     _, arrays, rows = store.load(tmp_path / "out")
     assert (tmp_path / "out" / "divergences.png").stat().st_size > 10_000
-    assert "tightness" in printed.getvalue()
+    assert "error share first, last" in " ".join(printed.getvalue().split())
     floor, fine, coarse = rows
     for row in (fine, coarse):
         assert row["sliced"][0] <= row["w2_upper"][0] * (1 + 1e-5)
