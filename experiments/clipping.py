@@ -1,7 +1,7 @@
 """The exponential error that is real: a pixel of the noise beyond the calibrated range.
 
     python -m experiments.clipping                    the shipped UNet
-    python -m experiments.clipping --checkpoint fashion_dit --sites '*' '!head/out/kernel'
+    python -m experiments.clipping --checkpoint fashion_dit
 
 Static ranges come from a few calibration runs. At the noise end eps is nearly x_t, pixel by pixel.
 Where a pixel lies beyond the range of the network's input or output it is clipped: too little noise
@@ -24,6 +24,7 @@ import numpy as np
 
 from experiments import command, plots_clipping, store, subject
 from qdiffjax import diffusion
+from qdiffjax.precision import ptq
 from qdiffjax.program import quantized_call
 from qdiffjax.program.recipe import check_bits
 
@@ -37,7 +38,7 @@ class Config:
     num_steps: int = 20
     num_samples: int = 64
     widen: float = 1.5
-    sites: tuple[str, ...] = ("*", "!conv_out/kernel")
+    sites: tuple[str, ...] = subject.ALL_BUT_LAST
     seed: int = 0
 
 
@@ -58,17 +59,6 @@ def check(config: Config) -> None:
     if config.num_samples < 2 or config.num_steps < 1 or not config.widen > 1:
         raise ValueError("expected at least 2 samples and 1 step, and a range that is widened, "
                          f"got {config}.")  # fmt: skip
-
-
-def widened(ranges, factor: float):
-    """Return ranges by site with those of input and output, wherever they occur, multiplied."""
-    ends = [tuple(np.asarray(a) for a in ranges[name][0]) for name in ("input", "output")]
-
-    def wider(operand):
-        same = any(all(map(np.array_equal, operand, end)) for end in ends)
-        return tuple(a * factor for a in operand) if same else operand
-
-    return {name: tuple(wider(o) for o in operands) for name, operands in ranges.items()}
 
 
 def excess(x, low: float, high: float) -> np.ndarray:
@@ -118,7 +108,8 @@ class Study:
         """Return (arrays, row) with the calibrated or the widened ranges of the ends."""
         c, here = self.config, self.subject
         if name == "widened":
-            here = dataclasses.replace(here, ranges=widened(here.ranges, c.widen))
+            ranges = ptq.widened(here.ranges, ("input", "output"), c.widen)
+            here = dataclasses.replace(here, ranges=ranges)
         q = here.quantized(c.bits, c.bits)
         outside, low, high = self._outside(q)
         sample, pixel = self.pixel

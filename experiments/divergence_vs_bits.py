@@ -1,7 +1,7 @@
 """What quantization costs the law of the samples, against bits: every number beside its floor.
 
     python -m experiments.divergence_vs_bits                    the shipped UNet
-    python -m experiments.divergence_vs_bits --checkpoint fashion_dit --sites '*' '!head/out/kernel'
+    python -m experiments.divergence_vs_bits --checkpoint fashion_dit
 
 All of one stochastic sampler, DDIM with eta = 1, which has a path KL. Weights and activations have
 the same width. Full-precision and quantized samples share their noise where the estimator
@@ -27,7 +27,7 @@ nothing was changed.
 import dataclasses
 import sys
 
-from experiments import command, plots_divergence
+from experiments import command, plots_divergence, subject
 from experiments.divergence_vs_bits_parts import Study
 from qdiffjax.program.recipe import check_bits
 
@@ -44,7 +44,7 @@ class Config:
     num_kl_samples: int = 64
     num_fan_samples: int = 16
     num_resamples: int = 50
-    sites: tuple[str, ...] = ("*", "!conv_out/kernel")
+    sites: tuple[str, ...] = subject.ALL_BUT_LAST
     seed: int = 0
 
 

@@ -48,7 +48,7 @@ class Config:
     num_samples: int = 128
     weight_bits: tuple[int, ...] = (8, 4)
     activation_bits: tuple[int, ...] = (8,)
-    sites: tuple[str, ...] = ("*", "!conv_out/kernel")
+    sites: tuple[str, ...] = subject.ALL_BUT_LAST
     edge_margin: float = 1.5
     seed: int = 0
     output: str = "runs/error_bounds"
@@ -67,7 +67,7 @@ HELP = {
     "num_samples": "samples of the RMSE, KL and W2 columns",
     "weight_bits": "weight widths, 1 to 16, one per row",
     "activation_bits": "activation widths, 1 to 16, one per row or one for all",
-    "sites": "globs of the sites to quantize; '!glob' takes sites away again",
+    "sites": "globs of sites to quantize; '!glob' takes some away again, '!last' the last layer",
     "edge_margin": "factor on the calibrated ranges of the network's input and output; with 1 the "
     "outermost pixels of noise are clipped, which `experiments.clipping` studies",
     "seed": "of everything random",

@@ -1,8 +1,7 @@
-r"""Where the first order of error propagation fails, said beforehand, against what happens.
+"""Where the first order of error propagation fails, said beforehand, against what happens.
 
     python -m experiments.first_order_failure                    the shipped UNet
-    python -m experiments.first_order_failure --checkpoint fashion_dit \
-        --sites '*' '!head/out/kernel'
+    python -m experiments.first_order_failure --checkpoint fashion_dit
 
 First order propagates local errors by the Jacobians of the full-precision run. It fails for a
 sample when it misses the final error by more than the tolerance, relative to that error:
@@ -35,7 +34,7 @@ class Config:
     )  # fmt: skip
     num_samples: int = 32
     tolerance: float = 0.25
-    sites: tuple[str, ...] = ("*", "!conv_out/kernel")
+    sites: tuple[str, ...] = subject.ALL_BUT_LAST
     seed: int = 0
 
 

@@ -47,7 +47,7 @@ class Config:
     num_cells: int = 100
     ablations: tuple = ((8, None), (None, 8), (8, 8), (6, None), (None, 6), (6, 6))
     attributions: tuple = ((8, 8), (6, 6))
-    sites: tuple[str, ...] = ("*", "!conv_out/kernel")
+    sites: tuple[str, ...] = subject.ALL_BUT_LAST
     num_nodes: int = 2
     num_exact: int = 3
     seed: int = 0

@@ -43,7 +43,7 @@ class Config:
     width: int = 8
     num_samples: int = 64
     num_checked: int = 8
-    sites: tuple[str, ...] = ("*", "!conv_out/kernel")
+    sites: tuple[str, ...] = subject.ALL_BUT_LAST
     seed: int = 0
 
 

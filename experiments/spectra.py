@@ -1,7 +1,7 @@
 """Where along the sampler errors are damped or amplified, and for which samples.
 
     python -m experiments.spectra                    the shipped UNet
-    python -m experiments.spectra --checkpoint fashion_dit --sites '*' '!head/out/kernel'
+    python -m experiments.spectra --checkpoint fashion_dit
 
 Along full-precision runs of DDIM, J_i is the Jacobian of step i and J_i->0 that of the rest of the
 sampler; a gain is a singular value, above one errors grow. Everything is per sample: quantiles over
@@ -23,7 +23,7 @@ samples, not means.
 import dataclasses
 import sys
 
-from experiments import command, plots_spectra
+from experiments import command, plots_spectra, subject
 from experiments.spectra_parts import PARTS, Study, summary
 from qdiffjax.program.recipe import check_bits
 
@@ -42,7 +42,7 @@ class Config:
     num_probes: int = 4
     num_starts: int = 4
     bits: int = 8
-    sites: tuple[str, ...] = ("*", "!conv_out/kernel")
+    sites: tuple[str, ...] = subject.ALL_BUT_LAST
     seed: int = 0
 
 

@@ -48,6 +48,7 @@ SAMPLERS: dict[str, Callable[..., diffusion.Steps]] = {
     "plms": _on(diffusion.plms),
 }
 NUM_CALIBRATION = 32
+ALL_BUT_LAST = ("*", "!last")  # rounding the few weights of the last layer costs most at 8 bits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +134,7 @@ def prepare(checkpoint: str, steps_of, globs, seed: int) -> Subject:
     Args:
       checkpoint: see `find_checkpoint`.
       steps_of: schedule -> steps, the sampler to calibrate on.
-      globs: sites to quantize, see `program.match`.
+      globs: sites to quantize, see `program.match`; "!last" takes the last layer away.
       seed: of the calibration noise; differs from the noise that is analysed.
 
     Raises:
@@ -144,6 +145,8 @@ def prepare(checkpoint: str, steps_of, globs, seed: int) -> Subject:
     x = jnp.zeros((1, *denoiser.config.shape), jnp.float32)
     t = jnp.zeros((), jnp.float32)
     sites = program.sites(eps_fn, params, x, t)
+    last = [s.name for s in sites if s.weight is not None][-1]
+    globs = tuple(f"!{last}" if glob == "!last" else glob for glob in globs)
     program.match(sites, globs)
     weights = program.weight_operands(eps_fn, params, x, t)
     ranges = observe(denoiser, steps_of(denoiser.schedule), seed)

@@ -21,14 +21,6 @@ def test_excess_is_the_signed_distance_to_the_range():
     np.testing.assert_array_equal(found, [-1, 0, 0, 0, 0.5])
 
 
-def test_only_operands_with_the_range_of_an_end_are_widened():
-    same, other = (np.array([-1.0]), np.array([2.0])), (np.array([-1.0]), np.array([3.0]))
-    ranges = {"input": (same,), "a": (same, other), "b": (other,), "output": (same[::-1],)}
-    found = clipping.widened(ranges, 2.0)
-    expected = {"input": [(-2, 4)], "a": [(-2, 4), (-1, 3)], "b": [(-1, 3)], "output": [(4, -2)]}
-    assert {n: [tuple(float(e[0]) for e in o) for o in r] for n, r in found.items()} == expected
-
-
 def test_a_miniature_run_clips_less_with_the_wider_range(tmp_path):
     argv = ["--checkpoint", str(tiny.save(tmp_path / "net", NET, tiny.params(NET))), "--output",
             str(tmp_path / "out"), "--num-steps", "2", "--num-samples", "64", "--sites", "input",
