@@ -49,7 +49,7 @@ class Config:
     weight_bits: tuple[int, ...] = (8, 4)
     activation_bits: tuple[int, ...] = (8,)
     sites: tuple[str, ...] = subject.ALL_BUT_LAST
-    edge_margin: float = 1.5
+    edge_margin: float = 1.2
     seed: int = 0
     output: str = "runs/error_bounds"
     num_ledger_samples: int = 32
