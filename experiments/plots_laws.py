@@ -85,7 +85,7 @@ def _draw_samplers(ax, cases, config) -> None:
             edgecolor=ORANGE, hatch="///", lw=0.8, label="predicted")  # fmt: skip
     ax.set_yticks(y, names, fontsize=8)
     ax.invert_yaxis()
-    ax.set_xlim(0, 1.4 * max(chosen[n]["predicted_median"] for n in names))  # room for the legend
+    ax.set_xlim(0, 1.5 * max(chosen[n]["predicted_median"] for n in names))  # room for the legend
     ax.legend(frameon=False, loc="center right", **SMALL)
     w = config["width"]
     ax.set(xlabel="RMS error of a sample, median", title=f"W{w}A{w}, {config['middle']} calls")
