@@ -84,6 +84,8 @@ def save(path, params, config: ModelConfig, *, dtype=jnp.float32) -> None:
     params = jax.tree.map(lambda a: np.asarray(jax.device_get(a)).astype(dtype), params)
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(path / "params", params, force=True)
+    # Orbax notes where it wrote; a checkpoint that is shipped should not name its maker's folders.
+    (path / "params" / "commit_success.txt").write_text("Checkpoint commit was successful")
     (path / "config.json").write_text(json.dumps(dataclasses.asdict(config), indent=1) + "\n")
 
 

@@ -41,6 +41,8 @@ def test_a_checkpoint_is_small_and_shows_its_command_curve_and_samples(name):
         assert curve["loss"][-1] < 0.2 * curve["loss"][0]
     assert (folder / "samples.png").is_file()
     assert (folder / "loss.png").is_file()
+    for note in folder.rglob("commit_success.txt"):
+        assert "/" not in note.read_text()
 
 
 def test_the_autoencoder_gives_back_what_another_network_drew():
