@@ -11,7 +11,6 @@ Weights alone (W8) leave nothing to chance; with activations (W8A8) a certificat
 outcome of every rounding, however unlikely. The network is trained first, in seconds.
 """
 
-import argparse
 import dataclasses
 import sys
 import time
@@ -22,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import certificates_parts as parts
-from experiments import certificates_plots, store
+from experiments import certificates_plots, command, store
 from qdiffjax import diffusion, program
 from qdiffjax.analysis import certificates
 
@@ -227,32 +226,23 @@ def run(config: Config, *, progress: bool = False):
     return arrays, rows
 
 
+HELP = {
+    "bits": "widths of the sampler", "times": "times of one call", "grids": "boxes a side",
+    "radii": "of sets of x_T", "call_bits": "width of one call",
+    "half_width": "of the square of inputs", "num_inputs": "inputs in it",
+    "num_keys": "keys of stochastic rounding", "num_steps": "sampler steps",
+    "num_samples": "runs", "width": "hidden units", "train_steps": "steps of training",
+    "seed": "of everything random",
+}  # fmt: skip
+
+
 def main(argv=None) -> int:
     """Run, print the tables, write the results."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.certificates", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    for name, what in {
-        "bits": "widths of the sampler", "times": "times of one call", "grids": "boxes a side"
-    }.items():  # fmt: skip
-        parser.add_argument(f"--{name}", type=int, nargs="+", default=getattr(Config, name),
-                            help=what)  # fmt: skip
-    parser.add_argument("--radii", type=float, nargs="+", default=Config.radii,
-                        help="of sets of x_T")  # fmt: skip
-    for name, what in {
-        "call_bits": "width of one call", "half_width": "of the square of inputs",
-        "num_inputs": "inputs in it", "num_keys": "keys of stochastic rounding",
-        "num_steps": "sampler steps", "num_samples": "runs", "width": "hidden units",
-        "train_steps": "steps of training", "seed": "of everything random",
-    }.items():  # fmt: skip
-        default = getattr(Config, name)
-        parser.add_argument("--" + name.replace("_", "-"), type=type(default), default=default,
-                            help=what)  # fmt: skip
+    parser = command.flags("certificates", __doc__, Config, HELP)
     parser.add_argument("--output", default="runs/certificates", help="folder of the results")
     args: dict[str, Any] = vars(parser.parse_args(argv))
     output = args.pop("output")
-    config = Config(**args | {k: tuple(args[k]) for k in ("bits", "times", "grids", "radii")})
+    config = command.configured(Config, args)
     try:
         folder = store.check_writable(output)
         if min(*config.bits, config.call_bits) < 2 or min(config.grids) < 1:

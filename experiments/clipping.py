@@ -19,7 +19,6 @@ import dataclasses
 import sys
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from experiments import command, plots_clipping, store, subject
@@ -144,9 +143,8 @@ def run(config: Config, **options):
     study = Study(config)
     names = ("calibrated", "widened")
     found = command.parts(names, study.measure, study.mark(), **options)
-    arrays = {f"{name}/{key}": value for name, part in found.items()
-              for key, value in part[0].items()}  # fmt: skip
-    return arrays | {"t": np.asarray(jnp.asarray(study.steps.t))}, [r for _, r in found.values()]
+    arrays = command.by_part(found) | {"t": np.asarray(study.steps.t)}
+    return arrays, [row for _, row in found.values()]
 
 
 EXPERIMENT = command.Experiment(

@@ -31,26 +31,45 @@ class Experiment(NamedTuple):
 
 def parse(experiment: Experiment, argv=None) -> tuple[Any, str]:
     """Return the config and the folder of the results; argparse exits with code 2 on bad flags."""
-    parser = argparse.ArgumentParser(
-        prog=f"python -m experiments.{experiment.name}", description=experiment.doc,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    for field in dataclasses.fields(experiment.config):
-        default: Any = field.default
-        many = isinstance(default, tuple)
-        options: dict[str, Any] = {"help": f"{experiment.help[field.name]} (default: %(default)s)"}
-        kind = type(default[0] if many else default)
-        if many:
-            options, default = options | {"nargs": "+", "metavar": "X"}, list(default)
-        flag = "--" + field.name.replace("_", "-")
-        parser.add_argument(flag, type=kind, default=default, **options)
+    parser = flags(experiment.name, experiment.doc, experiment.config, experiment.help)
     folder = f"runs/{experiment.name}"
     parser.add_argument("--output", default=folder, help="folder of the results; an interrupted "
                         "run resumes there (default: %(default)s)")  # fmt: skip
     args = vars(parser.parse_args(argv))
     output = args.pop("output")
-    args = {k: tuple(v) if isinstance(v, list) else v for k, v in args.items()}
-    return experiment.config(**args), output
+    return configured(experiment.config, args), output
+
+
+def flags(name: str, doc: str | None, config, help: dict[str, str]) -> argparse.ArgumentParser:
+    """A parser with a flag for every field of the dataclass `config`, many values for a tuple.
+
+    An empty tuple takes texts. `help` explains every field; its default is added.
+    """
+    parser = argparse.ArgumentParser(
+        prog=f"python -m experiments.{name}", description=doc,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    for field in dataclasses.fields(config):
+        default: Any = field.default
+        options: dict[str, Any] = {"help": f"{help[field.name]} (default: %(default)s)"}
+        kind = type(default)
+        if isinstance(default, tuple):
+            kind = type(default[0]) if default else str
+            options, default = options | {"nargs": "+", "metavar": "X"}, list(default)
+        flag = "--" + field.name.replace("_", "-")
+        parser.add_argument(flag, type=kind, default=default, **options)
+    return parser
+
+
+def configured(config, args: dict[str, Any]):
+    """Make the dataclass `config` from parsed flags, whose many values are lists."""
+    return config(**{k: tuple(v) if isinstance(v, list) else v for k, v in args.items()})
+
+
+def by_part(found: dict[str, tuple[dict, Any]]) -> dict[str, Any]:
+    """Arrays of `parts` under "<part>/<name>"."""
+    return {f"{part}/{name}": value for part, (arrays, _) in found.items()
+            for name, value in arrays.items()}  # fmt: skip
 
 
 def main(experiment: Experiment, argv=None) -> int:

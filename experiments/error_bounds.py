@@ -23,18 +23,16 @@ one noise path. The columns:
   W2          bracket of the Wasserstein distance of the final samples: lower, upper
 """
 
-import argparse
 import dataclasses
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import numpy as np
 
+from experiments import command, plots, store, subject, tables
 from experiments import error_bounds_parts as parts
-from experiments import plots, store, subject, tables
 from qdiffjax.program.recipe import check_bits
 
 
@@ -163,25 +161,13 @@ def _advance(bar, name: str):
 
 def parse(argv=None) -> Config:
     """Make a Config from the command line; argparse exits with code 2 on a malformed one."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.error_bounds", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    for field in dataclasses.fields(Config):
-        text = f"{HELP[field.name]} (default: %(default)s)"
-        options: dict = {"help": text, "default": field.default}
-        if isinstance(field.default, tuple):
-            options |= {"nargs": "+", "metavar": "X"}
-            options["default"] = list(field.default)
-        kind = type(field.default[0] if isinstance(field.default, tuple) else field.default)
-        parser.add_argument("--" + field.name.replace("_", "-"), type=kind, **options)
+    parser = command.flags("error_bounds", __doc__, Config, HELP)
     parser.add_argument("--quick", action="store_true", help=f"small settings: {QUICK}")
     args = vars(parser.parse_args(argv))
     if args.pop("quick"):
         given = vars(parser.parse_args(argv))
         args |= {k: v for k, v in QUICK.items() if given[k] == parser.get_default(k)}
-    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in args.items()}
-    return Config(**values)
+    return command.configured(Config, args)
 
 
 def main(argv=None) -> int:

@@ -167,9 +167,7 @@ def run(config: Config, **options):
     study = Study(config)
     widths = [f"W{b}A{b}" for b in config.bits]
     found = command.parts(widths, study.measure, study.mark(), **options)
-    arrays = {f"{name}/{group}": errors for name, part in found.items()
-              for group, errors in part[0].items()}  # fmt: skip
-    return arrays, [row for part in found.values() for row in rows_of(*part)]
+    return command.by_part(found), [row for part in found.values() for row in rows_of(*part)]
 
 
 EXPERIMENT = command.Experiment(

@@ -20,7 +20,6 @@ of intervals changes. Both are of the full-precision network: automatic differen
 quantized one sees a divergence of zero and gives the likelihood of no model at all.
 """
 
-import argparse
 import dataclasses
 import functools
 import math
@@ -32,7 +31,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import store, subject
+from experiments import command, store, subject
 from qdiffjax import checkpoints, data, diffusion
 
 BIN = 2 / 255  # of a pixel in [-1, 1]
@@ -210,21 +209,11 @@ HELP = {
 
 def main(argv=None) -> int:
     """Run, print the table, write the results."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.likelihood", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    for field in dataclasses.fields(Config):
-        kind: dict[str, Any] = {"type": type(field.default)}
-        if field.name == "checkpoints":
-            kind = {"type": str, "nargs": "+"}
-        text = f"{HELP[field.name]} (default: {field.default})"
-        flag = "--" + field.name.replace("_", "-")
-        parser.add_argument(flag, default=field.default, help=text, **kind)
+    parser = command.flags("likelihood", __doc__, Config, HELP)
     parser.add_argument("--output", default="runs/likelihood", help="folder of the results")
     args: dict[str, Any] = vars(parser.parse_args(argv))
     output = args.pop("output")
-    config = Config(**args | {"checkpoints": tuple(args["checkpoints"])})
+    config = command.configured(Config, args)
     begin = time.monotonic()
     try:
         folder = store.check_writable(output)

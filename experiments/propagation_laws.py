@@ -101,11 +101,8 @@ def run(config: Config, **options):
     found = command.parts(
         by_name, lambda name: study.measure(by_name[name]), study.mark(), **options
     )
-    arrays = {
-        f"{name}/{key}": value for name, part in found.items() for key, value in part[0].items()
-    }
     rows = [part[1] for part in found.values()]
-    return arrays, rows + laws(rows, config)
+    return command.by_part(found), rows + laws(rows, config)
 
 
 EXPERIMENT = command.Experiment(

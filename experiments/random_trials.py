@@ -11,7 +11,6 @@ looked up at a few nodes assumes that these catch the largest one, which nothing
 marked by a star, it is an estimate, and its violations are the rate at which it misses.
 """
 
-import argparse
 import dataclasses
 import sys
 import time
@@ -20,9 +19,9 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
+from experiments import command, store
 from experiments import random_trials_draws as draws
 from experiments import random_trials_parts as parts
-from experiments import store
 from qdiffjax.analysis import bounds, divergences, labels, transport_bounds
 
 TOLERANCE = 1e-9  # relative; and 1e-12 of the largest state, the rounding of float64
@@ -214,13 +213,8 @@ def show(rows) -> None:
 
 def main(argv=None) -> int:
     """Run, print the table, write the results."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.random_trials", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    for field in dataclasses.fields(Config):
-        flag = "--" + field.name.replace("_", "-")
-        parser.add_argument(flag, type=int, default=field.default, help="see Config")
+    texts = {field.name: "see Config" for field in dataclasses.fields(Config)}
+    parser = command.flags("random_trials", __doc__, Config, texts)
     parser.add_argument("--output", default="runs/random_trials", help="folder of the results")
     args = vars(parser.parse_args(argv))
     output = args.pop("output")

@@ -14,7 +14,6 @@ predictor-corrector) are made for hundreds of steps and leave noise; "one step" 
 model's sampler and divides the error of a network that was not trained as one by alpha_T.
 """
 
-import argparse
 import dataclasses
 import functools
 import sys
@@ -27,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import plots, store, subject
+from experiments import command, plots, store, subject
 from qdiffjax import checkpoints, diffusion
 
 SIGMA_MAX, SIGMA_MIN = 150.0, 0.01  # in units of the signal: the ends of the linear schedule
@@ -207,29 +206,21 @@ def as_bytes(images: np.ndarray) -> np.ndarray:
 
 
 HELP = {
-    "checkpoints": "folders or shipped names (default: every shipped one)",
+    "checkpoints": "folders or shipped names; none is every shipped one",
     "nfe": "network calls of every sampler, about",
     "num_samples": "columns of the picture",
-    "samplers": "names of rows, as in the picture (default: all)",
+    "samplers": "names of rows, as in the picture; none is all",
     "seed": "of the noise",
 }
 
 
 def main(argv=None) -> int:
     """Run, draw, write the results."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.sampler_grids", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    for field in dataclasses.fields(Config):
-        is_many = isinstance(field.default, tuple)
-        kind: dict[str, Any] = {"nargs": "+", "type": str} if is_many else {"type": int}
-        flag = "--" + field.name.replace("_", "-")
-        parser.add_argument(flag, default=field.default, help=HELP[field.name], **kind)
+    parser = command.flags("sampler_grids", __doc__, Config, HELP)
     parser.add_argument("--output", default="runs/sampler_grids", help="folder of the results")
     args: dict[str, Any] = vars(parser.parse_args(argv))
     output = args.pop("output")
-    config = Config(**args | {k: tuple(args[k]) for k in ("checkpoints", "samplers")})
+    config = command.configured(Config, args)
     begin = time.monotonic()
     try:
         folder = store.check_writable(output)
