@@ -13,14 +13,13 @@ qwix installed (the extra `peers`), its quantize-and-dequantize runs as well.
 import argparse
 import functools
 import sys
-import time
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import store
+from experiments import store, timing
 from qdiffjax import quant
 
 
@@ -95,13 +94,13 @@ def run(size: int, num_rounds: int) -> tuple[list[str], np.ndarray]:
             jax.block_until_ready(fns[name](x))
         except ImportError:  # the peer is an extra
             fns.pop(name, None)
-    seconds, rng, order = np.zeros((num_rounds, len(fns))), np.random.default_rng(0), list(fns)
-    for row in seconds:
-        for i in rng.permutation(len(fns)):
-            start = time.perf_counter()
-            jax.block_until_ready(fns[order[i]](x))
-            row[i] = time.perf_counter() - start
+    turns = {name: functools.partial(_finish, fn, x) for name, fn in fns.items()}
+    seconds, _ = timing.interleave(turns, num_rounds)
     return list(fns), seconds
+
+
+def _finish(fn, x) -> None:
+    jax.block_until_ready(fn(x))
 
 
 def main(argv=None) -> int:

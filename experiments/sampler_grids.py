@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import command, plots, store, subject
-from qdiffjax import checkpoints, diffusion
+from qdiffjax import checkpoints, data, diffusion
 
 SIGMA_MAX, SIGMA_MIN = 150.0, 0.01  # in units of the signal: the ends of the linear schedule
 
@@ -201,8 +201,7 @@ def describe(images: np.ndarray, first: np.ndarray) -> dict[str, float]:
 
 def as_bytes(images: np.ndarray) -> np.ndarray:
     """Images in [-1, 1] as bytes; what is not finite is grey."""
-    clipped = np.clip(np.nan_to_num(images, nan=0.0, posinf=0.0, neginf=0.0), -1, 1)
-    return np.round((clipped + 1) * 127.5).astype(np.uint8)
+    return data.to_uint8(np.nan_to_num(images, nan=0.0, posinf=0.0, neginf=0.0))
 
 
 HELP = {

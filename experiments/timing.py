@@ -1,14 +1,14 @@
 """Time several functions fairly on a machine that does other things too."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 
 def interleave(
-    turns: dict[str, Callable[[], Any]], num_rounds: int, *, seed: int = 0
+    turns: Mapping[str, Callable[[], Any]], num_rounds: int, *, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
     """Run every turn once a round, each round in another order, after two rounds to warm up.
 
