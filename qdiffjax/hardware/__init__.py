@@ -1,0 +1,1 @@
+"""What a recipe costs on a machine: bytes, operations, time, energy."""

@@ -1,0 +1,123 @@
+"""What a kernel multiplies: codes as the machine holds them, and how activations become codes."""
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from qdiffjax._typing import Array
+from qdiffjax.quant import E4M3B11FNUZ, E4M3FN, E5M2, IntFormat, QTensor, quantize, scale_from_range
+from qdiffjax.quant.formats import Format
+
+FLOAT8 = {
+    E4M3FN: jnp.float8_e4m3fn,
+    E5M2: jnp.float8_e5m2,
+    E4M3B11FNUZ: jnp.float8_e4m3b11fnuz,
+}
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("scale", "zero_point"),
+    meta_fields=("format",),
+)
+@dataclasses.dataclass(frozen=True)
+class Activation:
+    """How a kernel rounds a real operand before it multiplies.
+
+        x ≈ scale * (codes - zero_point),  codes = clip(round(x / scale) + zero_point, qmin, qmax)
+
+    Attributes:
+      format: the codes; integers of at most 8 bits or an 8-bit float; static.
+      scale: [] in units of x (static quantization), or None: absmax / high of each token, that is
+        of each row of a matrix product and of each sample of a convolution (dynamic).
+      zero_point: integer code that means 0.0 [], or None for symmetric.
+    """
+
+    format: Format
+    scale: Any = None
+    zero_point: Any = None
+
+
+class Native(NamedTuple):
+    """Codes in a dtype that the machine multiplies, and their zero.
+
+    x ≈ scale * (values - zero); values int8, int4 or an 8-bit float [*shape]; zero int32
+    [*groups], or None for no shift.
+    """
+
+    values: Array
+    scale: Array
+    zero: Array | None
+
+
+def is_integer(format: Format) -> bool:
+    """Whether sums of products of such codes are integers."""
+    return isinstance(format, IntFormat)
+
+
+def native(q: QTensor) -> Native:
+    """Return the codes of `q` in a machine's dtype.
+
+    Unsigned 8-bit codes move down by 128, and their zero with them: the same number exactly.
+
+    Raises:
+      ValueError: a format that no kernel multiplies.
+    """
+    check_format(q.format)
+    if not is_integer(q.format):
+        return Native(jax.lax.bitcast_convert_type(q.codes, FLOAT8[q.format]), q.scale, None)
+    zero = None if q.zero_point is None else q.zero_point.astype(jnp.int32)
+    if q.format.signed or q.format.bits < 8:
+        codes = q.codes if q.codes.dtype == jnp.int4 else q.codes.astype(jnp.int8)
+        return Native(codes, q.scale, zero)
+    shifted = jax.lax.bitcast_convert_type(q.codes ^ jnp.uint8(128), jnp.int8)
+    zero = jnp.int32(-128) if zero is None else zero - 128
+    return Native(shifted, q.scale, jnp.broadcast_to(zero, q.scale.shape))
+
+
+def check_format(format: Format) -> None:
+    """Raise ValueError for a format that no kernel multiplies."""
+    if isinstance(format, IntFormat) and format.is_static and format.bits <= 8:
+        if not format.is_binary:
+            return
+    elif format in FLOAT8:
+        return
+    raise ValueError(
+        f"format: got {format!r}, expected integers of 2 to 8 bits, E4M3FN, E5M2 or E4M3B11FNUZ; "
+        "other formats are simulated by quant.fake_quant."
+    )
+
+
+def token_scale(x: Array, format: Format, axes: tuple[int, ...]) -> Array:
+    """Dynamic scale: absmax / high over `axes`, which are kept with length 1; 1 where x is 0."""
+    absmax = jnp.max(jnp.abs(x.astype(jnp.float32)), axes, keepdims=True)
+    high = format.qmax if is_integer(format) else format.high
+    scale, _ = scale_from_range(-absmax, absmax, qmin=-high, qmax=high, symmetric=True)
+    return scale
+
+
+def quantized(x: Array, how: Activation, axes: tuple[int, ...]) -> QTensor:
+    """Codes of a real operand; `axes` share a scale where it is dynamic.
+
+    Bit-identical to the codes that `fake_quant` with the same scale rounds to.
+    """
+    scale = token_scale(x, how.format, axes) if how.scale is None else jnp.asarray(how.scale)
+    scale = scale.reshape((1,) * x.ndim) if scale.ndim == 0 else scale
+    zero_point = None if how.zero_point is None else jnp.asarray(how.zero_point)
+    if zero_point is not None and zero_point.ndim == 0:
+        zero_point = zero_point.reshape((1,) * x.ndim)
+    return quantize(x, scale, zero_point, format=how.format)
+
+
+def narrow(w: QTensor) -> QTensor:
+    """Store codes of at most 4 bits as int4, two to a byte where the device packs them.
+
+    Convert them to int8 before a product: no CPU or GPU multiplies int4 (a GPU silently takes
+    32-bit integers, XLA on CPU refuses).
+    """
+    if isinstance(w.format, IntFormat) and w.format.signed and w.format.bits <= 4:
+        return dataclasses.replace(w, codes=w.codes.astype(jnp.int4))
+    return w

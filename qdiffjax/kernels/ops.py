@@ -1,0 +1,147 @@
+"""Products of quantized operands: arguments checked, shapes flattened, the path chosen."""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+
+from qdiffjax._typing import Array
+from qdiffjax.kernels.operands import Activation, check_format
+from qdiffjax.kernels.paths import Path, default
+from qdiffjax.quant import QTensor
+from qdiffjax.quant.formats import Format
+
+
+def matmul(
+    x: Array | QTensor,
+    w: QTensor,
+    *,
+    activation: Activation | None = None,
+    bias: Array | None = None,
+    act_fn: Callable | None = None,
+    out_dtype=jnp.float32,
+    path: Path | None = None,
+) -> Array:
+    """Return act(x_hat w_hat + bias) [..., N], codes multiplied as codes.
+
+        x_hat = s_x (q_x - z_x),  w_hat = s_w (q_w - z_w)
+
+    Args:
+      x: codes, or real numbers [..., K]: rounded inside the kernel if `activation` says how, left
+        real otherwise (weight-only).
+      w: codes [K, N]; scale [1, 1], [1, N] (output channels) or [K / g, N] (groups of inputs).
+      activation: how a real x becomes codes.
+      bias: [N], or None.
+      act_fn: elementwise function of the result, or None.
+      out_dtype: of the result; sums, scales and bias are int32 and float32 before.
+      path: implementation; None takes the platform's.
+
+    Raises:
+      ValueError: shapes that do not fit, a format that no kernel multiplies.
+    """
+    check_weight(w, 2)
+    check_operand(x, activation)
+    if x.shape[-1] != w.shape[0]:
+        raise ValueError(f"x {x.shape} and w {w.shape}: expected x [..., K] and w [K, N].")
+    lead, k = x.shape[:-1], x.shape[-1]
+    flat = _flattened(x, k)
+    path = default() if path is None else path
+    y = path.matmul(flat, w, activation=activation, bias=bias, act_fn=act_fn, out_dtype=out_dtype)
+    return y.reshape(*lead, w.shape[1])
+
+
+def conv(
+    x: Array | QTensor,
+    w: QTensor,
+    *,
+    activation: Activation | None = None,
+    strides: Sequence[int] = (1, 1),
+    padding: str | Sequence[tuple[int, int]] = "SAME",
+    rhs_dilation: Sequence[int] | None = None,
+    feature_group_count: int = 1,
+    bias: Array | None = None,
+    act_fn: Callable | None = None,
+    out_dtype=jnp.float32,
+    path: Path | None = None,
+) -> Array:
+    """Return act(x_hat * w_hat + bias) [B, H', W', N]: a convolution of codes.
+
+    Args:
+      x: codes (one scale, or one for each sample), or real numbers [B, H, W, K], see `matmul`.
+      w: codes [h, w, K / groups, N]; scale [1, 1, 1, 1] or [1, 1, 1, N]; symmetric.
+      activation: how a real x becomes codes.
+      strides: of the window.
+      padding: "SAME", "VALID" or (low, high) of each axis; with the code of 0.0.
+      rhs_dilation: of the window.
+      feature_group_count: groups of channels.
+      bias: [N], or None.
+      act_fn: elementwise function of the result, or None.
+      out_dtype: of the result.
+      path: implementation; None takes the platform's.
+
+    Raises:
+      ValueError: shapes that do not fit, a format that no kernel multiplies, a weight with zero
+        points or with scales that vary along what is summed.
+    """
+    check_weight(w, 4)
+    check_operand(x, activation)
+    if any(n > 1 for n in w.scale.shape[:-1]) or w.zero_point is not None:
+        raise ValueError(
+            f"w: got scales {w.scale.shape}, zero point {w.zero_point is not None}; expected one "
+            "scale for each output channel [1, 1, 1, N] and none."
+        )
+    if x.ndim != 4 or x.shape[-1] != w.shape[2] * feature_group_count:
+        raise ValueError(f"x {x.shape} and w {w.shape}: expected NHWC and HWIO.")
+    window = {
+        "window_strides": tuple(strides), "padding": padding, "rhs_dilation": rhs_dilation,
+        "feature_group_count": feature_group_count,
+        "dimension_numbers": ("NHWC", "HWIO", "NHWC"),
+    }  # fmt: skip
+    path = default() if path is None else path
+    return path.conv(
+        x, w, activation=activation, window=window, bias=bias, act_fn=act_fn,
+        out_dtype=out_dtype,
+    )  # fmt: skip
+
+
+def rounded(
+    x: Array, scale: Array, zero_point: Array | None = None, *, format: Format,
+    path: Path | None = None,
+) -> Array:  # fmt: skip
+    """Return Q(x) [*shape] in one pass over memory: `quant.fake_quant`, forward only."""
+    path = default() if path is None else path
+    return path.rounded(x, scale, zero_point, format=format)
+
+
+def check_weight(w: QTensor, ndim: int) -> None:
+    """Raise unless w is a quantized array of that rank."""
+    if not isinstance(w, QTensor):
+        raise TypeError(f"w: got {type(w).__name__}, expected a QTensor; see quant.quantize.")
+    check_format(w.format)
+    if w.ndim != ndim:
+        raise ValueError(f"w: got shape {w.shape}, expected {ndim} axes.")
+
+
+def check_operand(x, activation: Activation | None) -> None:
+    """Raise unless x is codes, or real with or without a way to round it."""
+    if activation is not None:
+        check_format(activation.format)
+        if isinstance(x, QTensor):
+            raise ValueError("activation: got one for an x of codes, expected None.")
+    if isinstance(x, QTensor):
+        check_format(x.format)
+
+
+def _flattened(x, k: int):
+    if not isinstance(x, QTensor):
+        return x.reshape(-1, k)
+    rows = 1
+    for n in x.shape[:-1]:
+        rows *= n
+
+    def flat(a):
+        if a is None or a.size == 1:
+            return None if a is None else a.reshape(1, 1)
+        return jnp.broadcast_to(a, (*x.shape[:-1], a.shape[-1])).reshape(rows, -1)
+
+    return QTensor(x.codes.reshape(rows, k), flat(x.scale), flat(x.zero_point), x.format)

@@ -1,0 +1,41 @@
+"""What every kernel computes, in a few lines of float32: dequantize, multiply, finish."""
+
+import jax
+import jax.numpy as jnp
+
+from qdiffjax._typing import Array
+from qdiffjax.kernels.operands import Activation, quantized
+from qdiffjax.quant import QTensor, dequantize, fake_quant
+
+HIGHEST = jax.lax.Precision.HIGHEST
+
+
+def matmul(x, w: QTensor, *, activation: Activation | None, bias, act_fn, out_dtype) -> Array:
+    """Return act(x_hat w_hat + bias) [M, N] for x [M, K] and w [K, N]."""
+    y = jnp.matmul(real(x, activation, axes=(1,)), dequantize(w), precision=HIGHEST)
+    return finish(y, bias, act_fn, out_dtype)
+
+
+def conv(x, w: QTensor, *, activation: Activation | None, window: dict, bias, act_fn, out_dtype):
+    """Return act(x_hat * w_hat + bias) [B, *out, N] for x [B, *space, K] and w [*window, K, N]."""
+    x = real(x, activation, axes=tuple(range(1, x.ndim)))
+    y = jax.lax.conv_general_dilated(x, dequantize(w), precision=HIGHEST, **window)
+    return finish(y, bias, act_fn, out_dtype)
+
+
+def rounded(x, scale, zero_point, *, format) -> Array:
+    """Return Q(x) [*shape]: `quant.fake_quant`."""
+    return fake_quant(x, scale, zero_point, format=format)
+
+
+def real(x, activation: Activation | None, axes: tuple[int, ...]) -> Array:
+    """Float32 of an operand as the kernel sees it: codes, or real numbers it rounds first."""
+    if activation is not None:
+        x = quantized(x, activation, axes)
+    return dequantize(x) if isinstance(x, QTensor) else x.astype(jnp.float32)
+
+
+def finish(y, bias, act_fn, out_dtype) -> Array:
+    """Epilogue: bias [N], elementwise function, output dtype; all in float32 before the cast."""
+    y = y if bias is None else y + bias.astype(jnp.float32)
+    return (y if act_fn is None else act_fn(y)).astype(out_dtype)
