@@ -11,7 +11,7 @@ from qdiffjax._typing import Array
 from qdiffjax.quant import E4M3B11FNUZ, E4M3FN, E5M2, IntFormat, QTensor, quantize, scale_from_range
 from qdiffjax.quant.formats import Format
 
-FLOAT8 = {
+FLOAT8: dict[Any, Any] = {
     E4M3FN: jnp.float8_e4m3fn,
     E5M2: jnp.float8_e5m2,
     E4M3B11FNUZ: jnp.float8_e4m3b11fnuz,
@@ -67,7 +67,7 @@ def native(q: QTensor) -> Native:
       ValueError: a format that no kernel multiplies.
     """
     check_format(q.format)
-    if not is_integer(q.format):
+    if not isinstance(q.format, IntFormat):
         return Native(jax.lax.bitcast_convert_type(q.codes, FLOAT8[q.format]), q.scale, None)
     zero = None if q.zero_point is None else q.zero_point.astype(jnp.int32)
     if q.format.signed or q.format.bits < 8:
@@ -94,7 +94,7 @@ def check_format(format: Format) -> None:
 def token_scale(x: Array, format: Format, axes: tuple[int, ...]) -> Array:
     """Dynamic scale: absmax / high over `axes`, which are kept with length 1; 1 where x is 0."""
     absmax = jnp.max(jnp.abs(x.astype(jnp.float32)), axes, keepdims=True)
-    high = format.qmax if is_integer(format) else format.high
+    high = format.high
     scale, _ = scale_from_range(-absmax, absmax, qmin=-high, qmax=high, symmetric=True)
     return scale
 
