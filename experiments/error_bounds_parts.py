@@ -75,7 +75,9 @@ class Study:
             fn(q, xs, steps) for fn in (prediction.predict_errors, prediction.predict_first_order)
         ])  # fmt: skip
         self.attribute = subject.compiled(
-            lambda q, x, *rule: ledger.attribution(q, x, steps, quadrature=rule, key=key)
+            lambda q, x, x_0, *rule: ledger.attribution(
+                q, x, steps, quadrature=rule, x_0=x_0, key=key
+            )
         )
         self.along = subject.compiled(self._along)
         self.gains = subject.compiled(
@@ -132,9 +134,21 @@ class Study:
         return {k: np.asarray(v) for k, v in arrays.items()}, jax.tree.map(_python, row)
 
     def _prediction(self, q, quantized):
-        rms, first = map(prediction.root_mean_square, self.predict(q, self.xs))
-        row = {"predicted_rmse": rms[-1], "first_order_rmse": first[-1]}
-        return {"predicted_rms": rms, "first_order_rms": first}, row
+        errors, first = self.predict(q, self.xs)
+        rms, first = map(prediction.root_mean_square, (errors, first))
+        norms = trajectories.norms(errors)[-1]
+        measured = trajectories.norms(quantized.xs[-1:] - self.xs[-1:])[0]
+        ratio = divergences.bootstrap(
+            lambda p, m: jnp.sqrt(jnp.sum(p**2) / jnp.sum(m**2)), norms, measured,
+            key=jax.random.key(self.config.seed + 5), num=1000,
+        )  # fmt: skip
+        row = {
+            "predicted_rmse": rms[-1], "first_order_rmse": first[-1],
+            "predicted_over_measured": ratio.value, "predicted_over_measured_low": ratio.low,
+            "predicted_over_measured_high": ratio.high,
+        }  # fmt: skip
+        arrays = {"predicted_rms": rms, "first_order_rms": first, "predicted_final_norms": norms}
+        return arrays, row
 
     def _bounds(self, q, quantized):
         n = min(self.config.num_bound_samples, self.config.num_samples)
@@ -187,7 +201,9 @@ class Study:
         """The ledger with num_nodes nodes, two at a time, so that any number compiles once."""
         nodes, weights = propagation.gauss_legendre(num_nodes)
         pairs = [slice(i, i + 2) for i in range(0, num_nodes, 2)]
-        found = [self.attribute(q, x_T, nodes[at], weights[at]) for at in pairs]
+        found = [
+            self.attribute(q, x_T, self.xs[-1, : len(x_T)], nodes[at], weights[at]) for at in pairs
+        ]
         parts = [f.contributions for f in found]
         return found[0]._replace(contributions=jax.tree.map(lambda *c: sum(c), *parts))
 

@@ -9,10 +9,10 @@ For random (site, step) cells and a random linear functional of the final sample
   attribution  the entry against injecting the recorded local error of that cell: the mean of
                adding it to the full-precision run and of leaving it out of the quantized one
 
-Also what a full ledger costs, in sampling runs of the same samples.
+Also what a full ledger costs, in sampling runs of the same samples, whose full-precision run is
+there already.
 """
 
-import argparse
 import dataclasses
 import sys
 import time
@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import store, subject
+from experiments import command, store, subject
 from qdiffjax import diffusion
 from qdiffjax.analysis import ablation, ledger, propagation
 from qdiffjax.diffusion import step
@@ -29,6 +29,7 @@ from qdiffjax.precision import ptq
 from qdiffjax.program import (
     Quantized,
     full_call,
+    parse_shorthand,
     prepare,
     quantized_call,
     rules,
@@ -39,24 +40,18 @@ from qdiffjax.program import (
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What to check: widths as (weight, activation), None = full precision."""
+    """What to check, at which widths."""
 
     checkpoint: str = "fashion_unet"
     num_steps: int = 50
     num_samples: int = 8
     num_cells: int = 100
-    ablations: tuple = ((8, None), (None, 8), (8, 8), (6, None), (None, 6), (6, 6))
-    attributions: tuple = ((8, 8), (6, 6))
+    ablations: tuple[str, ...] = ("W8", "A8", "W8A8", "W6", "A6", "W6A6")
+    attributions: tuple[str, ...] = ("W8A8", "W6A6")
     sites: tuple[str, ...] = subject.ALL_BUT_LAST
     num_nodes: int = 2
     num_exact: int = 3
     seed: int = 0
-
-
-def shorthand(weight_bits, activation_bits) -> str:
-    """W8A6, W8 or A6."""
-    weight = f"W{weight_bits}" if weight_bits else ""
-    return weight + (f"A{activation_bits}" if activation_bits else "")
 
 
 def agreement(forecast, truth) -> dict[str, float]:
@@ -123,11 +118,18 @@ class Check:
             for k in {0, config.num_exact}
         }
         self.attribute = {
-            k: compiled(lambda q, x, k=k: ledger.attribution(q, x, steps, phi, num_nodes=k))
+            k: compiled(
+                lambda q, x, x_0, k=k: ledger.attribution(q, x, steps, phi, num_nodes=k, x_0=x_0)
+            )
             for k in {1, config.num_nodes}
         }
         self.rerun = compiled(lambda q, xs, start, on: ablation.rerun(q, xs, steps, start, on))
         self.inject = compiled(lambda q, a, b, start, on: inject_cell(q, a, b, steps, start, on))
+
+    def mark(self) -> str:
+        """Fingerprint of what a check depends on besides its widths."""
+        config = dataclasses.asdict(self.config) | {"ablations": (), "attributions": ()}
+        return store.fingerprint(config, self.subject.mark())
 
     def phi(self, x) -> np.ndarray:
         """The linear functional of final samples [batch, *shape]: [batch]."""
@@ -152,14 +154,13 @@ class Check:
         picks = rng.choice(len(names) * self.config.num_steps, self.config.num_cells, replace=False)
         return [(names[p % len(names)], int(p // len(names))) for p in picks]
 
-    def ablation(self, q: Quantized, bar):
+    def ablation(self, q: Quantized):
         """Forecasts {name: [cells, samples]} and the truth [cells, samples]."""
         tables = {k: fn(q, self.x_T).contributions for k, fn in self.ablate.items()}
         xs, truth = self.full(q, self.x_T), []
         for name, i in self.cells(q):
             x_0 = self.rerun(q, xs, i, one_hot(q, name))
             truth.append(self.phi(x_0) - self.phi(xs[-1]))
-            bar.update(1)
         found = {
             "first order" if k == 0 else f"{k} exact a step": np.stack(
                 [np.asarray(table[name][:, i]) for name, i in self.cells(q)]
@@ -168,10 +169,11 @@ class Check:
         }
         return found, np.stack(truth)
 
-    def attribution(self, q: Quantized, bar):
+    def attribution(self, q: Quantized):
         """Entries {name: [cells, samples]} and the truth [cells, samples]."""
-        found = self.attribute[self.config.num_nodes](q, self.x_T)
-        table, xs = found.contributions, self.full(q, self.x_T)
+        xs = self.full(q, self.x_T)
+        found = self.attribute[self.config.num_nodes](q, self.x_T, xs[-1])
+        table = found.contributions
         # The ledger's own quantized run: that of another compilation rounds differently.
         xs_hat = jnp.swapaxes(found.xs_hat, 0, 1)
         entries, truth = [], []
@@ -181,7 +183,6 @@ class Check:
             other = self.phi(everything) - self.phi(without)
             truth.append((one + other) / 2)
             entries.append(np.asarray(table[name][:, i]))
-            bar.update(1)
         return {f"{self.config.num_nodes} nodes": np.stack(entries)}, np.stack(truth)
 
     def costs(self, q: Quantized) -> dict[str, float]:
@@ -190,9 +191,11 @@ class Check:
         On an accelerator the process's CPU seconds say nothing: there, wall seconds are taken.
         """
         clock = time.process_time if jax.default_backend() == "cpu" else time.perf_counter
+        x_0 = self.full(q, self.x_T)[-1]
         fns = {
             "sampling_run": self.full, "quantized_run": self.quantized,
-            "attribution_1_node": self.attribute[1], "ablation": self.ablate[0],
+            "attribution_1_node": lambda q, x: self.attribute[1](q, x, x_0),
+            "ablation": self.ablate[0],
             "ablation_exact": self.ablate[self.config.num_exact],
         }  # fmt: skip
         seconds: dict[str, list[float]] = {name: [] for name in fns}
@@ -211,58 +214,66 @@ class Check:
         return {f"{n}_seconds": v for n, v in best.items()} | ratios | shares
 
 
-def run(config: Config, *, progress: bool = False):
-    """Return arrays (forecast and truth of each check [cells, samples]) and rows of agreement."""
-    from tqdm import tqdm
+HELP = {
+    "checkpoint": "folder of a checkpoint, or the name of a shipped one",
+    "num_steps": "sampler steps",
+    "num_samples": "samples",
+    "num_cells": "cells per check",
+    "ablations": "widths of the ablation checks",
+    "attributions": "widths of the attribution checks",
+    "sites": "globs of the sites to quantize",
+    "num_nodes": "quadrature nodes of the attribution ledger",
+    "num_exact": "largest cells of each step that are exact within the network",
+    "seed": "of everything random",
+}
 
-    check = Check(config)
-    arrays: dict[str, np.ndarray] = {}
-    rows: list[dict] = []
-    num_checks = len(config.ablations) + len(config.attributions)
-    with tqdm(total=config.num_cells * num_checks, disable=not progress, unit="cell") as bar:
-        for kind, widths in (("ablation", config.ablations), ("attribution", config.attributions)):
-            for w, a in widths:
-                name = f"{kind} {shorthand(w, a)}"
-                bar.set_description(name)
-                found, truth = getattr(check, kind)(check.denoiser_at(w, a), bar)
-                arrays[f"{name}/truth"] = truth
-                for how, forecast in found.items():
-                    arrays[f"{name}/{how}"] = forecast
-                    row = {"ledger": kind, "how": how, "widths": shorthand(w, a)}
-                    rows.append(row | agreement(forecast, truth))
-    rows.append({"ledger": "cost"} | check.costs(check.denoiser_at(8, 8)))
-    return arrays, rows
+
+def check(config: Config) -> None:
+    """Refuse what cannot work; raises ValueError."""
+    for name in ("num_steps", "num_samples", "num_cells", "num_nodes", "num_exact"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"got {name} = {getattr(config, name)}, expected at least 1.")
+    for text in (*config.ablations, *config.attributions):
+        parse_shorthand(text)
+
+
+def run(config: Config, **options):
+    """Return arrays (forecast and truth of each check [cells, samples]) and rows of agreement.
+
+    Options as `command.parts`.
+    """
+    check(config)
+    study = Check(config)
+    kinds = {f"ablation {w}": w for w in config.ablations}
+    kinds |= {f"attribution {w}": w for w in config.attributions} | {"cost": "W8A8"}
+
+    def measure(part: str):
+        kind, q = part.split()[0], study.denoiser_at(*parse_shorthand(kinds[part]))
+        if kind == "cost":
+            return {}, [{"ledger": "cost"} | study.costs(q)]
+        found, truth = getattr(study, kind)(q)
+        rows = [{"ledger": kind, "how": how, "widths": kinds[part]} | agreement(forecast, truth)
+                for how, forecast in found.items()]  # fmt: skip
+        return {"truth": truth} | found, rows
+
+    found = command.parts(kinds, measure, study.mark(), **options)
+    return command.by_part(found), [row for _, rows in found.values() for row in rows]
+
+
+def print_rows(rows: list[dict]) -> None:
+    """Print a line for each check, then what a ledger costs."""
+    for row in rows:
+        print("  ".join(f"{k} {v:.4g}" if isinstance(v, float) else str(v) for k, v in row.items()))
+
+
+EXPERIMENT = command.Experiment(
+    "ledger_check", __doc__ or "", Config, HELP, check, run, lambda folder: None, print_rows
+)
 
 
 def main(argv=None) -> int:
     """Run, print the table, write the results."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.ledger_check", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    parser.add_argument("--checkpoint", default=Config.checkpoint, help="folder or shipped name")
-    parser.add_argument("--num-steps", type=int, default=Config.num_steps, help="sampler steps")
-    parser.add_argument("--num-samples", type=int, default=Config.num_samples, help="samples")
-    parser.add_argument("--num-cells", type=int, default=Config.num_cells, help="cells per check")
-    parser.add_argument("--sites", nargs="+", default=list(Config.sites), help="globs")
-    parser.add_argument("--seed", type=int, default=0, help="of everything random")
-    parser.add_argument("--output", default="runs/ledger_check", help="folder of the results")
-    args = vars(parser.parse_args(argv))
-    output = args.pop("output")
-    config = Config(**args | {"sites": tuple(args["sites"])})
-    try:
-        folder = store.check_writable(output)
-        if min(config.num_steps, config.num_samples, config.num_cells) < 1:
-            raise ValueError("steps, samples and cells must be at least 1.")
-        arrays, rows = run(config, progress=sys.stderr.isatty())
-    except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    store.save(folder, dataclasses.asdict(config), arrays, rows)
-    for row in rows:
-        print("  ".join(f"{k} {v:.4g}" if isinstance(v, float) else str(v) for k, v in row.items()))
-    print(f"results in {folder}")
-    return 0
+    return command.main(EXPERIMENT, argv)
 
 
 if __name__ == "__main__":

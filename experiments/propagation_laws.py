@@ -44,6 +44,7 @@ class Config:
     num_samples: int = 64
     num_checked: int = 8
     sites: tuple[str, ...] = subject.ALL_BUT_LAST
+    edge_margin: float = 1.2
     seed: int = 0
 
 
@@ -57,6 +58,8 @@ HELP = {
     "num_samples": "samples that are measured and predicted",
     "num_checked": "samples whose coherence and bound are computed",
     "sites": "globs of the sites to quantize",
+    "edge_margin": "factor on the calibrated ranges of the network's input and output, against the "
+    "clipping of rare pixels of noise",
     "seed": "of everything random",
 }
 
@@ -82,6 +85,8 @@ def check(config: Config) -> None:
         raise ValueError("expected at least three numbers of steps and three widths to fit laws.")
     if min(*config.num_steps, config.middle) < 2:
         raise ValueError(f"got {config.num_steps} and {config.middle} steps, expected at least 2.")
+    if not config.edge_margin > 0:
+        raise ValueError(f"got edge_margin = {config.edge_margin}, expected a positive factor.")
     if not 2 <= config.num_checked <= config.num_samples:
         raise ValueError(
             f"got {config.num_checked} checked of {config.num_samples} samples, expected at least "

@@ -19,6 +19,7 @@ from qdiffjax.analysis import (
     scaling,
     trajectories,
 )
+from qdiffjax.precision import ptq
 from qdiffjax.program import Quantized, full_call, quantized_call, rules
 
 NUM_PROBES = 4
@@ -83,7 +84,8 @@ class Study:
         """Fingerprint of what a case depends on besides itself."""
         c = self.config
         return store.fingerprint(
-            [c.num_samples, c.num_checked, list(c.sites), c.seed], self.subject.mark()
+            [c.num_samples, c.num_checked, list(c.sites), c.edge_margin, c.seed],
+            self.subject.mark(),
         )
 
     def _runs(self, sampler: str, num_calls: int) -> Runs:
@@ -104,7 +106,8 @@ class Study:
         measure = subject.compiled(
             lambda q, xs, gains, calls: self._measure(q, xs, gains, calls, steps, key)
         )
-        ranges = subject.observe(denoiser, steps, config.seed)
+        observed = subject.observe(denoiser, steps, config.seed)
+        ranges = ptq.widened(observed, ("input", "output"), config.edge_margin)
         return Runs(steps, ranges, key, xs, gains(xs[:, : config.num_checked]), measure)
 
     def _measure(self, q, xs, gains, calls, steps, key) -> dict[str, jax.Array]:

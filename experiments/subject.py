@@ -65,9 +65,7 @@ class Subject:
     ranges: ptq.Ranges
     globs: tuple[str, ...]
 
-    def quantized(
-        self, weight_bits: int | None, activation_bits: int | None
-    ) -> program.Quantized:
+    def quantized(self, weight_bits: int | None, activation_bits: int | None) -> program.Quantized:
         """The denoiser at these widths: weights per channel, activations per tensor, static.
 
         None leaves either in full precision.
@@ -140,6 +138,8 @@ def prepare(checkpoint: str, steps_of, globs, seed: int) -> Subject:
     Raises:
       FileNotFoundError, ValueError: no or no fitting checkpoint, a glob that matches nothing.
     """
+    # Full precision is float32 also where matrix units would rather take tf32 or bfloat16.
+    jax.config.update("jax_default_matmul_precision", "highest")
     denoiser = checkpoints.load(find_checkpoint(checkpoint))
     eps_fn, params = denoiser.eps_fn, denoiser.params
     x = jnp.zeros((1, *denoiser.config.shape), jnp.float32)

@@ -55,6 +55,16 @@ def made(sampler="ddim", chosen="linear"):
     return attribute(labs.quantized(), labs.X_T, labs.ALL_SAMPLERS[sampler][0], chosen=chosen)
 
 
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
+def test_known_final_samples_give_the_same_ledger(sampler):
+    q, steps = labs.quantized(), labs.ALL_SAMPLERS[sampler][0]
+    run = jax.jit(lambda x_0: ledger.attribution(q, labs.X_T, steps, num_nodes=2, x_0=x_0,
+                                                 key=labs.KEY))  # fmt: skip
+    plain = run(None)
+    x_0, _ = two_runs(q, labs.X_T, steps)
+    jax.tree.map(lambda a, b: assert_close(a, b, factor=100), run(x_0), plain)
+
+
 # ------------------------------------------------------------------ completeness
 
 
