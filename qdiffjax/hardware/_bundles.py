@@ -1,0 +1,61 @@
+"""Cycles of a Pallas kernel from its instructions, one bundle of them a cycle.
+
+The compiler estimates no time for a kernel, but it can print the bundles that the chip will issue,
+in order, one a cycle unless it waits for memory. So a step of the grid takes as many cycles as the
+body of the loop over the grid has bundles, less the parts that are jumped over.
+"""
+
+import math
+import re
+from pathlib import Path
+
+_BUNDLE = re.compile(r"^ *(?:0x)?([0-9a-f]+) +(?:[A-Z]{2} *)?: +(>*) ?\{")
+_JUMP = re.compile(r"sbr\.rel \((!?)%p\w+\) target = \$region(\d+)")
+_REGION = re.compile(r"Start(?:/End empty)? region (\d+)")
+_GRID = re.compile(r"iteration_bounds: \(([0-9, ]+)\)")
+
+
+def kernel_cycles(folder: Path) -> dict[str, float]:
+    """Cycles of each kernel printed into `folder`, by the name of its instruction."""
+    files = sorted(folder.glob("*final_bundles.txt"))
+    named = [(re.match(r"\d+-(.+?)-\d+-final_bundles", f.name), f) for f in files]
+    return {name[1]: cycles_of(f.read_text()) for name, f in named if name}
+
+
+def cycles_of(text: str) -> float:
+    """Cycles of all steps of the grid of one kernel.
+
+        steps * (bundles of the loop - bundles of its parts) + steps / innermost * (its parts)
+
+    where a part is what a step may jump over and that has no matrix product in it (`pl.when` of a
+    prologue or an epilogue): it is taken to run once in a pass over the innermost grid axis.
+    Waits for memory are not counted. NaN where there is a loop inside a step.
+    """
+    lines = [(found, line) for line in text.splitlines() if (found := _BUNDLE.match(line))]
+    depth = max((len(found[2]) for found, _ in lines), default=0)
+    if depth > 1:
+        return math.nan
+    bounds = [[int(n) for n in found.split(",") if n.strip()] for found in _GRID.findall(text)]
+    grid = max(bounds, key=math.prod, default=[1])
+    inside = [line for found, line in lines if len(found[2]) == depth]
+    outside, steps = len(lines) - len(inside), math.prod(grid)
+    parts = _skipped(inside)
+    return outside + steps * (len(inside) - parts) + steps // grid[-1] * parts
+
+
+def _skipped(lines: list[str]) -> int:
+    """Bundles in parts without a matrix product that a forward jump may leave out."""
+    starts: dict[int, int] = {}
+    for i, line in enumerate(lines):
+        for number in _REGION.findall(line):
+            starts.setdefault(int(number), i)
+    has_product = ["vmatmul" in line or "vmatpush" in line for line in lines]
+    if not any(has_product):
+        return 0
+    left_out = set()
+    for i, line in enumerate(lines):
+        for _, region in _JUMP.findall(line):
+            end = starts.get(int(region), i)
+            if end > i and not any(has_product[i + 1 : end]):
+                left_out |= set(range(i + 1, end))
+    return len(left_out)

@@ -1,0 +1,133 @@
+"""What a function would cost on a TPU, from its compiler alone: no TPU is needed.
+
+`libtpu` compiles ahead of time for any of its chips. It schedules every operation and says how many
+cycles it expects of each; for a Pallas kernel it prints the instructions, which `_bundles` counts.
+Such numbers are estimates of a compiler, not measurements: trust ratios between programs on one
+chip, not times.
+"""
+
+import importlib.metadata
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.export
+
+from qdiffjax.hardware._bundles import kernel_cycles
+from qdiffjax.hardware._schedule import Op, operations
+
+CHIPS = {
+    "v4": "v4:2x2x1", "v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2",
+    "v7x": "tpu7x:2x2x1",
+}  # fmt: skip
+NEEDS = ("libtpu", "flatbuffers")
+_ENVIRONMENT = {
+    "JAX_PLATFORMS": "cpu", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+}  # fmt: skip
+
+
+class TpuCost(NamedTuple):
+    """Estimated cost of a compiled function on one TPU core.
+
+    Attributes:
+      cycles: of all operations, one after the other; NaN if a kernel's are not known.
+      ops: the operations that cost cycles, in order; see `Op`.
+      flops, bytes: that the HLO counts; it sees neither into kernels nor trips of loops.
+      memory: bytes of arguments, outputs, temporaries and code.
+      device: kind of the device.
+      compiler: version of libtpu.
+      text: of the scheduled HLO.
+    """
+
+    cycles: float
+    ops: tuple[Op, ...]
+    flops: float
+    bytes: float
+    memory: dict[str, int]
+    device: str
+    compiler: str
+    text: str
+
+
+def missing() -> list[str]:
+    """Packages that ahead-of-time compilation needs and that are not installed."""
+    return [name for name in NEEDS if importlib.util.find_spec(name) is None]
+
+
+def tpu_cost(fn: Callable, *shapes, topology: str = "v5e", flags: str = "") -> TpuCost:
+    """Compile fn(*shapes) for a TPU and return what its compiler expects it to cost.
+
+    Args:
+      fn: any function that jax.jit takes; closures too.
+      shapes: pytrees of arrays or of jax.ShapeDtypeStruct; arguments are not constants, which the
+        compiler could fold.
+      topology: a chip of `CHIPS`, or a name that libtpu knows, such as "v5e:2x2"; one core of its
+        first chip is compiled for.
+      flags: more of libtpu's, as in LIBTPU_INIT_ARGS.
+
+    Raises:
+      ModuleNotFoundError: no libtpu.
+      RuntimeError: the compiler failed; holds the end of what it said.
+    """
+    if lacking := missing():
+        raise ModuleNotFoundError(
+            f"{', '.join(lacking)}: not installed, expected for compiling ahead of time; "
+            "pip install 'qdiffjax[aot]'."
+        )
+    exported, has_kernels = export(fn, *shapes)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "exported").write_bytes(exported)
+        if has_kernels:
+            flags = f"{flags} --xla_jf_dump_to={folder}/bundles --xla_jf_dump_llo_text=true "
+            flags += "--xla_jf_dump_llo_pass_label_regex=final_bundles"
+        _compile(folder, CHIPS.get(topology, topology), flags.strip())
+        return _read(folder)
+
+
+def export(fn: Callable, *shapes) -> tuple[bytes, bool]:
+    """Serialized StableHLO of fn for a TPU, flat; and whether there are kernels in it."""
+    leaves, tree = jax.tree.flatten(shapes)
+
+    def flat(*leaves):
+        return tuple(jax.tree.leaves(fn(*jax.tree.unflatten(tree, leaves))))
+
+    specs = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in leaves]
+    exported = jax.export.export(jax.jit(flat), platforms=["tpu"])(*specs)
+    return bytes(exported.serialize()), "tpu_custom_call" in exported.mlir_module()
+
+
+def _compile(folder: Path, topology: str, flags: str) -> None:
+    script = Path(__file__).with_name("_aot_child.py")
+    run = subprocess.run(
+        [sys.executable, str(script), topology, str(folder)], capture_output=True, text=True,
+        env=os.environ | _ENVIRONMENT | ({"LIBTPU_INIT_ARGS": flags} if flags else {}),
+    )  # fmt: skip
+    if run.returncode:
+        raise RuntimeError(
+            f"compilation for {topology}: exit code {run.returncode}\n{run.stderr[-4000:]}"
+        )
+
+
+def _read(folder: Path) -> TpuCost:
+    text = (folder / "compiled.txt").read_text()
+    analysis = json.loads((folder / "analysis.json").read_text())
+    ops = tuple(operations(text, kernel_cycles(folder / "bundles")))
+    return TpuCost(
+        cycles=sum(op.calls * op.cycles for op in ops),
+        ops=ops,
+        flops=analysis["cost"].get("flops", 0.0),
+        bytes=analysis["cost"].get("bytes accessed", 0.0),
+        memory=analysis["memory"],
+        device=analysis["device"],
+        compiler=f"libtpu {importlib.metadata.version('libtpu')}",
+        text=text,
+    )
