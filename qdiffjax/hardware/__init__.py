@@ -1,1 +1,80 @@
-"""What a recipe costs on a machine: bytes, operations, time, energy."""
+"""What a recipe costs on a machine: bytes, operations, time, energy; before it runs, and after.
+
+    sites ── count ──> Counts ─┬─ costs      bytes M(b), bit-operations C(b)          counted
+    recipe ── widths ─> Widths ┼─ roofline   seconds T(b) on a Chip                   predicted
+                               └─ energy     joules of a stated model                 predicted
+    a function ─┬─ compiled_cost   operations and memory, as the compiler sees them   compiled
+                └─ measure, measured_energy   seconds, bytes, joules                  measured
+
+Counted and predicted costs are functions of arrays of widths, which broadcast and may be traced:
+what an allocation of bits minimizes. Every result says its `kind`.
+"""
+
+from qdiffjax.hardware.chips import CHIPS, FLOAT, INTEGER, Chip, multiplied_as, rate_table
+from qdiffjax.hardware.compiled import CompiledCost, compiled_cost, read_cost
+from qdiffjax.hardware.costs import (
+    Counts,
+    Widths,
+    activation_bytes,
+    bops,
+    count,
+    model_bytes,
+    other_elements,
+    output_bytes,
+    traffic,
+    uniform,
+    weight_bytes,
+    widths,
+    working_set,
+)
+from qdiffjax.hardware.energy import (
+    HBM,
+    HOROWITZ,
+    Energy,
+    EnergyModel,
+    MeasuredEnergy,
+    energy,
+    measured_energy,
+)
+from qdiffjax.hardware.labels import Kind
+from qdiffjax.hardware.measured import Measured, measure, median_interval
+from qdiffjax.hardware.roofline import Roofline, ridge, roofline
+
+__all__ = [
+    "CHIPS",
+    "FLOAT",
+    "HBM",
+    "HOROWITZ",
+    "INTEGER",
+    "Chip",
+    "CompiledCost",
+    "Counts",
+    "Energy",
+    "EnergyModel",
+    "Kind",
+    "Measured",
+    "MeasuredEnergy",
+    "Roofline",
+    "Widths",
+    "activation_bytes",
+    "bops",
+    "compiled_cost",
+    "count",
+    "energy",
+    "measure",
+    "measured_energy",
+    "median_interval",
+    "model_bytes",
+    "multiplied_as",
+    "other_elements",
+    "output_bytes",
+    "rate_table",
+    "read_cost",
+    "ridge",
+    "roofline",
+    "traffic",
+    "uniform",
+    "weight_bytes",
+    "widths",
+    "working_set",
+]

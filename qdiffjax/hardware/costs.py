@@ -1,0 +1,221 @@
+"""M(b) and C(b): what a network's products hold, move and multiply at given widths.
+
+Costs are functions of two arrays of widths and broadcast over leading axes: [S] is a recipe,
+[N, S] widths by (step, site), [B, 1] a table of B candidate widths at every site, from which an
+allocation of bits chooses. NumPy widths give exact integers. JAX widths, which may be traced, give
+floats, linear in the bits of an array, so that a real-valued width has a derivative.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from qdiffjax.program.plan import Site
+from qdiffjax.program.recipe import Recipe, SiteBits, output_channels
+
+SCALE_BYTES = 4  # a float32
+
+
+class Counts(NamedTuple):
+    """The products of a network, counted; arrays [S] of int64, in the order of evaluation.
+
+    Attributes:
+      names: of the sites.
+      macs: multiply-accumulates of a call; those with padding are among them.
+      weights: elements of the weight operand, 0 for a product of activations.
+      stored: the same, but 0 where an earlier site uses the same parameter.
+      scales: of a quantized weight.
+      activations: elements of the other operands.
+      outputs: elements of the result.
+    """
+
+    names: tuple[str, ...]
+    macs: Any
+    weights: Any
+    stored: Any
+    scales: Any
+    activations: Any
+    outputs: Any
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=("weight", "activation"), meta_fields=("full",)
+)
+@dataclasses.dataclass(frozen=True)
+class Widths:
+    """Bits of the operands at every site, and of what is not quantized.
+
+    weight, activation: [..., S]; `full`: static, 32 for float32, 16 for bfloat16. An operand of
+    `full` bits is a real number and has no scale; narrower ones are codes.
+    """
+
+    weight: Any
+    activation: Any
+    full: int = 32
+
+
+def count(
+    sites: Sequence[Site], *, granularity: Callable[[Site], tuple[int, ...]] = output_channels
+) -> Counts:
+    """Count the products among the sites; `input`, `output` and marks multiply nothing.
+
+    Args:
+      sites: of `program.sites`; their shapes hold the batch.
+      granularity: the shape of a weight's scale.
+    """
+    products = [s for s in sites if s.kind in ("dot", "conv")]
+    seen: set[str | None] = {None}
+    stored = []
+    for s in products:
+        stored.append(0 if s.weight_path in seen else s.parameters)
+        seen.add(s.weight_path)
+    columns = (
+        [s.macs for s in products], [s.parameters for s in products], stored,
+        [0 if s.weight is None else math.prod(granularity(s)) for s in products],
+        [sum(math.prod(s.shapes[i]) for i in s.activations) for s in products],
+        [math.prod(s.out_shape) for s in products],
+    )  # fmt: skip
+    return Counts(tuple(s.name for s in products), *(np.array(c, np.int64) for c in columns))
+
+
+def widths(counts: Counts, recipe: Recipe, *, full: int = 32) -> Widths:
+    """Widths [S] of a recipe; what it does not name has `full` bits."""
+    bits = [recipe.bits.get(name, SiteBits()) for name in counts.names]
+    return Widths(
+        np.array([full if b.weight is None else b.weight for b in bits]),
+        np.array([full if b.activation is None else b.activation for b in bits]),
+        full,
+    )
+
+
+def uniform(weight: int, activation: int, *, full: int = 32) -> Widths:
+    """The same widths at every site [1]."""
+    return Widths(np.array([weight]), np.array([activation]), full)
+
+
+def weight_bytes(counts: Counts, w: Widths):
+    """Bytes of the packed weights and their scales, each parameter once [..., S].
+
+        M_l(b) = ceil(n_l b / 8) + 4 G_l [b < full]
+
+    for n_l elements with G_l scales; Survey, eq. 13, M(b) ~ b / 32, is the first term over that of
+    float32. Equal to `quant.footprint(...).total` for integers with float32 scales.
+    """
+    codes = _bytes(counts.stored, w.weight)
+    has_scales = counts.scales * (counts.stored > 0) * SCALE_BYTES
+    return codes + _where_quantized(w.weight, w.full, has_scales)
+
+
+def activation_bytes(counts: Counts, w: Widths):
+    """Bytes of the activations that a site reads [..., S], each operand at its width."""
+    return _bytes(counts.activations, w.activation)
+
+
+def output_bytes(counts: Counts, w: Widths):
+    """Bytes of the results [S]: sums leave a site as real numbers."""
+    return _bytes(counts.outputs, np.int64(w.full))
+
+
+def traffic(counts: Counts, w: Widths):
+    """Bytes that a site moves at least [..., S]: every operand read once, the result written once.
+
+    The operations between the sites, which make codes of real numbers, are not counted.
+    """
+    reads = _bytes(counts.weights, w.weight) + activation_bytes(counts, w)
+    scales = _where_quantized(w.weight, w.full, counts.scales * SCALE_BYTES)
+    outputs = _like(output_bytes(counts, w), reads)
+    return reads + scales + outputs
+
+
+def bops(counts: Counts, w: Widths):
+    """Bit-operations of a call [..., S]: the survey's C(b), eq. 14.
+
+        C_l(b) = MACs_l b_w b_a            (both b_a for a product of activations)
+
+    Van Baalen et al. 2020 (Bayesian Bits), section 4. Additions are left out.
+    """
+    products = bit_products(counts, w)
+    return _like(counts.macs, products) * products
+
+
+def bit_products(counts: Counts, w: Widths):
+    """b_w b_a of every product [..., S]: single-bit products in a multiplication."""
+    left = _left(counts, w)
+    return left * _like(w.activation, left)
+
+
+def working_set(counts: Counts, w: Widths):
+    """Bytes of the largest site's activations and result [...]: some call holds at least these."""
+    reads = activation_bytes(counts, w)
+    both = reads + _like(output_bytes(counts, w), reads)
+    return both.max(-1)
+
+
+def other_elements(params, counts: Counts) -> int:
+    """Number of parameters that are no site's weight: biases, gains, embeddings.
+
+    Raises:
+      ValueError: the sites' weights are more than the parameters: not of this network.
+    """
+    total = sum(math.prod(np.shape(leaf)) for leaf in jax.tree.leaves(params))
+    rest = total - int(np.sum(counts.stored))
+    if rest < 0:
+        raise ValueError(
+            f"got {total} parameters for sites that store {total - rest}, expected the parameters "
+            "that the sites were listed with."
+        )
+    return rest
+
+
+def model_bytes(counts: Counts, w: Widths, other: int = 0):
+    """Bytes of the whole network [...]: its packed weights, and `other` elements of full width."""
+    total = weight_bytes(counts, w).sum(-1)
+    return total + other * w.full // 8
+
+
+def operand_bits(counts: Counts, w: Widths):
+    """Width of the wider operand of every product [..., S]: the one that the machine multiplies."""
+    left = _left(counts, w)
+    right = _like(w.activation, left)
+    return jnp.maximum(left, right) if isinstance(left, jax.Array) else np.maximum(left, right)
+
+
+def _left(counts: Counts, w: Widths):
+    """Bits of the first operand: the weight, or an activation where there is none [..., S]."""
+    is_traced = isinstance(w.weight, jax.Array) or isinstance(w.activation, jax.Array)
+    where = jnp.where if is_traced else np.where
+    weight, activation = (
+        jnp.asarray(b, _float(b)) if is_traced else b for b in (w.weight, w.activation)
+    )
+    return where(counts.weights > 0, weight, activation)
+
+
+def _bytes(elements, bits):
+    """ceil(elements bits / 8), exact; without the ceiling for JAX bits."""
+    if isinstance(bits, jax.Array):
+        bits = jnp.asarray(bits, _float(bits))
+        return jnp.asarray(elements, bits.dtype) * bits / 8
+    return -(-np.asarray(elements) * bits // 8)
+
+
+def _where_quantized(bits, full: int, count):
+    if isinstance(bits, jax.Array):
+        return jnp.where(bits < full, jnp.asarray(count, _float(bits)), 0)
+    return np.where(np.asarray(bits) < full, count, 0)
+
+
+def _float(bits):
+    """Dtype of costs at these bits: theirs if real, else the default float."""
+    bits = jnp.asarray(bits)
+    return bits.dtype if jnp.issubdtype(bits.dtype, jnp.floating) else jnp.result_type(float)
+
+
+def _like(values, other):
+    """The values as `other` is: JAX floats of its dtype, or NumPy."""
+    return jnp.asarray(values, other.dtype) if isinstance(other, jax.Array) else np.asarray(values)

@@ -1,0 +1,175 @@
+"""Bytes, multiplications and bit-operations against hand counts, storage and the compiler."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from qdiffjax import hardware, program, quant
+from qdiffjax.hardware import costs
+from qdiffjax.models import dit
+from qdiffjax.quant import QTensor
+from tests.hardware import nets
+from tests.program import networks
+
+T = nets.shape()
+
+
+def count(fn, params, *x):
+    return hardware.count(program.sites(fn, params, nets.shape(*x), T))
+
+
+@functools.cache
+def unet():
+    net = networks.linen_unet()
+    sites = program.sites(net.fn, *net.args)
+    return sites, hardware.count(sites), net.params
+
+
+def test_dense_layers_counted_by_hand():
+    c = count(nets.dense, nets.DENSE, 5, 3)
+    assert c.names == ("first/kernel", "second/kernel")
+    np.testing.assert_array_equal(c.macs, [5 * 3 * 7, 5 * 7 * 3])
+    np.testing.assert_array_equal(c.weights, [21, 21])
+    np.testing.assert_array_equal(c.scales, [7, 3])
+    np.testing.assert_array_equal(c.activations, [15, 35])
+    np.testing.assert_array_equal(c.outputs, [35, 15])
+    w = hardware.uniform(3, 8)  # 21 codes of 3 bits fill 8 bytes
+    np.testing.assert_array_equal(hardware.weight_bytes(c, w), [8 + 28, 8 + 12])
+    np.testing.assert_array_equal(hardware.activation_bytes(c, w), [15, 35])
+    np.testing.assert_array_equal(hardware.output_bytes(c, w), [140, 60])
+    np.testing.assert_array_equal(hardware.traffic(c, w), [8 + 28 + 15 + 140, 8 + 12 + 35 + 60])
+    np.testing.assert_array_equal(hardware.bops(c, w), [105 * 24, 105 * 24])
+    assert hardware.working_set(c, w) == 15 + 140
+    other = hardware.other_elements(nets.DENSE, c)
+    assert other == 7
+    assert hardware.model_bytes(c, w, other) == 36 + 20 + 28
+
+
+def test_a_product_of_activations_has_no_weight_and_costs_the_square_of_its_width():
+    c = count(nets.attention, {"query": {"kernel": nets.shape(4, 4)}}, 2, 5, 4)
+    np.testing.assert_array_equal(c.macs, [2 * 5 * 16, 2 * 25 * 4, 2 * 25 * 4])
+    np.testing.assert_array_equal(c.activations, [40, 80, 90])
+    w = hardware.uniform(4, 8)
+    np.testing.assert_array_equal(hardware.bops(c, w), [160 * 32, 200 * 64, 200 * 64])
+    np.testing.assert_array_equal(hardware.weight_bytes(c, w), [8 + 16, 0, 0])
+    np.testing.assert_array_equal(costs.operand_bits(c, hardware.uniform(16, 4)), [16, 4, 4])
+
+
+def test_tied_weights_are_stored_once_and_read_twice():
+    c = count(nets.tied, {"kernel": nets.shape(3, 3)}, 5, 3)
+    w = hardware.uniform(32, 32)
+    np.testing.assert_array_equal(hardware.weight_bytes(c, w), [36, 0])
+    np.testing.assert_array_equal(hardware.traffic(c, w), [36 + 120, 36 + 120])
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_bytes_of_weights_are_those_of_packed_storage(bits):
+    sites, c, _ = unet()
+    format = quant.IntFormat(bits)
+    found = dict(zip(c.names, hardware.weight_bytes(c, hardware.uniform(bits, 8)), strict=True))
+    for s in (s for s in sites if s.weight is not None):
+        codes = nets.shape(*s.shapes[s.weight], dtype=format.storage_dtype)
+        scale = nets.shape(*program.output_channels(s))
+        assert found[s.name] == quant.footprint(QTensor(codes, scale, None, format)).total
+
+
+def test_memory_is_the_surveys_share_of_float32_but_for_the_scales():
+    _, c, _ = unet()
+    full = hardware.weight_bytes(c, hardware.uniform(32, 32)).sum()
+    for bits in (2, 4, 8, 16):
+        held = hardware.weight_bytes(c, hardware.uniform(bits, 8)).sum()
+        scales = costs.SCALE_BYTES * c.scales.sum()
+        assert 0 <= held - scales - full * bits / 32 < c.macs.size  # eq. 13, and rounding up
+
+
+def test_products_without_padding_have_the_compilers_flops():
+    for fn, params, x in (
+        (nets.dense, nets.DENSE, (5, 3)),
+        (nets.attention, {"query": {"kernel": nets.shape(4, 4)}}, (2, 5, 4)),
+        (nets.conv("VALID"), {"kernel": nets.shape(3, 3, 2, 4)}, (2, 8, 8, 2)),
+    ):
+        c = count(fn, params, *x)
+        found = hardware.compiled_cost(fn, params, nets.shape(*x), T)
+        bias = 35 if fn is nets.dense else 0
+        assert found.flops == 2 * c.macs.sum() + bias
+
+
+def test_the_compiler_leaves_the_products_with_padding_out():
+    n, params = 8, {"kernel": nets.shape(3, 3, 2, 4)}
+    c = count(nets.conv("SAME"), params, 2, n, n, 2)
+    assert c.macs[0] == 2 * n**2 * 9 * 2 * 4
+    found = hardware.compiled_cost(nets.conv("SAME"), params, nets.shape(2, n, n, 2), T)
+    assert found.flops == 2 * 2 * (3 * n - 2) ** 2 * 2 * 4
+
+
+def test_traffic_of_one_product_is_what_the_compiler_reads_and_writes():
+    fn = lambda p, x, t: x @ p["kernel"]  # noqa: E731
+    params = {"kernel": nets.shape(3, 7)}
+    c = count(fn, params, 5, 3)
+    found = hardware.compiled_cost(fn, params, nets.shape(5, 3), T)
+    assert found.accessed == hardware.traffic(c, hardware.uniform(32, 32)).sum()
+    assert found.outputs == hardware.output_bytes(c, hardware.uniform(32, 32))[0]
+
+
+def test_dit_xl_2_has_the_published_size():
+    # Peebles & Xie 2023, table 4: 675 million parameters, 118.64 G multiply-adds at 32 x 32 x 4.
+    net = dit.dit_xl_2(num_classes=1000, learn_sigma=True)
+    x, label = nets.shape(1, 32, 32, 4), nets.shape(1, dtype=jnp.int32)
+    params = jax.eval_shape(net.init, jax.random.key(0), x, T, label)
+    c = hardware.count(program.sites(net.apply, params, x, T, label))
+    assert round(c.macs.sum() / 1e9, 1) == 118.6
+    assert round((c.stored.sum() + hardware.other_elements(params, c)) / 1e6) == 675
+
+
+def test_a_recipe_gives_its_widths_and_full_ones_elsewhere():
+    sites, c, _ = unet()
+    recipe = program.uniform(sites, weight_bits=4, activation_bits=None, globs=("conv_in*",))
+    w = hardware.widths(c, recipe, full=16)
+    at = c.names.index("conv_in/kernel")
+    assert w.weight[at] == 4
+    assert (np.delete(w.weight, at) == 16).all()
+    assert (w.activation == 16).all()
+
+
+def test_costs_of_steps_and_of_candidates_are_those_of_each_alone():
+    _, c, _ = unet()
+    rng = np.random.default_rng(0)
+    steps = costs.Widths(*rng.integers(2, 17, (2, 6, c.macs.size)))
+    table = costs.Widths(np.array([[2], [4], [8]]), np.array([[8], [6], [3]]))
+    for cost_fn in (hardware.weight_bytes, hardware.traffic, hardware.bops, hardware.working_set):
+        for w in (steps, table):
+            found = cost_fn(c, w)
+            for i, row in enumerate(zip(w.weight, w.activation, strict=True)):
+                np.testing.assert_array_equal(found[i], cost_fn(c, costs.Widths(*row)))
+
+
+def test_traced_costs_are_the_exact_ones_within_a_byte_a_site():
+    _, c, _ = unet()
+    rng = np.random.default_rng(0)
+    bits = rng.integers(2, 17, (2, 6, c.macs.size))
+    for cost_fn, slack in ((hardware.weight_bytes, 1), (hardware.traffic, 2), (hardware.bops, 0)):
+        traced = jax.jit(jax.vmap(lambda b, f=cost_fn: f(c, costs.Widths(*b)), in_axes=1))(
+            jnp.asarray(bits)
+        )
+        gap = cost_fn(c, costs.Widths(*bits)) - np.asarray(traced)
+        assert ((gap >= -1e-6) & (gap < slack + 1e-6)).all()
+
+
+def test_derivatives_of_costs_in_the_widths():
+    _, c, _ = unet()
+    ones = jnp.ones(c.macs.size)
+    weight, activation = 4.0 * ones, 8.0 * ones
+    of = lambda cost_fn: jax.grad(  # noqa: E731
+        lambda b: cost_fn(c, costs.Widths(b, activation)).sum()
+    )(weight)
+    np.testing.assert_allclose(of(hardware.weight_bytes), c.stored / 8)
+    np.testing.assert_allclose(of(hardware.bops), np.where(c.weights > 0, 8 * c.macs, 0))
+
+
+def test_parameters_of_another_network_are_refused():
+    _, c, _ = unet()
+    with pytest.raises(ValueError, match="expected the parameters"):
+        hardware.other_elements({"a": nets.shape(3)}, c)
