@@ -78,6 +78,11 @@ def native(q: QTensor) -> Native:
     return Native(shifted, q.scale, jnp.broadcast_to(zero, q.scale.shape))
 
 
+def widened(values: Array) -> Array:
+    """Return int4 as int8, since no CPU or GPU multiplies int4; fused into the product."""
+    return values.astype(jnp.int8) if values.dtype == jnp.int4 else values
+
+
 def check_format(format: Format) -> None:
     """Raise ValueError for a format that no kernel multiplies."""
     if isinstance(format, IntFormat) and format.is_static and format.bits <= 8:

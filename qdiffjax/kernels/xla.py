@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from qdiffjax._typing import Array
-from qdiffjax.kernels.operands import Activation, Native, is_integer, native, quantized
+from qdiffjax.kernels.operands import Activation, Native, is_integer, native, quantized, widened
 from qdiffjax.kernels.reference import finish, rounded
 from qdiffjax.quant import QTensor, dequantize
 
@@ -29,7 +29,7 @@ def matmul(x, w: QTensor, *, activation: Activation | None, bias, act_fn, out_dt
 
 def _centered_dot(a: Native, b: Native) -> Array:
     """sum_k (a - z_a)(b - z_b) [M, N]: int32 and exact, or float32 for 8-bit floats."""
-    left, right = _widened(a.values), _widened(b.values)
+    left, right = widened(a.values), widened(b.values)
     integer = left.dtype == jnp.int8
     sums = jnp.int32 if integer else jnp.float32
     y = jax.lax.dot(left, right, preferred_element_type=sums)
@@ -40,11 +40,6 @@ def _centered_dot(a: Native, b: Native) -> Array:
     if a.zero is not None and b.zero is not None:
         y = y + a.zero * b.zero * left.shape[1]
     return y
-
-
-def _widened(values: Array) -> Array:
-    # No CPU or GPU multiplies int4: one conversion, fused into the product.
-    return values.astype(jnp.int8) if values.dtype == jnp.int4 else values
 
 
 def _weight_only(x, w: QTensor) -> Array:
@@ -64,8 +59,8 @@ def _grouped(x: QTensor, w: QTensor) -> Array:
         return _real_dot(dequantize(x), dequantize(w))
     a, b = native(x), native(w)
     groups = w.scale.shape[0]
-    left = _widened(a.values).reshape(a.values.shape[0], groups, -1)
-    right = _widened(b.values).reshape(groups, -1, b.values.shape[1])
+    left = widened(a.values).reshape(a.values.shape[0], groups, -1)
+    right = widened(b.values).reshape(groups, -1, b.values.shape[1])
     sums = jnp.int32 if left.dtype == jnp.int8 else jnp.float32
     y = jax.lax.dot_general(
         left, right, (((2,), (1,)), ((1,), (0,))), preferred_element_type=sums
@@ -102,7 +97,7 @@ def _centered_conv(a: Native, b: Native, window: dict) -> Array:
     The int32 result is converted at once: on a GPU, cuDNN has int8 -> float32 convolutions only,
     and XLA recognizes them by this conversion.
     """
-    left, right = _widened(a.values), _widened(b.values)
+    left, right = widened(a.values), widened(b.values)
     if left.dtype != jnp.int8:
         return _real_conv(left, right, window)
     if a.zero is not None:

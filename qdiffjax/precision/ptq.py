@@ -8,15 +8,18 @@ import jax.numpy as jnp
 
 from qdiffjax import diffusion
 from qdiffjax._typing import EpsFn
+from qdiffjax.kernels import Activation, Path
 from qdiffjax.program import rules
+from qdiffjax.program.lower import lower
 from qdiffjax.program.plan import Site
 from qdiffjax.program.quantized import Quantized
 from qdiffjax.program.recipe import Recipe
 from qdiffjax.program.transform import transform
 from qdiffjax.quant import calibration
-from qdiffjax.quant.formats import IntFormat
+from qdiffjax.quant.formats import Format, IntFormat
 
 Ranges = dict[str, tuple[Any, ...]]
+FormatFn = Callable[[int], Format]
 
 
 def range_of(x):
@@ -119,3 +122,63 @@ def quantize_denoiser(
 ) -> Quantized:
     """Put a recipe's weights and static activation grids together."""
     return Quantized(eps_fn, params, site_inputs(recipe, weights, over_steps(ranges)))
+
+
+def _unsigned(bits: int) -> IntFormat:
+    return IntFormat(bits, signed=False)
+
+
+def code_inputs(
+    recipe: Recipe, weights: dict[str, Any], ranges: Ranges, *, format_fn: FormatFn = _unsigned
+) -> dict[str, Any]:
+    """Return the inputs of the rule `lower` under a recipe: `site_inputs` as codes.
+
+    Args:
+      recipe: widths by site.
+      weights: codes by site, from `program.prepare_codes`.
+      ranges: as `site_inputs`.
+      format_fn: bits -> format of the activations: unsigned and affine if an integer format
+        without sign, else symmetric about 0.
+    """
+
+    def how(low, high, bits: int) -> Activation:
+        format = format_fn(bits)
+        affine = isinstance(format, IntFormat) and not format.signed
+        scale, zero_point = calibration.scale_from_range(
+            low, high, qmin=format.low, qmax=format.high, symmetric=not affine
+        )
+        return Activation(format, scale, zero_point)
+
+    inputs = {}
+    for name, bits in recipe.bits.items():
+        activations: tuple = ()
+        if bits.activation is not None:
+            width = bits.activation
+            activations = tuple(how(low, high, width) for low, high in ranges[name])
+        inputs[name] = rules.SiteQuant(weights.get(name), activations)
+    return inputs
+
+
+def lower_denoiser(
+    eps_fn: EpsFn,
+    params,
+    sites: Sequence[Site],
+    recipe: Recipe,
+    weights: dict[str, Any],
+    ranges: Ranges,
+    *,
+    path: Path | None = None,
+) -> Quantized:
+    """`quantize_denoiser` in real low precision: the same scales, codes that multiply codes.
+
+    Args:
+      eps_fn, params, sites, recipe, ranges: as there.
+      weights: codes by site, from `program.prepare_codes`.
+      path: implementation of the kernels; None takes the platform's.
+
+    Returns:
+      What samplers run as they run the simulation; `program.drop_weights` then lets go of the
+      float weights.
+    """
+    inputs = code_inputs(recipe, weights, over_steps(ranges))
+    return Quantized(eps_fn, params, inputs, lower(path))

@@ -6,6 +6,7 @@ same function with something done there. Networks are traced, never edited.
     network ── sites ──> names, shapes ── Recipe ──> prepare ──> Quantized(site_inputs)
                                                                      │
     rules: plain, quantize, perturb, observe, local_errors, gated ───┴──> transform ──> g
+           lower: the same in real low precision, from `prepare_codes`
 
 A site is named by the path of its weight (`down_0_block_0/conv_1/kernel`); `#2` marks the second
 use of a weight, `[i]` the iteration of a scan over layers, `dot_0` a product of activations.
@@ -13,9 +14,11 @@ use of a weight, `[i]` the iteration of a scan over layers, `dot_0` a product of
 
 from qdiffjax.program import rules
 from qdiffjax.program.convolutions import canonical_convolutions
+from qdiffjax.program.lower import lower, lowering
 from qdiffjax.program.plan import Site
 from qdiffjax.program.quantized import (
     Quantized,
+    drop_weights,
     full_call,
     gated_call,
     merge,
@@ -27,6 +30,7 @@ from qdiffjax.program.recipe import (
     output_channels,
     parse_shorthand,
     prepare,
+    prepare_codes,
     uniform,
     weight_operands,
     whole_tensor,
@@ -40,14 +44,18 @@ __all__ = [
     "Site",
     "SiteBits",
     "canonical_convolutions",
+    "drop_weights",
     "full_call",
     "gated_call",
+    "lower",
+    "lowering",
     "match",
     "merge",
     "opaque",
     "output_channels",
     "parse_shorthand",
     "prepare",
+    "prepare_codes",
     "quantized_call",
     "rules",
     "site",

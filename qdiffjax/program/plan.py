@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from qdiffjax import _compat
+from qdiffjax.program.products import Conv, Dot, contract_axes, product_of
 
 MARK = "site:"  # prefix of the names that `program.site` gives to its identities
 PRODUCTS = {"dot_general": "dot", "conv_general_dilated": "conv"}
@@ -45,6 +46,7 @@ class Site:
       macs: multiply-accumulates of one call at the shapes it was listed with.
       parameters: number of elements of the weight operand.
       loops: lengths of the scans around it, outermost first.
+      product: which axes multiply and how, or None if it is no product.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Site:
     macs: int = 0
     parameters: int = 0
     loops: tuple[int, ...] = ()
+    product: Dot | Conv | None = None
 
     @property
     def activations(self) -> tuple[int, ...]:
@@ -102,16 +105,26 @@ class Plan(NamedTuple):
 
 
 class Names:
-    """Gives every site its name; copied while a loop body is tried out."""
+    """Gives every site its name; copied while a loop body is tried out.
+
+    opaque: what hides products; uses: who reads parameters, as (site or None, paths).
+    """
 
     def __init__(self, counts: dict[str, int] | None = None):
         # The two edges of the network own their names, whatever its parameters are called.
         self.counts = dict({"input": 1, "output": 1} if counts is None else counts)
         self.opaque: list[str] = []
+        self.uses: list[tuple[str | None, frozenset[str]]] = []
 
     def copy(self) -> "Names":
         """Return an independent copy."""
         return Names(self.counts)
+
+    def use(self, reader: str | None, labels: "Sequence[Label]") -> None:
+        """Note that a site, or None for anything else, reads what carries these labels."""
+        paths = frozenset(path for label in labels for path, _ in label.leaves)
+        if paths:
+            self.uses.append((reader, paths))
 
     def of_weight(self, path: str) -> str:
         """Name of the next use of a weight."""
@@ -172,7 +185,11 @@ def _plan_eqn(eqn, labels, names: Names, loops):
     if name in CALLS:
         plan_fn = _plan_scan if name == "scan" else _plan_call
         plan, outs = plan_fn(eqn, labels, names, loops)
-        return (plan if plan.sites() else None), outs
+        if plan.sites():
+            return plan, outs
+        names.use(None, labels)  # run whole, it takes all its operands
+        return None, outs
+    names.use(None, labels)
     if not hides_products(eqn):
         return unchanged
     names.opaque.append(f"{name} hides {', '.join(sorted(_hidden(eqn)))}")
@@ -200,6 +217,7 @@ def _plan_scan(eqn, labels, names: Names, loops):
             break
         labels[carry] = joined
     names.counts, names.opaque = trial.counts, names.opaque + trial.opaque
+    names.uses = names.uses + trial.uses
     return plan, outs
 
 
@@ -215,25 +233,18 @@ def _product_site(eqn, labels, names: Names, loops) -> Site:
         # Largest leaf first; equal sizes by name, so that the choice is stable.
         path = min(leaves, key=lambda leaf: (-leaf[1], leaf[0]))[0] if leaves else "const"
         name = names.of_weight(path)
-    contract = _contract_axes(eqn, shapes)
+    for i, label in enumerate(labels):
+        names.use(name if i == weight else None, [label])
+    product = product_of(eqn)
+    contract = contract_axes(product, shapes)
     summed = math.prod(shapes[0][a] for a in contract[0])
-    if eqn.primitive.name == "conv_general_dilated":  # groups see their own channels only
+    if isinstance(product, Conv):  # groups see their own channels only
         summed = math.prod(shapes[1][a] for a in contract[1])
     parameters = 0 if weight is None else math.prod(shapes[weight])
     return Site(
         name, PRODUCTS[eqn.primitive.name], weight, path, shapes, out_shape, contract,
-        math.prod(out_shape) * summed, parameters, loops,
+        math.prod(out_shape) * summed, parameters, loops, product,
     )  # fmt: skip
-
-
-def _contract_axes(eqn, shapes):
-    dims = eqn.params["dimension_numbers"]
-    if eqn.primitive.name == "dot_general":
-        return tuple(tuple(axes) for axes in dims[0])
-    # Convolution specs are (batch or out feature, feature or in feature, *space).
-    lhs = tuple(a for a in range(len(shapes[0])) if a != dims.lhs_spec[0])
-    rhs = tuple(a for a in range(len(shapes[1])) if a != dims.rhs_spec[0])
-    return lhs, rhs
 
 
 def _hidden(eqn) -> set[str]:

@@ -7,6 +7,8 @@ import jax
 
 from qdiffjax._typing import CallFn, EpsFn
 from qdiffjax.program import rules
+from qdiffjax.program.absent import absent_like, is_absent
+from qdiffjax.program.sites import expand, path_name, trace
 from qdiffjax.program.transform import Rule, transform
 
 
@@ -28,6 +30,36 @@ class Quantized:
     params: Any
     site_inputs: dict[str, Any]
     rule: Rule = dataclasses.field(default=rules.quantize, metadata={"static": True})
+
+
+def drop_weights(q: Quantized, x, t) -> Quantized:
+    """Return q without the parameters that only its quantized weights stand for.
+
+    They become `Absent`, shapes without arrays: neither kept in memory nor arguments of what is
+    compiled. What else reads a parameter keeps it: a bias, a gain, a site that q leaves plain.
+
+    Args:
+      q: a denoiser whose rule never reads the weight operand of a site that has its own, as
+        `lower` and `quantize`.
+      x, t: example arguments, or their shapes.
+    """
+    traced = trace(q.eps_fn, (q.params, x, t))
+    replaced = {
+        s.name
+        for s in traced.sites
+        if all(_has_weight(q.site_inputs.get(each.name)) for each in expand(s))
+    }
+    needed = [paths for reader, paths in traced.uses if reader not in replaced]
+    unread = frozenset().union(*(paths for _, paths in traced.uses)).difference(*needed)
+    params = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: absent_like(leaf) if path_name(path) in unread else leaf,
+        q.params, is_leaf=is_absent,
+    )  # fmt: skip
+    return dataclasses.replace(q, params=params)
+
+
+def _has_weight(inputs) -> bool:
+    return isinstance(inputs, rules.SiteQuant) and inputs.weight is not None
 
 
 def full_call(q: Quantized) -> CallFn:

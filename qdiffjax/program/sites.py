@@ -12,6 +12,7 @@ import jax
 from jax.ad_checkpoint import checkpoint_name
 
 from qdiffjax import _compat
+from qdiffjax.program.absent import shapes
 from qdiffjax.program.plan import MARK, Label, Names, Plan, Site, make_plan
 
 
@@ -23,6 +24,7 @@ class Traced(NamedTuple):
     plan: Plan
     sites: tuple[Site, ...]  # loops not expanded; includes input and output
     opaque: tuple[str, ...]
+    uses: tuple[tuple[str | None, frozenset[str]], ...]  # who reads which parameters
     out_tree: Any
 
 
@@ -36,17 +38,20 @@ def site(x, name: str):
 
 def trace(fn, args) -> Traced:
     """Trace fn(params, x, ...) and plan its sites."""
+    args = shapes(args)
     closed, out_shape = jax.make_jaxpr(fn, return_shape=True)(*args)
     jaxpr, consts = _compat.open_jaxpr(closed)
     names = Names()
     labels = [Label(frozenset({(f"const_{i}", math.prod(c.shape))})) for i, c in enumerate(consts)]
     labels += _argument_labels(args)
-    plan, _ = make_plan(jaxpr, labels, names)
+    plan, results = make_plan(jaxpr, labels, names)
+    names.use(None, results)
     out_leaves, out_tree = jax.tree.flatten(out_shape)
     found = [_edge_site("input", args[1]), *plan.sites()]
     if len(out_leaves) == 1:
         found.append(_edge_site("output", out_leaves[0]))
-    return Traced(jaxpr, consts, plan, tuple(found), tuple(names.opaque), out_tree)
+    return Traced(jaxpr, consts, plan, tuple(found), tuple(names.opaque),
+                  tuple(names.uses), out_tree)  # fmt: skip
 
 
 def _argument_labels(args) -> list[Label]:
@@ -58,13 +63,14 @@ def _argument_labels(args) -> list[Label]:
     labels = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(args[0]):
         size = math.prod(getattr(leaf, "shape", ()))  # a Python number has no shape
-        labels.append(Label(frozenset({(_path_name(path), size)})))
+        labels.append(Label(frozenset({(path_name(path), size)})))
     labels.append(Label(sites=frozenset({"input"}), is_data=True))
     labels += [Label(is_data=True) for _ in jax.tree.leaves(args[2:])]
     return labels
 
 
-def _path_name(path) -> str:
+def path_name(path) -> str:
+    """Name of a parameter: its path without the frameworks' own words."""
     name = jax.tree_util.keystr(path, simple=True, separator="/").strip("./")
     return name.removeprefix("params/").removesuffix("/value") or "params"
 

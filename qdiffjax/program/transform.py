@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from qdiffjax import _compat
+from qdiffjax.program import absent
 from qdiffjax.program.plan import Plan, Site
 from qdiffjax.program.sites import Traced, expand, suggest, trace
 
@@ -45,9 +46,10 @@ def transform(fn, rule: Rule):
                 outputs[name] = out
             return y
 
-        leaves = jax.tree.leaves((args[0], at_edge("input", _as_array(args[1])), args[2:]))
+        leaves = absent.leaves((args[0], at_edge("input", _as_array(args[1])), args[2:]))
         results = _evaluate(traced.jaxpr, traced.plan, [*traced.consts, *leaves], rule, inputs,
                             outputs)  # fmt: skip
+        absent.check_present("output", results)
         if "output" in edges:
             results = [at_edge("output", results[0])]
         return jax.tree.unflatten(traced.out_tree, results), _unstack_loops(traced, outputs)
@@ -70,7 +72,8 @@ def _evaluate(jaxpr, plan: Plan, args, rule, inputs, outputs: dict) -> list:
     for eqn, entry in zip(jaxpr.eqns, plan.entries, strict=True):
         values = [read(v) for v in eqn.invars]
         if entry is None:
-            results = _compat.bind(eqn, values)
+            missing = any(map(absent.is_absent, values))
+            results = absent.results(eqn) if missing else _compat.bind(eqn, values)
         elif isinstance(entry, Site):
             results = [_at_site(eqn, entry, values, rule, inputs, outputs)]
         else:
@@ -81,10 +84,12 @@ def _evaluate(jaxpr, plan: Plan, args, rule, inputs, outputs: dict) -> list:
 
 
 def _at_site(eqn, site: Site, values, rule, inputs, outputs: dict):
-    result, out = rule(
-        site, lambda *operands: _compat.bind(eqn, list(operands))[0], tuple(values),
-        inputs.get(site.name),
-    )  # fmt: skip
+    def op(*operands):
+        absent.check_present(site.name, operands)
+        return _compat.bind(eqn, list(operands))[0]
+
+    absent.check_present(site.name, [values[i] for i in site.activations])
+    result, out = rule(site, op, tuple(values), inputs.get(site.name))
     if out is not None:
         outputs[site.name] = out
     return result
@@ -117,7 +122,7 @@ def _scan(eqn, plan: Plan, values, rule, inputs) -> tuple[list, dict]:
     def body(carry, slices):
         xs, own = slices
         outputs: dict[str, Any] = {}
-        args = [*closed, *consts, *carry, *xs]
+        args = [*closed, *consts, *carry, *absent.sliced(xs)]
         results = _evaluate(inner, plan, args, rule, own, outputs)
         return results[:num_carry], (results[num_carry:], outputs)
 

@@ -1,0 +1,64 @@
+"""What a product multiplies: the static parameters of a dot_general or a convolution."""
+
+from typing import Any, NamedTuple
+
+Axes = tuple[int, ...]
+
+
+class Dot(NamedTuple):
+    """A `lax.dot_general`: result [*batch, *free of operand 0, *free of operand 1].
+
+    contract, batch: axes of operands 0 and 1, paired in order; dtype: of the result.
+    """
+
+    contract: tuple[Axes, Axes]
+    batch: tuple[Axes, Axes]
+    dtype: Any
+
+    def free(self, index: int, ndim: int) -> Axes:
+        """Axes of an operand that the result keeps and does not share."""
+        taken = (*self.contract[index], *self.batch[index])
+        return tuple(a for a in range(ndim) if a not in taken)
+
+
+class Conv(NamedTuple):
+    """A `lax.conv_general_dilated`.
+
+    lhs, rhs, out: axes of each array as (batch, channels, *space), of the kernel as (out, in,
+    *space); padding: (low, high) of each axis of space; dtype: of the result.
+    """
+
+    lhs: Axes
+    rhs: Axes
+    out: Axes
+    strides: Axes
+    padding: tuple[tuple[int, int], ...]
+    lhs_dilation: Axes
+    rhs_dilation: Axes
+    feature_groups: int
+    batch_groups: int
+    dtype: Any
+
+
+def product_of(eqn) -> Dot | Conv:
+    """Read the parameters of an equation that is a product."""
+    params, dtype = eqn.params, eqn.outvars[0].aval.dtype
+    dims = params["dimension_numbers"]
+    if eqn.primitive.name == "dot_general":
+        contract, batch = (tuple(tuple(map(int, axes)) for axes in pair) for pair in dims)
+        return Dot(contract, batch, dtype)  # type: ignore[arg-type]
+    return Conv(
+        tuple(dims.lhs_spec), tuple(dims.rhs_spec), tuple(dims.out_spec),
+        tuple(params["window_strides"]), tuple(tuple(p) for p in params["padding"]),
+        tuple(params["lhs_dilation"]), tuple(params["rhs_dilation"]),
+        params["feature_group_count"], params["batch_group_count"], dtype,
+    )  # fmt: skip
+
+
+def contract_axes(product: Dot | Conv, shapes) -> tuple[Axes, ...]:
+    """For each operand, its axes that are summed over."""
+    if isinstance(product, Dot):
+        return product.contract
+    lhs = tuple(a for a in range(len(shapes[0])) if a != product.lhs[0])
+    rhs = tuple(a for a in range(len(shapes[1])) if a != product.rhs[0])
+    return lhs, rhs
