@@ -1,0 +1,189 @@
+"""Many devices, one program: arrays are placed, and the same functions run on them unchanged.
+
+    split, from_local     samples or configurations, a part to each device
+    replicate             what all devices need
+    shard_params          weights too large for one device, a part to each
+    sweep                 one function of a configuration, for many of them
+    initialize            several hosts; then the devices of all of them are one mesh
+
+JAX computes where its arguments lie: a sampler, an analysis or a loss under `jax.jit` needs no word
+about devices. One device is a mesh of one. Sums that run over devices, and products whose rows are
+fewer on each, add in another order than on one device, so results agree to rounding; `sweep` gives
+each configuration to one device, whose program does not depend on how many there are.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+AXIS = "batch"
+MIN_ELEMENTS = 2**14  # of a parameter that is worth splitting
+
+
+def initialize(
+    address: str | None = None, num_processes: int | None = None, process_id: int | None = None
+) -> None:
+    """Join the other processes of this run; call it before anything else of JAX.
+
+    Args:
+      address: host:port of process 0.
+      num_processes: how many there are; 1 is no cluster, and nothing happens.
+      process_id: which one this is, from 0. All None: as a TPU pod or a job scheduler says.
+
+    Raises:
+      ValueError: some of the three and not the others, or an id that does not exist.
+      RuntimeError: JAX was used before, or the others cannot be reached.
+    """
+    given = (address, num_processes, process_id)
+    if num_processes == 1:
+        return
+    if any(a is None for a in given) and any(a is not None for a in given):
+        raise ValueError(
+            f"got address={address}, num_processes={num_processes}, process_id={process_id}, "
+            "expected all three, or none of them on a TPU pod or under a job scheduler."
+        )
+    if num_processes is not None and process_id not in range(num_processes):
+        raise ValueError(f"process_id: got {process_id}, expected 0 ... {num_processes - 1}.")
+    try:
+        jax.distributed.initialize(address, num_processes, process_id)
+    except (RuntimeError, ValueError) as error:
+        raise RuntimeError(
+            f"the processes did not meet: {error} Call `initialize` once, before any array is "
+            "made, in every process, with the address of process 0."
+        ) from error
+
+
+def make_mesh(num_devices: int | None = None) -> Mesh:
+    """The first `num_devices` devices of all processes in a row; None takes all.
+
+    Raises:
+      ValueError: there are fewer.
+    """
+    found = jax.devices()
+    num_devices = len(found) if num_devices is None else num_devices
+    if not 1 <= num_devices <= len(found):
+        raise ValueError(
+            f"got {num_devices} devices, expected 1 ... {len(found)}, all there are; a CPU shows "
+            "more with XLA_FLAGS=--xla_force_host_platform_device_count=8."
+        )
+    return Mesh(np.array(found[:num_devices]), (AXIS,))
+
+
+def over_batch(mesh: Mesh) -> NamedSharding:
+    """Sharding of an array whose leading axis is shared out."""
+    return NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+
+
+def split(tree, mesh: Mesh):
+    """Share the leading axis of every array out over the devices; every process has all of it.
+
+    Raises:
+      ValueError: an array whose leading axis the devices do not divide.
+    """
+    for leaf in jax.tree.leaves(tree):
+        if not np.ndim(leaf) or np.shape(leaf)[0] % mesh.size:
+            raise ValueError(
+                f"got an array of shape {np.shape(leaf)} for {mesh.size} devices, expected a "
+                f"leading axis divisible by {mesh.size}; change the batch, or use fewer devices."
+            )
+    return jax.device_put(tree, over_batch(mesh))
+
+
+def replicate(tree, mesh: Mesh):
+    """Give every device a copy."""
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def from_local(tree, mesh: Mesh):
+    """Make global arrays of the parts [n / processes, ...] that each process holds, in order."""
+    sharding = over_batch(mesh)
+    return jax.tree.map(lambda a: jax.make_array_from_process_local_data(sharding, a), tree)
+
+
+def gather(tree, mesh: Mesh):
+    """Return whole NumPy arrays, in every process."""
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    return jax.tree.map(np.asarray, jax.jit(lambda t: t, out_shardings=everywhere)(tree))
+
+
+def param_shardings(params, mesh: Mesh, *, min_elements: int = MIN_ELEMENTS):
+    """Where each parameter lies: split along its longest axis that the devices divide.
+
+    The last of equal axes; a parameter without such an axis, or with fewer than `min_elements`
+    elements, is copied to every device.
+
+    Args:
+      params: arrays or shapes.
+      mesh: the devices.
+      min_elements: smallest parameter to split.
+
+    Returns:
+      Shardings, in the structure of `params`.
+    """
+
+    def place(leaf):
+        shape = np.shape(leaf)
+        fitting = [axis for axis, n in enumerate(shape) if n and n % mesh.size == 0]
+        if not fitting or math.prod(shape) < min_elements:
+            return NamedSharding(mesh, PartitionSpec())
+        axis = max(fitting, key=lambda a: (shape[a], a))
+        return NamedSharding(mesh, PartitionSpec(*[None] * axis, mesh.axis_names))
+
+    return jax.tree.map(place, params)
+
+
+def shard_params(params, mesh: Mesh, *, min_elements: int = MIN_ELEMENTS):
+    """Share the weights out, so that each device holds about 1 / devices of them."""
+    return jax.device_put(params, param_shardings(params, mesh, min_elements=min_elements))
+
+
+def sweep(
+    fn: Callable[..., Any], mesh: Mesh | None = None, *, batch_size: int | None = None
+) -> Callable[..., Any]:
+    """Return g(configs, *shared) -> fn(config, *shared) of every configuration, leading axis n.
+
+    A device takes its share of the configurations one after another (or `batch_size` at once), in
+    one compiled program, so memory does not grow with n. Call g under `jax.jit`. The numbers do not
+    depend on the number of devices.
+
+    Args:
+      fn: of one configuration, any pytree of arrays (bits, scales, keys), and of what all share.
+      mesh: devices; None is one. They need not divide n: the last configuration is then repeated.
+      batch_size: configurations that a device runs at once.
+    """
+
+    def local(configs, *shared):
+        return jax.lax.map(lambda config: fn(config, *shared), configs, batch_size=batch_size)
+
+    if mesh is None:
+        return local
+    everywhere, shares = PartitionSpec(), PartitionSpec(mesh.axis_names)
+
+    def swept(configs, *shared):
+        num = _length(configs)
+        padded = jax.tree.map(lambda a: _extended(a, -num % mesh.size), configs)
+        specs = (shares, *[everywhere] * len(shared))
+        # Values that vary by device may meet constants in the loops of `fn`: nothing to check.
+        run = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=shares, check_vma=False)
+        return jax.tree.map(lambda a: a[:num], run(padded, *shared))
+
+    return swept
+
+
+def _length(configs) -> int:
+    lengths = {np.shape(leaf)[0] if np.ndim(leaf) else 0 for leaf in jax.tree.leaves(configs)}
+    if len(lengths) != 1 or 0 in lengths:
+        raise ValueError(
+            f"configs: got leading axes {sorted(lengths)}, expected one length of at least 1."
+        )
+    return lengths.pop()
+
+
+def _extended(array, num: int):
+    """The array with its last entry `num` times more."""
+    return jnp.concatenate([array, *[array[-1:]] * num]) if num else jnp.asarray(array)
