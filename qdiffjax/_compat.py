@@ -4,6 +4,7 @@ JAX 0.11 merged `ClosedJaxpr` into `Jaxpr`, whose constants then travel with it.
 jaxprs goes through the functions below; no other file looks at a jaxpr's layout.
 """
 
+import inspect
 from typing import Any
 
 from jax.extend import core as jex_core
@@ -28,6 +29,17 @@ def bind(eqn: Any, args: list) -> list:
     return list(outs) if eqn.primitive.multiple_results else [outs]
 
 
+def scan_counts(params: dict) -> tuple[int, int]:
+    """Numbers of constants and of carried values among the operands of a scan, in that order.
+
+    JAX 0.11 keeps the operands' tree, of (constants, carry, slices), instead of their numbers.
+    """
+    if "num_consts" in params:
+        return params["num_consts"], params["num_carry"]
+    consts, carry, _ = params["ft_in"].unpack()
+    return len(consts), len(carry)
+
+
 def sub_jaxprs(eqn: Any) -> list:
     """Return every jaxpr among an equation's parameters."""
     found = []
@@ -36,3 +48,17 @@ def sub_jaxprs(eqn: Any) -> list:
             if is_jaxpr(item):
                 found.append(item)
     return found
+
+
+def vector_loader(interpret: Any) -> Any:
+    """How a Mosaic GPU kernel reads a vector of global memory into registers: (ref, layout) -> it.
+
+    JAX 0.11 dropped the index of `load`; the interpreter of 0.10 knows neither it nor layouts.
+    """
+    from jax.experimental.pallas import mosaic_gpu as plgpu
+
+    if interpret:
+        return lambda ref, layout: ref[...]
+    indexed = inspect.signature(plgpu.load).parameters["idx"].default is inspect.Parameter.empty
+    index = ((),) if indexed else ()
+    return lambda ref, layout: plgpu.load(ref, *index, layout=layout, optimized=False)

@@ -96,7 +96,7 @@ def _convolve(params, lhs, rhs):
 
 
 def _scan(params, values) -> list:
-    num_consts, num_carry = params["num_consts"], params["num_carry"]
+    num_consts, num_carry = _compat.scan_counts(params)
     consts, rest = values[:num_consts], values[num_consts:]
 
     def body(carry, xs):

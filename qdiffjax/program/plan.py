@@ -203,7 +203,7 @@ def _plan_call(eqn, labels, names: Names, loops):
 
 def _plan_scan(eqn, labels, names: Names, loops):
     inner, consts = _compat.open_jaxpr(eqn.params["jaxpr"])
-    num_consts, num_carry = eqn.params["num_consts"], eqn.params["num_carry"]
+    num_consts, num_carry = _compat.scan_counts(eqn.params)
     loops = (*loops, eqn.params["length"])
     prefix = [Label()] * len(consts)
     carry = slice(num_consts, num_consts + num_carry)

@@ -115,7 +115,7 @@ def _call(eqn, plan: Plan, values, rule, inputs) -> tuple[list, dict]:
 
 def _scan(eqn, plan: Plan, values, rule, inputs) -> tuple[list, dict]:
     params = eqn.params
-    num_consts, num_carry = params["num_consts"], params["num_carry"]
+    num_consts, num_carry = _compat.scan_counts(params)
     inner, closed = _compat.open_jaxpr(params["jaxpr"])
     consts, carry = values[:num_consts], values[num_consts : num_consts + num_carry]
 

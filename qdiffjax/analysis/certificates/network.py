@@ -128,7 +128,7 @@ class Walk:
     def scan(self, eqn, plan, values, index) -> list:
         """Unroll a scan."""
         p = eqn.params
-        num_consts, num_carry = p["num_consts"], p["num_carry"]
+        num_consts, num_carry = _compat.scan_counts(p)
         inner, closed = _compat.open_jaxpr(p["jaxpr"])
         consts, carry = values[:num_consts], values[num_consts : num_consts + num_carry]
         closed = [primitives.wide(c) for c in closed]
