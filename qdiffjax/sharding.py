@@ -7,9 +7,13 @@
     initialize            several hosts; then the devices of all of them are one mesh
 
 JAX computes where its arguments lie: a sampler, an analysis or a loss under `jax.jit` needs no word
-about devices. One device is a mesh of one. Sums that run over devices, and products whose rows are
-fewer on each, add in another order than on one device, so results agree to rounding; `sweep` gives
-each configuration to one device, whose program does not depend on how many there are.
+about devices. A mesh is a table of devices, those that share samples out by those that share
+weights out: [8, 1] for a network that each can hold, [1, 8] for one that only all can, which then
+compute each product together. One device is a mesh of one.
+
+Sums that run over devices, and products whose rows are fewer on each, add in another order than on
+one device, so results agree to rounding; `sweep` gives each configuration to one device, whose
+program does not depend on how many there are.
 """
 
 import math
@@ -21,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-AXIS = "batch"
+BATCH, WEIGHTS = "batch", "weights"  # axes of a mesh
 MIN_ELEMENTS = 2**14  # of a parameter that is worth splitting
 
 
@@ -58,25 +62,30 @@ def initialize(
         ) from error
 
 
-def make_mesh(num_devices: int | None = None) -> Mesh:
-    """The first `num_devices` devices of all processes in a row; None takes all.
+def make_mesh(num_batch: int | None = None, num_weights: int = 1) -> Mesh:
+    """A table [num_batch, num_weights] of the first devices of all processes.
+
+    Args:
+      num_batch: devices that share samples or configurations out; None takes all there are.
+      num_weights: devices that share the weights out.
 
     Raises:
       ValueError: there are fewer.
     """
     found = jax.devices()
-    num_devices = len(found) if num_devices is None else num_devices
-    if not 1 <= num_devices <= len(found):
+    num_batch = len(found) // num_weights if num_batch is None else num_batch
+    num = num_batch * num_weights
+    if not 1 <= num <= len(found):
         raise ValueError(
-            f"got {num_devices} devices, expected 1 ... {len(found)}, all there are; a CPU shows "
-            "more with XLA_FLAGS=--xla_force_host_platform_device_count=8."
+            f"got {num_batch} x {num_weights} devices, expected 1 ... {len(found)}, all there are; "
+            "a CPU shows more with XLA_FLAGS=--xla_force_host_platform_device_count=8."
         )
-    return Mesh(np.array(found[:num_devices]), (AXIS,))
+    return Mesh(np.array(found[:num]).reshape(num_batch, num_weights), (BATCH, WEIGHTS))
 
 
 def over_batch(mesh: Mesh) -> NamedSharding:
     """Sharding of an array whose leading axis is shared out."""
-    return NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+    return NamedSharding(mesh, PartitionSpec(BATCH))
 
 
 def split(tree, mesh: Mesh):
@@ -85,11 +94,12 @@ def split(tree, mesh: Mesh):
     Raises:
       ValueError: an array whose leading axis the devices do not divide.
     """
+    num = mesh.shape[BATCH]
     for leaf in jax.tree.leaves(tree):
-        if not np.ndim(leaf) or np.shape(leaf)[0] % mesh.size:
+        if not np.ndim(leaf) or np.shape(leaf)[0] % num:
             raise ValueError(
-                f"got an array of shape {np.shape(leaf)} for {mesh.size} devices, expected a "
-                f"leading axis divisible by {mesh.size}; change the batch, or use fewer devices."
+                f"got an array of shape {np.shape(leaf)} for {num} devices, expected a leading "
+                f"axis divisible by {num}; change the batch, or use fewer devices."
             )
     return jax.device_put(tree, over_batch(mesh))
 
@@ -112,7 +122,7 @@ def gather(tree, mesh: Mesh):
 
 
 def param_shardings(params, mesh: Mesh, *, min_elements: int = MIN_ELEMENTS):
-    """Where each parameter lies: split along its longest axis that the devices divide.
+    """Where each parameter lies: split along its longest axis that `num_weights` divides.
 
     The last of equal axes; a parameter without such an axis, or with fewer than `min_elements`
     elements, is copied to every device.
@@ -125,20 +135,21 @@ def param_shardings(params, mesh: Mesh, *, min_elements: int = MIN_ELEMENTS):
     Returns:
       Shardings, in the structure of `params`.
     """
+    num = mesh.shape[WEIGHTS]
 
     def place(leaf):
         shape = np.shape(leaf)
-        fitting = [axis for axis, n in enumerate(shape) if n and n % mesh.size == 0]
+        fitting = [axis for axis, n in enumerate(shape) if n and n % num == 0]
         if not fitting or math.prod(shape) < min_elements:
             return NamedSharding(mesh, PartitionSpec())
         axis = max(fitting, key=lambda a: (shape[a], a))
-        return NamedSharding(mesh, PartitionSpec(*[None] * axis, mesh.axis_names))
+        return NamedSharding(mesh, PartitionSpec(*[None] * axis, WEIGHTS))
 
     return jax.tree.map(place, params)
 
 
 def shard_params(params, mesh: Mesh, *, min_elements: int = MIN_ELEMENTS):
-    """Share the weights out, so that each device holds about 1 / devices of them."""
+    """Share the weights out, so that each device holds about 1 / num_weights of them."""
     return jax.device_put(params, param_shardings(params, mesh, min_elements=min_elements))
 
 
@@ -153,7 +164,8 @@ def sweep(
 
     Args:
       fn: of one configuration, any pytree of arrays (bits, scales, keys), and of what all share.
-      mesh: devices; None is one. They need not divide n: the last configuration is then repeated.
+      mesh: devices, all of which take configurations; None is one. They need not divide n: the
+        last configuration is then repeated.
       batch_size: configurations that a device runs at once.
     """
 

@@ -74,10 +74,17 @@ def plain(params, x):
         diffusion.bind(labs.net_fn, params), x, steps, key=labs.KEY, keep_trajectory=False
     ).x_0
 
-sharded = sharding.shard_params(labs.PARAMS, mesh, min_elements=1)
-total = sum(a.nbytes for a in jax.tree.leaves(sharded))
 run = jax.jit(plain)
-cost = hardware.compiled_cost(run, sharded, sharding.split(x_T, mesh))
+
+def place(num_batch, num_weights):
+    table = sharding.make_mesh(num_batch, num_weights)
+    params = sharding.shard_params(labs.PARAMS, table, min_elements=1)
+    return params, sharding.split(x_T, table)
+
+placed = [place(8, 1), place(2, 4), place(1, 8)]
+sharded = placed[-1][0]
+total = sum(a.nbytes for a in jax.tree.leaves(sharded))
+cost = hardware.compiled_cost(run, *placed[-1])
 print(json.dumps({
     "devices": len(jax.devices()), "size": float(jnp.abs(one).max()),
     "spread": float(jnp.abs(one - one[:1]).max()),
@@ -89,7 +96,7 @@ print(json.dumps({
     "held by each": [sum(a.addressable_shards[i].data.nbytes for a in jax.tree.leaves(sharded))
                      for i in range(8)],
     "total": total, "arguments": cost.arguments,
-    "sharded weights": gap(run(labs.PARAMS, x_T), run(sharded, sharding.split(x_T, mesh))),
+    "sharded weights": [gap(run(labs.PARAMS, x_T), run(*args)) for args in placed],
 }))
 """
 )
@@ -166,13 +173,15 @@ def test_eight_devices_analyse_what_one_analyses(eight):
 
 
 def test_sharded_weights_give_the_same_samples(eight):
-    assert eight["sharded weights"] <= 256 * EPS * eight["size"]
+    tables = eight["sharded weights"]  # 8 x 1, 2 x 4 and 1 x 8 devices
+    assert len(tables) == 3
+    assert max(tables) <= 256 * EPS * eight["size"]
 
 
 def test_each_device_holds_its_share_of_the_weights(eight):
     # time [3, 8], in [2, 8], layers [2, 8, 8], query and key [8, 8] and out [8, 2]: all divide.
     assert eight["held by each"] == [eight["total"] // 8] * 8
-    assert eight["total"] // 8 <= eight["arguments"] <= eight["total"] // 8 + 8 * 2
+    assert eight["arguments"] == eight["total"] // 8 + 8 * 8 * 2  # and all samples
 
 
 def test_two_processes_of_four_devices_do_what_one_does():
@@ -187,13 +196,13 @@ def test_two_processes_of_four_devices_do_what_one_does():
 
 
 def test_parameters_are_split_along_their_longest_axis_that_the_devices_divide():
-    mesh = jax.sharding.AbstractMesh((4,), (sharding.AXIS,))
+    mesh = jax.sharding.AbstractMesh((2, 4), (sharding.BATCH, sharding.WEIGHTS))
     shapes = {
         "kernel": (3, 3, 64, 128), "square": (256, 256), "odd": (513, 64), "prime": (31, 1031),
         "small": (4, 4), "scalar": (),
     }  # fmt: skip
     params = {k: jax.ShapeDtypeStruct(s, jnp.float32) for k, s in shapes.items()}
-    found = sharding.param_shardings(params, mesh)
+    found = sharding.param_shardings(params, mesh)  # type: ignore[arg-type]
     axes = {k: [i for i, a in enumerate(s.spec) if a] for k, s in found.items()}
     assert axes == {
         "kernel": [3], "square": [1], "odd": [1], "prime": [], "small": [], "scalar": [],
