@@ -10,7 +10,15 @@ Counted and predicted costs are functions of arrays of widths, which broadcast a
 what an allocation of bits minimizes. Every result says its `kind`.
 """
 
-from qdiffjax.hardware.chips import CHIPS, FLOAT, INTEGER, Chip, multiplied_as, rate_table
+from qdiffjax.hardware.chips import (
+    CHIPS,
+    FLOAT,
+    INTEGER,
+    Chip,
+    find_chip,
+    multiplied_as,
+    rate_table,
+)
 from qdiffjax.hardware.compiled import CompiledCost, compiled_cost, read_cost
 from qdiffjax.hardware.costs import (
     Counts,
@@ -61,6 +69,7 @@ __all__ = [
     "compiled_cost",
     "count",
     "energy",
+    "find_chip",
     "measure",
     "measured_energy",
     "median_interval",

@@ -97,6 +97,19 @@ LAPTOP = Chip(
 )  # fmt: skip
 
 CHIPS = (H100, H200, A100, V4, V5E, V5P, V6E, V7X, LAPTOP)
+# What JAX calls them: `device_kind` contains it. "TPU v5 lite" before "TPU v5".
+_KINDS = (
+    ("H100", H100), ("H200", H200), ("A100", A100), ("TPU v4", V4), ("TPU v5 lite", V5E),
+    ("TPU v5", V5P), ("TPU v6 lite", V6E), ("TPU7x", V7X),
+)  # fmt: skip
+
+
+def find_chip(device_kind: str) -> Chip | None:
+    """The chip that JAX calls so, with its vendor's numbers; None for one that is not here.
+
+    A variant with less memory or power (PCIe, NVL) is taken for its SXM form.
+    """
+    return next((chip for kind, chip in _KINDS if kind in device_kind), None)
 
 
 def multiplied_as(chip: Chip, bits: int, *, full: int = 32, family=INTEGER) -> str:

@@ -85,3 +85,13 @@ def test_rates_of_unknown_formats_are_refused():
         chips.Chip("x", {"int8": 1.0}, 1.0, 1.0)
     with pytest.raises(ValueError, match="full: got 8"):
         hardware.multiplied_as(TOY, 8, full=8)
+
+
+@pytest.mark.parametrize(
+    ("kind", "chip"),
+    [("NVIDIA H100 80GB HBM3", chips.H100), ("NVIDIA H200", chips.H200), ("TPU v4", chips.V4),
+     ("NVIDIA A100-SXM4-80GB", chips.A100), ("TPU v5 lite", chips.V5E), ("TPU v5", chips.V5P),
+     ("TPU v6 lite", chips.V6E), ("TPU7x", chips.V7X), ("cpu", None)],
+)  # fmt: skip
+def test_devices_are_known_by_what_jax_calls_them(kind, chip):
+    assert hardware.find_chip(kind) is chip
