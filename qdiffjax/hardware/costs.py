@@ -9,6 +9,7 @@ floats, linear in the bits of an array, so that a real-valued width has a deriva
 import dataclasses
 import functools
 import math
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from qdiffjax.program.plan import Site
 from qdiffjax.program.recipe import Recipe, SiteBits, output_channels
 
 SCALE_BYTES = 4  # a float32
+LAYER = re.compile(r"(\[\d+\])+$")  # iteration of the loops around a site, at the end of its name
 
 
 class Counts(NamedTuple):
@@ -29,7 +31,8 @@ class Counts(NamedTuple):
       names: of the sites.
       macs: multiply-accumulates of a call; those with padding are among them.
       weights: elements of the weight operand, 0 for a product of activations.
-      stored: the same, but 0 where an earlier site uses the same parameter.
+      stored: the same, but 0 where an earlier site uses the same parameter. Iterations of a loop
+        are taken to have weights of their own, as in a scan over layers.
       scales: of a quantized weight.
       activations: elements of the other operands.
       outputs: elements of the result.
@@ -70,11 +73,13 @@ def count(
       granularity: the shape of a weight's scale.
     """
     products = [s for s in sites if s.kind in ("dot", "conv")]
-    seen: set[str | None] = {None}
+    seen: set[str] = set()
     stored = []
     for s in products:
-        stored.append(0 if s.weight_path in seen else s.parameters)
-        seen.add(s.weight_path)
+        layer = LAYER.search(s.name)
+        key = f"{s.weight_path}{layer.group() if layer else ''}"
+        stored.append(0 if s.weight is None or key in seen else s.parameters)
+        seen.add(key)
     columns = (
         [s.macs for s in products], [s.parameters for s in products], stored,
         [0 if s.weight is None else math.prod(granularity(s)) for s in products],

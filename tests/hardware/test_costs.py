@@ -173,3 +173,16 @@ def test_parameters_of_another_network_are_refused():
     _, c, _ = unet()
     with pytest.raises(ValueError, match="expected the parameters"):
         hardware.other_elements({"a": nets.shape(3)}, c)
+
+
+def test_layers_of_a_scan_store_a_weight_each():
+    def fn(params, x, t):
+        twice = lambda h, w: ((h @ w) @ w, None)  # noqa: E731
+        return jax.lax.scan(twice, x, params["layers"])[0]
+
+    params = {"layers": nets.shape(3, 4, 4)}
+    c = count(fn, params, 5, 4)
+    assert set(c.names) == {f"layers{use}[{i}]" for use in ("", "#2") for i in range(3)}
+    assert c.stored.sum() == 3 * 16
+    assert c.weights.sum() == 2 * 3 * 16
+    assert hardware.other_elements(params, c) == 0
