@@ -186,3 +186,20 @@ def test_layers_of_a_scan_store_a_weight_each():
     assert c.stored.sum() == 3 * 16
     assert c.weights.sum() == 2 * 3 * 16
     assert hardware.other_elements(params, c) == 0
+
+
+@pytest.mark.parametrize("make", [networks.linen_layers, networks.nnx_net])
+def test_a_lowered_network_takes_the_bytes_that_are_counted(make):
+    net = make()
+    sites = program.sites(net.fn, *net.args)
+    recipe = program.uniform(sites, weight_bits=8, activation_bits=None, globs=("*",))
+    codes = program.prepare_codes(program.weight_operands(net.fn, *net.args), sites, recipe)
+    inputs = {name: program.rules.SiteQuant(q) for name, q in codes.items()}
+    q = program.Quantized(net.fn, net.params, inputs, program.lower())
+    light = program.drop_weights(q, net.x, net.t)
+    held = jax.tree.leaves((light.params, [i.weight for i in light.site_inputs.values()]))
+    c = hardware.count(sites)
+    w = hardware.widths(c, recipe)
+    full = np.dtype(jax.tree.leaves(net.params)[0].dtype).itemsize
+    other = hardware.other_elements(net.params, c)
+    assert sum(a.nbytes for a in held) == hardware.weight_bytes(c, w).sum() + full * other
