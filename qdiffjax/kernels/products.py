@@ -6,13 +6,12 @@ import jax
 import jax.numpy as jnp
 
 from qdiffjax._typing import Array
-from qdiffjax.kernels.operands import is_integer, native, widened
-from qdiffjax.quant import QTensor, dequantize
+from qdiffjax.kernels.operands import Native, widened
 
 Dims = tuple[tuple[tuple[int, ...], tuple[int, ...]], tuple[tuple[int, ...], tuple[int, ...]]]
 
 
-def dot_general(a: QTensor, b: QTensor, dimension_numbers: Dims, *, out_dtype=jnp.float32) -> Array:
+def dot_general(a: Native, b: Native, dimension_numbers: Dims, *, out_dtype=jnp.float32) -> Array:
     """Return sum_k a_hat b_hat [*batch, *free of a, *free of b], codes multiplied as codes.
 
         sum_k s_a (q_a - z_a) s_b (q_b - z_b)
@@ -22,28 +21,36 @@ def dot_general(a: QTensor, b: QTensor, dimension_numbers: Dims, *, out_dtype=jn
     K < 33 000 codes of 8 bits.
 
     Args:
-      a, b: codes; one zero point each; scales that do not vary along what is summed.
+      a, b: codes; scales and zero points that do not vary along what is summed.
       dimension_numbers: as `lax.dot_general`.
       out_dtype: of the result.
     """
-    if is_integer(a.format) != is_integer(b.format):
-        y = jax.lax.dot_general(dequantize(a), dequantize(b), dimension_numbers)
-        return y.astype(out_dtype)
-    pair = native(a), native(b)
+    pair = a, b
     left, right = values = [widened(operand.values) for operand in pair]
-    sums = jnp.int32 if is_integer(a.format) else jnp.float32
+    is_integer = left.dtype == right.dtype == jnp.int8
+    if not is_integer and left.dtype != right.dtype:
+        left, right = (_centered(operand) for operand in pair)
+        pair = a._replace(zero=None), b._replace(zero=None)
+    sums = jnp.int32 if is_integer else jnp.float32
     y = jax.lax.dot_general(left, right, dimension_numbers, preferred_element_type=sums)
-    layouts = [_layout(i, (a, b), dimension_numbers) for i in (0, 1)]
-    zeros = [None if p.zero is None else p.zero.reshape((1,) * y.ndim) for p in pair]
+    layouts = [_layout(i, (left, right), dimension_numbers) for i in (0, 1)]
+    zeros = [
+        None if p.zero is None else layout(p.zero) for p, layout in zip(pair, layouts, strict=True)
+    ]
     for i, zero in enumerate(zeros):
         if zero is not None:
             other, summed = values[1 - i], dimension_numbers[0][1 - i]
             y = y - zero * layouts[1 - i](jnp.sum(other, summed, jnp.int32, keepdims=True))
     if zeros[0] is not None and zeros[1] is not None:
-        k = math.prod(a.shape[axis] for axis in dimension_numbers[0][0])
+        k = math.prod(left.shape[axis] for axis in dimension_numbers[0][0])
         y = y + k * zeros[0] * zeros[1]
-    scale = layouts[0](pair[0].scale) * layouts[1](pair[1].scale)
+    scale = layouts[0](a.scale) * layouts[1](b.scale)
     return (scale.astype(jnp.float32) * y.astype(jnp.float32)).astype(out_dtype)
+
+
+def _centered(operand: Native) -> Array:
+    values = widened(operand.values).astype(jnp.float32)
+    return values if operand.zero is None else values - operand.zero.astype(jnp.float32)
 
 
 def _layout(index: int, operands, dims: Dims):

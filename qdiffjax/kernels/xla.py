@@ -6,9 +6,18 @@ scales of groups of inputs multiply partial sums.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from qdiffjax._typing import Array
-from qdiffjax.kernels.operands import Activation, Native, is_integer, native, quantized, widened
+from qdiffjax.kernels.operands import (
+    Activation,
+    Native,
+    is_integer,
+    native,
+    quantized,
+    rounded_codes,
+    widened,
+)
 from qdiffjax.kernels.reference import finish, rounded
 from qdiffjax.quant import QTensor, dequantize
 
@@ -17,14 +26,19 @@ __all__ = ["conv", "matmul", "rounded"]
 
 def matmul(x, w: QTensor, *, activation: Activation | None, bias, act_fn, out_dtype) -> Array:
     """As `reference.matmul`; codes of both operands multiply as codes."""
-    x = x if activation is None else quantized(x, activation, (1,))
-    if not isinstance(x, QTensor):
+    if activation is None and not isinstance(x, QTensor):
         return finish(_weight_only(x, w), bias, act_fn, out_dtype)
-    if is_integer(x.format) != is_integer(w.format) or w.scale.shape[0] > 1:
+    is_integral = is_integer(x.format if activation is None else activation.format)
+    if is_integral != is_integer(w.format) or w.scale.shape[0] > 1:
+        x = x if activation is None else quantized(x, activation, (1,))
         return finish(_grouped(x, w), bias, act_fn, out_dtype)
-    a, b = native(x), native(w)
+    a, b = _codes(x, activation, (1,)), native(w)
     y = a.scale * b.scale * _centered_dot(a, b).astype(jnp.float32)
     return finish(y, bias, act_fn, out_dtype)
+
+
+def _codes(x, activation: Activation | None, axes: tuple[int, ...]) -> Native:
+    return native(x) if activation is None else rounded_codes(x, activation, axes)
 
 
 def _centered_dot(a: Native, b: Native) -> Array:
@@ -34,9 +48,9 @@ def _centered_dot(a: Native, b: Native) -> Array:
     sums = jnp.int32 if integer else jnp.float32
     y = jax.lax.dot(left, right, preferred_element_type=sums)
     if a.zero is not None:
-        y = y - a.zero * jnp.sum(right.astype(sums), 0, keepdims=True)
+        y = y - a.zero * jnp.sum(right, 0, sums, keepdims=True)
     if b.zero is not None:
-        y = y - b.zero * jnp.sum(left.astype(sums), 1, keepdims=True)
+        y = y - b.zero * jnp.sum(left, 1, sums, keepdims=True)
     if a.zero is not None and b.zero is not None:
         y = y + a.zero * b.zero * left.shape[1]
     return y
@@ -46,7 +60,8 @@ def _weight_only(x, w: QTensor) -> Array:
     """Real times codes; the scale of output channels after the product, that of groups before."""
     if w.scale.shape[0] > 1 or w.zero_point is not None:
         return _real_dot(x, dequantize(w, x.dtype))
-    return w.scale * _real_dot(x, native(w).values.astype(x.dtype))
+    codes = native(w)
+    return codes.scale * _real_dot(x, codes.values.astype(x.dtype))
 
 
 def _real_dot(x, w) -> Array:
@@ -66,24 +81,23 @@ def _grouped(x: QTensor, w: QTensor) -> Array:
         left, right, (((2,), (1,)), ((1,), (0,))), preferred_element_type=sums
     )  # [groups, M, N]
     if a.zero is not None:
-        y = y - a.zero[None] * jnp.sum(right.astype(sums), 1, keepdims=True)
+        y = y - a.zero[None] * jnp.sum(right, 1, sums, keepdims=True)
     return a.scale * jnp.sum(b.scale[:, None] * y.astype(jnp.float32), 0)
 
 
 def conv(x, w: QTensor, *, activation: Activation | None, window: dict, bias, act_fn, out_dtype):
-    """As `reference.conv`; codes of both operands multiply as codes.
-
-    Codes are padded with the code of zero, so that borders need no correction.
-    """
-    x = x if activation is None else quantized(x, activation, tuple(range(1, x.ndim)))
-    if not isinstance(x, QTensor):
-        y = _real_conv(x, native(w).values.astype(x.dtype), window)
-        return finish(w.scale.reshape(-1) * y, bias, act_fn, out_dtype)
-    if is_integer(x.format) != is_integer(w.format):
+    """As `reference.conv`; codes of both operands multiply as codes."""
+    axes = tuple(range(1, x.ndim))
+    if activation is None and not isinstance(x, QTensor):
+        codes = native(w)
+        y = _real_conv(x, codes.values.astype(x.dtype), window)
+        return finish(codes.scale * y, bias, act_fn, out_dtype)
+    if is_integer(x.format if activation is None else activation.format) != is_integer(w.format):
+        x = x if activation is None else quantized(x, activation, axes)
         y = _real_conv(dequantize(x), dequantize(w), window)
         return finish(y, bias, act_fn, out_dtype)
-    a, b = native(x), native(w)
-    y = a.scale * b.scale.reshape(-1) * _centered_conv(a, b, window)
+    a, b = _codes(x, activation, axes), native(w)
+    y = a.scale * b.scale * _centered_conv(a, b, window)
     return finish(y, bias, act_fn, out_dtype)
 
 
@@ -94,28 +108,45 @@ def _real_conv(x, w, window) -> Array:
 def _centered_conv(a: Native, b: Native, window: dict) -> Array:
     """Convolution of (a - z_a) with b as float32; exact for integers up to its last conversion.
 
-    The int32 result is converted at once: on a GPU, cuDNN has int8 -> float32 convolutions only,
-    and XLA recognizes them by this conversion.
+    Padded with code 0, that is with z_a too little: where the window leaves the image, only the
+    taps inside it count z_a. On a GPU the int32 result is converted at once: cuDNN has int8 ->
+    float32 convolutions only, and XLA recognizes them by this conversion.
     """
     left, right = widened(a.values), widened(b.values)
     if left.dtype != jnp.int8:
         return _real_conv(left, right, window)
-    if a.zero is not None:
-        left, window = _padded(left, a.zero, right, window)
     y = jax.lax.conv_general_dilated(left, right, preferred_element_type=jnp.int32, **window)
     if a.zero is None:
         return y.astype(jnp.float32)
-    taps = jnp.sum(right.astype(jnp.int32), tuple(range(right.ndim - 1)))
-    return (y - a.zero * taps).astype(jnp.float32)
+    inside = a.zero.reshape((-1,) + (1,) * (y.ndim - 1)) * _taps_inside(left, right, window)
+    if jax.default_backend() == "gpu":
+        return y.astype(jnp.float32) - inside.astype(jnp.float32)
+    return (y - inside).astype(jnp.float32)
 
 
-def _padded(x, zero, w, window: dict):
-    """Pad codes [B, *space, K] with the code of zero; returns them and a window without padding."""
-    low_high = paddings(x.shape, w.shape, window)
-    widths = [(0, 0), *low_high, (0, 0)]
-    config = [(low, high, 0) for low, high in widths]
-    value = zero.reshape(-1)[0].astype(x.dtype)
-    return jax.lax.pad(x, value, config), window | {"padding": [(0, 0)] * len(low_high)}
+def _taps_inside(x: Array, w: Array, window: dict) -> Array:
+    """Sum of the weights that meet the image at every place [1, *out, N]: x = 1, convolved."""
+    dilation = window.get("rhs_dilation") or (1,) * (w.ndim - 2)
+    masks = [
+        _meets(n, taps, stride, d, pads)
+        for n, taps, stride, d, pads in zip(
+            x.shape[1:-1], w.shape[:-2], window["window_strides"], dilation,
+            paddings(x.shape, w.shape, window), strict=True,
+        )
+    ]  # fmt: skip
+    taps = jnp.sum(w, -2, dtype=jnp.int32)
+    if all(mask.all() for mask in masks):
+        return jnp.sum(taps, tuple(range(taps.ndim - 1)), jnp.int32, keepdims=True)[None]
+    for mask in masks:  # one axis of the window after the other
+        taps = jnp.tensordot(taps, jnp.asarray(mask, jnp.int32), ((0,), (1,)))
+    return jnp.moveaxis(taps, 0, -1)[None]
+
+
+def _meets(n: int, taps: int, stride: int, dilation: int, pads: tuple[int, int]) -> np.ndarray:
+    """Whether tap j of output place i lies inside an axis of length n [places, taps]."""
+    places = (n + sum(pads) - (taps - 1) * dilation - 1) // stride + 1
+    at = np.arange(places)[:, None] * stride + np.arange(taps)[None] * dilation - pads[0]
+    return (at >= 0) & (at < n)
 
 
 def paddings(x_shape, w_shape, window: dict) -> list[tuple[int, int]]:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from qdiffjax import kernels
 from qdiffjax.kernels import Activation, Path, products, reference, xla
-from qdiffjax.kernels.operands import check_format, quantized
+from qdiffjax.kernels.operands import check_format, native, rounded_codes
 from qdiffjax.program import rules
 from qdiffjax.program.plan import Site
 from qdiffjax.program.products import Conv, Dot
@@ -156,7 +156,7 @@ def _multiply(site: Site, operands, inputs: SiteQuant, path: Path | None):
 def _codes_dot(site: Site, product: Dot, operands, inputs: SiteQuant):
     hows = iter(inputs.activations)
     a, b = (
-        inputs.weight if i == site.weight else quantized(operands[i], next(hows), axes)
+        native(inputs.weight) if i == site.weight else rounded_codes(operands[i], next(hows), axes)
         for i, axes in enumerate(product.contract)
     )
     dims = (product.contract, product.batch)
@@ -170,7 +170,7 @@ def _dot(site: Site, product: Dot, x, inputs: SiteQuant, path: Path | None):
     rows, columns = product.contract[side], product.free(side, w.ndim)
     free = product.free(1 - side, x.ndim)
     kept = tuple(x.shape[a] for a in free)
-    x = x.transpose(*free, *product.contract[1 - side]).reshape(*kept, -1)
+    x = _narrowed(x, how).transpose(*free, *product.contract[1 - side]).reshape(*kept, -1)
     y = kernels.matmul(
         x, as_matrix(w, rows, columns), activation=how, out_dtype=product.dtype, path=path
     )
@@ -178,6 +178,11 @@ def _dot(site: Site, product: Dot, x, inputs: SiteQuant, path: Path | None):
     if side == 1:
         return y
     return y.transpose(*range(len(kept), y.ndim), *range(len(kept)))
+
+
+def _narrowed(x, how: Activation | None):
+    # Kernels sum in float32; but codes are those of the simulation, rounded in float64 like x.
+    return x.astype(jnp.float32) if how is None and x.dtype == jnp.float64 else x
 
 
 def as_matrix(w: QTensor, rows: tuple[int, ...], columns: tuple[int, ...]) -> QTensor:
@@ -201,7 +206,7 @@ def as_matrix(w: QTensor, rows: tuple[int, ...], columns: tuple[int, ...]) -> QT
 def _conv(product: Conv, x, inputs: SiteQuant, path: Path | None):
     """A convolution in the layout of the kernels: channels last."""
     w, how = inputs.weight, (inputs.activations or (None,))[0]
-    x = x.transpose(product.lhs[0], *product.lhs[2:], product.lhs[1])
+    x = _narrowed(x, how).transpose(product.lhs[0], *product.lhs[2:], product.lhs[1])
     order = (*product.rhs[2:], product.rhs[1], product.rhs[0])
     w = QTensor(w.codes.transpose(order), w.scale.transpose(order), None, w.format)
     y = _channels_last(product, x, w, how, path)
