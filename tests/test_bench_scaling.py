@@ -1,15 +1,21 @@
 """Memory of a sampler as compiled, and what the benchmark of many devices refuses."""
 
+import functools
+
 import pytest
 
-from experiments import bench_scaling, bench_scaling_parts
+from experiments import bench_scaling, bench_scaling_parts, hardware_cost_parts
+from qdiffjax.models.dit import DiT
 
-CONFIG = {"network": "dit_s_2", "devices": [1], "sides": [8], "steps": [2, 5]}
+CONFIG = {"network": "tiny", "devices": [1], "sides": [8], "steps": [2, 5]}
 
 
 @pytest.fixture(scope="module")
 def rows():
-    return bench_scaling_parts.memory(CONFIG)
+    with pytest.MonkeyPatch.context() as patch:
+        small = functools.partial(DiT, patch=2, width=16, depth=1, num_heads=2)
+        patch.setattr(hardware_cost_parts, "SIZES", {"tiny": small})
+        return bench_scaling_parts.memory(CONFIG)
 
 
 def test_memory_of_a_sampler_does_not_grow_with_its_steps(rows):

@@ -188,9 +188,8 @@ def test_layers_of_a_scan_store_a_weight_each():
     assert hardware.other_elements(params, c) == 0
 
 
-@pytest.mark.parametrize("make", [networks.linen_layers, networks.nnx_net])
-def test_a_lowered_network_takes_the_bytes_that_are_counted(make):
-    net = make()
+def test_a_lowered_network_takes_the_bytes_that_are_counted():
+    net = networks.linen_layers()
     sites = program.sites(net.fn, *net.args)
     recipe = program.uniform(sites, weight_bits=8, activation_bits=None, globs=("*",))
     codes = program.prepare_codes(program.weight_operands(net.fn, *net.args), sites, recipe)
