@@ -73,7 +73,7 @@ V5E = Chip(
     ("f32",), _CLOUD.format("v5e"),
 )  # fmt: skip
 V5P = Chip(
-    "v5p", {"int8": 918e12, "f8": 459e12, "bf16": 459e12, "f32": 0.16 * 459e12}, 2765e9,
+    "v5p", {"int8": 1.98 * 459e12, "f8": 459e12, "bf16": 459e12, "f32": 0.16 * 459e12}, 2765e9,
     95 * GIBI, None, ("int8", "f32"), _CLOUD.format("v5p and TPU7x pages")
     + ", int8 as well: 1.98 times bf16",
 )  # fmt: skip
@@ -97,17 +97,23 @@ LAPTOP = Chip(
 )  # fmt: skip
 
 CHIPS = (H100, H200, A100, V4, V5E, V5P, V6E, V7X, LAPTOP)
+# JAX shows each of its two chiplets as a device.
+_HALF = dataclasses.replace(
+    V7X, name="half a v7x", rates={k: r / 2 for k, r in V7X.rates.items()},
+    bandwidth=V7X.bandwidth / 2, capacity=V7X.capacity / 2,
+)  # fmt: skip
 # What JAX calls them: `device_kind` contains it. "TPU v5 lite" before "TPU v5".
 _KINDS = (
     ("H100", H100), ("H200", H200), ("A100", A100), ("TPU v4", V4), ("TPU v5 lite", V5E),
-    ("TPU v5", V5P), ("TPU v6 lite", V6E), ("TPU7x", V7X),
+    ("TPU v5", V5P), ("TPU v6 lite", V6E), ("TPU7x", _HALF),
 )  # fmt: skip
 
 
 def find_chip(device_kind: str) -> Chip | None:
     """The chip that JAX calls so, with its vendor's numbers; None for one that is not here.
 
-    A variant with less memory or power (PCIe, NVL) is taken for its SXM form.
+    A variant with less memory or power (PCIe, NVL) is taken for its SXM form. One device of a v7x
+    is half of it.
     """
     return next((chip for kind, chip in _KINDS if kind in device_kind), None)
 

@@ -91,7 +91,13 @@ def test_rates_of_unknown_formats_are_refused():
     ("kind", "chip"),
     [("NVIDIA H100 80GB HBM3", chips.H100), ("NVIDIA H200", chips.H200), ("TPU v4", chips.V4),
      ("NVIDIA A100-SXM4-80GB", chips.A100), ("TPU v5 lite", chips.V5E), ("TPU v5", chips.V5P),
-     ("TPU v6 lite", chips.V6E), ("TPU7x", chips.V7X), ("cpu", None)],
+     ("TPU v6 lite", chips.V6E), ("cpu", None)],
 )  # fmt: skip
 def test_devices_are_known_by_what_jax_calls_them(kind, chip):
     assert hardware.find_chip(kind) is chip
+
+
+def test_two_devices_of_a_v7x_are_one():
+    half, c, w = hardware.find_chip("TPU7x"), product(64, 512, 512), hardware.uniform(8, 8)
+    whole, part = (hardware.roofline(c, w, chip).total for chip in (chips.V7X, half))
+    np.testing.assert_allclose(part, 2 * whole)
