@@ -64,8 +64,9 @@ class Study:
         return [*costs, *(f"{name}/compiled" for name in real), "measured"]
 
     def mark(self) -> str:
-        """Fingerprint of the run."""
-        return store.fingerprint(dataclasses.asdict(self.config))
+        """Fingerprint of the run: its config, and the numbers of the chips."""
+        chips = [dataclasses.asdict(chip) for chip in hardware.CHIPS]
+        return store.fingerprint(dataclasses.asdict(self.config), chips)
 
     def measure(self, part: str) -> tuple[dict[str, Any], Any]:
         """Return (arrays, rows) of one part."""
