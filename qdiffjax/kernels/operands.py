@@ -112,11 +112,11 @@ def quantized(x: Array, how: Activation, axes: tuple[int, ...]) -> QTensor:
 
     Bit-identical to the codes that `fake_quant` with the same scale rounds to.
     """
-    scale, zero_point = _granules(x, how, axes)
+    scale, zero_point = granules(x, how, axes)
     return quantize(x, scale, zero_point, format=how.format)
 
 
-def _granules(x: Array, how: Activation, axes: tuple[int, ...]):
+def granules(x: Array, how: Activation, axes: tuple[int, ...]):
     """Scale and zero point with the rank of x."""
     scale = token_scale(x, how.format, axes) if how.scale is None else jnp.asarray(how.scale)
     scale = scale.reshape((1,) * x.ndim) if scale.ndim == 0 else scale
@@ -136,7 +136,7 @@ def rounded_codes(x: Array, how: Activation, axes: tuple[int, ...]) -> Native:
     if not isinstance(how.format, IntFormat) or x.dtype == jnp.float64:
         return native(quantized(x, how, axes))
     check_format(how.format)
-    scale, zero_point = _granules(x, how, axes)
+    scale, zero_point = granules(x, how, axes)
     scale = scale.astype(jnp.float32)
     check_arguments(x, scale, zero_point, how.format)
     shift = 128 if not how.format.signed and how.format.bits == 8 else 0

@@ -1,15 +1,17 @@
 """The rule that runs a denoiser in real low precision: codes multiply codes."""
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from qdiffjax import kernels
-from qdiffjax.kernels import Activation, Path, products, reference, xla
-from qdiffjax.kernels.operands import check_format, native, rounded_codes
+from qdiffjax.kernels import Activation, Path, products, xla
+from qdiffjax.kernels.operands import check_format, granules, native, quantized, rounded_codes
 from qdiffjax.program import rules
 from qdiffjax.program.plan import Site
 from qdiffjax.program.products import Conv, Dot
@@ -38,7 +40,8 @@ def lower(path: Path | None = None) -> Rule:
         if why_simulated(site, inputs):
             return _simulate(site, op, operands, inputs), None
         if site.product is None:
-            return _rounded(operands[0], inputs.activations, path), None
+            how = (inputs.activations or (None,))[0]
+            return _rounded(operands[0], how, _token_axes(site, 0), path), None
         return _multiply(site, operands, inputs, path), None
 
     return rule
@@ -119,13 +122,11 @@ def _simulate(site: Site, op: Callable, operands: tuple, inputs: SiteQuant):
     """The rule `quantize`, on the numbers that the codes stand for."""
     values = list(operands)
     if site.weight is not None and inputs.weight is not None:
-        dtype = values[site.weight].dtype
-        w = inputs.weight
+        dtype, w = values[site.weight].dtype, inputs.weight
         values[site.weight] = dequantize(w, dtype) if isinstance(w, QTensor) else w.astype(dtype)
     for index, how in zip(site.activations, inputs.activations, strict=False):
         if isinstance(how, Activation):
-            axes = _token_axes(site, index)
-            values[index] = reference.real(values[index], how, axes).astype(values[index].dtype)
+            values[index] = _rounded(values[index], how, _token_axes(site, index))
         elif how is not None:
             values[index] = rules.round_activation(values[index], how)
     return op(*values)
@@ -136,12 +137,11 @@ def _token_axes(site: Site, index: int) -> tuple[int, ...]:
     return site.contract_axes[index] or tuple(range(len(site.shapes[index])))
 
 
-def _rounded(x, activations, path: Path | None):
-    how = activations[0] if activations else None
+def _rounded(x, how: Activation | None, axes: tuple[int, ...], path: Path | None = None):
     if how is None:
         return x
-    axes = tuple(range(x.ndim))
-    return reference.real(x, how, axes).astype(x.dtype)
+    scale, zero_point = granules(x, how, axes)
+    return kernels.rounded(x, scale, zero_point, format=how.format, path=path)
 
 
 def _multiply(site: Site, operands, inputs: SiteQuant, path: Path | None):
@@ -217,16 +217,29 @@ def _conv(product: Conv, x, inputs: SiteQuant, path: Path | None):
 
 def _channels_last(product: Conv, x, w: QTensor, how: Activation | None, path: Path | None):
     strides, dilation = product.strides, product.rhs_dilation
+    x, how, padding = _cropped(x, how, product.padding)
     if x.ndim == 4:
         return kernels.conv(
-            x, w, activation=how, strides=strides, padding=product.padding,
+            x, w, activation=how, strides=strides, padding=padding,
             rhs_dilation=dilation, out_dtype=product.dtype, path=path,
         )  # fmt: skip
     space = "DHWXYZ"[: x.ndim - 2]
     window = {
-        "window_strides": strides, "padding": product.padding, "rhs_dilation": dilation,
+        "window_strides": strides, "padding": padding, "rhs_dilation": dilation,
         "dimension_numbers": (f"N{space}C", f"{space}IO", f"N{space}C"),
     }  # fmt: skip
     return xla.conv(
         x, w, activation=how, window=window, bias=None, act_fn=None, out_dtype=product.dtype
     )
+
+
+def _cropped(x, how: Activation | None, padding):
+    """Cut off what negative padding leaves out: XLA on a CPU reads beyond the image there."""
+    if all(n >= 0 for pair in padding for n in pair):
+        return x, how, padding
+    codes = None if how is None else quantized(x, how, tuple(range(1, x.ndim)))
+    x = x if codes is None else codes.codes
+    for axis, (low, high) in enumerate(padding, 1):
+        x = jax.lax.slice_in_dim(x, max(-low, 0), x.shape[axis] - max(-high, 0), axis=axis)
+    x = x if codes is None else dataclasses.replace(codes, codes=x)
+    return x, None, tuple((max(low, 0), max(high, 0)) for low, high in padding)

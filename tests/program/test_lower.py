@@ -52,8 +52,8 @@ def in_float64(site, op, operands, inputs):
         axes = site.contract_axes[i] or tuple(range(x.ndim))
         if site.kind == "conv":
             axes = tuple(a for a in range(x.ndim) if a != site.product.lhs[0])
-        q = quantized(x.astype(jnp.promote_types(x.dtype, jnp.float32)), how, axes)
-        values[i] = dequantize(q, jnp.float64)
+        x = x if x.dtype == jnp.float64 else x.astype(jnp.float32)
+        values[i] = dequantize(quantized(x, how, axes), jnp.float64)
     if site.product is None:
         return values[0]
     return op(*values)
@@ -76,9 +76,12 @@ def _wide(op, values):
     return eqn.primitive.bind(*values, **params)
 
 
+# Exactness does not wait for LLVM's optimizations.
+compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
 def ranges_of(net):
-    outputs = jax.jit(program.transform(net.fn, rules.observe(ptq.range_of)))(*net.args)[1]
-    return outputs
+    return compiled(program.transform(net.fn, rules.observe(ptq.range_of)))(*net.args)[1]
 
 
 def lowered(net, weight_bits, activation_bits):
@@ -109,7 +112,7 @@ def one_site(fn, *shapes, weight=None, seed=0):
 def check_site(net, inputs_fn, tolerance=4e-7):
     (site,) = [s for s in program.sites(net.fn, *net.args) if s.product]
     inputs = {site.name: inputs_fn(site, net)}
-    g = jax.jit(program.transform(net.fn, audit))
+    g = compiled(program.transform(net.fn, audit))
     error = g(*net.args, site_inputs=inputs)[1][site.name]
     assert error < tolerance
     return program.lowering([site], inputs)[site.name]
@@ -172,20 +175,25 @@ def dot(name):
 
 
 @pytest.mark.parametrize("name", DOTS)
+def test_products_of_any_axes_are_the_simulation(name):
+    assert check_site(dot(name), w8a8) == "codes"
+
+
+@pytest.mark.parametrize("name", ["w x", "batch of w", "q k"])
 @pytest.mark.parametrize(
-    "inputs_fn", [w8a8, functools.partial(w8a8, bits=4), dynamic], ids=["W8A8", "W4A8", "dynamic"]
+    "inputs_fn", [functools.partial(w8a8, bits=4), dynamic], ids=["W4A8", "dynamic"]
 )
-def test_products_of_any_axes_are_the_simulation(name, inputs_fn):
+def test_narrow_weights_and_scales_of_tokens_are_the_simulation(name, inputs_fn):
     assert check_site(dot(name), inputs_fn) == "codes"
 
 
-@pytest.mark.parametrize("name", ["x w", "w x", "rows of w", "two axes"])
+@pytest.mark.parametrize("name", ["w x", "two axes"])
 @pytest.mark.parametrize(("inputs_fn", "how"), [(weight_only, "weight codes"), (groups, "codes")])
 def test_real_activations_and_groups_of_inputs_are_the_simulation(name, inputs_fn, how):
     assert check_site(dot(name), inputs_fn) == how
 
 
-@pytest.mark.parametrize("formats", [(E4M3FN, E4M3FN), (E4M3FN, E5M2), (IntFormat(8), E4M3FN)])
+@pytest.mark.parametrize("formats", [(E4M3FN, E4M3FN), (IntFormat(8), E5M2)])
 @pytest.mark.parametrize("name", ["x w", "q k"])
 def test_8_bit_floats_are_the_simulation(name, formats):
     net = dot(name)
@@ -228,11 +236,16 @@ CONVS = {
 
 
 @pytest.mark.parametrize("name", CONVS)
-@pytest.mark.parametrize("inputs_fn", [w8a8, weight_only, dynamic])
-def test_convolutions_of_any_layout_are_the_simulation_padding_included(name, inputs_fn):
+def test_convolutions_of_any_layout_are_the_simulation_padding_included(name):
     spec, x, w, window = CONVS[name]
-    how = check_site(convolution(spec, x, w, **window), inputs_fn)
-    assert how == ("weight codes" if inputs_fn is weight_only else "codes")
+    assert check_site(convolution(spec, x, w, **window), w8a8) == "codes"
+
+
+@pytest.mark.parametrize("name", ["stride 2", "cropping padding", "mixed axes"])
+@pytest.mark.parametrize(("inputs_fn", "how"), [(weight_only, "weight codes"), (dynamic, "codes")])
+def test_convolutions_of_real_activations_and_scales_of_samples_too(name, inputs_fn, how):
+    spec, x, w, window = CONVS[name]
+    assert check_site(convolution(spec, x, w, **window), inputs_fn) == how
 
 
 @pytest.mark.parametrize(
@@ -247,27 +260,30 @@ def test_what_kernels_do_not_convolve_is_simulated_and_says_so(window, reason):
     assert reason in how
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.parametrize("bits", [(8, 8), (4, 8), (8, None)], ids=["W8A8", "W4A8", "W8"])
+@pytest.mark.parametrize(
+    ("name", "bits"),
+    [ ("nnx_net", (4, 8)), ("eqx_net", (8, 8)), ("handwritten", (8, 8)),
+     ("handwritten", (8, None)), ("layers", (8, 8)), ("linen_layers", (4, 8))],
+)  # fmt: skip
 def test_every_site_of_a_network_is_the_simulation_at_its_operands(name, bits):
-    sites, q = lowered(NETWORKS[name](), *bits)
-    g = jax.jit(program.transform(q.eps_fn, audit))
     net = NETWORKS[name]()
-    errors = g(*net.args, site_inputs=q.site_inputs)[1]
+    sites, q = lowered(net, *bits)
+    errors = compiled(program.transform(q.eps_fn, audit))(*net.args, site_inputs=q.site_inputs)[1]
     assert set(errors) == set(q.site_inputs)
     how = program.lowering(sites, q.site_inputs)
     expected = {"weight codes"} if bits[1] is None else {"codes", "rounded"}
-    assert {how[s.name] for s in sites if bits[1] is not None or s.weight is not None} == expected
+    assert {how[s.name] for s in sites if bits[1] or s.weight is not None} == expected
     assert max(errors.values()) < 1e-6
 
 
-@pytest.mark.parametrize("bits", range(2, 9))
-@pytest.mark.parametrize("calibrate", [calibration.absmax, calibration.mse])
+@pytest.mark.parametrize(
+    ("bits", "calibrate"), [(b, calibration.absmax) for b in range(2, 9)] + [(3, calibration.mse)]
+)
 def test_codes_of_weights_stand_for_what_the_simulation_rounds_to(bits, calibrate):
     net = networks.linen_unet()
     sites = program.sites(net.fn, *net.args)
     recipe = program.uniform(sites, weight_bits=bits, activation_bits=None)
-    weights = {n: w for n, w in program.weight_operands(net.fn, *net.args).items() if "conv" in n}
+    weights = {n: w for n, w in program.weight_operands(net.fn, *net.args).items() if "mid" in n}
     codes = program.prepare_codes(weights, sites, recipe, calibrate=calibrate)
     real = program.prepare(weights, sites, recipe, calibrate=calibrate)
     for name in weights:
@@ -292,8 +308,8 @@ def test_codes_of_activations_are_the_simulation_s_bit_for_bit(format, dtype):
         np.testing.assert_array_equal(fast.zero, plain.zero)
     zero = 0 if fast.zero is None else fast.zero
     grid = None if zero_point is None else zero_point.reshape(1)
-    simulated = fake_quant(x.astype(jnp.float32), jnp.full(1, 0.5, jnp.float32), grid,
-                           format=format)  # fmt: skip
+    x = x if dtype == jnp.float64 else x.astype(jnp.float32)
+    simulated = fake_quant(x, jnp.full(1, 0.5, jnp.float32), grid, format=format)
     steps = np.asarray(fast.values, np.int32) - np.asarray(zero)
     np.testing.assert_array_equal(0.5 * steps, simulated)
 
@@ -375,12 +391,12 @@ def test_it_maps_over_batches_and_compiles_once_for_other_scales():
     assert len(traces) == 1
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", ["nnx_net", "handwritten", "layers", "linen_layers"])
 def test_dropped_weights_take_no_bytes_and_change_no_bit(name):
     net = NETWORKS[name]()
     sites, q = lowered(net, 8, 8)
     light = program.drop_weights(q, net.x, net.t)
-    run = jax.jit(lambda q, x: program.quantized_call(q)(x, net.t, None)[0])
+    run = compiled(lambda q, x: program.quantized_call(q)(x, net.t, None)[0])
     np.testing.assert_array_equal(run(light, net.x), run(q, net.x))
     kernels = sum(s.parameters for s in sites)
     assert size(q.params) - size(light.params) == kernels
@@ -442,7 +458,7 @@ def test_bad_input_says_what_to_do():
 
 
 def test_weights_are_codes_and_nothing_else():
-    sites, q = lowered(networks.linen_unet(), 4, 8)
+    sites, q = lowered(networks.handwritten(), 4, 8)
     stored = {n: s.weight for n, s in q.site_inputs.items() if s.weight is not None}
     assert set(stored) == {s.name for s in sites if s.weight is not None}
     assert all(isinstance(w, QTensor) and w.codes.dtype == jnp.int4 for w in stored.values())
