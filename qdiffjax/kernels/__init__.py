@@ -4,13 +4,28 @@
                     operand is rounded inside the kernel if an `Activation` says how; scales, bias
                     and activation function in the epilogue
     rounded         fake quantization in one pass over memory
+    stochastic_codes    rounding at random, with given bits
 
 Every one runs on several paths: `REFERENCE` (float32, a few lines), `XLA`, and kernels for TPU and
-GPU. A platform has its default; `path=` overrides it.
+GPU. A platform has its default; `path=` overrides it. Whatever the path, derivatives are those of
+the simulation with `quant.fake_quant`, forward and reverse.
 """
 
 from qdiffjax.kernels.operands import Activation, narrow
-from qdiffjax.kernels.ops import conv, matmul, rounded
-from qdiffjax.kernels.paths import REFERENCE, XLA, Path
+from qdiffjax.kernels.ops import conv, matmul, rounded, stochastic_codes
+from qdiffjax.kernels.paths import REFERENCE, TPU, TPU_INTERPRETED, XLA, Path, tpu_path
 
-__all__ = ["REFERENCE", "XLA", "Activation", "Path", "conv", "matmul", "narrow", "rounded"]
+__all__ = [
+    "REFERENCE",
+    "TPU",
+    "TPU_INTERPRETED",
+    "XLA",
+    "Activation",
+    "Path",
+    "conv",
+    "matmul",
+    "narrow",
+    "rounded",
+    "stochastic_codes",
+    "tpu_path",
+]

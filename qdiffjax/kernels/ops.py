@@ -1,13 +1,21 @@
 """Products of quantized operands: arguments checked, shapes flattened, the path chosen."""
 
+import functools
 from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 
 from qdiffjax._typing import Array
+from qdiffjax.kernels.derivatives import (
+    Operands,
+    holds_arrays,
+    simulated_conv,
+    simulated_matmul,
+    with_derivative,
+)
 from qdiffjax.kernels.operands import Activation, check_format
 from qdiffjax.kernels.paths import Path, default
-from qdiffjax.quant import QTensor
+from qdiffjax.quant import IntFormat, QTensor, fake_quant
 from qdiffjax.quant.formats import Format
 
 
@@ -45,8 +53,23 @@ def matmul(
     lead, k = x.shape[:-1], x.shape[-1]
     flat = _flattened(x, k)
     path = default() if path is None else path
-    y = path.matmul(flat, w, activation=activation, bias=bias, act_fn=act_fn, out_dtype=out_dtype)
+    y = _multiplied(
+        path.matmul, simulated_matmul, Operands(flat, w, activation, bias), act_fn, out_dtype
+    )
     return y.reshape(*lead, w.shape[1])
+
+
+def _multiplied(kernel, simulation, operands: Operands, act_fn, out_dtype) -> Array:
+    """Run a kernel with its derivative; an act_fn that holds arrays of its own follows it."""
+    if holds_arrays(act_fn):
+        return act_fn(_multiplied(kernel, simulation, operands, None, jnp.float32)).astype(
+            out_dtype
+        )
+
+    def run(operands: Operands):
+        return kernel(**operands._asdict(), act_fn=act_fn, out_dtype=out_dtype)
+
+    return with_derivative(run, functools.partial(simulation, act_fn, out_dtype), operands)
 
 
 def conv(
@@ -97,19 +120,56 @@ def conv(
         "dimension_numbers": ("NHWC", "HWIO", "NHWC"),
     }  # fmt: skip
     path = default() if path is None else path
-    return path.conv(
-        x, w, activation=activation, window=window, bias=bias, act_fn=act_fn,
-        out_dtype=out_dtype,
-    )  # fmt: skip
+    kernel = functools.partial(path.conv, window=window)
+    simulation = functools.partial(simulated_conv, window)
+    return _multiplied(kernel, simulation, Operands(x, w, activation, bias), act_fn, out_dtype)
 
 
 def rounded(
     x: Array, scale: Array, zero_point: Array | None = None, *, format: Format,
     path: Path | None = None,
 ) -> Array:  # fmt: skip
-    """Return Q(x) [*shape] in one pass over memory: `quant.fake_quant`, forward only."""
+    """Return Q(x) [*shape] in one pass over memory: `quant.fake_quant`, with its derivative."""
     path = default() if path is None else path
-    return path.rounded(x, scale, zero_point, format=format)
+
+    def run(operands):
+        return path.rounded(*operands, format=format)
+
+    def simulation(operands):
+        return fake_quant(*operands, format=format)
+
+    return with_derivative(run, simulation, (x, jnp.asarray(scale), zero_point))
+
+
+def stochastic_codes(
+    x: Array, scale: Array, bits: Array, *, format: IntFormat, path: Path | None = None
+) -> Array:
+    """Return codes [*shape] of x, rounded at random without bias inside the range.
+
+        clip(floor(v + u), qmin, qmax),   v = x / scale,   u = (upper 24 of bits) / 2^24
+
+    The same bits give the same codes on every path; their dtype is `format.storage_dtype`.
+
+    Args:
+      x: real array [*shape].
+      scale: positive steps [*groups]; symmetric.
+      bits: uint32 [*shape], for example of jax.random.bits.
+      format: the codes that exist; static, not binary.
+      path: implementation; None takes the platform's.
+
+    Raises:
+      ValueError: bits of another shape or dtype, or the binary format.
+    """
+    bits = jnp.asarray(bits)
+    if bits.shape != jnp.shape(x) or bits.dtype != jnp.uint32:
+        raise ValueError(
+            f"bits: got {bits.dtype} {bits.shape} for x of shape {jnp.shape(x)}, expected uint32 "
+            "of the same shape; draw them with jax.random.bits(key, x.shape)."
+        )
+    if not isinstance(format, IntFormat) or format.is_binary:
+        raise ValueError(f"format: got {format!r}, expected integers of at least 2 bits.")
+    path = default() if path is None else path
+    return path.stochastic_codes(x, scale, bits, format=format)
 
 
 def check_weight(w: QTensor, ndim: int) -> None:

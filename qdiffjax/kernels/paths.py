@@ -1,11 +1,13 @@
 """The ways to run one kernel, and which one a platform gets."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax
 
-from qdiffjax.kernels import reference, xla
+from qdiffjax.kernels import reference, tpu, xla
+from qdiffjax.kernels.tpu.blocks import Blocks, kind_of_device
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,20 +16,36 @@ class Path:
 
     Attributes:
       name: for tables and errors.
-      matmul, conv, rounded: with the signatures of `kernels.reference`.
+      matmul, conv, rounded, stochastic_codes: with the signatures of `kernels.reference`.
     """
 
     name: str
     matmul: Callable
     conv: Callable
     rounded: Callable
+    stochastic_codes: Callable
 
 
-REFERENCE = Path("reference", reference.matmul, reference.conv, reference.rounded)
-XLA = Path("xla", xla.matmul, xla.conv, xla.rounded)
+def tpu_path(*, interpret: bool = False, blocks: Blocks | None = None) -> Path:
+    """Return the kernels for TPUs, compiled or interpreted (on any platform, slowly).
+
+    `blocks` says how much a kernel takes at a time; None looks the chip up.
+    """
+    kernels = (tpu.matmul, tpu.conv, tpu.rounded, tpu.stochastic_codes)
+    name = "tpu, interpreted" if interpret else "tpu"
+    return Path(name, *(functools.partial(k, interpret=interpret, blocks=blocks) for k in kernels))
+
+
+REFERENCE = Path(
+    "reference", reference.matmul, reference.conv, reference.rounded, reference.stochastic_codes
+)
+XLA = Path("xla", xla.matmul, xla.conv, xla.rounded, reference.stochastic_codes)
+TPU = tpu_path()
+TPU_INTERPRETED = tpu_path(interpret=True)
 
 
 def default() -> Path:
-    """Path for the platform that JAX would run on."""
-    _ = jax.default_backend()
+    """Path for the platform that JAX would run on; a TPU v4 multiplies no codes in kernels."""
+    if jax.default_backend() == "tpu" and kind_of_device() not in (None, "v4"):
+        return TPU
     return XLA

@@ -1,11 +1,13 @@
 """What every kernel computes, in a few lines of float32: dequantize, multiply, finish."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
 from qdiffjax._typing import Array
 from qdiffjax.kernels.operands import Activation, quantized
-from qdiffjax.quant import QTensor, dequantize, fake_quant
+from qdiffjax.quant import QTensor, dequantize, fake_quant, quantize, rounding
 
 HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -26,6 +28,16 @@ def conv(x, w: QTensor, *, activation: Activation | None, window: dict, bias, ac
 def rounded(x, scale, zero_point, *, format) -> Array:
     """Return Q(x) [*shape]: `quant.fake_quant`."""
     return fake_quant(x, scale, zero_point, format=format)
+
+
+def stochastic_codes(x, scale, bits, *, format) -> Array:
+    """Return codes of x [*shape], rounded at random by bits, uint32 [*shape]; no zero point.
+
+    clip(floor(v + u), qmin, qmax),   v = x / scale,   u = (upper 24 bits) / 2^24
+    """
+    uniform = jax.lax.shift_right_logical(bits, jnp.uint32(8)).astype(jnp.float32) * 2.0**-24
+    round_fn = functools.partial(rounding.stochastic, uniform=uniform)
+    return quantize(x, scale, format=format, round_fn=round_fn).codes
 
 
 def real(x, activation: Activation | None, axes: tuple[int, ...]) -> Array:

@@ -1,0 +1,54 @@
+"""How large a piece of a product a kernel takes at a time: a small table for each chip."""
+
+from typing import NamedTuple
+
+import jax
+
+
+class Blocks(NamedTuple):
+    """Sizes of blocks, upper limits: a kernel takes less where the array or the memory is smaller.
+
+    rows: of the left operand (tokens; pixels of a convolution); columns: of the right operand
+    (output channels); vmem: bytes that a kernel may keep in the chip's vector memory.
+    """
+
+    rows: int
+    columns: int
+    vmem: int
+
+
+MIB = 2**20
+# The best of rows 256, 512, 1024 and columns 128, 256, 512 by the cycles that the compiler's
+# schedule gives for products of [4096, 1280] and [1280, 1280] (libtpu 0.0.42.1, ahead of time, no
+# device): `python -m experiments.bench_tpu_aot --parts blocks` repeats it.
+TABLE = {
+    "v4": Blocks(256, 256, 14 * MIB),
+    "v5e": Blocks(512, 640, 40 * MIB),
+    "v5p": Blocks(512, 640, 40 * MIB),
+    "v6e": Blocks(512, 640, 40 * MIB),
+    "v7x": Blocks(512, 640, 40 * MIB),
+}
+DEFAULT = TABLE["v5e"]
+KINDS = {"v4": "v4", "v5 lite": "v5e", "v5e": "v5e", "v5": "v5p", "v5p": "v5p", "v6 lite": "v6e",
+         "v6e": "v6e", "7x": "v7x", "v7x": "v7x", "7": "v7x"}  # fmt: skip
+
+
+def kind_of_device() -> str | None:
+    """Name in `TABLE` of the first device, or None."""
+    kind = jax.devices()[0].device_kind
+    return KINDS.get(kind.removeprefix("TPU").strip().lower())
+
+
+def of_device() -> Blocks:
+    """Blocks for the first device, or `DEFAULT` where that is no TPU of the table."""
+    return TABLE.get(kind_of_device() or "", DEFAULT)
+
+
+def fitted(limit: int, length: int, unit: int) -> int:
+    """Size of a block: `length` if the limit allows, else the multiple of `unit` that wastes least.
+
+    Each block costs what 64 more rows would, so that blocks do not become small to fit exactly.
+    """
+    if length <= limit:
+        return length
+    return min(range(unit, limit + 1, unit), key=lambda n: -(-length // n) * (n + 64))

@@ -1,0 +1,120 @@
+"""Rounding alone on a TPU: to the nearest number of a format, or to codes at random."""
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+
+from qdiffjax._typing import Array
+from qdiffjax.kernels import reference
+from qdiffjax.kernels.operands import FLOAT8, is_integer
+from qdiffjax.kernels.tpu import prologue
+from qdiffjax.kernels.tpu.blocks import Blocks, fitted, of_device
+from qdiffjax.kernels.tpu.call import Operand, Run, call
+from qdiffjax.quant import IntFormat
+from qdiffjax.quant.qtensor import check_arguments
+
+
+def rounded(
+    x, scale, zero_point, *, format, interpret: bool = False, blocks: Blocks | None = None
+) -> Array:
+    """As `reference.rounded`: integers of 2 to 8 bits and 8-bit floats; others go there.
+
+    So do float64 and scales that vary along more than rows or the last axis.
+    """
+    x, scale = jnp.asarray(x), jnp.asarray(scale)
+    zero = None if zero_point is None else jnp.broadcast_to(jnp.asarray(zero_point), scale.shape)
+    if not (_fits(format, x) and _is_matrix(scale.shape, x.shape)):
+        return reference.rounded(x, scale, zero_point, format=format)
+    check_arguments(x, scale, zero_point, format)
+    scale = scale.astype(jnp.float32)
+    given = {"step": scale, "inverse": 1 / scale}
+    if zero is not None:
+        given["zero"] = jnp.round(zero).astype(jnp.int32)
+    body = functools.partial(_round, format)
+    return _elementwise(body, x, {}, given, x.dtype, interpret, blocks)
+
+
+def stochastic_codes(
+    x, scale, bits, *, format, interpret: bool = False, blocks: Blocks | None = None
+) -> Array:
+    """As `reference.stochastic_codes`: integers of 2 to 8 bits; others go there, and float64."""
+    x, scale = jnp.asarray(x), jnp.asarray(scale)
+    is_known = isinstance(format, IntFormat) and _fits(format, x)
+    if not (is_known and _is_matrix(scale.shape, x.shape)):
+        return reference.stochastic_codes(x, scale, bits, format=format)
+    check_arguments(x, scale, None, format)
+    inverse = 1 / scale.astype(jnp.float32)
+    noise = {"bits": jax.lax.bitcast_convert_type(bits, jnp.int32)}
+    body = functools.partial(_round_at_random, format)
+    codes = _elementwise(body, x, noise, {"inverse": inverse}, jnp.int8, interpret, blocks)
+    if not prologue.shift(format):
+        return codes.astype(format.storage_dtype)
+    return jax.lax.bitcast_convert_type(codes, jnp.uint8) ^ jnp.uint8(128)
+
+
+def _round(format: Any, refs: dict) -> None:
+    x, scale = refs["x"][...].astype(jnp.float32), refs["step"][...]
+    step = prologue.Step(scale, refs["inverse"][...], None)
+    if is_integer(format):
+        zero = refs["zero"][...].astype(jnp.float32) if "zero" in refs else jnp.float32(0)
+        q = prologue.whole_steps(x * step.inverse, format.low - zero, format.high - zero)
+    else:
+        q = prologue.codes(x, step, format)
+    y = jnp.where(x == x, scale * q.astype(jnp.float32), jnp.nan)
+    refs["out"][...] = y.astype(refs["out"].dtype)
+
+
+def _round_at_random(format: IntFormat, refs: dict) -> None:
+    """floor(v) + [u >= 1 - frac(v)], as `rounding.stochastic`, u from the upper 24 bits."""
+    v = refs["x"][...].astype(jnp.float32) * refs["inverse"][...]
+    u = jax.lax.shift_right_logical(refs["bits"][...], 8).astype(jnp.float32) * 2.0**-24
+    low = jnp.floor(v)
+    q = low + jnp.where(u >= 1 - (v - low), 1.0, 0.0)
+    q = jnp.clip(jnp.where(q == q, q, 0.0), float(format.low), float(format.high))
+    refs["out"][...] = (q - prologue.shift(format)).astype(jnp.int32).astype(jnp.int8)
+
+
+def _fits(format: Any, x: Array) -> bool:
+    """Whether the kernels know the format and the dtype of x."""
+    if x.ndim == 0 or x.size == 0 or x.dtype not in (jnp.float32, jnp.bfloat16):
+        return False
+    if isinstance(format, IntFormat):
+        return format.is_static and format.bits <= 8 and not format.is_binary
+    return format in FLOAT8
+
+
+def _is_matrix(groups: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    """Whether scales [*groups] of x [*shape] vary along all rows, or the last axis, or not."""
+    if len(groups) != len(shape):
+        return False
+    is_shared = all(g == 1 for g in groups[:-1])
+    return (is_shared and groups[-1] in (1, shape[-1])) or (
+        groups[:-1] == shape[:-1] and groups[-1] == 1
+    )
+
+
+def _elementwise(body, x, others: dict, given: dict, dtype, interpret, blocks) -> Array:
+    """Run a body on x and `others` [*shape], as matrices; `given` are [1 or rows, 1 or columns]."""
+    blocks = of_device() if blocks is None else blocks
+    columns = x.shape[-1]
+    m = x.size // columns
+    width = fitted(max(blocks.columns, 1024), columns, 128)
+    rows = fitted(max(32, min(blocks.rows, 2**18 // width // 32 * 32)), m, 32)
+
+    def operand(a):
+        block = tuple(min(n, b) for n, b in zip(a.shape, (rows, width), strict=True))
+        row, column = (int(n > 1) for n in a.shape)
+        return Operand(a, block, lambda i, j: (i * row, j * column))
+
+    arrays = {"x": x} | others
+    operands = {name: operand(a.reshape(m, columns)) for name, a in arrays.items()}
+    operands |= {
+        name: operand(a.reshape(math.prod(a.shape[:-1]), a.shape[-1])) for name, a in given.items()
+    }
+    out = Operand(jax.ShapeDtypeStruct((m, columns), dtype), (rows, width), lambda i, j: (i, j))
+    grid = (pl.cdiv(m, rows), pl.cdiv(columns, width))
+    return call(body, grid, operands, out, Run(interpret, blocks.vmem)).reshape(x.shape)
