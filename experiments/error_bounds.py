@@ -14,7 +14,7 @@ One row per pair of widths. Both runs of a pair share their noise, so the error 
 one noise path. The columns:
 
   RMSE        measured: root mean square of quantized minus full-precision final samples
-  predicted   the same from the full-precision run alone (a-priori local errors, injected)
+  predicted   the same, the quantized sampler never run (a-priori local errors, injected)
   1st order   relative error of first-order propagation of the measured local errors, median
   defect      what the attribution ledger leaves unexplained, relative, median over samples
   bound/err   Groenwall bound over measured error at the end: smallest, and median over samples

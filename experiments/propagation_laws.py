@@ -4,7 +4,7 @@
     python -m experiments.propagation_laws --checkpoint fashion_dit
 
 Every case is measured on runs that share their noise, predicted from the full-precision run
-alone (a-priori local errors, injected), and bounded (first order plus the propagated exact
+alone (a-priori local errors, injected; `prediction.predict_errors`), and bounded (first order plus the propagated exact
 remainder). Parts: W weights only, A activations with nearest rounding, SR activations with
 stochastic rounding, WA both.
 

@@ -1,5 +1,8 @@
 """The full-precision run forecasts the error: exactly where it can, in the mean elsewhere."""
 
+import dataclasses
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,10 +34,10 @@ def on_gaussian_data(rule, inputs):
     return program.Quantized(EPS_FN, data, {"output": inputs}, rule)
 
 
-@jax.jit
-def predicted(q, x_T):
+@functools.partial(jax.jit, static_argnames="followed")
+def predicted(q, x_T, followed=prediction.EDGES):
     xs = diffusion.sample(program.full_call(q), x_T, labs.DDIM).xs
-    return prediction.predict_errors(q, xs, labs.DDIM)
+    return prediction.predict_errors(q, xs, labs.DDIM, followed=followed)
 
 
 @jax.jit
@@ -58,6 +61,8 @@ def closed_form_error(**kwargs):
 @pytest.mark.parametrize("forecast", [predicted, predicted_first_order])
 def test_on_gaussian_data_an_error_that_ignores_the_state_is_predicted_exactly(forecast):
     q = on_gaussian_data(rules.perturb, jnp.asarray(BIAS)[None])
+    if forecast is predicted:
+        assert_close(forecast(q, labs.X_T, followed=()), closed_form_error(bias=BIAS), factor=256)
     assert_close(forecast(q, labs.X_T), closed_form_error(bias=BIAS), factor=256)
 
 
@@ -67,7 +72,7 @@ def test_an_error_that_ignores_the_state_is_predicted_exactly_by_any_network_how
         labs.net_fn, labs.PARAMS, {"output": 5 * jnp.asarray(BIAS)[None]}, rules.perturb
     )
     actual = measured(q, labs.X_T)
-    assert_close(predicted(q, labs.X_T), actual, factor=1024)
+    assert_close(predicted(q, labs.X_T, followed=()), actual, factor=1024)
     miss = np.linalg.norm(predicted_first_order(q, labs.X_T)[-1] - actual[-1])
     assert miss > 0.05 * np.linalg.norm(actual[-1])
 
@@ -77,7 +82,9 @@ def test_the_two_predictions_differ_by_the_square_of_the_error():
     for size in sizes:
         bias = size * jnp.asarray(BIAS)[None]
         q = program.Quantized(labs.net_fn, labs.PARAMS, {"output": bias}, rules.perturb)
-        gaps.append(predicted(q, labs.X_T)[-1] - predicted_first_order(q, labs.X_T)[-1])
+        gaps.append(
+            predicted(q, labs.X_T, followed=())[-1] - predicted_first_order(q, labs.X_T)[-1]
+        )
     assert labs.slope(sizes, [np.linalg.norm(g) for g in gaps]) == pytest.approx(2, abs=0.1)
 
 
@@ -85,7 +92,8 @@ def test_on_gaussian_data_a_relative_error_is_predicted_to_first_order():
     kappas, errors = np.array([0.2, 0.1, 0.05, 0.025]), []
     for kappa in kappas:
         expected = closed_form_error(kappa=kappa)[-1]
-        actual = predicted(on_gaussian_data(stretch, jnp.float64(kappa)), labs.X_T)[-1]
+        q = on_gaussian_data(stretch, jnp.float64(kappa))
+        actual = predicted(q, labs.X_T, followed=())[-1]
         errors.append(np.linalg.norm(actual - expected) / np.linalg.norm(expected))
     assert labs.slope(kappas, errors) == pytest.approx(1, abs=0.1)
     assert errors[-1] < 0.05
@@ -115,6 +123,31 @@ def test_weight_rounding_at_8_bits_is_predicted_sample_by_sample():
     q = labs.quantized(8, None)
     actual, forecast = measured(q, MANY)[-1], predicted(q, MANY)[-1]
     assert np.linalg.norm(forecast - actual) < 0.1 * np.linalg.norm(actual)
+
+
+@pytest.mark.parametrize(("widths", "followed"), [
+    ((4, 4), ("input", "in", "out", "output")), ((None, 3), prediction.EDGES)])  # fmt: skip
+def test_what_is_followed_is_exact_however_coarse(widths, followed):
+    """All sites followed are the quantized run; so are the edges where nothing else is rounded."""
+    q = labs.quantized(*widths)
+    q = dataclasses.replace(q, site_inputs={n: q.site_inputs[n] for n in followed})
+    actual = measured(q, labs.X_T)
+    assert np.linalg.norm(actual[-1]) > 0.05 * np.linalg.norm(labs.X_T)
+    assert_close(predicted(q, labs.X_T, followed), actual, factor=1024)
+
+
+def test_a_sample_alone_takes_its_own_frozen_errors():
+    """As if the other sample had no error: e_i at x_i itself."""
+    q = labs.quantized(4, 4)
+    xs = diffusion.sample(program.full_call(q), labs.X_T[:1], labs.DDIM).xs
+    found = prediction.predict_errors(q, xs, labs.DDIM, followed=())
+    full, hat = labs.calls(q)
+    d = jnp.zeros_like(xs[0])
+    for i, t in enumerate(labs.DDIM.t):
+        c = jax.tree.map(lambda leaf, i=i: leaf[i], labs.DDIM.coeffs)
+        move = lambda call, x, t=t, c=c: diffusion.step(x, call(x, t, None)[0], c)  # noqa: E731
+        d = move(full, xs[i] + d) - 2 * move(full, xs[i]) + move(hat, xs[i])
+    assert_close(found[-1], d, factor=1024)
 
 
 def test_inputs_by_call_are_predicted_at_their_step():
