@@ -4,9 +4,9 @@
     python -m experiments.propagation_laws --checkpoint fashion_dit
 
 Every case is measured on runs that share their noise, predicted from the full-precision run
-alone (a-priori local errors, injected; `prediction.predict_errors`), and bounded (first order plus the propagated exact
-remainder). Parts: W weights only, A activations with nearest rounding, SR activations with
-stochastic rounding, WA both.
+alone (a-priori local errors, injected; `prediction.predict_errors`), and bounded (first order
+plus the propagated exact remainder). Parts: W weights only, A activations with nearest rounding,
+SR activations with stochastic rounding, WA both.
 
   rms, median   measured RMS over all samples and pixels; median over samples of a sample's RMS
   predicted     rms from the full-precision run alone

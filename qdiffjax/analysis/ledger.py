@@ -105,7 +105,8 @@ def attribution(
     error O(|r|^{2K}), reported by `defect`). It is the Aumann-Shapley value, or integrated
     gradients, of the taps.
 
-    Costs about 4 + 4 K sampling runs, and one more without `x_0`. Memory: one network's activations and the stored states.
+    Costs about 4 + 4 K sampling runs, and one more without `x_0`. Memory: one network's
+    activations and the stored states.
 
     Args:
       q: the denoiser and its quantization; sites without inputs commit no error.
