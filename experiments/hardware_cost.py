@@ -25,7 +25,7 @@ class Config:
     networks: tuple[str, ...] = ("fashion_unet", "fashion_dit", "dit_xl_2")
     batches: tuple[int, ...] = (1, 64)
     measured_batch: int = 64
-    num_rounds: int = 20
+    num_rounds: int = 100
 
 
 HELP = {

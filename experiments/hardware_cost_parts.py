@@ -2,18 +2,20 @@
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import subject
+from experiments import subject, timing
 from qdiffjax import checkpoints, hardware, program
 from qdiffjax.models import dit
 
 LATENT = (32, 32, 4)  # of a 256 x 256 image
 NUM_CLASSES = 1000
+Call = tuple[Callable[..., Any], tuple]  # a compiled function and its arguments
 SIZES = {"dit_s_2": dit.dit_s_2, "dit_b_2": dit.dit_b_2, "dit_l_2": dit.dit_l_2,
          "dit_xl_2": dit.dit_xl_2}  # fmt: skip
 
@@ -147,50 +149,64 @@ def site_ops(network: Network, batch: int) -> dict[str, tuple[Any, Any]]:
     return found
 
 
-def calibrate(num_rounds: int, working_set: int, side: int = 1024) -> hardware.Chip:
-    """Return the machine that runs this as a chip; its best of `num_rounds`.
+def calibrations(working_set: int, side: int = 1024) -> dict[str, Call]:
+    """What tells the machine's peaks: compiled functions with their arguments.
 
-    The rate is that of a float32 product of matrices [side, side], the bandwidth that of one pass
-    over `working_set` bytes, half read and half written: of the cache, where they fit in one.
+    A float32 product of matrices [side, side], and one pass over `working_set` bytes, half read
+    and half written: of the cache, where they fit in one.
     """
     a = jnp.ones((side, side), jnp.float32)
-    product = hardware.measure(jax.jit(jnp.matmul), a, a, num_rounds=num_rounds)
     half = jnp.ones(max(1, working_set // 8), jnp.float32)
-    passed = hardware.measure(jax.jit(jnp.negative), half, num_rounds=num_rounds)
-    rates = {"f32": 2 * side**3 / float(product.seconds.min())}
-    return hardware.Chip("here", rates, 8 * half.size / float(passed.seconds.min()), math.inf)
+    return {"product": (jax.jit(jnp.matmul), (a, a)), "pass": (jax.jit(jnp.negative), (half,))}
+
+
+def machine(calls: dict[str, Call], seconds: dict[str, float]) -> hardware.Chip:
+    """Return the machine that ran the `calibrations` in these seconds as a chip."""
+    side, half = (calls[name][1][0] for name in ("product", "pass"))
+    rates = {"f32": 2 * side.shape[0] ** 3 / seconds["product"]}
+    return hardware.Chip("here", rates, 2 * half.nbytes / seconds["pass"], math.inf)
 
 
 def measured(network: Network, batch: int, num_rounds: int) -> tuple[dict, dict]:
     """A float32 call and each of its products alone, beside the roofline of this machine.
 
-    Arrays: seconds (best of num_rounds), roofline, intensity [S]; call [num_rounds].
+    All take turns with what calibrates the machine. The best of many rounds is what it can do,
+    whatever else runs: a roofline is a bound.
+    Arrays: seconds (best), roofline, intensity [S]; call [num_rounds].
     """
     counts = hardware.count(program.sites(network.eps_fn, *network.arguments(batch)))
     full = hardware.uniform(32, 32)
-    chip = calibrate(num_rounds, int(hardware.working_set(counts, full)))
-    roofline = hardware.roofline(counts, full, chip)
-    ops = site_ops(network, batch)
-    seconds = [_time_op(*ops[name], num_rounds) for name in counts.names]
-    fn = jax.jit(functools.partial(network.eps_fn, network.params))
+    calls = calibrations(int(hardware.working_set(counts, full)))
     x = jax.random.normal(jax.random.key(0), (batch, *network.shape), jnp.float32)
-    call = hardware.measure(fn, x, jnp.float32(500), num_rounds=num_rounds)
+    fn = jax.jit(functools.partial(network.eps_fn, network.params))
+    calls["call"] = fn, (x, jnp.float32(500))
+    ops = site_ops(network, batch)
+    calls |= {name: _with_data(*ops[name]) for name in counts.names}
+    wall, _ = timing.interleave({k: functools.partial(_finish, *v) for k, v in calls.items()},
+                                num_rounds)  # fmt: skip
+    best = dict(zip(calls, wall.min(axis=0), strict=True))
+    chip, call = machine(calls, best), wall[:, list(calls).index("call")]
+    roofline = hardware.roofline(counts, full, chip)
+    seconds = np.array([best[name] for name in counts.names])
+    low, high, coverage = hardware.median_interval(call)
     row = {
-        "batch": batch, "device": call.device, "rate": chip.rates["f32"],
-        "bandwidth": chip.bandwidth, "roofline": float(roofline.total), "call": call.median,
-        "call_best": float(call.seconds.min()),
-        "call_low": call.low, "call_high": call.high, "coverage": call.coverage,
-        "products_alone": float(np.sum(seconds)),
+        "batch": batch, "device": str(jax.devices()[0].device_kind), "rate": chip.rates["f32"],
+        "bandwidth": chip.bandwidth, "roofline": float(roofline.total),
+        "call": float(np.median(call)), "call_best": float(call.min()), "call_low": low,
+        "call_high": high, "coverage": coverage, "products_alone": float(seconds.sum()),
     }  # fmt: skip
     arrays = {
-        "seconds": np.array(seconds), "roofline": roofline.seconds,
-        "intensity": roofline.intensity, "macs": counts.macs, "sites": np.array(counts.names),
-        "call": call.seconds,
+        "seconds": seconds, "roofline": roofline.seconds, "intensity": roofline.intensity,
+        "macs": counts.macs, "sites": np.array(counts.names), "call": call,
     }  # fmt: skip
     return arrays, row
 
 
-def _time_op(op, shapes, num_rounds: int) -> float:
+def _finish(fn, args) -> None:
+    jax.block_until_ready(fn(*args))
+
+
+def _with_data(op, shapes) -> Call:
     keys = jax.random.split(jax.random.key(0), len(shapes))
     args = [jax.random.normal(k, s.shape, s.dtype) for k, s in zip(keys, shapes, strict=True)]
-    return float(hardware.measure(jax.jit(op), *args, num_rounds=num_rounds).seconds.min())
+    return jax.jit(op), tuple(args)
