@@ -74,13 +74,17 @@ class Study:
         if part == "measured":
             network = self.networks[c.networks[0]]
             arrays, row = parts.measured(network, c.measured_batch, c.num_rounds)
-            return arrays, [{"part": part, "network": c.networks[0], "kind": "measured"} | row]
+            return arrays, [_said(part, c.networks[0], hardware.Kind.MEASURED) | row]
         name, _, what = part.rpartition("/")
         if what == "compiled":
             row = parts.compiled(self.networks[name])
-            return {}, [{"part": "compiled", "network": name, "kind": "compiled"} | row]
+            return {}, [_said(what, name, hardware.Kind.COMPILED) | row]
         arrays, rows = parts.costs(self.networks[name], int(what))
-        return arrays, [{"part": "costs", "network": name, "kind": "predicted"} | r for r in rows]
+        return arrays, [_said("costs", name, hardware.Kind.PREDICTED) | r for r in rows]
+
+
+def _said(part: str, network: str, kind: hardware.Kind) -> dict[str, Any]:
+    return {"part": part, "network": network, "kind": str(kind)}
 
 
 def run(config: Config, **options):

@@ -38,7 +38,7 @@ def finished(tmp_path_factory):
 def test_every_number_says_what_it_is(finished):
     _, _, rows, printed = finished
     kinds = [r["kind"] for r in rows]
-    assert kinds == ["predicted"] * 12 + ["compiled", "measured"]
+    assert kinds == ["predicted"] * 12 + ["counted by the compiler", "measured"]
     assert "W4A16" in printed
     assert max(len(line) for line in printed.splitlines() if "/" not in line) <= 100
 
