@@ -49,5 +49,6 @@ def real(x, activation: Activation | None, axes: tuple[int, ...]) -> Array:
 
 def finish(y, bias, act_fn, out_dtype) -> Array:
     """Epilogue: bias [N], elementwise function, output dtype; all in float32 before the cast."""
-    y = y if bias is None else y + bias.astype(jnp.float32)
+    if bias is not None:
+        y = y + bias.astype(jnp.float32).reshape((1,) * (y.ndim - 1) + (-1,))
     return (y if act_fn is None else act_fn(y)).astype(out_dtype)

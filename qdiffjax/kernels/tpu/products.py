@@ -42,7 +42,7 @@ def _centered(left, zero, right, g: int, refs: dict) -> Array:
     if zero is not None:
         y -= zero * refs["sums"][g : g + 1]
     if "right_zero" in refs:
-        rows = jnp.sum(left.astype(jnp.int32), 1, keepdims=True)
+        rows = jnp.sum(left.astype(jnp.int32), 1, jnp.int32, keepdims=True)
         rows = rows if zero is None else rows - zero * left.shape[1]
         y -= rows * refs["right_zero"][g : g + 1]
     return y
