@@ -132,6 +132,7 @@ def traffic(counts: Counts, w: Widths):
 
     The operations between the sites, which make codes of real numbers, are not counted.
     """
+    w = _alike(w)
     reads = _bytes(counts.weights, w.weight) + activation_bytes(counts, w)
     scales = _where_quantized(w.weight, w.full, counts.scales * SCALE_BYTES)
     outputs = _like(output_bytes(counts, w), reads)
@@ -151,8 +152,8 @@ def bops(counts: Counts, w: Widths):
 
 def bit_products(counts: Counts, w: Widths):
     """b_w b_a of every product [..., S]: single-bit products in a multiplication."""
-    left = _left(counts, w)
-    return left * _like(w.activation, left)
+    w = _alike(w)
+    return _left(counts, w) * w.activation
 
 
 def working_set(counts: Counts, w: Widths):
@@ -186,19 +187,24 @@ def model_bytes(counts: Counts, w: Widths, other: int = 0):
 
 def operand_bits(counts: Counts, w: Widths):
     """Width of the wider operand of every product [..., S]: the one that the machine multiplies."""
+    w = _alike(w)
     left = _left(counts, w)
-    right = _like(w.activation, left)
-    return jnp.maximum(left, right) if isinstance(left, jax.Array) else np.maximum(left, right)
+    maximum = jnp.maximum if isinstance(left, jax.Array) else np.maximum
+    return maximum(left, w.activation)
+
+
+def _alike(w: Widths) -> Widths:
+    """Both widths as JAX floats if either is a JAX array."""
+    if not isinstance(w.weight, jax.Array) and not isinstance(w.activation, jax.Array):
+        return w
+    dtype = np.promote_types(_float(w.weight), _float(w.activation))
+    return Widths(jnp.asarray(w.weight, dtype), jnp.asarray(w.activation, dtype), w.full)
 
 
 def _left(counts: Counts, w: Widths):
     """Bits of the first operand: the weight, or an activation where there is none [..., S]."""
-    is_traced = isinstance(w.weight, jax.Array) or isinstance(w.activation, jax.Array)
-    where = jnp.where if is_traced else np.where
-    weight, activation = (
-        jnp.asarray(b, _float(b)) if is_traced else b for b in (w.weight, w.activation)
-    )
-    return where(counts.weights > 0, weight, activation)
+    where = jnp.where if isinstance(w.weight, jax.Array) else np.where
+    return where(counts.weights > 0, w.weight, w.activation)
 
 
 def _bytes(elements, bits):

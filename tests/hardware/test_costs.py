@@ -1,5 +1,6 @@
 """Bytes, multiplications and bit-operations against hand counts, storage and the compiler."""
 
+import dataclasses
 import functools
 
 import jax
@@ -156,6 +157,20 @@ def test_traced_costs_are_the_exact_ones_within_a_byte_a_site():
         )
         gap = cost_fn(c, costs.Widths(*bits)) - np.asarray(traced)
         assert ((gap >= -1e-6) & (gap < slack + 1e-6)).all()
+
+
+@pytest.mark.parametrize("traced", ["weight", "activation"])
+def test_one_traced_width_beside_one_that_is_not(traced):
+    _, c, _ = unet()
+    exact = hardware.uniform(4, 8)
+    fns = (hardware.weight_bytes, hardware.activation_bytes, hardware.traffic, hardware.bops,
+           lambda c, w: hardware.roofline(c, w, hardware.CHIPS[0]).seconds,
+           lambda c, w: hardware.energy(c, w).compute)  # fmt: skip
+    for dtype in (jnp.int32, jnp.float32):
+        bits = jnp.asarray(getattr(exact, traced), dtype)
+        for fn in fns:
+            found = jax.jit(lambda b, f=fn: f(c, dataclasses.replace(exact, **{traced: b})))(bits)
+            np.testing.assert_allclose(found, fn(c, exact), rtol=1e-6)
 
 
 def test_derivatives_of_costs_in_the_widths():
