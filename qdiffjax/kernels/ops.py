@@ -164,7 +164,7 @@ def stochastic_codes(
     if bits.shape != jnp.shape(x) or bits.dtype != jnp.uint32:
         raise ValueError(
             f"bits: got {bits.dtype} {bits.shape} for x of shape {jnp.shape(x)}, expected uint32 "
-            "of the same shape; draw them with jax.random.bits(key, x.shape)."
+            "of the same shape; draw them with jax.random.bits(key, x.shape, jnp.uint32)."
         )
     if not isinstance(format, IntFormat) or format.is_binary:
         raise ValueError(f"format: got {format!r}, expected integers of at least 2 bits.")

@@ -51,7 +51,7 @@ def test_averaged_over_all_bits_stochastic_codes_are_x(path, format):
 @fast_paths
 def test_stochastic_codes_saturate_and_neighbour_x(path):
     x, scale = normal(0, (5, 33)), jnp.full((5, 1), 0.01, jnp.float32)
-    bits = jax.random.bits(jax.random.key(0), x.shape)
+    bits = jax.random.bits(jax.random.key(0), x.shape, jnp.uint32)
     codes = kernels.stochastic_codes(x, scale, bits, format=IntFormat(8), path=path)
     v = np.asarray(x, np.float64) / 0.01
     is_inside = np.abs(v) < 126

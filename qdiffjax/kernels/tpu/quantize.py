@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental import pallas as pl
 
 from qdiffjax._typing import Array
@@ -71,7 +72,7 @@ def _round(format: Any, refs: dict) -> None:
 def _round_at_random(format: IntFormat, refs: dict) -> None:
     """floor(v) + [u >= 1 - frac(v)], as `rounding.stochastic`, u from the upper 24 bits."""
     v = refs["x"][...].astype(jnp.float32) * refs["inverse"][...]
-    u = jax.lax.shift_right_logical(refs["bits"][...], 8).astype(jnp.float32) * 2.0**-24
+    u = jax.lax.shift_right_logical(refs["bits"][...], np.int32(8)).astype(jnp.float32) * 2.0**-24
     low = jnp.floor(v)
     q = low + jnp.where(u >= 1 - (v - low), 1.0, 0.0)
     q = jnp.clip(jnp.where(q == q, q, 0.0), float(format.low), float(format.high))
