@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from qdiffjax import diffusion
-from qdiffjax.analysis import bounds, divergences, labels, profiles, propagation
+from qdiffjax.analysis import (
+    amplification,
+    bounds,
+    certificates,
+    divergences,
+    labels,
+    profiles,
+    propagation,
+)
 from qdiffjax.diffusion import gaussian
 from tests.helpers import assert_close
 
@@ -77,6 +85,16 @@ def test_a_record_says_what_a_number_is(fn):
     assert str(found.kind) == "a posteriori along the run"
     assert "gains_i" in found.assumption
     np.testing.assert_array_equal(found.finite, [[True, True], [True, True], [False, True]])
+
+
+@pytest.mark.parametrize("fn", [
+    amplification.log_concave_flow_bound, amplification.mixture_flow_gain,
+    amplification.euler_gains, certificates.enclose, certificates.sample_tube,
+])  # fmt: skip
+def test_what_holds_at_every_input_of_a_set_is_said_to_be_certified(fn):
+    name, kind, assumption = labels.label(fn)
+    assert (name, kind) == (fn.__name__, labels.Kind.CERTIFIED)
+    assert any(words in assumption for words in ("every x", "mixture"))
 
 
 def test_bounds_that_come_in_pairs_are_recorded_together():

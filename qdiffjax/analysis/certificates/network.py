@@ -11,6 +11,7 @@ from qdiffjax import _compat
 from qdiffjax.analysis.certificates import forms, pairs, primitives
 from qdiffjax.analysis.certificates.forms import Form
 from qdiffjax.analysis.certificates.pairs import Pair
+from qdiffjax.analysis.labels import Kind, bound
 from qdiffjax.program import rules
 from qdiffjax.program.plan import CALLS, Plan, Site
 from qdiffjax.program.quantized import Quantized
@@ -20,6 +21,10 @@ from qdiffjax.quant._granularity import expand as expand_scale
 BODIES = {**CALLS, "custom_vjp_call": "call_jaxpr", "custom_vjp_call_jaxpr": "fun_jaxpr"}
 
 
+@bound(
+    Kind.CERTIFIED,
+    "every x of the set, every outcome of every rounding; real arithmetic of both networks",
+)
 def enclose(q: Quantized, x: Pair | Form, t, *, max_symbols: int = 4096) -> Pair:
     """Enclose eps(x, t) and eps_hat(x_hat, t) - eps(x, t) for every x of a set.
 

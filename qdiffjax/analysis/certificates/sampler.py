@@ -10,6 +10,7 @@ from qdiffjax.analysis.certificates import forms
 from qdiffjax.analysis.certificates.forms import Form
 from qdiffjax.analysis.certificates.network import enclose
 from qdiffjax.analysis.certificates.pairs import Pair
+from qdiffjax.analysis.labels import Kind, bound
 from qdiffjax.analysis.trajectories import noises, times
 from qdiffjax.diffusion import StepCoeffs, Steps
 from qdiffjax.program.quantized import Quantized
@@ -27,6 +28,10 @@ class Tube(NamedTuple):
     error_high: Array
 
 
+@bound(
+    Kind.CERTIFIED,
+    "every x_T of the set, every outcome of every rounding; real arithmetic of both networks",
+)
 def sample_tube(
     q: Quantized, x_T: Form, steps: Steps, *, key: Key | None = None, max_symbols: int = 4096
 ) -> Tube:
