@@ -23,6 +23,7 @@ import numpy as np
 
 from experiments import command, plots_clipping, store, subject
 from qdiffjax import diffusion
+from qdiffjax.analysis import prediction
 from qdiffjax.precision import ptq
 from qdiffjax.program import quantized_call
 from qdiffjax.program.recipe import check_bits
@@ -112,14 +113,12 @@ class Study:
         q = here.quantized(c.bits, c.bits)
         outside, low, high = self._outside(q)
         sample, pixel = self.pixel
-        errors = np.asarray(self.sample(q) - self.xs, np.float64).reshape(
-            c.num_steps + 1, c.num_samples, -1
-        )
+        errors = (self.sample(q) - self.xs).reshape(c.num_steps + 1, c.num_samples, -1)
         levels = here.denoiser.schedule.exact(np.r_[self.steps.t[0], self.steps.s].astype(int))
-        final = np.sqrt(np.mean(errors[-1] ** 2, axis=1))
+        final = np.asarray(prediction.root_mean_square(errors[-1]), np.float64)
         clipped = np.abs(outside).max(axis=1)
         arrays = {
-            "errors": final, "excess": clipped, "pixel_error": errors[:, sample, pixel],
+            "errors": final, "excess": clipped, "pixel_error": np.asarray(errors[:, sample, pixel]),
             "law": outside[sample, pixel] * levels.alpha / levels.alpha[0],
         }  # fmt: skip
         row = {

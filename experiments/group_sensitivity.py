@@ -26,6 +26,7 @@ import numpy as np
 
 from experiments import command, plots_groups, store, subject
 from qdiffjax import diffusion
+from qdiffjax.analysis import prediction
 from qdiffjax.program import gated_call
 from qdiffjax.program.recipe import check_bits
 
@@ -111,7 +112,7 @@ class Study:
         def switched(chosen):
             return {name: jnp.asarray(name in chosen) for name in names}
 
-        exact = np.asarray(self.sample(q, switched(())))
+        exact = self.sample(q, switched(()))
         chosen = {group: {s.name for s in sites} for group, sites in self.groups.items()}
         arrays = {group: self._errors(q, switched(on), exact)
                   for group, on in (chosen | {"all": set(names)}).items()}  # fmt: skip
@@ -123,8 +124,7 @@ class Study:
                                                for g, sites in self.groups.items()}}  # fmt: skip
 
     def _errors(self, q, on, exact) -> np.ndarray:
-        gap = np.asarray(self.sample(q, on)) - exact
-        return np.sqrt(np.mean(gap**2, axis=tuple(range(1, gap.ndim))))
+        return np.asarray(prediction.root_mean_square(self.sample(q, on) - exact))
 
 
 def round_norms(params, bits: int):

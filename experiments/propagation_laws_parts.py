@@ -127,8 +127,8 @@ class Study:
         error = trajectories.norms((x_hat - x)[-1:])[0]
         vs = probes.signs(jax.random.key(7), NUM_PROBES, at_end(x[-1]))
         return {
-            "errors": sample_rms(at_end(xs_hat[-1]) - at_end(xs[-1])),
-            "predicted": sample_rms(at_end(predicted)),
+            "errors": prediction.root_mean_square(at_end(xs_hat[-1]) - at_end(xs[-1])),
+            "predicted": prediction.root_mean_square(at_end(predicted)),
             "kappa": coherence.coherence(coherence.probed_gram(full, x, steps, e, vs)),
             "bound_over_measured": bound[-1] / error,
         }
@@ -154,8 +154,8 @@ class Study:
         ratio = arrays["bound_over_measured"]
         row = {
             "kind": "case", **case._asdict(),
-            "rms": root_mean_square(arrays["errors"]), "median": float(np.median(arrays["errors"])),
-            "predicted_rms": root_mean_square(arrays["predicted"]),
+            "rms": over_samples(arrays["errors"]), "median": float(np.median(arrays["errors"])),
+            "predicted_rms": over_samples(arrays["predicted"]),
             "predicted_median": float(np.median(arrays["predicted"])),
             "kappa": float(np.median(arrays["kappa"])),
             "bound_over_measured_min": float(ratio.min()),
@@ -164,14 +164,9 @@ class Study:
         return arrays, row
 
 
-def sample_rms(x) -> jax.Array:
-    """RMS of each sample [batch]."""
-    return jnp.sqrt(jnp.mean(x**2, axis=tuple(range(1, x.ndim))))
-
-
-def root_mean_square(values: np.ndarray) -> float:
-    """RMS of values [batch]."""
-    return float(np.sqrt(np.mean(np.asarray(values, np.float64) ** 2)))
+def over_samples(rms: np.ndarray) -> float:
+    """RMS of all samples from the RMS of each [batch], in float64."""
+    return float(np.sqrt(np.mean(np.asarray(rms, np.float64) ** 2)))
 
 
 def laws(rows: list[dict], config) -> list[dict]:

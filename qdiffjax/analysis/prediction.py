@@ -105,5 +105,7 @@ def _scan(body, xs, steps, per_call):
 
 
 def root_mean_square(errors: Array) -> Array:
-    """RMS over everything but the first axis: [N+1, batch, *shape] -> [N+1]."""
+    """RMS over everything but the first axis: of a step [N+1, batch, *shape] -> [N+1], or of a
+    sample [batch, *shape] -> [batch].
+    """  # fmt: skip
     return jnp.sqrt(jnp.mean(errors**2, axis=tuple(range(1, errors.ndim))))
