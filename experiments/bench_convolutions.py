@@ -7,8 +7,8 @@ which holds on a busy machine. On a CPU also with other settings of XLA's: witho
 convolves by default, and with LLVM at level 1. torch is optional.
 """
 
-import argparse
 import contextlib
+import dataclasses
 import functools
 import sys
 from collections.abc import Callable
@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import store, timing
+from experiments import command, timing
 
 # (batch, side, channels in, channels out, kernel): the shipped UNet's, then larger ones.
 SHAPES = (
@@ -27,6 +27,22 @@ SHAPES = (
 )  # fmt: skip
 NO_YNNPACK = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT"}
 LEVEL_1 = {"xla_backend_optimization_level": 1}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What to run."""
+
+    num_rounds: int = 50
+
+
+HELP = {"num_rounds": "runs of each"}
+
+
+def check(config: Config) -> None:
+    """Refuse what cannot work; raises ValueError."""
+    if config.num_rounds < 1:
+        raise ValueError("num-rounds must be at least 1.")
 
 
 def convolve(x, kernel, layout=("NHWC", "HWIO", "NHWC"), **kwargs):
@@ -119,8 +135,8 @@ def torch_turn(x, kernel) -> Callable[[], Any]:
     return lambda: torch.nn.functional.conv2d(there, weight, padding=weight.shape[2] // 2)
 
 
-def run(num_rounds: int, shapes=SHAPES) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
-    """Return a row for each shape and way, and their `seconds` and `cpu_seconds` [rounds, rows]."""
+def run(config: Config, *, progress: bool = False, shapes=SHAPES):
+    """Return `seconds` and `cpu_seconds` [rounds, rows], and a row for each shape and way."""
     rows: list[dict[str, Any]] = []
     columns = []
     for shape in shapes:
@@ -129,7 +145,7 @@ def run(num_rounds: int, shapes=SHAPES) -> tuple[list[dict[str, Any]], dict[str,
         x = jax.random.normal(k_x, (batch, side, side, c_in), jnp.float32)
         kernel = jax.random.normal(k_w, (size, size, c_in, c_out), jnp.float32)
         fns = turns(x, kernel)
-        wall, cpu = timing.interleave(fns, num_rounds)
+        wall, cpu = timing.interleave(fns, config.num_rounds)
         flops = 2 * batch * side**2 * size**2 * c_in * c_out
         for name, column, on_cpu in zip(fns, wall.T, cpu.T, strict=True):
             rows.append({
@@ -140,34 +156,26 @@ def run(num_rounds: int, shapes=SHAPES) -> tuple[list[dict[str, Any]], dict[str,
             })  # fmt: skip
         columns.append((wall, cpu))
     seconds, cpu_seconds = (np.concatenate(parts, axis=1) for parts in zip(*columns, strict=True))
-    return rows, {"seconds": seconds, "cpu_seconds": cpu_seconds}
+    return {"seconds": seconds, "cpu_seconds": cpu_seconds}, rows
 
 
-def main(argv=None) -> int:
-    """Run, print the table, write the results."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.bench_convolutions", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    parser.add_argument("--num-rounds", type=int, default=50, help="runs of each (%(default)s)")
-    parser.add_argument("--output", default="runs/bench_convolutions", help="folder (%(default)s)")
-    args = vars(parser.parse_args(argv))
-    folder = args.pop("output")
-    try:
-        store.check_writable(folder)
-        if args["num_rounds"] < 1:
-            raise ValueError("num-rounds must be at least 1.")
-        rows, arrays = run(**args)
-    except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    device = str(jax.devices()[0].device_kind)
-    store.save(folder, args, arrays, rows, device=device)
+def print_rows(rows) -> None:
+    """Print a line a shape and way."""
     for row in rows:
         print(f"{row['shape']!s:22s} {row['way']:22s} {row['milliseconds']:7.3f} ms "
               f"{row['over_xla']:5.2f} x XLA, best {row['best_gflops']:6.1f} GFLOP/s"
               f"  {row['best_cpu_milliseconds']:7.3f} CPU ms")  # fmt: skip
-    return 0
+
+
+EXPERIMENT = command.Experiment(
+    "bench_convolutions", __doc__ or "", Config, HELP, check, run, print_rows=print_rows,
+    resumes=False,
+)  # fmt: skip
+
+
+def main(argv=None) -> int:
+    """Run, print the table, write the results."""
+    return command.main(EXPERIMENT, argv)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ diffusers are optional; what is not installed is said to be missing. All use eve
 that JAX sees; torch channels-last.
 """
 
-import argparse
+import dataclasses
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -17,11 +17,36 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import store, subject, timing, torch_twin
+from experiments import command, subject, timing, torch_twin
 from qdiffjax import checkpoints, diffusion, program
 
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What to run."""
+
+    checkpoint: str = "fashion_unet"
+    batch: int = 64
+    num_steps: int = 20
+    num_rounds: int = 10
+    torch_compile: bool = False
+
+
+HELP = {
+    "checkpoint": "folder or shipped name",
+    "batch": "samples of a call",
+    "num_steps": "calls of a turn",
+    "num_rounds": "turns of each",
+    "torch_compile": "torch.compile too: a minute or two",
+}
 OURS, SCAN = "ours, one call", "ours, sampler's scan"
 Contender = tuple[Callable[[], Any], float]  # a turn, and its MACs a sample and call
+
+
+def check(config: Config) -> None:
+    """Refuse what cannot work; raises ValueError."""
+    if min(config.batch, config.num_steps, config.num_rounds) < 1:
+        raise ValueError("batch, steps and rounds must be at least 1.")
 
 
 def count_macs(denoiser, x) -> float:
@@ -128,31 +153,32 @@ def peer(denoiser, x, num_steps: int) -> dict[str, Contender]:
     return {"diffusers UNet2DModel": (torch_turn(net, z, 500, num_steps), torch_macs(net, z, 500))}
 
 
-def run(
-    checkpoint: str, batch: int, num_steps: int, num_rounds: int, torch_compile: bool
-) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
-    """Return a row for each contender, those that are missing last, and the times of a call.
+def run(config: Config, *, progress: bool = False):
+    """Return the times of a call, and a row for each contender, those that are missing last.
 
-    These are `seconds` and `cpu_seconds` [num_rounds, found].
+    Arrays: `seconds` and `cpu_seconds` [num_rounds, found].
 
     Raises:
       FileNotFoundError: no such checkpoint.
       ValueError: it is not an unconditional UNet.
     """
-    denoiser = checkpoints.load(subject.find_checkpoint(checkpoint))
+    denoiser = checkpoints.load(subject.find_checkpoint(config.checkpoint))
     if denoiser.config.network != "unet" or denoiser.config.num_classes:
-        raise ValueError(f"got {checkpoint}, expected an unconditional UNet, the twin's kind.")
-    x = subject.noise(denoiser, batch, 0)
+        raise ValueError(
+            f"got {config.checkpoint}, expected an unconditional UNet, the twin's kind."
+        )
+    x, num_steps = subject.noise(denoiser, config.batch, 0), config.num_steps
     turns, missing = ours(denoiser, x, num_steps), []
     for name, make in (
-        ("torch", lambda: twins(denoiser, x, num_steps, torch_compile)),
+        ("torch", lambda: twins(denoiser, x, num_steps, config.torch_compile)),
         ("diffusers", lambda: peer(denoiser, x, num_steps)),
     ):
         try:
             turns |= make()
         except ImportError as error:
             missing.append({"name": name, "missing": str(error)})
-    wall, cpu = timing.interleave({name: turn for name, (turn, _) in turns.items()}, num_rounds)
+    fns = {name: turn for name, (turn, _) in turns.items()}
+    wall, cpu = timing.interleave(fns, config.num_rounds)
     seconds, cpu_seconds = wall / num_steps, cpu / num_steps
     base = seconds[:, list(turns).index(OURS)]
     rows = [
@@ -160,12 +186,12 @@ def run(
          "min_milliseconds": 1e3 * float(column.min()),
          "cpu_milliseconds": 1e3 * float(on_cpu.min()),
          "over_ours": float(np.median(column / base)), "macs": macs,
-         "gmacs_per_second": batch * macs / float(np.median(column)) / 1e9}
+         "gmacs_per_second": config.batch * macs / float(np.median(column)) / 1e9}
         for (name, (_, macs)), column, on_cpu in zip(
             turns.items(), seconds.T, cpu_seconds.T, strict=True
         )
     ]  # fmt: skip
-    return rows + missing, {"seconds": seconds, "cpu_seconds": cpu_seconds}
+    return {"seconds": seconds, "cpu_seconds": cpu_seconds}, rows + missing
 
 
 def show(row) -> str:
@@ -179,33 +205,19 @@ def show(row) -> str:
     )
 
 
+def print_rows(rows) -> None:
+    """Print a line a contender."""
+    print("\n".join(show(row) for row in rows))
+
+
+EXPERIMENT = command.Experiment(
+    "bench_networks", __doc__ or "", Config, HELP, check, run, print_rows=print_rows, resumes=False
+)
+
+
 def main(argv=None) -> int:
     """Run, print the table, write the results."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.bench_networks", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    add = parser.add_argument
-    add("--checkpoint", default="fashion_unet", help="folder or shipped name (%(default)s)")
-    add("--batch", type=int, default=64, help="samples of a call (%(default)s)")
-    add("--num-steps", type=int, default=20, help="calls of a turn (%(default)s)")
-    add("--num-rounds", type=int, default=10, help="turns of each (%(default)s)")
-    add("--torch-compile", action="store_true", help="torch.compile too: a minute or two")
-    add("--output", default="runs/bench_networks", help="folder of the results (%(default)s)")
-    args = vars(parser.parse_args(argv))
-    folder = args.pop("output")
-    try:
-        store.check_writable(folder)
-        if min(args["batch"], args["num_steps"], args["num_rounds"]) < 1:
-            raise ValueError("batch, steps and rounds must be at least 1.")
-        rows, arrays = run(**args)
-    except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    kind = str(jax.devices()[0].device_kind)
-    store.save(folder, args, arrays, rows, device=kind)
-    print("\n".join(show(row) for row in rows))
-    return 0
+    return command.main(EXPERIMENT, argv)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ float and codebook formats have constant scales; block formats compute theirs fr
 qwix installed (the extra `peers`), its quantize-and-dequantize runs as well.
 """
 
-import argparse
+import dataclasses
 import functools
 import sys
 from collections.abc import Callable
@@ -19,8 +19,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import store, timing
+from experiments import command, timing
 from qdiffjax import quant
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What to run."""
+
+    size: int = 4096
+    num_rounds: int = 20
+
+
+HELP = {"size": "side of the array, a multiple of 32", "num_rounds": "runs of every format"}
+
+
+def check(config: Config) -> None:
+    """Refuse what cannot work; raises ValueError."""
+    if config.num_rounds < 1 or config.size < 32 or config.size % 32:
+        raise ValueError("num-rounds must be at least 1, size a positive multiple of 32.")
 
 
 def integer(bits: int, scale_shape_fn, symmetric: bool = True) -> Callable:
@@ -84,9 +101,9 @@ CASES: dict[str, Callable] = {
 }
 
 
-def run(size: int, num_rounds: int) -> tuple[list[str], np.ndarray]:
-    """Return names and seconds [num_rounds, num_cases] on a float32 array [size, size]."""
-    x = jax.random.normal(jax.random.key(0), (size, size), jnp.float32)
+def run(config: Config, *, progress: bool = False):
+    """Return `seconds` [num_rounds, cases] on a float32 array [size, size], and a row a case."""
+    x = jax.random.normal(jax.random.key(0), (config.size, config.size), jnp.float32)
     fns = {}
     for name, make in CASES.items():
         try:
@@ -95,46 +112,36 @@ def run(size: int, num_rounds: int) -> tuple[list[str], np.ndarray]:
         except ImportError:  # the peer is an extra
             fns.pop(name, None)
     turns = {name: functools.partial(_finish, fn, x) for name, fn in fns.items()}
-    seconds, _ = timing.interleave(turns, num_rounds)
-    return list(fns), seconds
+    seconds, _ = timing.interleave(turns, config.num_rounds)
+    ratios = seconds / seconds[:, :COPIES].min(1, keepdims=True)
+    rows = [
+        {"format": name, "milliseconds": 1e3 * float(np.median(seconds[:, i])),
+         "over_copy": float(np.median(ratios[:, i])), "over_copy_min": float(ratios[:, i].min()),
+         "over_copy_max": float(ratios[:, i].max())}
+        for i, name in enumerate(fns)
+    ]  # fmt: skip
+    return {"seconds": seconds}, rows
 
 
 def _finish(fn, x) -> None:
     jax.block_until_ready(fn(x))
 
 
-def main(argv=None) -> int:
-    """Run, print the table, write the results."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.bench_quant", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    parser.add_argument("--size", type=int, default=4096, help="side of the array, of 32 divisible")
-    parser.add_argument("--num-rounds", type=int, default=20, help="runs of every format")
-    parser.add_argument("--output", default="runs/bench_quant", help="folder of the results")
-    args = vars(parser.parse_args(argv))
-    folder = args.pop("output")
-    try:
-        store.check_writable(folder)
-        if args["num_rounds"] < 1 or args["size"] < 32 or args["size"] % 32:
-            raise ValueError("num-rounds must be at least 1, size a positive multiple of 32.")
-        names, seconds = run(**args)
-    except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    ratios = seconds / seconds[:, :COPIES].min(1, keepdims=True)
-    rows = [
-        {"format": name, "milliseconds": 1e3 * float(np.median(seconds[:, i])),
-         "over_copy": float(np.median(ratios[:, i])), "over_copy_min": float(ratios[:, i].min()),
-         "over_copy_max": float(ratios[:, i].max())}
-        for i, name in enumerate(names)
-    ]  # fmt: skip
-    device = str(jax.devices()[0].device_kind)
-    store.save(folder, args, {"seconds": seconds}, rows, device=device)
+def print_rows(rows) -> None:
+    """Print a line a format."""
     for row in rows:
         print(f"{row['format']:32s} {row['milliseconds']:8.2f} ms  {row['over_copy']:6.2f} x copy"
               f"  ({row['over_copy_min']:.2f} to {row['over_copy_max']:.2f})")  # fmt: skip
-    return 0
+
+
+EXPERIMENT = command.Experiment(
+    "bench_quant", __doc__ or "", Config, HELP, check, run, print_rows=print_rows, resumes=False
+)
+
+
+def main(argv=None) -> int:
+    """Run, print the table, write the results."""
+    return command.main(EXPERIMENT, argv)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ outcome of every rounding, however unlikely. The network is trained first, in se
 
 import dataclasses
 import sys
-import time
 from typing import Any
 
 import jax
@@ -21,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import certificates_parts as parts
-from experiments import certificates_plots, command, store
+from experiments import certificates_plots, command
 from qdiffjax import diffusion, program
 from qdiffjax.analysis import certificates
 
@@ -46,6 +45,22 @@ class Config:
     width: int = 32
     train_steps: int = 4000
     seed: int = 0
+
+
+HELP = {
+    "bits": "widths of the sampler", "times": "times of one call", "grids": "boxes a side",
+    "radii": "of sets of x_T", "call_bits": "width of one call",
+    "half_width": "of the square of inputs", "num_inputs": "inputs in it",
+    "num_keys": "keys of stochastic rounding", "num_steps": "sampler steps",
+    "num_samples": "runs", "width": "hidden units", "train_steps": "steps of training",
+    "seed": "of everything random",
+}  # fmt: skip
+
+
+def check(config: Config) -> None:
+    """Refuse what cannot work; raises ValueError."""
+    if min(*config.bits, config.call_bits) < 2 or min(config.grids) < 1:
+        raise ValueError("expected at least 2 bits and 1 box a side.")
 
 
 @jax.jit
@@ -90,6 +105,7 @@ def certify_call(subject: parts.Subject, config: Config, activation_bits, t: int
         _check_random(row, q, config, time_, x)
     row["certified"] = certified
     row["ratio"] = [c / row["worst_found"] for c in certified]
+    row["grids"] = list(config.grids)
     return row
 
 
@@ -226,38 +242,15 @@ def run(config: Config, *, progress: bool = False):
     return arrays, rows
 
 
-HELP = {
-    "bits": "widths of the sampler", "times": "times of one call", "grids": "boxes a side",
-    "radii": "of sets of x_T", "call_bits": "width of one call",
-    "half_width": "of the square of inputs", "num_inputs": "inputs in it",
-    "num_keys": "keys of stochastic rounding", "num_steps": "sampler steps",
-    "num_samples": "runs", "width": "hidden units", "train_steps": "steps of training",
-    "seed": "of everything random",
-}  # fmt: skip
+EXPERIMENT = command.Experiment(
+    "certificates", __doc__ or "", Config, HELP, check, run, certificates_plots.write,
+    parts.print_tables, resumes=False,
+)  # fmt: skip
 
 
 def main(argv=None) -> int:
     """Run, print the tables, write the results."""
-    parser = command.flags("certificates", __doc__, Config, HELP)
-    parser.add_argument("--output", default="runs/certificates", help="folder of the results")
-    args: dict[str, Any] = vars(parser.parse_args(argv))
-    output = args.pop("output")
-    config = command.configured(Config, args)
-    try:
-        folder = store.check_writable(output)
-        if min(*config.bits, config.call_bits) < 2 or min(config.grids) < 1:
-            raise ValueError("expected at least 2 bits and 1 box a side.")
-        begin = time.perf_counter()
-        arrays, rows = run(config, progress=sys.stderr.isatty())
-    except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    seconds = time.perf_counter() - begin
-    store.save(folder, dataclasses.asdict(config), arrays, rows, seconds=seconds)
-    certificates_plots.write(folder)
-    parts.print_tables(rows, config.grids)
-    print(f"results in {folder}")
-    return 0
+    return command.main(EXPERIMENT, argv)
 
 
 if __name__ == "__main__":

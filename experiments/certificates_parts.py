@@ -80,9 +80,7 @@ class Subject(NamedTuple):
             self.sites, weight_bits=weight_bits, activation_bits=activation_bits
         )
         weights = program.prepare(self.weights, self.sites, recipe)
-        return ptq.quantize_denoiser(
-            eps_fn, self.params, self.sites, recipe, weights, self.ranges
-        )
+        return ptq.quantize_denoiser(eps_fn, self.params, self.sites, recipe, weights, self.ranges)
 
 
 def prepare(params, num_steps: int, seed: int) -> Subject:
@@ -108,6 +106,8 @@ def randomized(q: program.Quantized, key) -> program.Quantized:
 
 def nudged(site, op, operands, inputs):
     """Rule: instead of rounding, commit given errors, in units of half a step."""
+    if inputs is None:
+        return op(*operands), None
     how, nudges = inputs
     values = list(operands)
     if how.weight is not None:
@@ -183,7 +183,7 @@ def name_of(row) -> str:
     return f"W{row['weight_bits']}" + ("" if a is None else f"A{a}")
 
 
-def print_tables(rows, grids) -> None:
+def print_tables(rows) -> None:
     """Print one table for single calls and one for sampling runs."""
     from experiments.tables import _table as table
     from experiments.tables import console, number
@@ -202,7 +202,7 @@ def print_tables(rows, grids) -> None:
     heads = ["width", "t", "largest\nmeasured", "worst\nfound", "checks", "violated"]
     show(
         "One call: certified / worst found, with n x n boxes",
-        heads + [f"n = {n}" for n in grids],
+        heads + [f"n = {n}" for n in calls[0]["grids"]],
         [[name_of(r), str(r["t"]), number(r["measured"]), number(r["worst_found"]),
           str(r["checks"]), str(r["violations"]), *(number(v) for v in r["ratio"])]
          for r in calls],

@@ -21,18 +21,20 @@ one noise path. The columns:
   hold        whether no bound was violated by any sample at any step
   path KL     nats, between the reverse chains of the eta = 1 companion sampler, last step left out
   W2          bracket of the Wasserstein distance of the final samples: lower, upper
+
+Below it the 95 % interval of predicted / measured over samples, what kind of bound each is and what
+it assumes, and the (site, steps) cells that cost most.
 """
 
 import dataclasses
+import functools
 import sys
 import time
 from collections.abc import Callable
 
-import jax
-import numpy as np
-
-from experiments import command, plots, store, subject, tables
+from experiments import command, plots, subject, tables
 from experiments import error_bounds_parts as parts
+from qdiffjax.analysis import bounds, divergences, labels
 from qdiffjax.program.recipe import check_bits
 
 
@@ -49,7 +51,6 @@ class Config:
     sites: tuple[str, ...] = subject.ALL_BUT_LAST
     edge_margin: float = 1.2
     seed: int = 0
-    output: str = "runs/error_bounds"
     num_ledger_samples: int = 32
     num_bound_samples: int = 8
     num_fan_samples: int = 8
@@ -69,7 +70,6 @@ HELP = {
     "edge_margin": "factor on the calibrated ranges of the network's input and output; with 1 the "
     "outermost pixels of noise are clipped, which `experiments.clipping` studies",
     "seed": "of everything random",
-    "output": "folder for results and figures; an interrupted run resumes there",
     "num_ledger_samples": "samples of the ledger",
     "num_bound_samples": "samples whose bounds are checked",
     "num_fan_samples": "samples of the exact fan, whose cost is quadratic in steps",
@@ -147,7 +147,8 @@ def run(config: Config, *, progress: bool = False, keep: Callable | None = None,
             else:
                 bar.update(parts.NUM_STAGES)
             arrays |= {f"{name}/{key}": value for key, value in found[0].items()}
-            rows.append(found[1])
+            cells = tables.top_cells(found[0]["ledger"], found[0]["sites"])
+            rows.append(found[1] | {"top_cells": [cell._asdict() for cell in cells]})
     return arrays, rows
 
 
@@ -159,42 +160,23 @@ def _advance(bar, name: str):
     return stage
 
 
-def parse(argv=None) -> Config:
-    """Make a Config from the command line; argparse exits with code 2 on a malformed one."""
-    parser = command.flags("error_bounds", __doc__, Config, HELP)
-    parser.add_argument("--quick", action="store_true", help=f"small settings: {QUICK}")
-    args = vars(parser.parse_args(argv))
-    if args.pop("quick"):
-        given = vars(parser.parse_args(argv))
-        args |= {k: v for k, v in QUICK.items() if given[k] == parser.get_default(k)}
-    return command.configured(Config, args)
+BOUNDS = {
+    "Groenwall": labels.label(bounds.gronwall),
+    "remainder bound": labels.label(bounds.remainder_bound),
+    "path KL": labels.label(divergences.path_kl),
+    "W2 upper": labels.label(divergences.w2_coupling),
+    "W2 lower": labels.label(divergences.w2_lower),
+}
+EXPERIMENT = command.Experiment(
+    "error_bounds", __doc__ or "", Config, HELP, check, run, plots.error_bounds,
+    functools.partial(tables.error_bounds, bounds=BOUNDS), quick=QUICK,
+    notes={"bounds": {name: label._asdict() for name, label in BOUNDS.items()}},
+)  # fmt: skip
 
 
 def main(argv=None) -> int:
-    """Run, print the table, write results and figures; exit code 2 for what cannot be run."""
-    config = parse(argv)
-    start = time.perf_counter()
-    try:
-        check(config)
-        folder = store.check_writable(config.output)
-        arrays, rows = run(
-            config, progress=sys.stderr.isatty(),
-            keep=lambda *part: store.save_part(folder, *part),
-            kept=lambda name, mark: store.load_part(folder, name, mark),
-        )  # fmt: skip
-    except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; the same command resumes after the last width done", file=sys.stderr)
-        return 130
-    seconds = time.perf_counter() - start
-    device = str(jax.devices()[0].device_kind)
-    store.save(folder, dataclasses.asdict(config), arrays, rows, device=device, seconds=seconds)
-    plots.error_bounds(folder)
-    tables.error_bounds(rows, dict(np.load(folder / "arrays.npz")))
-    print(f"{seconds:.0f} s; arrays.npz, summary.json, config.json and figures in {folder}")
-    return 0
+    """Run, print the table, write results and figures."""
+    return command.main(EXPERIMENT, argv)
 
 
 if __name__ == "__main__":

@@ -44,9 +44,9 @@ class Study:
         self._compile()
 
     def mark(self) -> str:
-        """Fingerprint of everything but the list of widths and where results go."""
+        """Fingerprint of everything but the list of widths."""
         config = dataclasses.asdict(self.config)
-        for name in ("weight_bits", "activation_bits", "output"):
+        for name in ("weight_bits", "activation_bits"):
             config.pop(name)
         return store.fingerprint(config, self.subject.mark())
 

@@ -24,14 +24,13 @@ import dataclasses
 import functools
 import math
 import sys
-import time
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import command, store, subject
+from experiments import command, subject
 from qdiffjax import checkpoints, data, diffusion
 
 BIN = 2 / 255  # of a pixel in [-1, 1]
@@ -49,6 +48,27 @@ class Config:
     sigma_min: float = 0.01
     sigma_max: float = 150.0
     seed: int = 0
+
+
+HELP = {
+    "checkpoints": "folders or shipped names",
+    "data": "folder, file or name of images; their test split is read",
+    "num_images": "held-out images, drawn at random",
+    "num_steps": "Runge-Kutta intervals, equispaced in log-SNR; four network calls each",
+    "batch": "images at a time",
+    "sigma_min": "lowest noise level, sigma / alpha; 0.01 is time 1 of the linear schedule",
+    "sigma_max": "highest noise level, all but pure noise",
+    "seed": "of images, noise and probes",
+}
+
+
+def check(config: Config) -> None:
+    """Refuse what cannot work; raises ValueError."""
+    if config.num_images < 2 or config.num_steps < 2 or config.batch < 1:
+        raise ValueError("expected at least 2 images, 2 steps and batches of 1.")
+    if not 0 < config.sigma_min < config.sigma_max:
+        raise ValueError(f"got sigma from {config.sigma_min} to {config.sigma_max}, expected "
+                         "0 < sigma_min < sigma_max.")  # fmt: skip
 
 
 def log_pixels(image, mean, std):
@@ -163,18 +183,10 @@ def measure(name: str, config: Config, show) -> tuple[dict[str, np.ndarray], dic
 
 
 def run(config: Config, *, progress: bool = False):
-    """Return arrays `<checkpoint>/bound` and `/dequantized` [num_images], and rows.
-
-    Raises:
-      ValueError: fewer than two images, too few intervals, levels that do not descend.
-    """
+    """Return arrays `<checkpoint>/bound` and `/dequantized` [num_images], and rows."""
     from tqdm import tqdm
 
-    if config.num_images < 2 or config.num_steps < 2 or config.batch < 1:
-        raise ValueError("expected at least 2 images, 2 steps and batches of 1.")
-    if not 0 < config.sigma_min < config.sigma_max:
-        raise ValueError(f"got sigma from {config.sigma_min} to {config.sigma_max}, expected "
-                         "0 < sigma_min < sigma_max.")  # fmt: skip
+    check(config)
     show = functools.partial(tqdm, disable=not progress, unit="batch")
     arrays: dict[str, np.ndarray] = {}
     rows: list[dict] = []
@@ -185,45 +197,24 @@ def run(config: Config, *, progress: bool = False):
     return arrays, rows
 
 
-def table(rows) -> str:
-    """Return the rows as text: bits per dimension and their standard error."""
+def print_rows(rows) -> None:
+    """Print bits per dimension and their standard error."""
     lines = [f"{'checkpoint':<24}{'bound':>16}{'dequantized':>20}{'images':>8}{'solver':>10}"]
     for r in rows:
         cells = [f"{r[c]:.3f} ± {r[c + '_standard_error']:.3f}" for c in ("bound", "dequantized")]
         lines.append(f"{r['checkpoint']:<24}{cells[0]:>16}{cells[1]:>20}{r['images']:>8}"
                      f"{r['solver_shift']:>10.1e}")  # fmt: skip
-    return "\n".join([*lines, "bits per dimension, lower is better"])
+    print("\n".join([*lines, "bits per dimension, lower is better"]))
 
 
-HELP = {
-    "checkpoints": "folders or shipped names",
-    "data": "folder, file or name of images; their test split is read",
-    "num_images": "held-out images, drawn at random",
-    "num_steps": "Runge-Kutta intervals, equispaced in log-SNR; four network calls each",
-    "batch": "images at a time",
-    "sigma_min": "lowest noise level, sigma / alpha; 0.01 is time 1 of the linear schedule",
-    "sigma_max": "highest noise level, all but pure noise",
-    "seed": "of images, noise and probes",
-}
+EXPERIMENT = command.Experiment(
+    "likelihood", __doc__ or "", Config, HELP, check, run, print_rows=print_rows, resumes=False
+)
 
 
 def main(argv=None) -> int:
     """Run, print the table, write the results."""
-    parser = command.flags("likelihood", __doc__, Config, HELP)
-    parser.add_argument("--output", default="runs/likelihood", help="folder of the results")
-    args: dict[str, Any] = vars(parser.parse_args(argv))
-    output = args.pop("output")
-    config = command.configured(Config, args)
-    begin = time.monotonic()
-    try:
-        folder = store.check_writable(output)
-        arrays, rows = run(config, progress=sys.stderr.isatty())
-    except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    store.save(folder, dataclasses.asdict(config), arrays, rows, seconds=time.monotonic() - begin)
-    print(f"{table(rows)}\nresults in {folder}")
-    return 0
+    return command.main(EXPERIMENT, argv)
 
 
 if __name__ == "__main__":

@@ -13,13 +13,12 @@ marked by a star, it is an estimate, and its violations are the rate at which it
 
 import dataclasses
 import sys
-import time
 from collections.abc import Callable
 
 import jax
 import numpy as np
 
-from experiments import command, store
+from experiments import command, plots_trials
 from experiments import random_trials_draws as draws
 from experiments import random_trials_parts as parts
 from qdiffjax.analysis import bounds, divergences, labels, transport_bounds
@@ -29,7 +28,7 @@ TOLERANCE = 1e-9  # relative; and 1e-12 of the largest state, the rounding of fl
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Numbers of trials by family, 0 skips it; samples per trial; trials run together."""
+    """What to run."""
 
     num_network: int = 6144
     num_data: int = 6144
@@ -38,6 +37,23 @@ class Config:
     num_samples: int = 6
     chunk: int = 512
     seed: int = 0
+
+
+HELP = {
+    "num_network": "trials of random networks; 0 skips a family",
+    "num_data": "trials of the optimal denoiser of random data",
+    "num_multistep": "trials of samplers with memory",
+    "num_gaussian": "trials of Gaussian chains, whose laws are known",
+    "num_samples": "samples of a trial",
+    "chunk": "trials that run together",
+    "seed": "of everything random",
+}
+
+
+def check(config: Config) -> None:
+    """Refuse what cannot work; raises ValueError."""
+    if min(dataclasses.astuple(config)) < 0 or config.num_samples < 2 or config.chunk < 1:
+        raise ValueError("expected no negative number, at least 2 samples and chunks of 1.")
 
 
 # What each bound is, and whether its assumption is guaranteed in these worlds.
@@ -198,41 +214,15 @@ def _smallest(ratios):
     return np.where(np.isinf(filled), np.nan, filled)
 
 
-def show(rows) -> None:
-    """Print the table, by kind of bound."""
-    print(f"{'bound / measured at the end':33} compared violated finite       min       5 %    "
-          "median      95 %")  # fmt: skip
-    for kind in labels.Kind:
-        print(kind)
-        for r in (r for r in rows if r["kind"] == kind):
-            name = r["bound"] + ("" if r["guaranteed"] else " *")
-            quantiles = "".join(f"{r['ratio_' + q]:10.4g}" for q in ("min", "5", "median", "95"))
-            print(f"  {name:31} {r['comparisons']:8d} {r['violations']:8d} {r['finite']:6.1%}"
-                  f"{quantiles}")  # fmt: skip
+EXPERIMENT = command.Experiment(
+    "random_trials", __doc__ or "", Config, HELP, check, run, plots_trials.write,
+    plots_trials.print_table, resumes=False,
+)  # fmt: skip
 
 
 def main(argv=None) -> int:
-    """Run, print the table, write the results."""
-    texts = {field.name: "see Config" for field in dataclasses.fields(Config)}
-    parser = command.flags("random_trials", __doc__, Config, texts)
-    parser.add_argument("--output", default="runs/random_trials", help="folder of the results")
-    args = vars(parser.parse_args(argv))
-    output = args.pop("output")
-    config = Config(**args)
-    try:
-        folder = store.check_writable(output)
-        if min(args.values()) < 0 or config.num_samples < 2 or config.chunk < 1:
-            raise ValueError("expected no negative number, at least 2 samples and chunks of 1.")
-        start = time.perf_counter()
-        arrays, rows = run(config, progress=sys.stderr.isatty())
-    except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    seconds = time.perf_counter() - start
-    store.save(folder, dataclasses.asdict(config), arrays, rows)
-    show(rows)
-    print(f"{seconds:.0f} s; results in {folder}")
-    return 0
+    """Run, print the table, write results and the figure."""
+    return command.main(EXPERIMENT, argv)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ model's sampler and divides the error of a network that was not trained as one b
 import dataclasses
 import functools
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import command, plots, store, subject
+from experiments import command, plots, subject
 from qdiffjax import checkpoints, data, diffusion
 
 SIGMA_MAX, SIGMA_MIN = 150.0, 0.01  # in units of the signal: the ends of the linear schedule
@@ -41,6 +40,15 @@ class Config:
     num_samples: int = 10
     samplers: tuple[str, ...] = ()
     seed: int = 0
+
+
+HELP = {
+    "checkpoints": "folders or shipped names; none is every shipped one",
+    "nfe": "network calls of every sampler, about",
+    "num_samples": "columns of the picture",
+    "samplers": "names of rows, as in the picture; none is all",
+    "seed": "of the noise",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,6 +159,13 @@ def sample(denoiser: checkpoints.Denoiser, tables, x_T, label, key) -> np.ndarra
     return np.stack([np.asarray(run(denoiser.params, padded(steps))) for steps in tables])
 
 
+def check(config: Config) -> None:
+    """Refuse what cannot work; raises ValueError."""
+    if config.num_samples < 1 or config.nfe < 1:
+        raise ValueError("expected at least 1 sample and 1 network call.")
+    chosen(config.samplers)
+
+
 def run(config: Config, *, progress: bool = False):
     """Return arrays and rows.
 
@@ -161,8 +176,7 @@ def run(config: Config, *, progress: bool = False):
     """
     from tqdm import tqdm
 
-    if config.num_samples < 1 or config.nfe < 1:
-        raise ValueError("expected at least 1 sample and 1 network call.")
+    check(config)
     entries = chosen(config.samplers)
     names = config.checkpoints or shipped()
     arrays: dict[str, np.ndarray] = {"samplers": np.array([e.name for e in entries])}
@@ -204,35 +218,14 @@ def as_bytes(images: np.ndarray) -> np.ndarray:
     return data.to_uint8(np.nan_to_num(images, nan=0.0, posinf=0.0, neginf=0.0))
 
 
-HELP = {
-    "checkpoints": "folders or shipped names; none is every shipped one",
-    "nfe": "network calls of every sampler, about",
-    "num_samples": "columns of the picture",
-    "samplers": "names of rows, as in the picture; none is all",
-    "seed": "of the noise",
-}
+EXPERIMENT = command.Experiment(
+    "sampler_grids", __doc__ or "", Config, HELP, check, run, plots.sampler_grids, resumes=False
+)
 
 
 def main(argv=None) -> int:
     """Run, draw, write the results."""
-    parser = command.flags("sampler_grids", __doc__, Config, HELP)
-    parser.add_argument("--output", default="runs/sampler_grids", help="folder of the results")
-    args: dict[str, Any] = vars(parser.parse_args(argv))
-    output = args.pop("output")
-    config = command.configured(Config, args)
-    begin = time.monotonic()
-    try:
-        folder = store.check_writable(output)
-        arrays, rows = run(config, progress=sys.stderr.isatty())
-    except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    store.save(folder, dataclasses.asdict(config), arrays, rows, seconds=time.monotonic() - begin)
-    plots.sampler_grids(folder)
-    for row in rows:
-        print("  ".join(f"{k} {v:.3g}" if isinstance(v, float) else str(v) for k, v in row.items()))
-    print(f"pictures and results in {folder}")
-    return 0
+    return command.main(EXPERIMENT, argv)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Tables on the screen, from the rows and arrays of a finished run."""
 
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -50,22 +51,29 @@ def top_cells(ledger, sites, num: int = 5, num_ranges: int = 5) -> list[Cell]:
     return sorted(cells, key=lambda cell: -cell.share)[:num]
 
 
-def error_bounds(rows: list[dict[str, Any]], arrays: dict[str, Any], *, file=None) -> None:
-    """Print one row per pair of widths, then the cells that cost most for each.
+def error_bounds(rows: list[dict[str, Any]], bounds: Mapping[str, Any], *, file=None) -> None:
+    """Print a row a pair of widths, what its bounds assume, and the cells that cost most.
 
     Args:
       rows: of `experiments.error_bounds.run`, which documents the columns.
-      arrays: of the same run; those named "<width>/ledger" and "<width>/sites" are read.
+      bounds: by their names in the table, their (name of the function, kind, assumption).
       file: where to print; None for the screen.
     """
     screen = console(file)
     screen.print(_summary(rows))
     for row in rows:
-        name = width_name(row)
-        if f"{name}/ledger" in arrays:
-            cells = top_cells(arrays[f"{name}/ledger"], arrays[f"{name}/sites"])
-            screen.print(f"{name}: the {len(cells)} (site, steps) cells that cost most, in share "
-                          "of the squared error")  # fmt: skip
+        if "predicted_over_measured" in row:  # results of before it was kept lack it
+            ratio, low, high = (number(row[f"predicted_over_measured{end}"])
+                                for end in ("", "_low", "_high"))  # fmt: skip
+            screen.print(f"{width_name(row)}: predicted / measured RMSE {ratio}, 95 % {low} to "
+                         f"{high}")  # fmt: skip
+    for name, (_, kind, assumption) in bounds.items():
+        screen.print(f"{name}: {kind}; {assumption}")
+    for row in rows:
+        cells = [Cell(**cell) for cell in row.get("top_cells", ())]
+        if cells:
+            screen.print(f"{width_name(row)}: the {len(cells)} (site, steps) cells that cost most, "
+                          "in share of the squared error")  # fmt: skip
             screen.print(_costs(cells))
 
 

@@ -55,7 +55,7 @@ def test_a_run_has_a_row_and_a_column_for_each_contender_and_says_who_is_missing
     assert arrays["seconds"].shape == (3, len(measured))
     assert measured[0]["over_ours"] == 1.0
     assert config["batch"] == 2
-    assert len(capsys.readouterr().out.splitlines()) == len(rows)
+    assert len(capsys.readouterr().out.splitlines()) == len(rows) + 1  # and where results are
     assert all(row["missing"] for row in rows[len(measured) :])
 
 
@@ -79,7 +79,8 @@ def test_every_way_to_convolve_is_the_convolution(size):
 
 
 def test_a_convolution_has_a_row_for_each_way():
-    rows, arrays = bench_convolutions.run(2, shapes=[(2, 4, 4, 4, 3)])
+    config = bench_convolutions.Config(num_rounds=2)
+    arrays, rows = bench_convolutions.run(config, shapes=[(2, 4, 4, 4, 3)])
     assert arrays["seconds"].shape == arrays["cpu_seconds"].shape == (2, len(rows))
     assert set(bench_convolutions.WAYS) <= {row["way"] for row in rows}
     assert rows[0]["over_xla"] == 1.0

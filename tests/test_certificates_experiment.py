@@ -52,6 +52,7 @@ def test_a_miniature_run_certifies_all_it_measures(tmp_path, capsys, monkeypatch
 
 
 def test_impossible_flags_are_refused_before_any_work(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(certificates, "run", lambda *a, **k: pytest.fail("work began"))
+    idle = certificates.EXPERIMENT._replace(run=lambda *a, **k: pytest.fail("work began"))
+    monkeypatch.setattr(certificates, "EXPERIMENT", idle)
     assert certificates.main(["--bits", "1", "--output", str(tmp_path)]) == 2
     assert "expected at least 2 bits" in capsys.readouterr().err

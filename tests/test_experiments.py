@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import error_bounds, store, tables
+from experiments import command, error_bounds, store, tables
 from experiments import error_bounds_parts as parts
 from tests import tiny
 
@@ -110,7 +110,7 @@ def test_the_same_command_again_computes_nothing(checkpoint, finished, monkeypat
     folder, _ = finished
     calls = []
     monkeypatch.setattr(parts.Study, "measure", lambda *a: calls.append(a))
-    config = error_bounds.parse(flags(checkpoint, "elsewhere"))
+    config, _ = command.parse(error_bounds.EXPERIMENT, flags(checkpoint, "elsewhere"))
     config = dataclasses.replace(config, weight_bits=(4,))
     arrays, rows = error_bounds.run(config, kept=lambda n, m: store.load_part(folder, n, m))
     assert calls == []
@@ -185,7 +185,23 @@ def test_help_explains_every_flag(capsys):
         assert "--" + field.name.replace("_", "-") in text
 
 
-def test_quick_gives_way_to_what_is_said():
-    config = error_bounds.parse(["--quick", "--num-steps", "7"])
-    assert config.num_steps == 7
-    assert config.num_samples == error_bounds.QUICK["num_samples"]
+def test_every_bound_is_printed_and_saved_with_its_kind_and_assumption(finished):
+    folder, printed = finished
+    saved = store.load(folder)[0]["provenance"]["bounds"]
+    assert [bound["name"] for bound in saved.values()] == [
+        "gronwall", "remainder_bound", "path_kl", "w2_coupling", "w2_lower"
+    ]  # fmt: skip
+    for name, bound in saved.items():
+        assert f"{name}: {bound['kind']}; {bound['assumption']}" in printed
+
+
+def test_the_interval_of_predicted_over_measured_is_printed_and_holds_the_ratio(finished):
+    folder, printed = finished
+    for row in store.load(folder)[2]:
+        low, high = (row[f"predicted_over_measured_{end}"] for end in ("low", "high"))
+        ratio = row["predicted_rmse"] / row["measured_rmse"]
+        assert row["predicted_over_measured"] == pytest.approx(ratio, rel=1e-5)
+        assert low <= ratio <= high
+        text = f"{tables.number(low)} to {tables.number(high)}"
+        assert any(line.startswith(tables.width_name(row)) and text in line
+                   for line in printed.splitlines())  # fmt: skip

@@ -58,12 +58,14 @@ def test_a_miniature_run_counts_every_bound_and_finds_none_violated(tmp_path, ca
     assert sum(r["violations"] for r in rows if r["guaranteed"]) == 0
     assert all(r["finite"] == 1 and r["assumption"] for r in rows)
     assert set(by_name) <= set(random_trials.TABLE)
+    assert (tmp_path / "trials.png").read_bytes().startswith(b"\x89PNG")
     printed = capsys.readouterr().out
     assert all(name in printed for name in by_name)
 
 
 @pytest.mark.parametrize("flags", [["--num-samples", "1"], ["--num-data", "-1"]])
 def test_impossible_flags_are_refused_before_any_work(flags, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(random_trials, "run", lambda *a, **k: pytest.fail("work began"))
+    idle = random_trials.EXPERIMENT._replace(run=lambda *a, **k: pytest.fail("work began"))
+    monkeypatch.setattr(random_trials, "EXPERIMENT", idle)
     assert random_trials.main([*flags, "--output", str(tmp_path)]) == 2
     assert "expected" in capsys.readouterr().err

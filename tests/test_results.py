@@ -111,7 +111,12 @@ def test_numbers_are_written_short(value, text):
 
 def test_violated_bounds_shout_and_missing_numbers_are_dashes():
     file = io.StringIO()
-    tables.error_bounds([ROW], {}, file=file)
+    cells = [{"site": "conv_in/kernel", "first_step": 0, "last_step": 1, "share": 12.34}]
+    bounds = {"Groenwall": ("gronwall", "along the run", "gains are known")}
+    tables.error_bounds([ROW | {"top_cells": cells}], bounds, file=file)
     line = next(s for s in file.getvalue().splitlines() if "W4A8" in s)
     expected = "W4A8 0.25 0.125 - 3.0e-07 1.5, inf NO 12346 0.5, 2"
     assert line.split() == expected.split()
+    assert "Groenwall: along the run; gains are known" in file.getvalue()
+    assert "+12.3 % 0-1 conv_in/kernel" in " ".join(file.getvalue().split())
+    assert "predicted /" not in file.getvalue()  # older results do not know it

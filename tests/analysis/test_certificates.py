@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments import certificates_parts as parts
 from qdiffjax import diffusion, program
 from qdiffjax.analysis import certificates
 from qdiffjax.analysis.trajectories import noises
@@ -92,28 +93,7 @@ def quantized(fn, params, shape, *, weight_bits=6, activation_bits=6, reach=1.0,
     weights = program.prepare(weights, sites, recipe)
     observe = jax.jit(program.transform(fn, rules.observe(ptq.range_of)))
     q = program.Quantized(fn, params, ptq.site_inputs(recipe, weights, observe(params, x, T)[1]))
-    return q if key is None else randomized(q, key)
-
-
-def randomized(q, key):
-    """The same with stochastic rounding; the key is data."""
-    def each(how):
-        return how._replace(activations=tuple(a._replace(key=key) for a in how.activations))
-
-    return dataclasses.replace(q, site_inputs={n: each(h) for n, h in q.site_inputs.items()})
-
-
-def nudged(site, op, operands, inputs):
-    """A rule that commits given errors, in units of the largest allowed, instead of rounding."""
-    if inputs is None:
-        return op(*operands), None
-    how, nudges = inputs
-    values = list(operands)
-    if how.weight is not None:
-        values[site.weight] = how.weight
-    for i, grid, nudge in zip(site.activations, how.activations, nudges, strict=False):
-        values[i] = values[i] + grid.scale / 2 * nudge
-    return op(*values), None
+    return q if key is None else parts.randomized(q, key)
 
 
 @functools.cache
@@ -121,20 +101,17 @@ def runs(name):
     """error(q, x) and error_nudged(q, x, key) of one network, each compiled once."""
     fn, params, shape = NETWORKS[name]
     sites = program.sites(fn, params, jnp.zeros(shape), T)
-    shapes = {s.name: [s.shapes[i] for i in s.activations] for s in sites}
+    zeros, treedef = jax.tree.flatten(parts.no_nudges(sites, (1,)))
     plain = lambda x: fn(params, x, T)  # noqa: E731
 
     def by_rounding(q, x):
         return program.quantized_call(q)(x, T, None)[0] - plain(x)
 
     def by_nudges(q, x, key):
-        keys = jax.random.split(key, len(shapes))
-        nudges = {
-            n: tuple(jax.random.rademacher(k, shape, jnp.float64) for shape in of)
-            for (n, of), k in zip(shapes.items(), keys, strict=True)
-        }
-        inputs = {n: (how, nudges[n]) for n, how in q.site_inputs.items()}
-        return program.transform(fn, nudged)(q.params, x, T, site_inputs=inputs)[0] - plain(x)
+        keys = jax.random.split(key, len(zeros))
+        signs = [jax.random.rademacher(k, z.shape, z.dtype)
+                 for k, z in zip(keys, zeros, strict=True)]  # fmt: skip
+        return parts.nudged_call(q)(x, T, treedef.unflatten(signs))[0] - plain(x)
 
     batched = jax.jit(jax.vmap(by_rounding, (None, 0))), jax.jit(jax.vmap(by_nudges, (None, 0, 0)))
     return [lambda *args, g=g: np.asarray(g(*args)) for g in batched]
@@ -181,7 +158,7 @@ def test_stochastic_rounding_is_inside_a_certificate_of_twice_the_width():
     box = x.min(0), x.max(0)
     found = []
     for seed in range(8):
-        q = randomized(nearest, jax.random.key(seed))
+        q = parts.randomized(nearest, jax.random.key(seed))
         _, _, low, high = encloser("tiny")(q, *box)
         errors = by_rounding(q, x)
         assert np.all((low - SLACK <= errors) & (errors <= high + SLACK))
