@@ -1,0 +1,241 @@
+"""Sampling end to end in real low precision: time, memory, and how far from the simulation.
+
+    python -m experiments.bench_sampler            a few minutes on two cores
+
+Every run is one compiled scan over the steps of DDIM, quantization included. They take turns in
+random order, and each ratio is to the float32 run of the same round; medians over rounds. W8A8,
+W4A8: weights per channel, activations per tensor, static, all but the last layer; W8: weights
+alone. `lowered` multiplies codes, `simulated` rounds and multiplies floats. qwix and torch are
+optional (the extra `peers`). On every platform the kernels are those that it gets by default.
+
+The lowered run rounds to the simulation's codes and differs by the order of float sums, which
+now and then flips a rounding that the sampler then carries along. How much that is, is measured
+as the simulation against itself with its sums taken backwards (`two_orders`); both are root mean
+squares of final samples, as is the error of quantization itself, and `flips` are the same
+after one network call of W8A8. Bytes are those of the arrays that a run is given.
+"""
+
+import dataclasses
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import bench_sampler_peers as peers
+from experiments import command, store, subject, timing
+from qdiffjax import diffusion, program
+from qdiffjax.kernels import paths
+from qdiffjax.precision import ptq
+from qdiffjax.program import rules
+from qdiffjax.program.products import Dot
+
+WIDTHS = {"W8A8": (8, 8), "W4A8": (4, 8), "W8": (8, None)}
+FLOAT = "float32"
+FLIPS = "W8A8"  # whose first call is compared too
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What is measured."""
+
+    checkpoints: tuple[str, ...] = ("fashion_unet", "fashion_dit")
+    batch: int = 64
+    num_steps: int = 20
+    num_rounds: int = 8
+    seed: int = 0
+
+
+HELP = {
+    "checkpoints": "folders or shipped names", "batch": "samples of a run",
+    "num_steps": "network calls of a run", "num_rounds": "runs of each", "seed": "of the noise",
+}  # fmt: skip
+
+
+def backwards(site, op, operands, inputs):
+    """The rule `quantize` with every sum taken in the opposite order."""
+    if site.product is None:
+        return rules.quantize(site, op, operands, inputs)
+
+    def flipped(*values):
+        return op(*(jnp.flip(v, axes) for v, axes in zip(values, _summed(site), strict=True)))
+
+    return rules.quantize(site, flipped, operands, inputs)
+
+
+def _summed(site) -> tuple[tuple[int, ...], ...]:
+    """Axes to flip in both operands so that the product stays: what is summed; channels."""
+    product = site.product
+    if isinstance(product, Dot):
+        return product.contract
+    return ((), ()) if product.feature_groups > 1 else ((product.lhs[1],), (product.rhs[1],))
+
+
+def lowered(target: subject.Subject, weight_bits, activation_bits, x) -> program.Quantized:
+    """The subject at these widths in real low precision, without the floats it no longer reads."""
+    recipe = program.uniform(
+        target.sites, weight_bits=weight_bits, activation_bits=activation_bits, globs=target.globs
+    )
+    codes = program.prepare_codes(target.weights, target.sites, recipe)
+    eps_fn, params = target.denoiser.eps_fn, target.denoiser.params
+    q = ptq.lower_denoiser(eps_fn, params, target.sites, recipe, codes, target.ranges)
+    return program.drop_weights(q, x, jnp.float32(0))
+
+
+def runs(target: subject.Subject, x, steps) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Compiled samplers by name, and the first network call of each."""
+    denoiser = target.denoiser
+
+    def scan(call_of):
+        return jax.jit(
+            lambda q, x: diffusion.sample(call_of(q), x, steps, keep_trajectory=False).x_0
+        )
+
+    def first(call_of):
+        return jax.jit(lambda q, x: call_of(q)(x, jnp.asarray(steps.t[0], jnp.float32), None)[0])
+
+    of_params = lambda p: diffusion.bind(denoiser.eps_fn, p)  # noqa: E731
+    cases = {FLOAT: (of_params, denoiser.params)}
+    for name, bits in WIDTHS.items():
+        q = target.quantized(*bits)
+        cases[f"simulated {name}"] = program.quantized_call, q
+        cases[f"backwards {name}"] = program.quantized_call, dataclasses.replace(q, rule=backwards)
+        cases[f"lowered {name}"] = program.quantized_call, lowered(target, *bits, x)
+    compiled, calls = {}, {}
+    for name, (call_of, q) in cases.items():
+        compiled[name] = scan(call_of), q
+        if name.endswith(FLIPS):
+            calls[name] = first(call_of)(q, x)
+    return compiled, calls
+
+
+def measure(checkpoint: str, config: Config) -> tuple[dict[str, np.ndarray], list[dict]]:
+    """Times [num_rounds, runs] of one checkpoint, and its rows."""
+    target = subject.prepare(
+        checkpoint, lambda s: diffusion.ddim(s, config.num_steps), subject.ALL_BUT_LAST,
+        config.seed,
+    )  # fmt: skip
+    x = subject.noise(target.denoiser, config.batch, config.seed)
+    steps = diffusion.ddim(target.denoiser.schedule, config.num_steps)
+    compiled, calls = runs(target, x, steps)
+    samples = {name: run(q, x) for name, (run, q) in compiled.items()}
+    turns = {
+        name: lambda run=run, q=q: jax.block_until_ready(run(q, x))
+        for name, (run, q) in compiled.items()
+        if not name.startswith("backwards")
+    }
+    sizes = {name: peers.num_bytes((compiled[name][1], x)) for name in turns}
+    missing = []
+    for name, make in _peers(target, x, steps):
+        try:
+            peer = make()
+        except (ImportError, ValueError) as error:
+            missing.append({"checkpoint": checkpoint, "name": name, "missing": str(error)})
+            continue
+        turns[name] = peer.turn
+        sizes[name] = peer.arguments
+        if peer.sample is not None:
+            samples[name] = peer.sample()
+    wall, cpu = timing.interleave(turns, config.num_rounds, seed=config.seed)
+    rows = [
+        {"checkpoint": checkpoint, "name": name,
+         "milliseconds": 1e3 * float(np.median(wall[:, i])) / config.num_steps,
+         "over_float": float(np.median(wall[:, i] / wall[:, 0])),
+         "cpu_over_float": float(np.median(cpu[:, i] / cpu[:, 0])),
+         "argument_bytes": sizes[name], **distances(name, samples, calls)}
+        for i, name in enumerate(turns)
+    ]  # fmt: skip
+    return {"names": np.asarray(list(turns)), "seconds": wall, "cpu_seconds": cpu}, rows + missing
+
+
+def _peers(target: subject.Subject, x, steps):
+    denoiser = target.denoiser
+    last = [s.name for s in target.sites if s.weight is not None][-1].rsplit("/", 1)[0]
+    return (
+        ("qwix W8A8, static",
+         lambda: peers.qwix(denoiser, x, steps, last, is_static=True)),
+        ("qwix W8A8, dynamic",
+         lambda: peers.qwix(denoiser, x, steps, last, is_static=False)),
+        ("torch float32", lambda: peers.torch(denoiser, x, steps.t.shape[0])),
+    )  # fmt: skip
+
+
+def distances(name: str, samples, calls) -> dict[str, float]:
+    """Root mean squares: error against float32, and of lowered runs, against the simulation."""
+    if name not in samples or name == FLOAT:
+        return {}
+    found = {"error": rms(samples[name] - samples[FLOAT])}
+    kind, _, width = name.partition(" ")
+    if kind == "lowered":
+        for key, values in (("", samples), ("flips_", calls)):
+            if name not in values:
+                continue
+            simulated = values[f"simulated {width}"]
+            found[f"{key}from_simulation"] = rms(values[name] - simulated)
+            found[f"{key}two_orders"] = rms(values[f"backwards {width}"] - simulated)
+    return found
+
+
+def rms(x) -> float:
+    """Root mean square of all elements."""
+    return float(jnp.sqrt(jnp.mean(x**2)))
+
+
+def run(config: Config) -> tuple[dict[str, np.ndarray], list[dict]]:
+    """Return arrays by "<checkpoint>/<name>", and a row for each run, those missing too.
+
+    Raises:
+      FileNotFoundError, ValueError: see `subject.prepare`.
+    """
+    arrays: dict[str, np.ndarray] = {}
+    rows: list[dict] = []
+    for checkpoint in config.checkpoints:
+        found, more = measure(checkpoint, config)
+        arrays |= {f"{checkpoint}/{key}": value for key, value in found.items()}
+        rows += more
+    return arrays, rows
+
+
+def show(row) -> str:
+    """One line of the table."""
+    if "missing" in row:
+        return f"{row['checkpoint']:14s} {row['name']:20s} not measured: {row['missing']}"
+    size = row["argument_bytes"]
+    line = (
+        f"{row['checkpoint']:14s} {row['name']:20s} {row['milliseconds']:8.2f} ms a call "
+        f"{row['over_float']:6.2f} x float32 (CPU {row['cpu_over_float']:.2f})  "
+        f"{'' if size is None else f'{size / 1e6:.2f} MB':>8s}"
+    )
+    if "error" in row:
+        line += f"  error {row['error']:.4f}"
+    if "from_simulation" in row:
+        line += (
+            f"  from simulation {row['from_simulation']:.4f}, two orders {row['two_orders']:.4f}"
+        )
+    return line
+
+
+def main(argv=None) -> int:
+    """Run, print the table, write the results."""
+    parser = command.flags("bench_sampler", __doc__, Config, HELP)
+    parser.add_argument("--output", default="runs/bench_sampler", help="folder of the results")
+    args = vars(parser.parse_args(argv))
+    folder = args.pop("output")
+    try:
+        config = command.configured(Config, args)
+        store.check_writable(folder)
+        if min(config.batch, config.num_steps, config.num_rounds) < 1:
+            raise ValueError("batch, steps and rounds must be at least 1.")
+        arrays, rows = run(config)
+    except (ValueError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    device = str(jax.devices()[0].device_kind)
+    store.save(folder, args, arrays, rows, device=device, path=paths.default().name)
+    print("\n".join(show(row) for row in rows))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
