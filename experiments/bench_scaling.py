@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments import command, store, tables
+from experiments import command, tables
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,8 +57,8 @@ def check(config: Config) -> None:
                          f"sample, step and round, got {config}.")  # fmt: skip
 
 
-def run(config: Config):
-    """Return rows and arrays, from a process with as many devices as asked for.
+def run(config: Config, *, progress: bool = False):
+    """Return arrays and rows, from a process with as many devices as asked for.
 
     Raises:
       ValueError: it failed; says why.
@@ -75,7 +75,7 @@ def run(config: Config):
     if done.returncode:
         raise ValueError(f"the process with the devices failed: {done.stderr.strip()[-500:]}")
     found = json.loads(done.stdout.splitlines()[-1])
-    return found["rows"], {name: np.array(value) for name, value in found["arrays"].items()}
+    return {name: np.array(value) for name, value in found["arrays"].items()}, found["rows"]
 
 
 def show(row) -> str:
@@ -94,23 +94,20 @@ def show(row) -> str:
             f"{held[2]} results, {held[3]} in all")  # fmt: skip
 
 
+def print_rows(rows) -> None:
+    """Print a line a row."""
+    print("\n".join(show(row) for row in rows))
+
+
+EXPERIMENT = command.Experiment(
+    "bench_scaling", __doc__ or "", Config, HELP, check, run, print_rows=print_rows, resumes=False,
+    notes={"devices": "simulated, one thread each"},
+)  # fmt: skip
+
+
 def main(argv=None) -> int:
     """Run, print the table, write the results."""
-    parser = command.flags("bench_scaling", __doc__, Config, HELP)
-    parser.add_argument("--output", default="runs/bench_scaling", help="folder of the results")
-    args = vars(parser.parse_args(argv))
-    folder = args.pop("output")
-    try:
-        store.check_writable(folder)
-        config = command.configured(Config, args)
-        rows, arrays = run(config)
-    except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    store.save(folder, dataclasses.asdict(config), arrays, rows, device=f"cpu, {os.cpu_count()} "
-               "cores, simulated devices of one thread each")  # fmt: skip
-    print("\n".join(show(row) for row in rows))
-    return 0
+    return command.main(EXPERIMENT, argv)
 
 
 if __name__ == "__main__":
