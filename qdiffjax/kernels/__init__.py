@@ -13,9 +13,10 @@ the simulation with `quant.fake_quant`, forward and reverse.
 
 from qdiffjax.kernels.operands import Activation, narrow
 from qdiffjax.kernels.ops import conv, matmul, rounded, stochastic_codes
-from qdiffjax.kernels.paths import REFERENCE, TPU, TPU_INTERPRETED, XLA, Path, tpu_path
+from qdiffjax.kernels.paths import GPU, REFERENCE, TPU, TPU_INTERPRETED, XLA, Path, tpu_path
 
 __all__ = [
+    "GPU",
     "REFERENCE",
     "TPU",
     "TPU_INTERPRETED",

@@ -2,11 +2,13 @@
 
 import dataclasses
 import functools
+import importlib
 from collections.abc import Callable
 
 import jax
 
 from qdiffjax.kernels import reference, tpu, xla
+from qdiffjax.kernels.chip import is_hopper
 from qdiffjax.kernels.tpu.blocks import Blocks, kind_of_device
 
 
@@ -44,8 +46,26 @@ TPU = tpu_path()
 TPU_INTERPRETED = tpu_path(interpret=True)
 
 
+def _hopper(name: str) -> Callable:
+    """A kernel for GPUs, imported when it first runs: its compilers come and go with JAX."""
+
+    def run(*args, **kwargs):
+        gpu = importlib.import_module("qdiffjax.kernels.gpu")
+        return getattr(gpu, name)(*args, **kwargs)
+
+    return run
+
+
+GPU = Path("gpu", _hopper("matmul"), _hopper("conv"), xla.rounded, reference.stochastic_codes)
+
+
 def default() -> Path:
-    """Path for the platform that JAX would run on; a TPU v4 multiplies no codes in kernels."""
+    """Path for the platform that JAX would run on; a TPU v4 multiplies no codes in kernels.
+
+    GPUs other than Hopper get XLA.
+    """
+    if is_hopper():
+        return GPU
     if jax.default_backend() == "tpu" and kind_of_device() not in (None, "v4"):
         return TPU
     return XLA

@@ -1,0 +1,14 @@
+"""Kernels for Hopper GPUs: codes multiply on the tensor cores, scales and the rest in one pass.
+
+    matmul    codes times codes (Pallas, Mosaic GPU); bfloat16 times codes of 4 or 8 bits for few
+              tokens (Pallas, Triton)
+    conv      the same for images, as products of shifted rows of pixels
+
+`products` and `few_tokens` are the kernels, `tiles` says how they cut their work, `rows` rounds.
+What they do not take is XLA's, as is everything on other GPUs.
+"""
+
+from qdiffjax.kernels.gpu.conv import conv
+from qdiffjax.kernels.gpu.matmul import matmul
+
+__all__ = ["conv", "matmul"]

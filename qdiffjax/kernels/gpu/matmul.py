@@ -1,0 +1,117 @@
+"""Matrix products on Hopper; what the kernels do not take goes the way of XLA."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from qdiffjax._typing import Array
+from qdiffjax.kernels import xla
+from qdiffjax.kernels.chip import num_cores
+from qdiffjax.kernels.gpu import few_tokens, products
+from qdiffjax.kernels.gpu.few_tokens import Stripe
+from qdiffjax.kernels.gpu.products import Taps, Vectors
+from qdiffjax.kernels.gpu.tiles import Tile, choose
+from qdiffjax.kernels.operands import Activation, Native, native, rounded_codes, widened
+from qdiffjax.quant import IntFormat, QTensor
+
+LEAST_TOKENS = 128  # below, most of a block would be padding
+# What the kernels' compiler has been seen to take; other functions follow as a pass of their own.
+FUSED = (jax.nn.relu, jax.nn.silu, jax.nn.gelu)
+
+
+def matmul(x, w: QTensor, *, activation: Activation | None, bias, act_fn, out_dtype) -> Array:
+    """As `reference.matmul`.
+
+    Kernels take codes of 8 bits or 4 (both operands integers, or both the same 8-bit float) for at
+    least 128 tokens, with one zero point for all of x and none for w, K and N multiples of 64; and
+    x bfloat16 alone, not rounded, for at most 64 tokens. In all of them every scale belongs to
+    a token or an output channel.
+    """
+    rest = {"bias": bias, "act_fn": act_fn, "out_dtype": out_dtype}
+    if w.scale.shape[0] == 1 and w.zero_point is None:
+        if activation is None and not isinstance(x, QTensor):
+            stripe = _stripe(x, w)
+            if stripe is not None:
+                return _few(x, w, stripe, **rest)
+        elif takes(x, w, activation) and math.prod(x.shape[:-1]) >= LEAST_TOKENS:
+            a = native(x) if activation is None else rounded_codes(x, activation, (1,))
+            if tile_of(x.shape[0], w.shape[1], w.shape[0]) is not None:
+                return of_codes(a, native(w).values, w.scale, **rest)
+    return xla.matmul(x, w, activation=activation, **rest)
+
+
+def takes(x, w: QTensor, activation: Activation | None) -> bool:
+    """Whether the tensor cores multiply such codes, shifted by one zero point at most."""
+    how = x if activation is None else activation
+    if isinstance(how.format, IntFormat) != isinstance(w.format, IntFormat):
+        return False
+    if not isinstance(how.format, IntFormat):
+        return how.format == w.format
+    is_shifted = how.zero_point is not None or not how.format.signed
+    return not is_shifted or (how.scale is not None and jnp.size(how.scale) == 1)
+
+
+def of_codes(a: Native, w: Array, scale, *, bias, act_fn, out_dtype, taps: Taps | None = None):
+    """Return act(s_a s_w sum (a - z_a) w + bias) [M, N] for codes a [M', K] and w [taps * K, N].
+
+    Rows are padded to whole blocks. The transpose of w costs a pass over it in each call, unless
+    the compiler moves it out of a loop, as it does for a sampler's scan.
+    """
+    values, w = widened(a.values), widened(w)
+    n, k = w.shape[1], values.shape[1]
+    m = values.shape[0] if taps is None else values.shape[0] // taps.outer * taps.inner
+    tile = tile_of(m, n, k)
+    assert tile is not None
+    missing = -m % tile.cluster[0] if taps is None else 0
+    values = jnp.pad(values, ((0, missing), (0, 0))) if missing else values
+    fused = act_fn is None or act_fn in FUSED
+    y = products.product(
+        values, w.T, _vectors(a, w, scale, bias, m, missing),
+        act_fn=act_fn if fused and act_fn is not None else _same,
+        out_dtype=out_dtype if fused else jnp.float32, tile=tile, cores=num_cores(), taps=taps,
+    )[:m]  # fmt: skip
+    return y if fused else act_fn(y).astype(out_dtype)
+
+
+def tile_of(m: int, n: int, k: int) -> Tile | None:
+    """How a product is cut, or None for sizes that no block divides."""
+    return choose(m, n, k, num_cores())
+
+
+def _vectors(a: Native, w, scale, bias, m: int, missing: int) -> Vectors:
+    column = scale.reshape(-1).astype(jnp.float32)
+    row: Any = a.scale.reshape(-1).astype(jnp.float32)
+    column = jnp.broadcast_to(column, (w.shape[1],))
+    if row.size == 1:
+        column, row = column * row, None
+    else:
+        row = jnp.pad(jnp.repeat(row, m // row.size), (0, missing))
+    shift = None
+    if a.zero is not None:
+        shift = a.zero.reshape(-1)[0] * jnp.sum(w, 0, dtype=jnp.int32)
+    return Vectors(row, column, shift, None if bias is None else bias.astype(jnp.float32))
+
+
+def _stripe(x, w: QTensor) -> Stripe | None:
+    is_code = isinstance(w.format, IntFormat) and (w.format.signed or w.format.bits < 8)
+    if not is_code or x.dtype != jnp.bfloat16 or x.shape[0] > few_tokens.MOST_TOKENS:
+        return None
+    return few_tokens.choose(x.shape[0], w.shape[1], w.shape[0], w.codes.dtype)
+
+
+def _few(x, w: QTensor, stripe: Stripe, *, bias, act_fn, out_dtype) -> Array:
+    codes, n = native(w).values, w.shape[1]
+    scale = jnp.broadcast_to(w.scale.reshape(-1).astype(jnp.float32), (n,))
+    fused = act_fn is None or act_fn in FUSED
+    y = few_tokens.product(
+        x, codes.T, scale, None if bias is None else bias.astype(jnp.float32),
+        act_fn=act_fn if fused and act_fn is not None else _same,
+        out_dtype=out_dtype if fused else jnp.float32, stripe=stripe,
+    )  # fmt: skip
+    return y if fused else act_fn(y).astype(out_dtype)
+
+
+def _same(y):
+    return y
