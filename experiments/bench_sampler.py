@@ -19,12 +19,13 @@ import dataclasses
 import sys
 from typing import Any
 
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from experiments import bench_sampler_peers as peers
-from experiments import command, store, subject, timing
+from experiments import command, subject, timing
 from qdiffjax import diffusion, program
 from qdiffjax.kernels import paths
 from qdiffjax.precision import ptq
@@ -51,6 +52,12 @@ HELP = {
     "checkpoints": "folders or shipped names", "batch": "samples of a run",
     "num_steps": "network calls of a run", "num_rounds": "runs of each", "seed": "of the noise",
 }  # fmt: skip
+
+
+def check(config: Config) -> None:
+    """Refuse what cannot work; raises ValueError."""
+    if min(config.batch, config.num_steps, config.num_rounds) < 1:
+        raise ValueError("batch, steps and rounds must be at least 1.")
 
 
 def backwards(site, op, operands, inputs):
@@ -130,8 +137,9 @@ def measure(checkpoint: str, config: Config) -> tuple[dict[str, np.ndarray], lis
     for name, make in _peers(target, x, steps):
         try:
             peer = make()
-        except (ImportError, ValueError) as error:
-            missing.append({"checkpoint": checkpoint, "name": name, "missing": str(error)})
+        except (ImportError, ValueError, flax.errors.FlaxError) as error:
+            reason = str(error).splitlines()[0]
+            missing.append({"checkpoint": checkpoint, "name": name, "missing": reason})
             continue
         turns[name] = peer.turn
         sizes[name] = peer.arguments
@@ -161,13 +169,14 @@ def _peers(target: subject.Subject, x, steps):
     )  # fmt: skip
 
 
-def distances(name: str, samples, calls) -> dict[str, float]:
+def distances(name: str, samples, calls) -> dict[str, Any]:
     """Root mean squares: error against float32, and of lowered runs, against the simulation."""
     if name not in samples or name == FLOAT:
         return {}
-    found = {"error": rms(samples[name] - samples[FLOAT])}
+    found: dict[str, Any] = {"error": rms(samples[name] - samples[FLOAT])}
     kind, _, width = name.partition(" ")
     if kind == "lowered":
+        found["path"] = paths.default().name
         for key, values in (("", samples), ("flips_", calls)):
             if name not in values:
                 continue
@@ -182,7 +191,7 @@ def rms(x) -> float:
     return float(jnp.sqrt(jnp.mean(x**2)))
 
 
-def run(config: Config) -> tuple[dict[str, np.ndarray], list[dict]]:
+def run(config: Config, *, progress: bool = False) -> tuple[dict[str, np.ndarray], list[dict]]:
     """Return arrays by "<checkpoint>/<name>", and a row for each run, those missing too.
 
     Raises:
@@ -216,25 +225,20 @@ def show(row) -> str:
     return line
 
 
+def print_rows(rows) -> None:
+    """Print a line a run."""
+    print("\n".join(show(row) for row in rows))
+
+
+EXPERIMENT = command.Experiment(
+    "bench_sampler", __doc__ or "", Config, HELP, check, run, print_rows=print_rows,
+    resumes=False,
+)  # fmt: skip
+
+
 def main(argv=None) -> int:
     """Run, print the table, write the results."""
-    parser = command.flags("bench_sampler", __doc__, Config, HELP)
-    parser.add_argument("--output", default="runs/bench_sampler", help="folder of the results")
-    args = vars(parser.parse_args(argv))
-    folder = args.pop("output")
-    try:
-        config = command.configured(Config, args)
-        store.check_writable(folder)
-        if min(config.batch, config.num_steps, config.num_rounds) < 1:
-            raise ValueError("batch, steps and rounds must be at least 1.")
-        arrays, rows = run(config)
-    except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    device = str(jax.devices()[0].device_kind)
-    store.save(folder, args, arrays, rows, device=device, path=paths.default().name)
-    print("\n".join(show(row) for row in rows))
-    return 0
+    return command.main(EXPERIMENT, argv)
 
 
 if __name__ == "__main__":

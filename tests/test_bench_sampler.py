@@ -1,0 +1,42 @@
+"""The benchmark of samplers: its yardstick is the simulation, its bytes are those of a device."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import bench_sampler, bench_sampler_peers
+from qdiffjax import program
+from qdiffjax.program import rules
+from tests.helpers import assert_close
+from tests.program import networks
+
+
+@pytest.mark.parametrize("name", ["nnx_net", "handwritten"])
+def test_sums_taken_backwards_are_the_same_sums(name):
+    net = getattr(networks, name)()
+    sites = program.sites(net.fn, *net.args)
+    recipe = program.uniform(sites, weight_bits=8, activation_bits=None)
+    weights = program.prepare(program.weight_operands(net.fn, *net.args), sites, recipe)
+    inputs = {n: rules.SiteQuant(w) for n, w in weights.items()}
+    runs = [
+        jax.jit(program.transform(net.fn, rule))(*net.args, site_inputs=inputs)[0]
+        for rule in (rules.quantize, bench_sampler.backwards)
+    ]
+    assert_close(runs[1], runs[0])
+    assert np.any(runs[0] != runs[1])  # another order
+
+
+def test_two_int4_take_a_byte():
+    tree = {"codes": jnp.zeros((3, 4), jnp.int4), "scale": jnp.zeros(4, jnp.float32)}
+    assert bench_sampler_peers.num_bytes(tree) == 6 + 16
+
+
+def test_what_is_missing_is_said():
+    row = {"checkpoint": "a", "name": "torch float32", "missing": "No module named 'torch'"}
+    assert "not measured: No module named 'torch'" in bench_sampler.show(row)
+
+
+def test_nothing_is_measured_without_rounds():
+    with pytest.raises(ValueError, match="at least 1"):
+        bench_sampler.check(bench_sampler.Config(num_rounds=0))
