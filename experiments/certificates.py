@@ -20,7 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import certificates_parts as parts
-from experiments import certificates_plots, command
+from experiments import command
+from experiments.plots import certificates as plots
 from qdiffjax import diffusion, program
 from qdiffjax.analysis import certificates
 
@@ -235,7 +236,7 @@ def run(config: Config, *, progress: bool = False):
         for bits, activation_bits in tqdm(widths, disable=not progress, unit="width"):
             row, found = certify_sampler(subject, bits, activation_bits, x_T)
             rows.append(row)
-            name = parts.name_of(row)
+            name = plots.name_of(row)
             arrays |= {f"{name}/{key}": v for key, v in found.items()}
             if bits in (max(config.bits), config.call_bits):
                 rows += [certify_set(subject, bits, activation_bits, x_T, r) for r in config.radii]
@@ -243,8 +244,8 @@ def run(config: Config, *, progress: bool = False):
 
 
 EXPERIMENT = command.Experiment(
-    "certificates", __doc__ or "", Config, HELP, check, run, certificates_plots.write,
-    parts.print_tables, resumes=False,
+    "certificates", __doc__ or "", Config, HELP, check, run, plots.write,
+    plots.print_table, resumes=False,
 )  # fmt: skip
 
 

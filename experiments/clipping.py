@@ -21,7 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments import command, plots_clipping, store, subject
+from experiments import command, store, subject
+from experiments.plots import clipping as plots
 from qdiffjax import diffusion
 from qdiffjax.analysis import prediction
 from qdiffjax.precision import ptq
@@ -147,8 +148,8 @@ def run(config: Config, **options):
 
 
 EXPERIMENT = command.Experiment(
-    "clipping", __doc__ or "", Config, HELP, check, run, plots_clipping.write,
-    plots_clipping.print_table,
+    "clipping", __doc__ or "", Config, HELP, check, run, plots.write,
+    plots.print_table,
 )  # fmt: skip
 
 

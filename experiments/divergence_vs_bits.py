@@ -27,8 +27,9 @@ nothing was changed.
 import dataclasses
 import sys
 
-from experiments import command, plots_divergence, subject
+from experiments import command, subject
 from experiments.divergence_vs_bits_parts import Study
+from experiments.plots import divergence_vs_bits as plots
 from qdiffjax.program.recipe import check_bits
 
 
@@ -95,8 +96,8 @@ def run(config: Config, **options):
 
 
 EXPERIMENT = command.Experiment(
-    "divergence_vs_bits", __doc__ or "", Config, HELP, check, run, plots_divergence.write,
-    plots_divergence.print_table,
+    "divergence_vs_bits", __doc__ or "", Config, HELP, check, run, plots.write,
+    plots.print_table,
 )  # fmt: skip
 
 

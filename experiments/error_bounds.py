@@ -32,8 +32,9 @@ import sys
 import time
 from collections.abc import Callable
 
-from experiments import command, plots, subject, tables
+from experiments import command, subject, tables
 from experiments import error_bounds_parts as parts
+from experiments.plots import error_bounds as plots
 from qdiffjax.analysis import bounds, divergences, labels
 from qdiffjax.program.recipe import check_bits
 
@@ -168,7 +169,7 @@ BOUNDS = {
     "W2 lower": labels.label(divergences.w2_lower),
 }
 EXPERIMENT = command.Experiment(
-    "error_bounds", __doc__ or "", Config, HELP, check, run, plots.error_bounds,
+    "error_bounds", __doc__ or "", Config, HELP, check, run, plots.write,
     functools.partial(tables.error_bounds, bounds=BOUNDS), quick=QUICK,
     notes={"bounds": {name: label._asdict() for name, label in BOUNDS.items()}},
 )  # fmt: skip

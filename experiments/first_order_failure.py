@@ -18,8 +18,9 @@ which fails got a larger prediction than one which does not.
 import dataclasses
 import sys
 
-from experiments import command, plots_failure, subject
+from experiments import command, subject
 from experiments.first_order_failure_parts import Study, confusion, parse_width
+from experiments.plots import first_order_failure as plots
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,8 +80,8 @@ def run(config: Config, **options):
 
 
 EXPERIMENT = command.Experiment(
-    "first_order_failure", __doc__ or "", Config, HELP, check, run, plots_failure.write,
-    plots_failure.print_table,
+    "first_order_failure", __doc__ or "", Config, HELP, check, run, plots.write,
+    plots.print_table,
 )  # fmt: skip
 
 

@@ -24,7 +24,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import command, plots_groups, store, subject
+from experiments import command, store, subject
+from experiments.plots import group_sensitivity as plots
 from qdiffjax import diffusion
 from qdiffjax.analysis import prediction
 from qdiffjax.program import gated_call
@@ -171,8 +172,8 @@ def run(config: Config, **options):
 
 
 EXPERIMENT = command.Experiment(
-    "group_sensitivity", __doc__ or "", Config, HELP, check, run, plots_groups.write,
-    plots_groups.print_table,
+    "group_sensitivity", __doc__ or "", Config, HELP, check, run, plots.write,
+    plots.print_table,
 )  # fmt: skip
 
 

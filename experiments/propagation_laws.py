@@ -22,7 +22,8 @@ The laws fitted to the medians, with the standard error of the fit:
 import dataclasses
 import sys
 
-from experiments import command, plots_laws, subject
+from experiments import command, subject
+from experiments.plots import propagation_laws as plots
 from experiments.propagation_laws_parts import Case, Study, laws
 from qdiffjax.program.recipe import check_bits
 
@@ -111,8 +112,8 @@ def run(config: Config, **options):
 
 
 EXPERIMENT = command.Experiment(
-    "propagation_laws", __doc__ or "", Config, HELP, check, run, plots_laws.write,
-    plots_laws.print_table,
+    "propagation_laws", __doc__ or "", Config, HELP, check, run, plots.write,
+    plots.print_table,
 )  # fmt: skip
 
 

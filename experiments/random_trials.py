@@ -18,9 +18,10 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from experiments import command, plots_trials
+from experiments import command
 from experiments import random_trials_draws as draws
 from experiments import random_trials_parts as parts
+from experiments.plots import random_trials as plots
 from qdiffjax.analysis import bounds, divergences, labels, transport_bounds
 
 TOLERANCE = 1e-9  # relative; and 1e-12 of the largest state, the rounding of float64
@@ -215,8 +216,8 @@ def _smallest(ratios):
 
 
 EXPERIMENT = command.Experiment(
-    "random_trials", __doc__ or "", Config, HELP, check, run, plots_trials.write,
-    plots_trials.print_table, resumes=False,
+    "random_trials", __doc__ or "", Config, HELP, check, run, plots.write,
+    plots.print_table, resumes=False,
 )  # fmt: skip
 
 

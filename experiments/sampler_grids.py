@@ -25,7 +25,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import command, plots, subject
+from experiments import command, subject
+from experiments.plots import sampler_grids as plots
 from qdiffjax import checkpoints, data, diffusion
 
 SIGMA_MAX, SIGMA_MIN = 150.0, 0.01  # in units of the signal: the ends of the linear schedule
@@ -219,7 +220,7 @@ def as_bytes(images: np.ndarray) -> np.ndarray:
 
 
 EXPERIMENT = command.Experiment(
-    "sampler_grids", __doc__ or "", Config, HELP, check, run, plots.sampler_grids, resumes=False
+    "sampler_grids", __doc__ or "", Config, HELP, check, run, plots.write, resumes=False
 )
 
 

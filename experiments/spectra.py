@@ -23,7 +23,8 @@ samples, not means.
 import dataclasses
 import sys
 
-from experiments import command, plots_spectra, subject
+from experiments import command, subject
+from experiments.plots import spectra as plots
 from experiments.spectra_parts import PARTS, Study, summary
 from qdiffjax.program.recipe import check_bits
 
@@ -94,8 +95,8 @@ def run(config: Config, **options):
 
 
 EXPERIMENT = command.Experiment(
-    "spectra", __doc__ or "", Config, HELP, check, run, plots_spectra.write,
-    plots_spectra.print_table,
+    "spectra", __doc__ or "", Config, HELP, check, run, plots.write,
+    plots.print_table,
 )  # fmt: skip
 
 

@@ -124,7 +124,8 @@ def console(file=None):
     return screen if screen.is_terminal else Console(file=file, highlight=False, width=MIN_WIDTH)
 
 
-def _table():
+def blank():
+    """Return an empty rich table in the style of the house."""
     from rich import box
     from rich.table import Table
 
@@ -132,7 +133,7 @@ def _table():
 
 
 def _summary(rows):
-    table = _table()
+    table = blank()
     for i, (title, _) in enumerate(COLUMNS):
         table.add_column(title, justify="right" if i else "left", no_wrap=True)
     for row in rows:
@@ -141,7 +142,7 @@ def _summary(rows):
 
 
 def _costs(cells: list[Cell]):
-    table = _table()
+    table = blank()
     table.add_column("share", justify="right", no_wrap=True)
     table.add_column("steps", justify="right", no_wrap=True)
     table.add_column("site", overflow="fold")

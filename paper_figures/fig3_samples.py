@@ -2,7 +2,8 @@
 
 from matplotlib.figure import Figure
 
-from experiments import plots, store
+from experiments import store
+from experiments.plots import error_bounds as plots
 from paper_figures import style
 
 EXPERIMENT = "error_bounds"

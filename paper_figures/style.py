@@ -17,5 +17,6 @@ def save(fig: Figure, name: str, folder=OUTPUT) -> list[Path]:
     paths = [folder / f"{name}.{suffix}" for suffix in ("png", "pdf")]
     with matplotlib.rc_context(FONTS):
         fig.savefig(paths[0], dpi=200)
+        fig.set_layout_engine("none")  # laid out by now
         fig.savefig(paths[1], dpi=200, metadata={"CreationDate": None})
     return paths

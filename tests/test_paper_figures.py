@@ -7,12 +7,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import plots, store
+from experiments import store
+from experiments.plots import error_bounds as plots
+from experiments.plots import random_trials as trials
 from paper_figures import __main__ as paper
 from paper_figures import fig4_number_formats, style
 
 NUM_STEPS, NUM_SAMPLES, SITES = 4, 8, ("input", "conv_in/kernel", "output")
-NAMES = ["fig1_error_bounds", "fig2_ledger", "fig3_samples", "fig4_number_formats"]
+NAMES = [
+    "fig1_error_bounds", "fig2_ledger", "fig3_samples", "fig4_number_formats",
+    "fig5_propagation_laws", "fig6_spectra", "fig7_first_order_failure", "fig8_divergence_vs_bits",
+    "fig9_clipping", "fig9_clipping_dit", "fig10_certificates", "fig11_random_trials",
+]  # fmt: skip
+COMMITTED = ["propagation_laws", "spectra", "first_order_failure", "divergence_vs_bits",
+             "clipping", "clipping_dit", "certificates", "random_trials"]  # fmt: skip
 
 
 def write_results(folder, widths=((8, 8), (4, 8))):
@@ -60,6 +68,8 @@ def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("results")
     write_results(folder / "error_bounds")
     write_formats(folder / "number_formats")
+    for name in COMMITTED:
+        (folder / name).symlink_to(store.RESULTS / name)
     return folder
 
 
@@ -85,20 +95,47 @@ def test_missing_results_are_named_with_the_command_that_makes_them(tmp_path, ca
 
 def test_recompute_runs_each_experiment_into_its_own_folder(tmp_path, monkeypatch):
     commands = []
-    monkeypatch.setattr(subprocess, "run", lambda command, **_: commands.append(command))
+    store.save(tmp_path / "clipping_dit", {"checkpoint": "fashion_dit"}, {}, [])
+    monkeypatch.setattr(subprocess, "run", lambda command, **_: commands.append(command[2:]))
     paper.main(["--recompute", "--results", str(tmp_path), "--output", str(tmp_path)])
-    assert [c[1:] for c in commands] == [
-        ["-m", f"experiments.{name}", "--output", str(tmp_path / name)]
-        for name in ("error_bounds", "number_formats")
-    ]
+    runs = {Path(output).name: (name, more) for name, _, output, *more in commands}
+    assert len(runs) == len(commands)
+    assert runs.pop("clipping_dit") == ("experiments.clipping", ["--checkpoint", "fashion_dit"])
+    names = {module.EXPERIMENT for module in paper.figures().values()}
+    assert runs == {name: (f"experiments.{name}", []) for name in names}
+
+
+def test_figures_are_in_the_order_of_their_numbers():
+    assert list(paper.figures()) == [name for name in NAMES if not name.endswith("_dit")]
+
+
+def test_results_of_another_network_are_a_figure_of_their_own(results):
+    assert paper.suffixes("clipping", results) == ["", "_dit"]
+    assert paper.suffixes("certificates", results) == [""]
+
+
+def test_trials_show_the_saved_ratios_their_tail_and_the_finite_share():
+    log_ratio = np.array([0.0, 0.5, 1.0, 2.0, 9.0, -1e-9, np.nan], np.float32)
+    row = {"bound": "some bound", "kind": "certified", "guaranteed": False, "finite": 0.75,
+           "violations": 3, "comparisons": 1234}  # fmt: skip
+    config = dict.fromkeys(["num_network", "num_data", "num_multistep", "num_gaussian"], 2)
+    fig = trials.draw(config, {"log10_ratio/some bound": log_ratio}, [row])
+    ax, side = fig.axes
+    median = next(line for line in ax.get_lines() if line.get_marker() == "o")
+    np.testing.assert_allclose(median.get_xydata(), [[0.75, 0]], rtol=1e-6)
+    (density,) = ax.patches
+    heights, edges, _ = density.get_data()
+    assert np.all(heights[edges[:-1] < 0] == 0)  # what is rounding is no violation
+    assert [text.get_text() for text in ax.texts] == ["16.7% beyond"]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["some bound *"]
+    assert side.patches[0].get_width() == 75
+    assert side.texts[0].get_text() == "3 of 1,234"
 
 
 def test_the_same_figure_gives_the_same_bytes(results, tmp_path):
     loaded = store.load(results / "error_bounds")
-    for path in style.save(plots.draw_samples(*loaded), "a", tmp_path):
-        again = path.with_stem("b")
-        style.save(plots.draw_samples(*loaded), "b", tmp_path)
-        assert path.read_bytes() == again.read_bytes()
+    first, again = (style.save(plots.draw_errors(*loaded), name, tmp_path) for name in "ab")
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in again]
 
 
 def test_curves_are_the_saved_numbers_per_pixel(results):

@@ -1,4 +1,4 @@
-"""Figure of `experiments.certificates`, from its results alone."""
+"""Figure and tables of `experiments.certificates`; needs no JAX."""
 
 from pathlib import Path
 
@@ -6,8 +6,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from experiments import store
-from experiments.plots import BLUE, GREEN, GREY, ORANGE, SMALL
+from experiments import store, tables
+from experiments.plots import BLUE, GREEN, GREY, ORANGE, SMALL, tidy
 
 LOOKS = {12: BLUE, 10: GREEN, 8: ORANGE, 6: "#CC79A7"}
 
@@ -27,10 +27,7 @@ def draw(config, arrays, rows) -> Figure:
     for ax, name_fn, title in pairs:
         draw_runs(ax, config["bits"], arrays, name_fn)
         ax.set_title(f"runs of {config['num_steps']} steps, {title}", fontsize=9)
-    for ax in axes:
-        ax.grid(color="0.92", lw=0.6)
-        ax.tick_params(labelsize=8)
-        ax.spines[["top", "right"]].set_visible(False)
+    tidy(*axes)
     return fig
 
 
@@ -72,3 +69,54 @@ def draw_runs(ax, all_bits, arrays, name_fn) -> None:
     ax.set_ylabel("error, median over samples", **SMALL)
     ax.legend(frameon=False, fontsize=7, loc="lower right", ncols=2,
               columnspacing=0.8, handlelength=1.4)  # fmt: skip
+
+
+def name_of(row) -> str:
+    """W8, or W8A8."""
+    a = row["activation_bits"]
+    return f"W{row['weight_bits']}" + ("" if a is None else f"A{a}")
+
+
+def print_table(rows) -> None:
+    """Print one table for single calls and one for sampling runs."""
+
+    def show(title, heads, lines):
+        found = tables.blank()
+        for i, head in enumerate(heads):
+            found.add_column(head, justify="right" if i else "left", no_wrap=True)
+        for line in lines:
+            found.add_row(*line)
+        screen = tables.console(None)
+        screen.print(title)
+        screen.print(found)
+
+    calls = [r for r in rows if r["kind"] == "call"]
+    heads = ["width", "t", "largest\nmeasured", "worst\nfound", "checks", "violated"]
+    show(
+        "One call: certified / worst found, with n x n boxes",
+        heads + [f"n = {n}" for n in calls[0]["grids"]],
+        [[name_of(r), str(r["t"]), tables.number(r["measured"]), tables.number(r["worst_found"]),
+          str(r["checks"]), str(r["violations"]), *(tables.number(v) for v in r["ratio"])]
+         for r in calls],
+    )  # fmt: skip
+    heads = ["width", "error\nmedian", "worst found\nmedian", "certified\nmedian",
+             "/ measured\nmedian", "/ worst\nmedian", "finite", "useful", "violated"]  # fmt: skip
+    show(
+        "Sampling runs (useful: certified below the width of a mode)",
+        heads,
+        [[name_of(r), *(tables.number(r[k]) for k in (
+            "measured_median", "worst_found_median", "certified_median",
+            "ratio_to_measured_median", "ratio_to_worst_median")),
+          f"{r['finite']:.0%}", f"{r['useful']:.0%}", str(r["violations"])]
+         for r in rows if r["kind"] == "sampler"],
+    )  # fmt: skip
+    heads = ["width", "radius", "worst found\nmedian", "certified\nmedian", "/ worst\nmedian",
+             "finite", "useful", "checks", "violated"]  # fmt: skip
+    show(
+        "Sampling runs from all x_T of a square",
+        heads,
+        [[name_of(r), str(r["radius"]), *(tables.number(r[k]) for k in (
+            "worst_found_median", "certified_median", "ratio_to_worst_median")),
+          f"{r['finite']:.0%}", f"{r['useful']:.0%}", str(r["checks"]), str(r["violations"])]
+         for r in rows if r["kind"] == "set"],
+    )  # fmt: skip

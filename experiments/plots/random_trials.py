@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments import store
-from experiments.plots import BLUE, GREEN, GREY, ORANGE
+from experiments.plots import BLUE, GREEN, GREY, ORANGE, tidy
 
 COLORS = {"a posteriori along the run": BLUE, "distributional": GREEN, "certified": ORANGE}
 LIMITS = (-1.5, 7.0)  # log10 of the ratios that are drawn
@@ -17,7 +17,7 @@ ROUNDING = 1e-6
 
 def write(folder) -> None:
     """Write trials.png of the run in `folder` beside it."""
-    draw_trials(*store.load(folder)).savefig(Path(folder) / "trials.png", dpi=150)
+    draw(*store.load(folder)).savefig(Path(folder) / "trials.png", dpi=150)
 
 
 def by_kind(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -26,7 +26,7 @@ def by_kind(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda r: kinds.index(r["kind"]))
 
 
-def draw_trials(config, arrays, rows) -> Figure:
+def draw(config, arrays, rows) -> Figure:
     """How far each bound is from what it bounds, over all trials, and where it was finite."""
     rows = by_kind(rows)
     num = sum(config[k] for k in ("num_network", "num_data", "num_multistep"))
@@ -51,11 +51,9 @@ def draw_trials(config, arrays, rows) -> Figure:
     side.set_xlim(0, 100)
     side.set_xlabel("finite, %", fontsize=8)
     side.set_title("violated, of compared", fontsize=8)
-    for a in (ax, side):
-        a.grid(axis="x", color="0.92", lw=0.6)
-        a.set_axisbelow(True)
-        a.tick_params(labelsize=8)
-        a.spines[["top", "right"]].set_visible(False)
+    tidy(ax, side)
+    ax.grid(visible=False, axis="y")
+    side.grid(visible=False, axis="y")
     fig.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=8)
     fig.suptitle(f"Bounds on {num} random samplers and {config['num_gaussian']} Gaussian chains",
                  fontsize=10)  # fmt: skip

@@ -1,4 +1,4 @@
-"""Figures from saved results. Needs matplotlib and NumPy, not JAX, and no display."""
+"""Figures of `experiments.error_bounds`; needs no JAX."""
 
 import math
 from pathlib import Path
@@ -11,10 +11,9 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
 from experiments import store
+from experiments.plots import BLUE, GREEN, GREY, ORANGE, SMALL, tidy
 from experiments.tables import width_name
 
-# Okabe & Ito (2008): distinguishable with every common colour blindness.
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#999999"
 MEASURED: dict[str, Any] = {"label": "error, measured", "color": "black", "lw": 1.8}
 # Bounds are of fewer samples; only beside the errors of the same ones can they be judged.
 BOUNDED: dict[str, Any] = {"label": "the same, median of the bounded samples", "color": "black",
@@ -25,10 +24,9 @@ BOUNDS: dict[str, dict[str, Any]] = {
     "remainder": {"label": "remainder bound, median", "color": GREEN, "lw": 1.4, "ls": "-."},
     "gronwall": {"label": "Grönwall bound, median", "color": ORANGE, "lw": 1.4, "ls": "--"},
 }
-SMALL: dict[str, Any] = {"fontsize": 8}
 
 
-def error_bounds(folder) -> None:
+def write(folder) -> None:
     """Write error_vs_step.png, ledger.png and samples.png of the run in `folder` beside it."""
     results = store.load(folder)
     draws = {"error_vs_step": draw_errors, "ledger": draw_ledger, "samples": draw_samples}
@@ -78,9 +76,7 @@ def _draw_error_panel(ax, arrays, name: str) -> None:
     ax.set_yscale("log")
     ax.set_xlim(0, steps[-1])
     ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    ax.grid(color="0.92", lw=0.6)
-    ax.tick_params(labelsize=8)
-    ax.spines[["top", "right"]].set_visible(False)
+    tidy(ax)
 
 
 def _positive(values):
@@ -195,33 +191,3 @@ def _title(config, what: str) -> str:
     sampler = config.get("sampler", "").upper()
     model = Path(str(config.get("checkpoint", ""))).name
     return f"{what}: {model}, {sampler}, {config.get('num_steps', '?')} steps"
-
-
-def sampler_grids(folder) -> None:
-    """Write <checkpoint>.png for every checkpoint of the run in `folder` beside it."""
-    _, arrays, _ = store.load(folder)
-    for key in arrays:
-        if key.endswith("/samples"):
-            name = key.removesuffix("/samples")
-            fig = draw_grid(arrays, name)
-            fig.savefig(Path(folder) / f"{name}.png", dpi=120, bbox_inches="tight")
-
-
-def draw_grid(arrays, name: str) -> Figure:
-    """Samples [rows = samplers, columns = samples] of one network, with the calls of each row."""
-    images = arrays[f"{name}/samples"]
-    if images.ndim == 6:  # of a video the frame in the middle
-        images = images[:, :, images.shape[2] // 2]
-    num_rows, num_columns, height = images.shape[:3]
-    framed = np.pad(images, [(0, 0), (0, 0), (1, 1), (1, 1), (0, 0)], constant_values=255)
-    grid = np.concatenate(np.concatenate(framed.swapaxes(0, 1), axis=2))
-    fig = Figure(figsize=(0.5 * num_columns, 0.5 * num_rows), layout="constrained")
-    ax = fig.subplots()
-    ax.imshow(grid[..., 0] if grid.shape[-1] == 1 else grid, cmap="gray", vmin=0, vmax=255,
-              interpolation="nearest")  # fmt: skip
-    labels = [f"{s} ({n})" for s, n in zip(arrays["samplers"], arrays[f"{name}/nfe"], strict=True)]
-    ax.set_yticks((np.arange(num_rows) + 0.5) * (height + 2), labels, fontsize=7)
-    ax.set_xticks([])
-    ax.spines[:].set_visible(False)
-    ax.set_title(f"{name}: the same noise, by sampler (network calls)", fontsize=9)
-    return fig

@@ -8,15 +8,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from experiments import store, tables
-from experiments.plots import BLUE, GREEN, GREY, ORANGE
+from experiments.plots import BLUE, GREEN, GREY, ORANGE, tidy
 
 
 def write(folder) -> None:
     """Write spectra.png of the run in `folder` beside it."""
-    draw_spectra(*store.load(folder)).savefig(Path(folder) / "spectra.png", dpi=150)
+    draw(*store.load(folder)).savefig(Path(folder) / "spectra.png", dpi=150)
 
 
-def draw_spectra(config, arrays, rows) -> Figure:
+def draw(config, arrays, rows) -> Figure:
     """Gains of steps, of the rest of the sampler, growth of volumes, gain against error."""
     fig = Figure(figsize=(10, 6.4), layout="constrained")
     axes = fig.subplots(2, 2)
@@ -27,10 +27,7 @@ def draw_spectra(config, arrays, rows) -> Figure:
     for ax in axes.ravel()[:3]:
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     for ax in axes.ravel():
-        ax.grid(color="0.92", lw=0.6)
-        ax.tick_params(labelsize=8)
-        ax.spines[["top", "right"]].set_visible(False)
-        ax.title.set_fontsize(9)
+        tidy(ax)
         ax.legend(frameon=False, fontsize=7)
     name = Path(config["checkpoint"]).name
     fig.suptitle(f"What becomes of errors: {name}, DDIM-{config['num_steps']}", fontsize=10)
@@ -89,7 +86,8 @@ def _draw_errors(ax, config, arrays, rows) -> None:
     ax.plot(typical, arrays["errors"], ".", color=ORANGE, ms=6, mew=0,
             label=f"rank correlation {rank:+.2f}")  # fmt: skip
     ax.set(yscale="log", xlabel="rms gain of an error at a random step, by sample",
-           ylabel=f"RMS error at {width}", title="Which samples: gain against error")  # fmt: skip
+           ylabel=f"RMS error at {width}, image units",
+           title="Which samples: gain against error")  # fmt: skip
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:

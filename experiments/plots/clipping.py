@@ -5,17 +5,18 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from experiments import store, tables
-from experiments.plots import BLUE, GREY, ORANGE
+from experiments.plots import BLUE, GREY, ORANGE, tidy
 
 
 def write(folder) -> None:
     """Write clipping.png of the run in `folder` beside it."""
-    draw_clipping(*store.load(folder)).savefig(Path(folder) / "clipping.png", dpi=150)
+    draw(*store.load(folder)).savefig(Path(folder) / "clipping.png", dpi=150)
 
 
-def draw_clipping(config, arrays, rows) -> Figure:
+def draw(config, arrays, rows) -> Figure:
     """Error of the most clipped pixel along the sampler, and errors of all samples."""
     fig = Figure(figsize=(9, 3.6), layout="constrained")
     along, tail = fig.subplots(1, 2)
@@ -23,17 +24,22 @@ def draw_clipping(config, arrays, rows) -> Figure:
         label = f"{name} ranges of input and output"
         errors = np.sort(arrays[f"{name}/errors"])
         tail.plot(errors, 1 - np.arange(errors.size) / errors.size, color=color, label=label)
-        along.plot(np.abs(arrays[f"{name}/pixel_error"])[1:], color=color, label=label)
-    along.plot(np.abs(arrays["calibrated/law"])[1:], color=GREY, ls="--",
+        pixel = np.abs(arrays[f"{name}/pixel_error"])[1:]
+        along.plot(np.arange(pixel.size) + 1, pixel, color=color, label=label)
+    law = np.abs(arrays["calibrated/law"])[1:]
+    along.plot(np.arange(law.size) + 1, law, color=GREY, ls="--",
                label=r"excess $\cdot\,\alpha_t/\alpha_T$")  # fmt: skip
-    along.set(yscale="log", xlabel="step (noise to data)", ylabel="error of the pixel",
-              title="The pixel that is clipped most")  # fmt: skip
-    tail.set(xscale="log", yscale="log", xlabel="RMS error of a sample",
+    along.set(
+        yscale="log",
+        xlabel="sampler steps done (noise to data)",
+        ylabel="|error| of the pixel, image units",
+        title="The pixel that is clipped most",
+    )
+    along.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    tail.set(xscale="log", yscale="log", xlabel="RMS error of a sample, image units",
              title="Share of samples with a larger error")  # fmt: skip
     for ax in (along, tail):
-        ax.grid(color="0.92", lw=0.6)
-        ax.spines[["top", "right"]].set_visible(False)
-        ax.title.set_fontsize(9)
+        tidy(ax)
         ax.legend(frameon=False, fontsize=7)
     width = f"W{config['bits']}A{config['bits']}"
     fig.suptitle(f"Clipped noise grows: {Path(config['checkpoint']).name}, {width}", fontsize=10)

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from experiments import store
-from experiments.plots import BLUE, GREEN, GREY, ORANGE, SMALL
+from experiments.plots import BLUE, GREEN, GREY, ORANGE, SMALL, tidy
 
 LOOKS: dict[str, tuple[str, str, str]] = {
     "W": ("weights", "black", "o"), "A": ("activations, nearest", BLUE, "s"),
@@ -18,10 +18,10 @@ LOOKS: dict[str, tuple[str, str, str]] = {
 
 def write(folder) -> None:
     """Write laws.png of the run in `folder` beside it."""
-    draw_laws(*store.load(folder)).savefig(Path(folder) / "laws.png", dpi=150)
+    draw(*store.load(folder)).savefig(Path(folder) / "laws.png", dpi=150)
 
 
-def draw_laws(config, arrays, rows) -> Figure:
+def draw(config, arrays, rows) -> Figure:
     """Median error of a sample against steps, bits and sampler: measured, and predicted dotted."""
     cases = [r for r in rows if r["kind"] == "case"]
     fig = Figure(figsize=(11, 3.6), layout="constrained")
@@ -30,17 +30,13 @@ def draw_laws(config, arrays, rows) -> Figure:
     _draw_series(steps, [r for r in ddim if r["bits"] == config["width"]], "num_calls")
     _draw_series(bits, [r for r in ddim if r["num_calls"] == config["middle"]], "bits")
     _guides(steps, cases, config)
-    steps.set(xlabel="sampler steps N (DDIM)", ylabel="RMS error of a sample, median",
+    steps.set(xlabel="sampler steps N (DDIM)", ylabel="RMS error of a sample, median, image units",
               title=f"{config['width']} bits", xscale="log", yscale="log")  # fmt: skip
     _ticks(steps, sorted({r["num_calls"] for r in ddim}))
     bits.set(xlabel="bits", title=f"{config['middle']} steps", yscale="log")
     _ticks(bits, sorted({r["bits"] for r in ddim}))
     _draw_samplers(samplers, cases, config)
-    for ax in (steps, bits, samplers):
-        ax.tick_params(labelsize=8)
-        ax.grid(color="0.92", lw=0.6)
-        ax.spines[["top", "right"]].set_visible(False)
-        ax.title.set_fontsize(9)
+    tidy(steps, bits, samplers)
     handles, labels = steps.get_legend_handles_labels()
     fig.legend(handles, labels, loc="outside lower center", ncols=6, frameon=False, **SMALL)
     fig.suptitle(f"How quantization error grows: {config['checkpoint']}", fontsize=10)
@@ -88,7 +84,8 @@ def _draw_samplers(ax, cases, config) -> None:
     ax.set_xlim(0, 1.5 * max(chosen[n]["predicted_median"] for n in names))  # room for the legend
     ax.legend(frameon=False, loc="center right", **SMALL)
     w = config["width"]
-    ax.set(xlabel="RMS error of a sample, median", title=f"W{w}A{w}, {config['middle']} calls")
+    ax.set(xlabel="RMS error of a sample, median, image units",
+           title=f"W{w}A{w}, {config['middle']} calls")  # fmt: skip
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:

@@ -7,17 +7,17 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments import store, tables
-from experiments.plots import BLUE, GREEN, GREY, ORANGE, SMALL
+from experiments.plots import BLUE, GREEN, GREY, ORANGE, SMALL, tidy
 
 COLORS = {"weights": "black", "activations": BLUE, "both": ORANGE}
 
 
 def write(folder) -> None:
     """Write failure.png of the run in `folder` beside it."""
-    draw_failure(*store.load(folder)).savefig(Path(folder) / "failure.png", dpi=150)
+    draw(*store.load(folder)).savefig(Path(folder) / "failure.png", dpi=150)
 
 
-def draw_failure(config, arrays, rows) -> Figure:
+def draw(config, arrays, rows) -> Figure:
     """Measured against predicted relative error of first order: a dot a sample and width."""
     fig = Figure(figsize=(5.4, 4.6), layout="constrained")
     ax = fig.subplots()
@@ -33,9 +33,7 @@ def draw_failure(config, arrays, rows) -> Figure:
     ax.axline((tolerance, tolerance), slope=1, color=GREY, lw=0.8)
     ax.set(xscale="log", yscale="log", xlabel="predicted beforehand: |second| / |first order|",
            ylabel="measured: relative error of first order")  # fmt: skip
-    ax.grid(color="0.92", lw=0.6)
-    ax.tick_params(labelsize=8)
-    ax.spines[["top", "right"]].set_visible(False)
+    tidy(ax)
     ax.legend(frameon=False, loc="lower right", **SMALL)
     (table,) = (r for r in rows if r["kind"] == "confusion")
     right = table["failed_foretold"] + table["held_right"]

@@ -5,17 +5,18 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from experiments import store, tables
-from experiments.plots import BLUE, GREEN, GREY, ORANGE
+from experiments.plots import BLUE, GREEN, GREY, ORANGE, SMALL, tidy
 
 
 def write(folder) -> None:
     """Write divergences.png of the run in `folder` beside it."""
-    draw_divergences(*store.load(folder)).savefig(Path(folder) / "divergences.png", dpi=150)
+    draw(*store.load(folder)).savefig(Path(folder) / "divergences.png", dpi=150)
 
 
-def draw_divergences(config, arrays, rows) -> Figure:
+def draw(config, arrays, rows) -> Figure:
     """Distances against bits with their floors, which steps matter, and the tail of the errors."""
     floor = next(r for r in rows if r["kind"] == "floor")
     widths = sorted((r for r in rows if r["kind"] == "width"), key=lambda r: r["bits"])
@@ -28,14 +29,14 @@ def draw_divergences(config, arrays, rows) -> Figure:
     _draw_profiles(axes[1, 1], arrays, widths)
     _draw_tails(axes[1, 2], arrays, widths)
     for ax in axes.ravel():
-        ax.grid(color="0.92", lw=0.6)
-        ax.tick_params(labelsize=8)
-        ax.spines[["top", "right"]].set_visible(False)
-        ax.title.set_fontsize(9)
+        tidy(ax)
+    for ax in (*axes[0], *axes[1, 1:]):
         ax.legend(frameon=False, fontsize=7)
+    axes[0, 2].legend(frameon=False, fontsize=7, ncols=2, loc="upper right")
+    axes[1, 0].legend(frameon=False, fontsize=7, ncols=2, loc="upper center")
     for ax in (*axes[0], axes[1, 0]):
         ax.set_xticks([r["bits"] for r in widths])
-        ax.set_xlabel("bits of weights and activations", fontsize=8)
+        ax.set_xlabel("bits of weights and activations", **SMALL)
     name = Path(config["checkpoint"]).name
     fig.suptitle(f"What quantization costs the law of the samples: {name}, "
                  f"DDIM-{config['num_steps']}, eta = 1", fontsize=10)  # fmt: skip
@@ -62,7 +63,7 @@ def _draw_w2(ax, widths, floor) -> None:
         _series(ax, widths, lambda r, key=key: r[key], color, label)
     _floor(ax, floor["w2_lower"], BLUE, "floors: independent halves")
     _floor(ax, floor["sliced"], GREEN)
-    ax.set(yscale="log", title="$W_2$ of the samples, paired noise")
+    ax.set(yscale="log", ylabel="$W_2$, image units", title="$W_2$ of the samples, paired noise")
 
 
 def _draw_kernels(ax, widths, floor) -> None:
@@ -70,7 +71,7 @@ def _draw_kernels(ax, widths, floor) -> None:
         _series(ax, widths, lambda r, key=key: r[key], color, label)
         _floor(ax, floor[key], color, f"{label}, floor")
     ax.set_yscale("symlog", linthresh=1e-3)
-    ax.set_title("Kernel distances, unbiased")
+    ax.set(ylabel="MMD$^2$; energy distance", title="Kernel distances, unbiased")
 
 
 def _draw_kl(ax, widths, floor) -> None:
@@ -83,7 +84,8 @@ def _draw_kl(ax, widths, floor) -> None:
     high = max(p["neighbours"][2] for p in floor["projected"].values())
     ax.axhspan(-high, high, color=GREY, alpha=0.2, lw=0, label="floor of the projected")
     ax.set_yscale("symlog", linthresh=0.1)
-    ax.set_title("KL, nats: upper bounds, projections")
+    ax.set_ylim(top=ax.get_ylim()[1] * 3e3)  # room for the legend
+    ax.set(ylabel="KL, nats", title="KL: upper bounds, projections")
 
 
 def _draw_shares(ax, widths) -> None:
@@ -96,7 +98,8 @@ def _draw_shares(ax, widths) -> None:
         ax.bar(x + 0.2 * (i - 1.5), [r[key][end] for r in widths], 0.18, edgecolor=color, lw=0.8,
                color="white" if hatch else color, hatch=hatch, label=label)  # fmt: skip
     ax.axhline(0.1, color="black", lw=0.8, ls=":", label="an even spread")
-    ax.set(title="Which steps matter: shares of a tenth of the steps")
+    ax.set_ylim(top=1.45 * ax.get_ylim()[1])  # room for the legend
+    ax.set(ylabel="share", title="Which steps matter: shares of a tenth of the steps")
 
 
 def _draw_profiles(ax, arrays, widths) -> None:
@@ -106,7 +109,9 @@ def _draw_profiles(ax, arrays, widths) -> None:
             profile = arrays[f"{name}/{key}"]
             ax.plot(np.cumsum(profile) / np.sum(profile), color=color, ls=look, lw=1.2,
                     label=name if look == "-" else None)  # fmt: skip
-    ax.set(xlabel="step (noise to data)", title="Cumulative share: KL (solid), error (dashed)")
+    ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    ax.set(xlabel="step (noise to data)", ylabel="share up to the step",
+           title="Cumulative share: KL (solid), squared error (dashed)")  # fmt: skip
 
 
 def _draw_tails(ax, arrays, widths) -> None:
@@ -114,7 +119,7 @@ def _draw_tails(ax, arrays, widths) -> None:
         errors = np.sort(arrays[f"W{r['bits']}A{r['bits']}/errors"])
         ax.plot(errors, 1 - np.arange(errors.size) / errors.size, color=color, lw=1.3,
                 label=f"W{r['bits']}A{r['bits']}")  # fmt: skip
-    ax.set(xscale="log", yscale="log", xlabel="RMS error of a sample",
+    ax.set(xscale="log", yscale="log", xlabel="RMS error of a sample, image units", ylabel="share",
            title="Share of samples with a larger error")  # fmt: skip
 
 

@@ -7,15 +7,15 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments import store, tables
-from experiments.plots import BLUE, GREEN, ORANGE
+from experiments.plots import BLUE, GREEN, ORANGE, tidy
 
 
 def write(folder) -> None:
     """Write groups.png of the run in `folder` beside it."""
-    draw_groups(*store.load(folder)).savefig(Path(folder) / "groups.png", dpi=150)
+    draw(*store.load(folder)).savefig(Path(folder) / "groups.png", dpi=150)
 
 
-def draw_groups(config, arrays, rows) -> Figure:
+def draw(config, arrays, rows) -> Figure:
     """Error of each group quantized alone, median and 10 to 90 % of the samples, by width."""
     order = [r["group"] for r in rows if r["bits"] == config["bits"][0]][::-1]
     fig = Figure(figsize=(7.2, 1.4 + 0.32 * len(order)), layout="constrained")
@@ -27,9 +27,8 @@ def draw_groups(config, arrays, rows) -> Figure:
                     xerr=[middle - low, high - middle], fmt="o", ms=4, color=color, elinewidth=1.2,
                     label=f"W{bits}A{bits}")  # fmt: skip
     ax.set_yticks(range(len(order)), order, fontsize=8)
-    ax.set(xscale="log", xlabel="RMS error of a sample when only this is rounded")
-    ax.grid(color="0.92", lw=0.6)
-    ax.spines[["top", "right"]].set_visible(False)
+    ax.set(xscale="log", xlabel="RMS error of a sample when only this is rounded, image units")
+    tidy(ax)
     ax.legend(frameon=False, fontsize=8)
     name = Path(config["checkpoint"]).name
     ax.set_title(f"Sensitivity by kind: {name}, DDIM-{config['num_steps']}", fontsize=10)

@@ -1,0 +1,24 @@
+"""Figures and tables from saved results, a file an experiment. Needs matplotlib, neither JAX nor a
+display.
+
+Each draws what `store.load` gives, `write(folder)` puts the figure beside the numbers, and
+`paper_figures` draws the same.
+"""  # fmt: skip
+
+from typing import Any
+
+# Okabe & Ito (2008): distinguishable with every common colour blindness.
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#999999"
+SMALL: dict[str, Any] = {"fontsize": 8}
+
+
+def tidy(*axes) -> None:
+    """Give axes a light grid behind the marks, no box, and small letters."""
+    for ax in axes:
+        ax.grid(color="0.92", lw=0.6)
+        ax.set_axisbelow(True)
+        ax.tick_params(which="both", labelsize=8)
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.title.set_fontsize(9)
+        for axis in (ax.xaxis, ax.yaxis):
+            axis.label.set_size(8)

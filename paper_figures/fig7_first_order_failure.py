@@ -1,0 +1,18 @@
+"""Figure 7: failure of first order, foretold from the full-precision run."""
+
+from matplotlib.figure import Figure
+
+from experiments import store
+from experiments.plots import first_order_failure as plots
+from paper_figures import style
+
+EXPERIMENT = "first_order_failure"
+
+
+def draw(results) -> Figure:
+    """Draw measured against predicted relative error, a dot a sample and width."""
+    return plots.draw(*results)
+
+
+if __name__ == "__main__":
+    style.save(draw(store.load(store.RESULTS / EXPERIMENT)), "fig7_first_order_failure")
