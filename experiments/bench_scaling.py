@@ -29,7 +29,7 @@ class Config:
     num_recipes: int = 16
     num_samples: int = 4
     num_steps: int = 4
-    num_rounds: int = 10
+    num_rounds: int = 20
     devices: tuple[int, ...] = (1, 2, 4, 8)
     network: str = "dit_xl_2"
     sides: tuple[int, ...] = (32, 64)
