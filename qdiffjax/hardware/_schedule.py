@@ -13,7 +13,14 @@ _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _LIMIT = re.compile(r" = s32\[\].* constant\((\d+)\)")
 _CALLED = re.compile(r" call\(.*to_apply=%([\w.\-<>]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}|(?:true|false)_computation=%([\w.\-<>]+)")
+_KERNEL = re.compile(r'"body":"([^"]*)"')
+_USED = re.compile(r"%([\w.\-]+)")
+_ARRAY = re.compile(r"^\s+(?:ROOT )?%[\w.\-<>]+ = ([a-z]+[0-9a-z]*)\[([0-9,]*)\]")
+_BITS = re.compile(r"(\d+)")
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
+
+# Cycles that the compiler's schedule gives the smallest operation; a kernel starts no faster.
+START = 1800
 
 
 class Op(NamedTuple):
@@ -31,7 +38,9 @@ class Op(NamedTuple):
     cycles: float
 
 
-def operations(text: str, kernels: Mapping[str, float]) -> list[Op]:
+def operations(
+    text: str, kernels: Mapping[str, float], bytes_per_cycle: float = math.inf
+) -> list[Op]:
     """Return the operations of a scheduled HLO module that cost cycles.
 
     Bodies of loops count as often as they run, or once where the number is not known; of the
@@ -39,10 +48,41 @@ def operations(text: str, kernels: Mapping[str, float]) -> list[Op]:
 
     Args:
       text: of the module.
-      kernels: cycles of a run of each Pallas kernel, by the name of its instruction.
+      kernels: cycles of a run of Pallas kernels, by the name of their instruction; the compiler
+        prints one of those that are alike.
+      bytes_per_cycle: that memory moves; a kernel is no faster than its operands and result.
     """
     blocks, entry = _blocks(text)
-    return list(_walk(blocks, entry, 1, kernels))
+    named = ((_NAME.match(line), line) for line in text.splitlines() if _KERNEL.search(line))
+    by_body = {_body(line): kernels[name[1]] for name, line in named if name and name[1] in kernels}
+
+    def kernel(line: str, sizes: dict[str, float]) -> float:
+        cycles = by_body.get(_body(line), math.nan)
+        return START + max(cycles, _moved(line, sizes) / bytes_per_cycle)
+
+    return list(_walk(blocks, entry, 1, kernel))
+
+
+def _moved(line: str, sizes: dict[str, float]) -> float:
+    """Bytes of the operands and the result of an instruction."""
+    name = _NAME.match(line)
+    operands = line.partition(" custom-call(")[2].partition(")")[0]
+    return sum(sizes.get(n, 0.0) for n in [name[1] if name else "", *_USED.findall(operands)])
+
+
+def _size(line: str) -> float:
+    """Bytes of the result of an instruction; 0 for tuples."""
+    found = _ARRAY.search(line)
+    if not found:
+        return 0.0
+    bits = int(_BITS.search(found[1])[1]) if found[1] != "pred" else 8  # type: ignore[index]
+    return bits / 8 * math.prod(int(n) for n in found[2].split(",") if n)
+
+
+def _body(line: str) -> str:
+    """The program of a Pallas kernel, as it was sent to the compiler."""
+    found = _KERNEL.search(line)
+    return found[1] if found else ""
 
 
 def _blocks(text: str) -> tuple[dict[str, list[str]], str]:
@@ -59,16 +99,18 @@ def _blocks(text: str) -> tuple[dict[str, list[str]], str]:
     return blocks, entry
 
 
-def _walk(blocks, computation, calls, kernels):
-    for line in blocks.get(computation, ()):
+def _walk(blocks, computation, calls, kernel):
+    lines = blocks.get(computation, ())
+    sizes = {found[1]: _size(line) for line in lines if (found := _NAME.match(line))}
+    for line in lines:
         found = _NAME.match(line)
         if not found:
             continue
         for inner, times in _inner(line, blocks):
-            yield from _walk(blocks, inner, calls * times, kernels)
+            yield from _walk(blocks, inner, calls * times, kernel)
         cycles, kind = _cycles(line), "schedule"
         if '"tpu_custom_call"' in line:
-            cycles, kind = kernels.get(found[1], math.nan), "bundles"
+            cycles, kind = kernel(line, sizes), "bundles"
         if cycles is not None:
             source = _OP_NAME.search(line)
             yield Op(found[1], source[1] if source else "", kind, calls, cycles)
