@@ -280,15 +280,15 @@ def test_every_site_of_a_network_is_the_simulation_at_its_operands(name, bits):
     ("bits", "calibrate"), [(b, calibration.absmax) for b in range(2, 9)] + [(3, calibration.mse)]
 )
 def test_codes_of_weights_stand_for_what_the_simulation_rounds_to(bits, calibrate):
-    net = networks.linen_unet()
+    net = dot("w in the middle")
     sites = program.sites(net.fn, *net.args)
     recipe = program.uniform(sites, weight_bits=bits, activation_bits=None)
-    weights = {n: w for n, w in program.weight_operands(net.fn, *net.args).items() if "mid" in n}
-    codes = program.prepare_codes(weights, sites, recipe, calibrate=calibrate)
-    real = program.prepare(weights, sites, recipe, calibrate=calibrate)
-    for name in weights:
-        np.testing.assert_array_equal(dequantize(codes[name]), real[name])
-        assert codes[name].codes.dtype == (jnp.int4 if bits <= 4 else jnp.int8)
+    for granularity in (program.output_channels, program.whole_tensor):
+        given = net.params, sites, recipe
+        how = {"calibrate": calibrate, "granularity": granularity}
+        codes = program.prepare_codes(*given, **how)["w"]
+        np.testing.assert_array_equal(dequantize(codes), program.prepare(*given, **how)["w"])
+        assert codes.codes.dtype == (jnp.int4 if bits <= 4 else jnp.int8)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float64])
