@@ -35,7 +35,7 @@ class Config:
         "8x16x16x1280x1280",
     )  # fmt: skip
     hows: tuple[str, ...] = ("W8A8 static", "W8A8 dynamic", "W8A16")
-    channels: tuple[int, ...] = (320, 640, 1280)
+    channels: tuple[int, ...] = (320, 640)
     side: int = 32
     batch: int = 8
 

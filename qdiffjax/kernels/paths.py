@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import importlib
 from collections.abc import Callable
+from typing import Any
 
 import jax
 
@@ -28,7 +29,7 @@ class Path:
     stochastic_codes: Callable
 
 
-def tpu_path(*, interpret: bool = False, blocks: Blocks | None = None) -> Path:
+def tpu_path(*, interpret: Any = False, blocks: Blocks | None = None) -> Path:
     """Return the kernels for TPUs, compiled or interpreted (on any platform, slowly).
 
     `blocks` says how much a kernel takes at a time; None looks the chip up.

@@ -2,6 +2,7 @@
 
 from hypothesis import given
 from hypothesis import strategies as st
+from jax.experimental.pallas import tpu as pltpu
 
 from qdiffjax import kernels
 from qdiffjax.kernels.tpu.blocks import Blocks, fitted
@@ -22,3 +23,11 @@ def test_blocks_do_not_change_the_product():
     for blocks in (Blocks(32, 128, 2**20), Blocks(64, 256, 2**20), Blocks(32, 128, 2**12)):
         path = kernels.tpu_path(interpret=True, blocks=blocks)  # the last one holds nothing: XLA
         assert_close(kernels.matmul(x, w, activation=DYNAMIC, path=path), expected)
+
+
+def test_memory_that_nobody_wrote_does_not_reach_the_product():
+    x, w = normal(0, (40, 24)), weight((24, 150))
+    params = pltpu.InterpretParams(uninitialized_memory="nan")
+    path = kernels.tpu_path(interpret=params, blocks=Blocks(32, 128, 2**22))
+    expected = exact_operand(x, DYNAMIC, (1,)) @ exact(w)
+    assert_close(kernels.matmul(x, w, activation=DYNAMIC, path=path), expected)

@@ -27,10 +27,11 @@ class Operand(NamedTuple):
 class Run(NamedTuple):
     """How kernels run.
 
-    interpret: by JAX's interpreter, on any platform; vmem: bytes of vector memory allowed.
+    interpret: True, or pltpu.InterpretParams, for JAX's interpreter on any platform; vmem: bytes
+    of vector memory allowed.
     """
 
-    interpret: bool
+    interpret: Any
     vmem: int
 
 

@@ -13,6 +13,7 @@ since moving by rows is a matter of the start.
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +34,7 @@ from qdiffjax.quant import QTensor
 
 def conv(
     x, w: QTensor, *, activation: Activation | None, window: dict, bias, act_fn, out_dtype,
-    interpret: bool = False, blocks: Blocks | None = None,
+    interpret: Any = False, blocks: Blocks | None = None,
 ) -> Array:  # fmt: skip
     """As `reference.conv`, for windows of images without dilation.
 

@@ -77,7 +77,7 @@ def copy(window: Window, refs: dict, image: int) -> None:
 
 def _copy_rows(window: Window, refs: dict, image: int, i: int, shift, rows, lane) -> None:
     (dy, dx), (down, along), (part, lanes) = shift, window.strides, lane
-    columns = pl.ds(dx, window.width, *(along,) * (along > 1))
+    columns = pl.ds(dx, window.width, stride=along) if along > 1 else pl.ds(dx, window.width)
     here = pl.ds(part, 1)  # the interpreter wants all indices of a strided read to be slices
     values = [refs["padded"][here, pl.ds(dy + down * row, 1), columns] for row in rows]
     flat = jnp.concatenate(values).reshape(len(values) * window.width, LANES)

@@ -44,7 +44,7 @@ def job_of(x, w: QTensor, activation: Activation | None, act_fn) -> Job:
 
 def matmul(
     x, w: QTensor, *, activation: Activation | None, bias, act_fn, out_dtype,
-    interpret: bool = False, blocks: Blocks | None = None,
+    interpret: Any = False, blocks: Blocks | None = None,
 ) -> Array:  # fmt: skip
     """As `reference.matmul`. What vector memory cannot hold with all of K goes to `xla.matmul`.
 

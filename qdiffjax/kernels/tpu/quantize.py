@@ -20,7 +20,7 @@ from qdiffjax.quant.qtensor import check_arguments
 
 
 def rounded(
-    x, scale, zero_point, *, format, interpret: bool = False, blocks: Blocks | None = None
+    x, scale, zero_point, *, format, interpret: Any = False, blocks: Blocks | None = None
 ) -> Array:
     """As `reference.rounded`: integers of 2 to 8 bits and 8-bit floats; others go there.
 
@@ -40,7 +40,7 @@ def rounded(
 
 
 def stochastic_codes(
-    x, scale, bits, *, format, interpret: bool = False, blocks: Blocks | None = None
+    x, scale, bits, *, format, interpret: Any = False, blocks: Blocks | None = None
 ) -> Array:
     """As `reference.stochastic_codes`: integers of 2 to 8 bits; others go there, and float64."""
     x, scale = jnp.asarray(x), jnp.asarray(scale)
