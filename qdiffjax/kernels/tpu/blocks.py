@@ -18,9 +18,14 @@ class Blocks(NamedTuple):
 
 
 MIB = 2**20
-# The best of rows 256, 512, 1024 and columns 128, 256, 512 by the cycles that the compiler's
-# schedule gives for products of [4096, 1280] and [1280, 1280] (libtpu 0.0.42.1, ahead of time, no
-# device): `python -m experiments.bench_tpu_aot --parts blocks` repeats it.
+# Rows and columns: least cycles of W8A8 with static scales on a v5e, counted from the bundles that
+# libtpu 0.0.42.1 makes ahead of time (no device). In thousands, for x [4096, K] and w [K, N]:
+#   rows x columns   512x256  1024x256  512x512  1024x512  256x512  512x640
+#   K 1280, N 1280      66.8      63.7     73.8      75.0     79.7     64.0
+#   K 640,  N 640       26.4      24.5     25.6      24.3     28.7     17.3
+#   K 1280, N 5120     229.3     216.0    216.1     219.2    235.7    217.4
+#   K 5120, N 1280     247.3     245.4    312.0     312.3    318.0    243.9
+# v5p, v6e and v7x take the same; v4, whose kernels multiply no codes, smaller ones that fit.
 TABLE = {
     "v4": Blocks(256, 256, 14 * MIB),
     "v5e": Blocks(512, 640, 40 * MIB),
