@@ -44,6 +44,7 @@ class Config:
     width: int = 8
     num_samples: int = 64
     num_checked: int = 8
+    num_draws: int = 4
     sites: tuple[str, ...] = subject.ALL_BUT_LAST
     edge_margin: float = 1.2
     seed: int = 0
@@ -58,6 +59,7 @@ HELP = {
     "width": "bits of weights and activations where they do not vary",
     "num_samples": "samples that are measured and predicted",
     "num_checked": "samples whose coherence and bound are computed",
+    "num_draws": "realizations of stochastic rounding, each of all samples",
     "sites": "globs of the sites to quantize",
     "edge_margin": "factor on the calibrated ranges of the network's input and output, against the "
     "clipping of rare pixels of noise",
@@ -67,9 +69,13 @@ HELP = {
 
 def cases(config: Config) -> list[Case]:
     """Every case once, those that share a grid together: a grid is compiled once."""
-    by_steps = [Case("ddim", n, part, config.width) for n in config.num_steps for part in PARTS]
-    by_bits = [Case("ddim", config.middle, part, b) for b in config.bits for part in PARTS]
-    by_sampler = [Case(name, config.middle, "WA", config.width) for name in config.samplers]
+
+    def case(name, num_calls, part, bits):
+        return Case(name, num_calls, part, bits, config.num_draws if part == "SR" else 1)
+
+    by_steps = [case("ddim", n, part, config.width) for n in config.num_steps for part in PARTS]
+    by_bits = [case("ddim", config.middle, part, b) for b in config.bits for part in PARTS]
+    by_sampler = [case(name, config.middle, "WA", config.width) for name in config.samplers]
     every = dict.fromkeys(by_steps + by_bits + by_sampler)
     names = ["ddim", *config.samplers]
     return sorted(every, key=lambda c: (names.index(c.sampler), c.num_calls, c.part))
@@ -86,6 +92,8 @@ def check(config: Config) -> None:
         raise ValueError("expected at least three numbers of steps and three widths to fit laws.")
     if min(*config.num_steps, config.middle) < 2:
         raise ValueError(f"got {config.num_steps} and {config.middle} steps, expected at least 2.")
+    if config.num_draws < 1:
+        raise ValueError(f"got {config.num_draws} draws, expected at least 1.")
     if not config.edge_margin > 0:
         raise ValueError(f"got edge_margin = {config.edge_margin}, expected a positive factor.")
     if not 2 <= config.num_checked <= config.num_samples:

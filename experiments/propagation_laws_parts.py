@@ -27,17 +27,23 @@ FIT_FROM = 20  # steps; shorter samplers are far from their limit
 
 
 class Case(NamedTuple):
-    """One measurement: sampler, number of network calls, what is rounded, and to how many bits."""
+    """One measurement: sampler, number of network calls, what is rounded, and to how many bits.
+
+    `draws` of stochastic rounding: samples share the rounding of what they share, such as the time
+    embedding, so that one draw is one realization however many samples it has.
+    """
 
     sampler: str
     num_calls: int
     part: str
     bits: int
+    draws: int = 1
 
     @property
     def name(self) -> str:
         """A name for files and arrays."""
-        return f"{self.sampler}_{self.num_calls}_{self.part}{self.bits}"
+        draws = f"x{self.draws}" if self.draws > 1 else ""
+        return f"{self.sampler}_{self.num_calls}_{self.part}{self.bits}{draws}"
 
 
 def rounding_keys(q: Quantized, num_calls: int, key) -> dict[str, Any]:
@@ -145,16 +151,20 @@ class Study:
             weights = self.subject.weights
             used = {n: v._replace(weight=weights.get(n)) for n, v in used.items()}
         q = dataclasses.replace(q, site_inputs=used)
-        calls = None
-        if case.part == "SR":
-            num = runs.steps.t.shape[0]
-            calls = rounding_keys(q, num, jax.random.key(self.config.seed + 3))
-        found = jax.device_get(runs.measure(q, runs.xs, runs.gains, calls))
-        arrays = {name: np.asarray(value) for name, value in found.items()}
+        found = []
+        for draw in range(case.draws):
+            calls = None
+            if case.part == "SR":
+                key = jax.random.fold_in(jax.random.key(self.config.seed + 3), draw)
+                calls = rounding_keys(q, runs.steps.t.shape[0], key)
+            found.append(jax.device_get(runs.measure(q, runs.xs, runs.gains, calls)))
+        arrays = {name: np.concatenate([f[name] for f in found]) for name in found[0]}
+        medians = [float(np.median(f["errors"])) for f in found]
         ratio = arrays["bound_over_measured"]
         row = {
             "kind": "case", **case._asdict(),
             "rms": over_samples(arrays["errors"]), "median": float(np.median(arrays["errors"])),
+            "median_of_draws_min": min(medians), "median_of_draws_max": max(medians),
             "predicted_rms": over_samples(arrays["predicted"]),
             "predicted_median": float(np.median(arrays["predicted"])),
             "kappa": float(np.median(arrays["kappa"])),

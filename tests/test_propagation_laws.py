@@ -54,7 +54,7 @@ def finished(tmp_path_factory):
     flags = [
         "--checkpoint", str(checkpoint), "--output", str(folder), "--num-steps", "2", "3", "4",
         "--middle", "4", "--bits", "8", "6", "4", "--samplers", "dpmpp-2m", "--num-samples", "3",
-        "--num-checked", "2", "--sites", "conv_in*",
+        "--num-checked", "2", "--num-draws", "2", "--sites", "conv_in*",
     ]  # fmt: skip
     jax.config.update("jax_disable_most_optimizations", True)
     try:
@@ -85,8 +85,9 @@ def test_a_run_writes_a_row_for_every_case_and_its_figure(finished):
 
 def test_fewer_bits_and_other_random_bits_change_the_error(finished):
     _, arrays, _ = store.load(finished[0])
-    eight, four = (arrays[f"ddim_4_SR{bits}/errors"] for bits in (8, 4))
+    eight, four = (arrays[f"ddim_4_SR{bits}x2/errors"] for bits in (8, 4))
     assert np.all(four > 2 * eight)
+    assert eight.size == 2 * 3  # draws times samples
     assert len(np.unique(eight)) == eight.size
 
 
