@@ -4,8 +4,8 @@
               tokens (Pallas, Triton)
     conv      the same for images, as products of shifted rows of pixels
 
-`products` and `few_tokens` are the kernels, `tiles` says how they cut their work, `rows` rounds.
-What they do not take is XLA's, as is everything on other GPUs.
+`products` and `few_tokens` are the kernels, `tiles` says how they cut their work. What they do not
+take is XLA's, as is everything on other GPUs.
 """
 
 from qdiffjax.kernels.gpu.conv import conv

@@ -48,13 +48,16 @@ def choose(m: int, n: int, k: int, dtype) -> Stripe | None:
     """Return the stripe for m tokens, or None where none divides N and K."""
     num_bytes = k // 2 if dtype == jnp.int4 else k
     depths = (128, 64, 32) if m <= 32 else (64, 32)
-    for sections, depth in itertools.product((2, 1), depths):
+    most = 4 if m <= 16 and dtype != jnp.int4 else 2
+    for sections, depth in itertools.product((most, 2, 1), depths):
         stripe = Stripe(depth=depth, sections=sections)
         if k % 2 == 0 and stripe.divides(n, num_bytes):
             return stripe
     return None
 
 
+# Under jit, so that a network traces and lowers the kernel once for all layers of one shape.
+@functools.partial(jax.jit, static_argnames=("act_fn", "out_dtype", "stripe"))
 def product(
     x: Array, w: Array, scale: Array, bias: Array | None, *, act_fn, out_dtype, stripe: Stripe
 ) -> Array:

@@ -51,6 +51,10 @@ class Vectors(NamedTuple):
     bias: Any
 
 
+# Under jit, so that a network traces and lowers the kernel once for all layers of one shape.
+@functools.partial(
+    jax.jit, static_argnames=("act_fn", "out_dtype", "tile", "cores", "taps", "interpret")
+)
 def product(
     x: Array, w: Array, vectors: Vectors, *, act_fn, out_dtype, tile: Tile, cores: int,
     taps: Taps | None = None, interpret=None,
