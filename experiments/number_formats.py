@@ -12,18 +12,16 @@ for each block compute their own. There the prediction is made from histograms o
 represent tensors of at most 1024 distinct numbers exactly.
 """
 
-import argparse
 import dataclasses
 import functools
 import sys
 from collections.abc import Iterator
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import store, subject
+from experiments import command, subject
 from experiments.number_formats_data import LAWS, ROW, Config, Pool, tensors
 from experiments.number_formats_list import ENTRIES, FAMILIES, Entry
 from qdiffjax.quant import noise
@@ -32,6 +30,29 @@ from qdiffjax.quant.blocks import BlockFormat, block_scale
 from qdiffjax.quant.qtensor import quantization_error
 
 RATIOS = np.geomspace(1.0, 1 / 8, 18)  # of the full range
+
+
+HELP = {
+    "checkpoint": "folder or shipped name",
+    "num_steps": "sampler steps",
+    "steps": "to read activations at",
+    "num_samples": "samples",
+    "num_elements": "read of each activation operand, at most",
+    "num_random": "of each law",
+    "families": f"formats, of {', '.join(FAMILIES)}",
+    "seed": "of everything random",
+}
+
+
+def check(config: Config) -> None:
+    """Refuse what cannot work; raises ValueError."""
+    if not all(0 <= s < config.num_steps for s in config.steps):
+        raise ValueError(f"steps: got {config.steps}, expected 0..{config.num_steps - 1}.")
+    if min(config.num_samples, config.num_elements // ROW, config.num_random // ROW) < 1:
+        raise ValueError(f"expected at least 1 sample and {ROW} elements.")
+    unknown = set(config.families) - set(FAMILIES)
+    if unknown:
+        raise ValueError(f"got formats {sorted(unknown)}, expected some of {', '.join(FAMILIES)}.")
 
 
 def grids(entry: Entry, pool: Pool) -> tuple[np.ndarray, np.ndarray | None]:
@@ -160,44 +181,24 @@ def run(config: Config, *, progress: bool = False):
     return arrays, rows
 
 
-def main(argv=None) -> int:
-    """Run, print the table, write the results."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.number_formats", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    parser.add_argument("--checkpoint", default=Config.checkpoint, help="folder or shipped name")
-    parser.add_argument("--num-steps", type=int, default=Config.num_steps, help="sampler steps")
-    parser.add_argument("--steps", type=int, nargs="+", default=Config.steps, help="to read at")
-    parser.add_argument("--num-samples", type=int, default=Config.num_samples, help="samples")
-    parser.add_argument("--num-elements", type=int, default=Config.num_elements,
-                        help="read of each activation operand, at most")  # fmt: skip
-    parser.add_argument("--num-random", type=int, default=Config.num_random, help="of each law")
-    parser.add_argument("--families", nargs="+", default=FAMILIES, choices=FAMILIES, help="formats")
-    parser.add_argument("--seed", type=int, default=0, help="of everything random")
-    parser.add_argument("--output", default="runs/number_formats", help="folder of the results")
-    args: dict[str, Any] = vars(parser.parse_args(argv))
-    output = args.pop("output")
-    config = Config(**args | {k: tuple(args[k]) for k in ("steps", "families")})
-    try:
-        folder = store.check_writable(output)
-        if not all(0 <= s < config.num_steps for s in config.steps):
-            raise ValueError(f"steps: got {config.steps}, expected 0..{config.num_steps - 1}.")
-        if min(config.num_samples, config.num_elements // ROW, config.num_random // ROW) < 1:
-            raise ValueError(f"expected at least 1 sample and {ROW} elements.")
-        arrays, rows = run(config, progress=sys.stderr.isatty())
-    except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    store.save(folder, dataclasses.asdict(config), arrays, rows)
+def print_rows(rows) -> None:
+    """Print a line a format and source."""
     print(f"{'SQNR, dB':>18} {'format':14} bits  measured predicted   MSE ratio (tensors), in 5 %")
     for r in rows:
         print(f"{r['source']:>18} {r['format']:14} {r['bits']:5.2f} {r['sqnr_measured_db']:8.2f} "
               f"{r['sqnr_predicted_db']:9.2f}   {r['predicted_over_measured']:.3f} "
               f"({r['ratio_min']:.3f} to {r['ratio_max']:.3f}) "
               f"{r['within_5_percent']:.0%}")  # fmt: skip
-    print(f"results in {folder}")
-    return 0
+
+
+EXPERIMENT = command.Experiment(
+    "number_formats", __doc__ or "", Config, HELP, check, run, print_rows=print_rows, resumes=False
+)
+
+
+def main(argv=None) -> int:
+    """Run, print the table, write the results."""
+    return command.main(EXPERIMENT, argv)
 
 
 if __name__ == "__main__":

@@ -73,8 +73,12 @@ def test_a_miniature_run_has_a_row_for_every_format_and_source(tmp_path, capsys,
         assert abs(row["predicted_over_measured"] - 1) < 0.05
 
 
-@pytest.mark.parametrize("flags", [["--steps", "7", "--num-steps", "4"], ["--num-elements", "8"]])
+@pytest.mark.parametrize(
+    "flags",
+    [["--steps", "7", "--num-steps", "4"], ["--num-elements", "8"], ["--families", "decimal"]],
+)
 def test_impossible_flags_are_refused_before_any_work(flags, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(number_formats, "run", lambda *a, **k: pytest.fail("work began"))
+    idle = number_formats.EXPERIMENT._replace(run=lambda *a, **k: pytest.fail("work began"))
+    monkeypatch.setattr(number_formats, "EXPERIMENT", idle)
     assert number_formats.main([*flags, "--output", str(tmp_path)]) == 2
     assert "expected" in capsys.readouterr().err
