@@ -13,8 +13,9 @@ import dataclasses
 import sys
 from typing import Any
 
-from experiments import command, plots_hardware, store, subject
+from experiments import command, store, subject
 from experiments import hardware_cost_parts as parts
+from experiments.plots import hardware_cost as plots
 from qdiffjax import hardware
 
 
@@ -101,8 +102,8 @@ def run(config: Config, **options):
 
 
 EXPERIMENT = command.Experiment(
-    "hardware_cost", __doc__ or "", Config, HELP, check, run, plots_hardware.write,
-    plots_hardware.print_table,
+    "hardware_cost", __doc__ or "", Config, HELP, check, run, plots.write,
+    plots.print_table,
 )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments import store, tables
-from experiments.plots import BLUE, GREEN, GREY, ORANGE
+from experiments.plots import BLUE, GREEN, GREY, ORANGE, tidy
 
 SKY, PINK = "#56B4E9", "#CC79A7"
 COLORS = {"float32": "black", "bf16": GREY, "W8A8": BLUE, "W4A8": SKY, "W4A16": GREEN,
@@ -35,7 +35,7 @@ def draw_layers(config, arrays, rows) -> Figure:
             ax.step(np.arange(times.size), 1e6 * times, where="mid", lw=2.6 - 0.4 * i,
                     label=precision, color=COLORS[str(precision)])  # fmt: skip
         ax.set(yscale="log", ylabel="µs", title=f"{_short(name)}, batch {batch}")
-        _tidy(ax)
+        tidy(ax)
     ax.set_xlabel(f"site, from the input on (at most {MOST})")
     fig.axes[0].legend(frameon=False, fontsize=7, ncols=6, loc="lower center")
     fig.suptitle(f"Predicted (roofline) time of each product on one {CHIP}", fontsize=10)
@@ -59,7 +59,7 @@ def draw_chips(config, arrays, rows) -> Figure:
         ax.set_xticks(range(len(row["seconds"])), list(row["seconds"]))
         ax.set(yscale="log", ylabel="ms a call", title=f"{_short(name)}, batch {batch}")
         ax.tick_params(axis="x", labelsize=7)
-        _tidy(ax)
+        tidy(ax)
     axes[0].legend(frameon=False, fontsize=7, ncols=2)
     fig.suptitle("Predicted (roofline) time of all products of a call", fontsize=10)
     return fig
@@ -81,7 +81,7 @@ def draw_roofline(config, arrays, rows) -> Figure:
         ax.plot(intensity[mask], rate[mask] / 1e9, "o", ms=3, color=color, label=label)
     title = f"{_short(row['network'])}, float32, batch {row['batch']}: products alone"
     ax.set(xscale="log", yscale="log", xlabel="operations per byte", ylabel="GFLOP/s", title=title)
-    _tidy(ax)
+    tidy(ax)
     ax.legend(frameon=False, fontsize=7)
     return fig
 
@@ -92,12 +92,6 @@ def _is_dense(site: str) -> bool:
 
 def _short(name: str) -> str:
     return Path(name).name
-
-
-def _tidy(ax) -> None:
-    ax.grid(color="0.92", lw=0.6)
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.title.set_fontsize(9)
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:
