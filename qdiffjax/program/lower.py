@@ -11,6 +11,12 @@ import jax.numpy as jnp
 
 from qdiffjax import kernels
 from qdiffjax.kernels import Activation, Path, products, xla
+from qdiffjax.kernels.derivatives import (
+    Operands,
+    simulated_conv,
+    straight_through,
+    with_derivative,
+)
 from qdiffjax.kernels.operands import check_format, granules, native, quantized, rounded_codes
 from qdiffjax.program import rules
 from qdiffjax.program.plan import Site
@@ -31,6 +37,7 @@ def lower(path: Path | None = None) -> Rule:
     sums. Inputs of a site are a `SiteQuant` with a `QTensor` for the weight operand, and an
     `Activation`, or None, for each activation operand; see `program.prepare_codes` and
     `ptq.code_inputs`. What kernels do not multiply is simulated: `lowering` says where and why.
+    Derivatives are the simulation's.
     """
 
     def rule(site: Site, op: Callable, operands: tuple, inputs: SiteQuant | None):
@@ -154,13 +161,25 @@ def _multiply(site: Site, operands, inputs: SiteQuant, path: Path | None):
 
 
 def _codes_dot(site: Site, product: Dot, operands, inputs: SiteQuant):
-    hows = iter(inputs.activations)
-    a, b = (
-        native(inputs.weight) if i == site.weight else rounded_codes(operands[i], next(hows), axes)
-        for i, axes in enumerate(product.contract)
-    )
+    """A product without a kernel of its own: activations with each other, a batch of weights."""
     dims = (product.contract, product.batch)
-    return products.dot_general(a, b, dims, out_dtype=product.dtype)
+    hows = dict(zip(site.activations, inputs.activations, strict=False))
+    values = tuple(inputs.weight if i == site.weight else x for i, x in enumerate(operands))
+
+    def run(args):
+        a, b = (
+            rounded_codes(x, args[1][i], product.contract[i]) if i in args[1] else native(x)
+            for i, x in enumerate(args[0])
+        )
+        return products.dot_general(a, b, dims, out_dtype=product.dtype)
+
+    def simulation(args):
+        a, b = (
+            straight_through(x, args[1].get(i), product.contract[i]) for i, x in enumerate(args[0])
+        )
+        return jax.lax.dot_general(a, b, dims).astype(product.dtype)
+
+    return with_derivative(run, simulation, (values, hows))
 
 
 def _dot(site: Site, product: Dot, x, inputs: SiteQuant, path: Path | None):
@@ -228,18 +247,23 @@ def _channels_last(product: Conv, x, w: QTensor, how: Activation | None, path: P
         "window_strides": strides, "padding": padding, "rhs_dilation": dilation,
         "dimension_numbers": (f"N{space}C", f"{space}IO", f"N{space}C"),
     }  # fmt: skip
-    return xla.conv(
-        x, w, activation=how, window=window, bias=None, act_fn=None, out_dtype=product.dtype
-    )
+    run = functools.partial(xla.conv, window=window, act_fn=None, out_dtype=product.dtype)
+    simulation = functools.partial(simulated_conv, window, None, product.dtype)
+    operands = Operands(x, w, how, None)
+    return with_derivative(lambda operands: run(**operands._asdict()), simulation, operands)
 
 
 def _cropped(x, how: Activation | None, padding):
     """Cut off what negative padding leaves out: XLA on a CPU reads beyond the image there."""
     if all(n >= 0 for pair in padding for n in pair):
         return x, how, padding
-    codes = None if how is None else quantized(x, how, tuple(range(1, x.ndim)))
+    codes = None
+    if how is not None and how.scale is None:  # a dynamic scale is that of the whole image
+        codes = quantized(x, how, tuple(range(1, x.ndim)))
     x = x if codes is None else codes.codes
     for axis, (low, high) in enumerate(padding, 1):
         x = jax.lax.slice_in_dim(x, max(-low, 0), x.shape[axis] - max(-high, 0), axis=axis)
-    x = x if codes is None else dataclasses.replace(codes, codes=x)
-    return x, None, tuple((max(low, 0), max(high, 0)) for low, high in padding)
+    padding = tuple((max(low, 0), max(high, 0)) for low, high in padding)
+    if codes is None:
+        return x, how, padding
+    return dataclasses.replace(codes, codes=x), None, padding

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from qdiffjax import _compat
+from qdiffjax.program.labels import Label, Names, join
 from qdiffjax.program.products import Conv, Dot, contract_axes, product_of
 
 MARK = "site:"  # prefix of the names that `program.site` gives to its identities
@@ -67,27 +68,6 @@ class Site:
         return tuple(i for i in range(len(self.shapes)) if i != self.weight)
 
 
-class Label(NamedTuple):
-    """Where a value comes from.
-
-    leaves: parameters it is made of, as (path, size); sites: the nearest sites upstream;
-    is_data: whether it depends on the network's inputs.
-    """
-
-    leaves: frozenset = frozenset()
-    sites: frozenset = frozenset()
-    is_data: bool = False
-
-
-def join(labels: Sequence[Label]) -> Label:
-    """Label of a value computed from values with these labels."""
-    is_data = any(label.is_data for label in labels)
-    leaves = frozenset().union(*(label.leaves for label in labels))
-    sites = frozenset().union(*(label.sites for label in labels))
-    # Parameters mixed into data (a bias, a gain) do not make it a weight.
-    return Label(frozenset() if is_data else leaves, sites, is_data)
-
-
 class Plan(NamedTuple):
     """One entry per equation: None, a Site, or the Plan of the jaxpr it calls."""
 
@@ -102,54 +82,6 @@ class Plan(NamedTuple):
             elif entry is not None:
                 found.extend(entry.sites())
         return found
-
-
-class Names:
-    """Gives every site its name; copied while a loop body is tried out.
-
-    opaque: what hides products; uses: who reads parameters, as (site or None, paths).
-    """
-
-    def __init__(self, counts: dict[str, int] | None = None):
-        # The two edges of the network own their names, whatever its parameters are called.
-        self.counts = dict({"input": 1, "output": 1} if counts is None else counts)
-        self.opaque: list[str] = []
-        self.uses: list[tuple[str | None, frozenset[str]]] = []
-
-    def copy(self) -> "Names":
-        """Return an independent copy."""
-        return Names(self.counts)
-
-    def use(self, reader: str | None, labels: "Sequence[Label]") -> None:
-        """Note that a site, or None for anything else, reads what carries these labels."""
-        paths = frozenset(path for label in labels for path, _ in label.leaves)
-        if paths:
-            self.uses.append((reader, paths))
-
-    def of_weight(self, path: str) -> str:
-        """Name of the next use of a weight."""
-        self.counts[path] = self.counts.get(path, 0) + 1
-        return path if self.counts[path] == 1 else f"{path}#{self.counts[path]}"
-
-    def of_product(self, upstream: frozenset) -> str:
-        """Name of the next product of activations under the sites upstream of it."""
-        folder = common_folder(upstream)
-        count = self.counts.get(folder + "/dot", 0)
-        self.counts[folder + "/dot"] = count + 1
-        return self.of_weight(f"{folder}/dot_{count}" if folder else f"dot_{count}")
-
-
-def common_folder(names) -> str:
-    """Longest path of folders that all `names` share."""
-    folders = [name.split("/")[:-1] for name in names]
-    if not folders:
-        return ""
-    shared = []
-    for parts in zip(*folders, strict=False):
-        if len(set(parts)) > 1:
-            break
-        shared.append(parts[0])
-    return "/".join(shared)
 
 
 def make_plan(jaxpr, labels: Sequence[Label], names: Names, loops=()) -> tuple[Plan, list[Label]]:

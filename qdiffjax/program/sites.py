@@ -13,7 +13,8 @@ from jax.ad_checkpoint import checkpoint_name
 
 from qdiffjax import _compat
 from qdiffjax.program.absent import shapes
-from qdiffjax.program.plan import MARK, Label, Names, Plan, Site, make_plan
+from qdiffjax.program.labels import Label, Names
+from qdiffjax.program.plan import MARK, Plan, Site, make_plan
 
 
 class Traced(NamedTuple):
