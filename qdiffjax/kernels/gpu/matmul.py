@@ -35,6 +35,9 @@ def matmul(x, w: QTensor, *, activation: Activation | None, bias, act_fn, out_dt
             stripe = _stripe(x, w)
             if stripe is not None:
                 return _few(x, w, stripe, **rest)
+            # Else a sampler's scan would keep the real weights of all its steps, which are what
+            # codes are there to save.
+            x, w = jax.lax.optimization_barrier((x, w))
         elif takes(x, w, activation) and math.prod(x.shape[:-1]) >= LEAST_TOKENS:
             a = native(x) if activation is None else rounded_codes(x, activation, (1,))
             if tile_of(x.shape[0], w.shape[1], w.shape[0]) is not None:
