@@ -173,8 +173,9 @@ def compiled_ways(config: Config, x, steps) -> dict[str, Any]:
         way = chosen[name]
         q = params if name == BASE else quantized(eps_fn, params, sites, way, x)
         args[name] = q, x
-        call_of = functools.partial(diffusion.bind, eps_fn)
-        call_of = call_of if name == BASE else program.quantized_call
+        call_of: Any = program.quantized_call
+        if name == BASE:
+            call_of = functools.partial(diffusion.bind, eps_fn)
         try:
             found[name] = lowered(call_of, q, x, steps, way.is_free).compile
         except Exception as error:

@@ -3,7 +3,7 @@
 import functools
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -161,7 +161,6 @@ def codes(
 def many(p: Problem) -> list[Callable[[], Case]]:
     """Products of many tokens, or convolutions; each is made when it is called."""
     is_matrix = len(p.x) == 2
-    xla = {"path": paths.XLA}
     found: list[Callable[[], Case]] = [lambda: floats(p, "bf16, XLA")]
     if is_matrix:
         found += [lambda: floats(p, "bf16, XLA, w held as [N, K]", is_transposed=True)]
@@ -172,7 +171,7 @@ def many(p: Problem) -> list[Callable[[], Case]]:
         lambda: codes(p, "int8, x rounded, static", INT8, INT8, how=Activation(INT8, STATIC)),
         lambda: codes(p, "int8, x rounded, dynamic", INT8, INT8, how=Activation(INT8)),
         lambda: codes(p, "e4m3", E4M3FN, E4M3FN),
-        lambda: codes(p, "int8, XLA", INT8, INT8, **xla),
+        lambda: codes(p, "int8, XLA", INT8, INT8, path=paths.XLA),
     ]
     if is_matrix:
         found += [
@@ -223,7 +222,7 @@ def compile_case(case: Case) -> Compiled:
     return Compiled(case, together, single)
 
 
-def with_limit(jobs: list[Callable[[], Any]], seconds: float) -> list[Any]:
+def with_limit(jobs: Sequence[Callable[[], Any]], seconds: float) -> list[Any]:
     """Results of jobs that run side by side, exceptions among them; those that stall are left.
 
     A compiler that never returns cannot be stopped, but need not be waited for.

@@ -48,7 +48,7 @@ def calls(problem: Problem):
 def _row(kind: str, name: str, fn, problem: Problem, config) -> dict[str, Any]:
     bits = 16 if kind == "torch bf16" else 8
     kind = "bf16" if kind == "torch bf16" else kind
-    row = {"name": name, "kind": kind, "is_peer": True, "flops": problem.flops,
+    row: dict[str, Any] = {"name": name, "kind": kind, "is_peer": True, "flops": problem.flops,
            "bytes": problem.bytes(bits, bits)}  # fmt: skip
     try:
         us = 1e6 * _seconds(fn, config.repeats, config.least_ms / 1e3)
