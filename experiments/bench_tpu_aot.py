@@ -35,6 +35,9 @@ class Config:
         "8x16x16x1280x1280",
     )  # fmt: skip
     hows: tuple[str, ...] = ("W8A8 static", "W8A8 dynamic", "W8A16")
+    compiled: tuple[str, ...] = (
+        "W8A8 static", "W8A8 dynamic", "W4A8 static", "W4A16", "e4m3", "e5m2", "rounded", "random",
+    )  # fmt: skip
     channels: tuple[int, ...] = (320, 640)
     side: int = 32
     batch: int = 8
@@ -45,6 +48,7 @@ HELP = {
     "chips": f"to compile every kernel for, of {', '.join(aot.CHIPS)}",
     "shapes": "MxKxN, a matrix product, or BxHxWxKxN, a 3 x 3 convolution",
     "hows": f"how codes multiply, of {', '.join(parts.HOWS)}",
+    "compiled": f"kernels to compile for every chip, of {', '.join(parts.HOWS)}, rounded, random",
     "channels": "of the UNet, by level",
     "side": "of the UNet's latents",
     "batch": "of the UNet",
@@ -58,7 +62,8 @@ def check(config: Config) -> None:
     for text in config.shapes:
         parts.shape_of(text)
     known = (("chip", (config.chip,), parts.MACS), ("chips", config.chips, aot.CHIPS),
-             ("hows", config.hows, parts.HOWS))  # fmt: skip
+             ("hows", config.hows, parts.HOWS),
+             ("compiled", config.compiled, (*parts.HOWS, "rounded", "random")))  # fmt: skip
     for name, values, allowed in known:
         if not set(values) <= set(allowed):
             raise ValueError(f"{name}: got {values}, expected some of {', '.join(allowed)}.")
@@ -79,7 +84,7 @@ class Study:
         """Return (no arrays, rows) of one part."""
         kind, _, what = part.partition("-")
         if kind == "chip":
-            return {}, [self._compiles(name, what) for name in (*parts.HOWS, "rounded", "random")]
+            return {}, [self._compiles(name, what) for name in self.config.compiled]
         if kind == "unet":
             return {}, [self._unet(what)]
         return {}, self._product(part)

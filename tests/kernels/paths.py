@@ -1,5 +1,8 @@
 """The paths that every test of kernels runs, and operands for it."""
 
+import functools
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,6 +14,9 @@ from qdiffjax.quant import E4M3FN, E5M2, IntFormat, QTensor
 PATHS = [XLA, TPU_INTERPRETED]
 fast_paths = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.name)
 all_paths = pytest.mark.parametrize("path", [REFERENCE, *PATHS], ids=lambda path: path.name)
+
+# Exactness does not wait for LLVM's optimizations.
+compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 INT8, INT4, UINT8 = IntFormat(8), IntFormat(4), IntFormat(8, signed=False)
 STATIC = Activation(INT8, jnp.float32(0.02))

@@ -23,6 +23,7 @@ from tests.kernels.paths import (
     UINT8,
     all_paths,
     by_numpy,
+    compiled,
     exact,
     exact_operand,
     fast_paths,
@@ -51,7 +52,7 @@ def product(path, x, w, how, bias=None, act_fn=None, out_dtype=jnp.float32):
             x, w, activation=how, bias=bias, act_fn=act_fn, out_dtype=out_dtype, path=path
         )
 
-    return jax.jit(run)(x, w, how, bias)
+    return compiled(run)(x, w, how, bias)
 
 
 @functools.cache
@@ -124,7 +125,7 @@ def test_codes_of_the_prologue_are_those_of_quantize(path, how):
     format = INT8 if isinstance(how.format, IntFormat) else how.format
     identity = by_numpy(np.eye(32), np.ones((1, 1)), None, format)
     got = product(path, x, identity, how)
-    np.testing.assert_array_equal(got, jax.jit(lambda x: dequantize(quantized(x, how, (1,))))(x))
+    np.testing.assert_array_equal(got, compiled(lambda x: dequantize(quantized(x, how, (1,))))(x))
     np.testing.assert_array_equal(got, exact_operand(x, how, (1,)).astype(np.float32))
 
 
@@ -133,14 +134,15 @@ def test_matmul_under_vmap_and_scan(path):
     x, w = normal(0, (3, 4, 16)), weight((16, 9))
     scales = jnp.asarray([0.01, 0.02, 0.04], jnp.float32)
 
-    @jax.jit
     def run(x, scale):
         return kernels.matmul(x, w, activation=Activation(INT8, scale), path=path)
 
-    one_by_one = jnp.stack([run(a, s) for a, s in zip(x, scales, strict=True)])
-    assert_close(jax.vmap(run)(x, scales), one_by_one)
-    _, scanned = jax.lax.scan(lambda c, a: (c, run(*a)), None, (x, scales))
-    assert_close(scanned, one_by_one)
+    def scanned(x, scales):
+        return jax.lax.scan(lambda c, a: (c, run(*a)), None, (x, scales))[1]
+
+    one_by_one = jnp.stack([compiled(run)(a, s) for a, s in zip(x, scales, strict=True)])
+    for many in (jax.vmap(run), scanned):
+        assert_close(compiled(many)(x, scales), one_by_one)
 
 
 # name: (x shape, w shape, how, format of w, strides, padding)
@@ -157,7 +159,7 @@ CONVS = {
 
 def convolved(path, x, w, how, **options):
     run = lambda x, w, how: kernels.conv(x, w, activation=how, path=path, **options)  # noqa: E731
-    return jax.jit(run)(x, w, how)
+    return compiled(run)(x, w, how)
 
 
 def expected_conv(x, w, how, strides=(1, 1), padding="SAME", rhs_dilation=None, groups=1):
