@@ -209,6 +209,11 @@ def _weight_codes(w, width: int, scale_shape, calibrate, format: Format) -> QTen
         w, width if is_integer else None, scale_shape=scale_shape, calibrate=calibrate,
         format=None if is_integer else format,
     )  # fmt: skip
+    return _codes(w, scale, zero_point, format=format)
+
+
+@functools.partial(jax.jit, static_argnames="format")
+def _codes(w, scale, zero_point, *, format: Format) -> QTensor:
     return narrow(quantize(w, scale, zero_point, format=format))
 
 

@@ -79,7 +79,7 @@ def lowered(net, weight_bits, activation_bits):
     recipe = program.uniform(sites, weight_bits=weight_bits, activation_bits=activation_bits)
     weights = program.weight_operands(net.fn, *net.args)
     codes = program.prepare_codes(weights, sites, recipe)
-    inputs = ptq.code_inputs(recipe, codes, ranges_of(net))
+    inputs = compiled(functools.partial(ptq.code_inputs, recipe))(codes, ranges_of(net))
     return sites, program.Quantized(net.fn, net.params, inputs, LOWER)
 
 
@@ -108,8 +108,20 @@ def check_site(net, inputs_fn, tolerance=4e-7):
     return program.lowering([site], inputs)[site.name]
 
 
+# One compilation each, not one for every operation.
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def codes_of(w, format, scale_shape):
+    return quantize(w, *absmax(w, format=format, scale_shape=scale_shape), format=format)
+
+
+@functools.partial(jax.jit, static_argnums=1)
 def affine(x, format=UNSIGNED):
     return Activation(format, *map(jnp.squeeze, calibration.minmax(x, format=format)))
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def symmetric(x, format):
+    return Activation(format, jnp.squeeze(absmax(x, format=format)[0]))
 
 
 def activations(site, net, how_fn=affine):
@@ -123,8 +135,7 @@ def w8a8(site, net, bits=8):
     weight = None
     if site.weight is not None:
         w, format, shape = net.params["w"], IntFormat(bits), program.output_channels(site)
-        weight = program.recipe.narrow(quantize(w, *absmax(w, format=format, scale_shape=shape),
-                                                format=format))  # fmt: skip
+        weight = program.recipe.narrow(codes_of(w, format, shape))
     return rules.SiteQuant(weight, activations(site, net))
 
 
@@ -143,8 +154,7 @@ def groups(site, net):
         2 if a == site.contract_axes[site.weight][0] else n
         for a, n in enumerate(program.output_channels(site))
     )
-    q = quantize(w, *absmax(w, format=format, scale_shape=shape), format=format)
-    return rules.SiteQuant(q, activations(site, net))
+    return rules.SiteQuant(codes_of(w, format, shape), activations(site, net))
 
 
 DOTS = {

@@ -18,10 +18,8 @@ from qdiffjax.quant import (
     E4M3FN,
     E5M2,
     IntFormat,
-    absmax,
     dequantize,
     fake_quant,
-    quantize,
 )
 from tests.helpers import assert_close
 from tests.program.lowering import (
@@ -30,11 +28,13 @@ from tests.program.lowering import (
     UNSIGNED,
     activations,
     check_site,
+    codes_of,
     compiled,
     dot,
     dynamic,
     groups,
     one_site,
+    symmetric,
     w8a8,
     weight_only,
 )
@@ -70,14 +70,10 @@ def test_8_bit_floats_are_the_simulation(name, formats):
         if site.weight is None:
             return rules.SiteQuant(None, (hows[0], symmetric(net.x, formats[1])))
         w = net.params["w"]
-        weight = quantize(w, *absmax(w, format=formats[1]), format=formats[1])
+        weight = codes_of(w, formats[1], (1,) * w.ndim)
         return rules.SiteQuant(weight, hows)
 
     assert check_site(net, inputs_fn) == "codes"
-
-
-def symmetric(x, format):
-    return Activation(format, jnp.squeeze(absmax(x, format=format)[0]))
 
 
 def convolution(spec, x, w, **window):
