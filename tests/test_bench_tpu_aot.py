@@ -1,0 +1,58 @@
+"""The benchmark of kernels by the TPU compiler: what needs no compiler."""
+
+import math
+
+import jax
+import pytest
+
+from experiments import bench_tpu_aot, store
+from experiments import bench_tpu_aot_parts as parts
+from qdiffjax.hardware import aot
+from qdiffjax.quant import IntFormat
+
+
+def test_shapes_are_products_and_convolutions():
+    assert parts.shape_of("4x5x6") == parts.Shape((4, 5), (5, 6))
+    conv = parts.shape_of("2x8x9x5x6")
+    assert (conv.x, conv.w, conv.out) == ((2, 8, 9, 5), (3, 3, 5, 6), (2, 8, 9, 6))
+    assert conv.macs == 2 * 8 * 9 * 9 * 5 * 6
+    with pytest.raises(ValueError, match="expected MxKxN"):
+        parts.shape_of("4x5")
+
+
+def test_no_schedule_is_faster_than_the_matrix_units_or_memory():
+    how = parts.HOWS["W8A8 static"]
+    large, thin = parts.shape_of("4096x4096x4096"), parts.shape_of("4096x8x8")
+    assert parts.floor(large, None, "v5e") == 4096**3 / 4 / 128**2
+    assert parts.floor(large, how, "v5e") == parts.floor(large, None, "v5e") / 2
+    clock = 197e12 / (2 * 4 * 128**2)
+    assert math.isclose(
+        parts.floor(thin, how, "v5e"), (2 * 4096 * 16 + 64) / 819e9 * clock, rel_tol=1e-12
+    )
+
+
+def test_a_unet_of_shapes_is_lowered_where_channels_are_many():
+    with jax.numpy_dtype_promotion("standard"):  # as users have it; norms of bfloat16 need it
+        net = parts.unet((32, 64), 8, 2)
+    assert "down_1_block_0/conv_1/kernel" in net.inputs
+    assert "conv_in/kernel" not in net.inputs
+    assert "conv_out/kernel" not in net.inputs
+    assert all(q.weight.format == IntFormat(8) for q in net.inputs.values())
+
+
+def test_reasons_are_the_compilers_last_words_on_the_kernel():
+    error = "exit code 1\nMosaic failed to compile TPU kernel: Unsupported matmul\nmore\n"
+    assert parts.reason(error) == "Mosaic failed to compile TPU kernel: Unsupported matmul"
+
+
+@pytest.mark.skipif(not aot.missing(), reason="libtpu is installed")
+def test_without_the_compiler_it_says_so(capsys):
+    assert bench_tpu_aot.main([]) == 2
+    assert "pip install 'qdiffjax[aot]'" in capsys.readouterr().err
+
+
+def test_saved_results_hold_the_target_on_v5e():
+    _, _, rows = store.load("bench_tpu_aot")
+    static = [r for r in rows if r["how"] == "W8A8 static" and "ratio" in r]
+    assert len(static) >= 6
+    assert all(r["ratio"] <= 0.6 for r in static)
