@@ -8,8 +8,9 @@ bfloat16 activations in vector memory and multiplies codes. Cycles are estimates
 schedule for XLA, the instructions of a kernel counted; neither below what the matrix units and the
 memory of the chip allow. `ratio` compares all operations of both, `ratio_product` all of the
 kernel's with XLA's product alone, without the copies around it. W8A16 multiplies in bfloat16 as
-XLA does: how far its ratio is below 1 says how far the two ways of counting differ. Then a call of a UNet in bfloat16
-beside the same call lowered to W8A8, and which kernels compile for which chip.
+XLA does: how far its ratio is below 1 says how far the two ways of counting differ. Then a call
+of a UNet in bfloat16 beside the same call lowered to W8A8, and which kernels compile for which
+chip.
 """
 
 import dataclasses
