@@ -41,6 +41,13 @@ from tests.program.lowering import (
 from tests.program.networks import normal
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _compile_fast():
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.mark.parametrize("name", DOTS)
 def test_products_of_any_axes_are_the_simulation(name):
     assert check_site(dot(name), w8a8) == "codes"

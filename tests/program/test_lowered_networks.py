@@ -30,6 +30,13 @@ from tests.program.lowering import (
 from tests.program.networks import normal
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _compile_fast():
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.mark.parametrize(
     ("name", "bits"),
     [ ("nnx_net", (4, 8)), ("eqx_net", (8, 8)), ("handwritten", (8, 8)),
@@ -47,7 +54,7 @@ def test_every_site_of_a_network_is_the_simulation_at_its_operands(name, bits):
 
 
 @pytest.mark.parametrize(
-    ("bits", "calibrate"), [(b, calibration.absmax) for b in range(2, 9)] + [(3, calibration.mse)]
+    ("bits", "calibrate"), [(b, calibration.absmax) for b in (2, 4, 5, 8)] + [(3, calibration.mse)]
 )
 def test_codes_of_weights_stand_for_what_the_simulation_rounds_to(bits, calibrate):
     net = dot("w in the middle")
