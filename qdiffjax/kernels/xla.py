@@ -58,9 +58,9 @@ def _centered_dot(a: Native, b: Native) -> Array:
 
 def _weight_only(x, w: QTensor) -> Array:
     """Real times codes; the scale of output channels after the product, that of groups before."""
-    if w.scale.shape[0] > 1 or w.zero_point is not None:
-        return _real_dot(x, dequantize(w, x.dtype))
     codes = native(w)
+    if w.scale.shape[0] > 1 or codes.zero is not None:
+        return _real_dot(x, dequantize(w, x.dtype))
     return codes.scale * _real_dot(x, codes.values.astype(x.dtype))
 
 
@@ -86,18 +86,20 @@ def _grouped(x: QTensor, w: QTensor) -> Array:
 
 
 def conv(x, w: QTensor, *, activation: Activation | None, window: dict, bias, act_fn, out_dtype):
-    """As `reference.conv`; codes of both operands multiply as codes."""
-    axes = tuple(range(1, x.ndim))
+    """As `reference.conv`; codes of both operands multiply as codes, if 0 is a weight's code 0."""
+    axes, codes = tuple(range(1, x.ndim)), native(w)
     if activation is None and not isinstance(x, QTensor):
-        codes = native(w)
+        if codes.zero is not None:
+            return finish(_real_conv(x, dequantize(w, x.dtype), window), bias, act_fn, out_dtype)
         y = _real_conv(x, codes.values.astype(x.dtype), window)
         return finish(codes.scale * y, bias, act_fn, out_dtype)
-    if is_integer(x.format if activation is None else activation.format) != is_integer(w.format):
+    is_integral = is_integer(x.format if activation is None else activation.format)
+    if is_integral != is_integer(w.format) or codes.zero is not None:
         x = x if activation is None else quantized(x, activation, axes)
         y = _real_conv(dequantize(x), dequantize(w), window)
         return finish(y, bias, act_fn, out_dtype)
-    a, b = _codes(x, activation, axes), native(w)
-    y = a.scale * b.scale * _centered_conv(a, b, window)
+    a = _codes(x, activation, axes)
+    y = a.scale * codes.scale * _centered_conv(a, codes, window)
     return finish(y, bias, act_fn, out_dtype)
 
 

@@ -9,7 +9,7 @@ from qdiffjax import kernels
 from qdiffjax.kernels import XLA, Activation, chip, paths
 from qdiffjax.kernels.gpu import few_tokens, tiles
 from qdiffjax.kernels.gpu.products import check_tile
-from qdiffjax.quant import E4M3FN, E5M2
+from qdiffjax.quant import E4M3B11FNUZ, E4M3FN, E5M2
 from tests.kernels.paths import (
     AFFINE,
     DYNAMIC,
@@ -27,7 +27,7 @@ from tests.kernels.paths import (
 
 needs_hopper = pytest.mark.skipif(not chip.is_hopper(), reason="JAX runs on no Hopper GPU here")
 MOSAIC, TRITON, PLAIN = "mosaic_gpu", "triton", "XLA alone"
-FP8_TOKENS = Activation(E4M3FN)
+FP8_TOKENS, OTHER_FP8 = Activation(E4M3FN), Activation(E4M3B11FNUZ)
 BF16 = jnp.bfloat16
 
 # name: (tokens, K, N, how x becomes codes, format of w, groups of inputs, zeros of w, compiler)
@@ -47,10 +47,12 @@ MATMULS = {
     "W4A16 in groups": (16, 256, 64, None, INT4, 4, False, PLAIN),
     "W4A8 in groups": (128, 256, 64, DYNAMIC, INT4, 4, False, PLAIN),
     "W8A8 both affine": (128, 256, 64, AFFINE, INT8, 1, True, PLAIN),
+    "e4m3b11fnuz": (128, 256, 64, OTHER_FP8, E4M3B11FNUZ, 1, False, PLAIN),
     "fp8 mixed": (128, 256, 64, FP8_DYNAMIC, E4M3FN, 1, False, PLAIN),
     "ragged channels": (128, 256, 40, DYNAMIC, INT8, 1, False, PLAIN),
     "W8A8, few tokens": (16, 256, 64, DYNAMIC, INT8, 1, False, PLAIN),
-    "W8 unsigned": (16, 256, 64, None, UINT8, 1, False, PLAIN),
+    "W8A16 unsigned": (16, 256, 64, None, UINT8, 1, False, PLAIN),
+    "W8A8, w unsigned": (128, 256, 64, DYNAMIC, UINT8, 1, False, PLAIN),
 }
 # name: (x, w, how x becomes codes, format of w, stride, dilation, compiler)
 CONVS = {
@@ -97,7 +99,7 @@ def relative_error(y, expected) -> float:
 
 # Eight-bit floats are summed to about 14 bits by the tensor cores; the rest in float32.
 def allowed(format) -> float:
-    return 2e-3 if format in (E4M3FN, E5M2) else 3e-6
+    return 2e-3 if format in (E4M3FN, E5M2, E4M3B11FNUZ) else 3e-6
 
 
 @needs_hopper

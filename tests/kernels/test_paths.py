@@ -40,6 +40,7 @@ MATMULS = {
     "W4A8 in affine groups": (STATIC, INT4, 3, True),
     "W8 unsigned": (STATIC, UINT8, 1, False),
     "W8A16": (None, INT8, 1, False),
+    "W8A16 unsigned": (None, UINT8, 1, False),
     "W4A16 in groups": (None, INT4, 3, False),
     "fp8": (FP8, E4M3FN, 1, False),
     "fp8 mixed, dynamic": (FP8_DYNAMIC, E4M3FN, 3, False),
@@ -154,6 +155,8 @@ CONVS = {
         (1, 5, 4, 136), (2, 2, 136, 3), AFFINE, INT8, (2, 2), ((0, 1), (1, 1)),
     ),
     "pointwise, weight only": ((2, 4, 3, 8), (1, 1, 8, 5), None, INT4, (1, 1), "SAME"),
+    "unsigned weight": ((1, 3, 4, 8), (3, 1, 8, 5), AFFINE, UINT8, (1, 1), "SAME"),
+    "unsigned weight alone": ((1, 3, 4, 8), (3, 1, 8, 5), None, UINT8, (1, 1), "SAME"),
 }  # fmt: skip
 
 

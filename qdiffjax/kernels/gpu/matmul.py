@@ -14,7 +14,7 @@ from qdiffjax.kernels.gpu.few_tokens import Stripe
 from qdiffjax.kernels.gpu.products import Taps, Vectors
 from qdiffjax.kernels.gpu.tiles import Tile, choose
 from qdiffjax.kernels.operands import Activation, Native, native, rounded_codes, widened
-from qdiffjax.quant import IntFormat, QTensor
+from qdiffjax.quant import E4M3FN, E5M2, IntFormat, QTensor
 
 LEAST_TOKENS = 128  # below, most of a block would be padding
 # What the kernels' compiler has been seen to take; other functions follow as a pass of their own.
@@ -46,12 +46,14 @@ def matmul(x, w: QTensor, *, activation: Activation | None, bias, act_fn, out_dt
 
 
 def takes(x, w: QTensor, activation: Activation | None) -> bool:
-    """Whether the tensor cores multiply such codes, shifted by one zero point at most."""
+    """Whether the tensor cores multiply such codes: w symmetric, x with one zero point at most."""
     how = x if activation is None else activation
+    if native(w).zero is not None:
+        return False
     if isinstance(how.format, IntFormat) != isinstance(w.format, IntFormat):
         return False
     if not isinstance(how.format, IntFormat):
-        return how.format == w.format
+        return how.format == w.format and w.format in (E4M3FN, E5M2)
     is_shifted = how.zero_point is not None or not how.format.signed
     return not is_shifted or (how.scale is not None and jnp.size(how.scale) == 1)
 
