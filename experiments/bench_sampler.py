@@ -1,6 +1,6 @@
 """Sampling end to end in real low precision: time, memory, and how far from the simulation.
 
-    python -m experiments.bench_sampler            a few minutes on two cores
+    python -m experiments.bench_sampler            5 to 10 minutes on two cores, mostly compilation
 
 Every run is one compiled scan over the steps of DDIM, quantization included. They take turns in
 random order, and each ratio is to the float32 run of the same round; medians over rounds. W8A8,
