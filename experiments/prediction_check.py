@@ -84,8 +84,8 @@ class Study:
         """Return per-sample RMS errors [batch], measured and predicted, and the row of ratios."""
         q = self.subject.quantized(*parse_shorthand(text))
         xs = self.full(q, self.x_T)
-        arrays = {"measured": sample_rms(self.run(q, self.x_T)[-1] - xs[-1])}
-        arrays |= dict(zip(PREDICTIONS, map(sample_rms, self.predict(q, xs)), strict=True))
+        arrays = {"measured": rms(self.run(q, self.x_T)[-1] - xs[-1])}
+        arrays |= dict(zip(PREDICTIONS, map(rms, self.predict(q, xs)), strict=True))
         return arrays, _row(arrays)
 
     def measure_input(self, bits: int) -> tuple[dict, dict]:
@@ -93,8 +93,8 @@ class Study:
         q = self.subject.quantized(None, bits)
         xs = self.full(q, self.x_T)
         step = q.site_inputs["input"].activations[0].scale
-        arrays = {"measured": sample_rms(self.run(q, self.x_T)[-1] - xs[-1]),
-                  "frozen": sample_rms(self.frozen(q, xs))}  # fmt: skip
+        arrays = {"measured": rms(self.run(q, self.x_T)[-1] - xs[-1]),
+                  "frozen": rms(self.frozen(q, xs))}  # fmt: skip
         return arrays, _row(arrays) | {"step": float(step)}
 
 
@@ -107,9 +107,9 @@ def frozen(q, xs, steps):
     return jax.vmap(one, in_axes=1, out_axes=1)(xs)
 
 
-def sample_rms(x) -> np.ndarray:
-    """RMS of each sample [batch]."""
-    return np.sqrt(np.mean(np.asarray(x, np.float64) ** 2, axis=tuple(range(1, x.ndim))))
+def rms(errors) -> np.ndarray:
+    """RMS of each sample [batch], for sums in float64."""
+    return np.asarray(prediction.root_mean_square(errors), np.float64)
 
 
 def _row(arrays: dict) -> dict:

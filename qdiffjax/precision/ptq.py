@@ -107,12 +107,17 @@ def site_inputs(recipe: Recipe, weights: dict[str, Any], ranges: Ranges) -> dict
       ranges: static ranges from `over_steps`; with a leading step axis (from `observe_ranges`)
         the result is for the sampler's `per_call`.
     """
+    return _inputs(recipe, weights, ranges, activation_quant)
+
+
+def _inputs(recipe: Recipe, weights, ranges: Ranges, how: Callable) -> dict[str, Any]:
+    """A `SiteQuant` for each site of a recipe; how(low, high, bits) rounds an activation."""
     inputs = {}
     for name, bits in recipe.bits.items():
         activations: tuple = ()
         if bits.activation is not None:
             width = bits.activation
-            activations = tuple(activation_quant(low, high, width) for low, high in ranges[name])
+            activations = tuple(how(low, high, width) for low, high in ranges[name])
         inputs[name] = rules.SiteQuant(weights.get(name), activations)
     return inputs
 
@@ -149,14 +154,7 @@ def code_inputs(
         )
         return Activation(format, scale, zero_point)
 
-    inputs = {}
-    for name, bits in recipe.bits.items():
-        activations: tuple = ()
-        if bits.activation is not None:
-            width = bits.activation
-            activations = tuple(how(low, high, width) for low, high in ranges[name])
-        inputs[name] = rules.SiteQuant(weights.get(name), activations)
-    return inputs
+    return _inputs(recipe, weights, ranges, how)
 
 
 def lower_denoiser(
