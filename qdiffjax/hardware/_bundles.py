@@ -13,6 +13,9 @@ _BUNDLE = re.compile(r"^ *(?:0x)?([0-9a-f]+) +(?:[A-Z]{2} *)?: +(>*) ?\{")
 _JUMP = re.compile(r"sbr\.rel \((!?)%p\w+\) target = \$region(\d+)")
 _REGION = re.compile(r"Start(?:/End empty)? region (\d+)")
 _GRID = re.compile(r"iteration_bounds: \(([0-9, ]+)\)")
+_EXIT = re.compile(r"scmp\.ge\S* %\w+, (\d+) /\* loop exit test \*/")
+# Trips of the loop over the grid in which its first step is loaded and its last one stored.
+AROUND = 2
 
 
 def kernel_cycles(folder: Path) -> dict[str, float]:
@@ -30,17 +33,26 @@ def cycles_of(text: str) -> float:
     where a part is what a step may jump over and that has no matrix product in it (`pl.when` of a
     prologue or an epilogue): it is taken to run once in a pass over the innermost grid axis.
     Loops inside a step count once (copies of ragged blocks), or give NaN if they hold products.
+    Where the compiler prints no axes of the grid, as for operands that are in vector memory
+    already, the parts are taken to run in each step.
     Waits for memory are not counted, nor those for a matrix unit that never rests (up to 6 %).
     """
     lines = [(found, line) for line in text.splitlines() if (found := _BUNDLE.match(line))]
-    bounds = [[int(n) for n in found.split(",") if n.strip()] for found in _GRID.findall(text)]
-    grid = max(bounds, key=math.prod, default=[1])
     if any("vmatmul" in line for found, line in lines if len(found[2]) > 1):
         return math.nan
     inside = [line for found, line in lines if found[2]]
-    outside, steps = len(lines) - len(inside), math.prod(grid)
+    outside, (steps, innermost) = len(lines) - len(inside), _grid(text)
     parts = _skipped(inside)
-    return outside + steps * (len(inside) - parts) + steps // grid[-1] * parts
+    return outside + steps * (len(inside) - parts) + steps // innermost * parts
+
+
+def _grid(text: str) -> tuple[int, int]:
+    """Steps of the grid, and how many of them are along its innermost axis, at least."""
+    bounds = [[int(n) for n in found.split(",") if n.strip()] for found in _GRID.findall(text)]
+    if bounds:
+        grid = max(bounds, key=math.prod)
+        return math.prod(grid), grid[-1]
+    return max((int(n) - AROUND for n in _EXIT.findall(text)), default=1), 1
 
 
 def _skipped(lines: list[str]) -> int:

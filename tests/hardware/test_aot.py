@@ -70,6 +70,13 @@ def test_what_a_step_jumps_over_runs_once_in_a_pass_over_the_last_axis():
     assert cycles_of(kernel_text("vadd.f32")) == 2 + 20 * 7  # no product: everything is the work
 
 
+def test_steps_are_the_trips_of_the_loop_where_no_axes_are_printed():
+    text = kernel_text("vmatmul.s8").replace("iteration_bounds: (4, 5)", "")
+    exit_test = "> { %p = scmp.ge.s32.totalorder %s1_s2, 22 /* loop exit test */ }"
+    assert cycles_of(f"{text}\n  0x9   : {exit_test}") == 2 + 20 * 8
+    assert cycles_of(text) == 2 + 7  # no loop: one step
+
+
 @pytest.mark.skipif(not aot.missing(), reason="libtpu is installed")
 def test_without_the_compiler_the_error_says_how_to_get_it():
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'qdiffjax\[aot\]'"):
