@@ -1,8 +1,9 @@
-"""Cycles of a Pallas kernel from its instructions, one bundle of them a cycle.
+"""Cycles of an operation from its instructions, one bundle of them a cycle.
 
-The compiler estimates no time for a kernel, but it can print the bundles that the chip will issue,
-in order, one a cycle unless it waits for memory. So a step of the grid takes as many cycles as the
-body of the loop over the grid has bundles, less the parts that are jumped over.
+The compiler estimates no time for a Pallas kernel, but it can print the bundles that the chip will
+issue, in order, one a cycle unless it waits for memory; its own operations have the same form. So
+a step of the grid takes as many cycles as the body of the loop over the grid has bundles, less the
+parts that are jumped over.
 """
 
 import math
@@ -18,27 +19,29 @@ _EXIT = re.compile(r"scmp\.ge\S* %\w+, (\d+) /\* loop exit test \*/")
 AROUND = 2
 
 
-def kernel_cycles(folder: Path) -> dict[str, float]:
-    """Cycles of each kernel printed into `folder`, by the name of its instruction."""
+def counted_cycles(folder: Path) -> dict[str, float]:
+    """Cycles of each operation printed into `folder`, by the name of its instruction."""
     files = sorted(folder.glob("*final_bundles.txt"))
     named = [(re.match(r"\d+-(.+?)-\d+-final_bundles", f.name), f) for f in files]
     return {name[1]: cycles_of(f.read_text()) for name, f in named if name}
 
 
 def cycles_of(text: str) -> float:
-    """Cycles of all steps of the grid of one kernel.
+    """Cycles of all steps of the grid of one operation.
 
         steps * (bundles of the loop - bundles of its parts) + steps / innermost * (its parts)
 
     where a part is what a step may jump over and that has no matrix product in it (`pl.when` of a
     prologue or an epilogue): it is taken to run once in a pass over the innermost grid axis.
-    Loops inside a step count once (copies of ragged blocks), or give NaN if they hold products.
+    Loops inside a step of a kernel count once (copies of ragged blocks); those that hold products,
+    and those of other operations, give NaN.
     Where the compiler prints no axes of the grid, as for operands that are in vector memory
     already, the parts are taken to run in each step.
     Waits for memory are not counted, nor those for a matrix unit that never rests (up to 6 %).
     """
     lines = [(found, line) for line in text.splitlines() if (found := _BUNDLE.match(line))]
-    if any("vmatmul" in line for found, line in lines if len(found[2]) > 1):
+    nested = [line for found, line in lines if len(found[2]) > 1]
+    if any("vmatmul" in line for line in nested) or (nested and " = fusion(" in text):
         return math.nan
     inside = [line for found, line in lines if found[2]]
     outside, (steps, innermost) = len(lines) - len(inside), _grid(text)

@@ -15,7 +15,10 @@ _CALLED = re.compile(r" call\(.*to_apply=%([\w.\-<>]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}|(?:true|false)_computation=%([\w.\-<>]+)")
 _KERNEL = re.compile(r'"body":"([^"]*)"')
 _USED = re.compile(r"%([\w.\-]+)")
-_ARRAY = re.compile(r"^\s+(?:ROOT )?%[\w.\-<>]+ = ([a-z]+[0-9a-z]*)\[([0-9,]*)\]")
+_TYPE = re.compile(r" = (\(.*?\)|\S+) [\w\-]+\(([^()]*)\)")
+_ARRAY = re.compile(r"([a-z]+[0-9a-z]*)\[([0-9,]*)\](?:\{([^}]*)\})?")
+_NEAR = "S(1)"  # of a layout: the array is in vector memory already
+_NAMES = re.compile(r"%[\w.\-]+|metadata=\{[^}]*\}")
 _BITS = re.compile(r"(\d+)")
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
 
@@ -28,7 +31,8 @@ class Op(NamedTuple):
 
     name: of the HLO instruction; source: op_name of the JAX operation that it came from; kind:
     "schedule" if cycles are the compiler's estimate, "bundles" if they are counted from the
-    instructions of a Pallas kernel; calls: how often it runs; cycles: of one run.
+    instructions of a Pallas kernel; calls: how often it runs; cycles: of one run; issued: cycles of
+    one run counted from the instructions whatever it is, or its `cycles` where none were printed.
     """
 
     name: str
@@ -36,10 +40,11 @@ class Op(NamedTuple):
     kind: str
     calls: int
     cycles: float
+    issued: float
 
 
 def operations(
-    text: str, kernels: Mapping[str, float], bytes_per_cycle: float = math.inf
+    text: str, counted: Mapping[str, float], bytes_per_cycle: float = math.inf
 ) -> list[Op]:
     """Return the operations of a scheduled HLO module that cost cycles.
 
@@ -48,41 +53,45 @@ def operations(
 
     Args:
       text: of the module.
-      kernels: cycles of a run of Pallas kernels, by the name of their instruction; the compiler
-        prints one of those that are alike.
-      bytes_per_cycle: that memory moves; a kernel is no faster than its operands and result.
+      counted: cycles of instructions, by the name of their operation; the compiler prints one of
+        the operations that are alike.
+      bytes_per_cycle: that memory moves; nothing that is counted is faster than what it takes from
+        memory and leaves there.
     """
     blocks, entry = _blocks(text)
-    named = ((_NAME.match(line), line) for line in text.splitlines() if _KERNEL.search(line))
-    by_body = {_body(line): kernels[name[1]] for name, line in named if name and name[1] in kernels}
+    named = ((_NAME.match(line), line) for line in text.splitlines())
+    alike = {_alike(line): counted[name[1]] for name, line in named if name and name[1] in counted}
 
-    def kernel(line: str, sizes: dict[str, float]) -> float:
-        cycles = by_body.get(_body(line), math.nan)
+    def issued(line: str, sizes: dict[str, float]) -> float:
+        cycles = alike.get(_alike(line), math.nan)
         return START + max(cycles, _moved(line, sizes) / bytes_per_cycle)
 
-    return list(_walk(blocks, entry, 1, kernel))
+    return list(_walk(blocks, entry, 1, issued))
 
 
 def _moved(line: str, sizes: dict[str, float]) -> float:
-    """Bytes of the operands and the result of an instruction."""
-    name = _NAME.match(line)
-    operands = line.partition(" custom-call(")[2].partition(")")[0]
-    return sum(sizes.get(n, 0.0) for n in [name[1] if name else "", *_USED.findall(operands)])
+    """Bytes in memory of the operands and the result of an instruction."""
+    found = _TYPE.search(line)
+    operands = _USED.findall(found[2]) if found else ()
+    return _size(line) + sum(sizes.get(name, 0.0) for name in operands)
 
 
 def _size(line: str) -> float:
-    """Bytes of the result of an instruction; 0 for tuples."""
-    found = _ARRAY.search(line)
-    if not found:
-        return 0.0
-    bits = int(_BITS.search(found[1])[1]) if found[1] != "pred" else 8  # type: ignore[index]
-    return bits / 8 * math.prod(int(n) for n in found[2].split(",") if n)
+    """Bytes of the result of an instruction that are in the chip's memory."""
+    found = _TYPE.search(line)
+    arrays = _ARRAY.findall(found[1]) if found else ()
+    return sum(_bytes(dtype, shape) for dtype, shape, layout in arrays if _NEAR not in layout)
 
 
-def _body(line: str) -> str:
-    """The program of a Pallas kernel, as it was sent to the compiler."""
+def _bytes(dtype: str, shape: str) -> float:
+    bits = 8 if dtype == "pred" else int("".join(_BITS.findall(dtype)[:1]) or 0)
+    return bits / 8 * math.prod(int(n) for n in shape.split(",") if n)
+
+
+def _alike(line: str) -> str:
+    """The program of a Pallas kernel as it was sent to the compiler; others without their names."""
     found = _KERNEL.search(line)
-    return found[1] if found else ""
+    return found[1] if found else _NAMES.sub("", line).strip()
 
 
 def _blocks(text: str) -> tuple[dict[str, list[str]], str]:
@@ -99,7 +108,7 @@ def _blocks(text: str) -> tuple[dict[str, list[str]], str]:
     return blocks, entry
 
 
-def _walk(blocks, computation, calls, kernel):
+def _walk(blocks, computation, calls, issued):
     lines = blocks.get(computation, ())
     sizes = {found[1]: _size(line) for line in lines if (found := _NAME.match(line))}
     for line in lines:
@@ -107,13 +116,14 @@ def _walk(blocks, computation, calls, kernel):
         if not found:
             continue
         for inner, times in _inner(line, blocks):
-            yield from _walk(blocks, inner, calls * times, kernel)
-        cycles, kind = _cycles(line), "schedule"
+            yield from _walk(blocks, inner, calls * times, issued)
+        cycles, counted, kind = _cycles(line), issued(line, sizes), "schedule"
         if '"tpu_custom_call"' in line:
-            cycles, kind = kernel(line, sizes), "bundles"
+            cycles, kind = counted, "bundles"
         if cycles is not None:
             source = _OP_NAME.search(line)
-            yield Op(found[1], source[1] if source else "", kind, calls, cycles)
+            counted = cycles if math.isnan(counted) else counted
+            yield Op(found[1], source[1] if source else "", kind, calls, cycles, counted)
 
 
 def _inner(line: str, blocks) -> list[tuple[str, int]]:

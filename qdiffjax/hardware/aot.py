@@ -3,8 +3,10 @@
 `libtpu` compiles ahead of time for any of its chips. It schedules every operation and says how many
 cycles it expects of each; for a Pallas kernel it prints the instructions, which `_bundles` counts,
 to which the smallest operation's cycles are added, and on a v5e no less than its operands need to
-cross the memory. Such numbers are estimates of a compiler, not measurements: trust ratios between
-programs on one chip, not times.
+cross the memory. `cycles` mixes the two; `issued` counts the instructions of all operations alike.
+They differ most for passes over arrays that stay in vector memory: the schedule charges them as if
+they crossed the memory. Such numbers are estimates of a compiler, not measurements: trust ratios
+between programs on one chip, not times.
 """
 
 import importlib.metadata
@@ -22,7 +24,7 @@ from typing import NamedTuple
 import jax
 import jax.export
 
-from qdiffjax.hardware._bundles import kernel_cycles
+from qdiffjax.hardware._bundles import counted_cycles
 from qdiffjax.hardware._schedule import Op, operations
 
 CHIPS = {
@@ -43,6 +45,7 @@ class TpuCost(NamedTuple):
 
     Attributes:
       cycles: of all operations, one after the other; NaN if a kernel's are not known.
+      issued: the same, every operation counted by its instructions; see `Op`.
       ops: the operations that cost cycles, in order; see `Op`.
       flops, bytes: that the HLO counts; it sees neither into kernels nor trips of loops.
       memory: bytes of arguments, outputs, temporaries and code.
@@ -52,6 +55,7 @@ class TpuCost(NamedTuple):
     """
 
     cycles: float
+    issued: float
     ops: tuple[Op, ...]
     flops: float
     bytes: float
@@ -86,19 +90,18 @@ def tpu_cost(fn: Callable, *shapes, topology: str = "v5e", flags: str = "") -> T
             f"{', '.join(lacking)}: not installed, expected for compiling ahead of time; "
             "pip install 'qdiffjax[aot]'."
         )
-    exported, has_kernels = export(fn, *shapes)
+    exported = export(fn, *shapes)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "exported").write_bytes(exported)
-        if has_kernels:
-            flags = f"{flags} --xla_jf_dump_to={folder}/bundles --xla_jf_dump_llo_text=true "
-            flags += "--xla_jf_dump_llo_pass_label_regex=final_bundles"
+        flags = f"{flags} --xla_jf_dump_to={folder}/bundles --xla_jf_dump_llo_text=true "
+        flags += "--xla_jf_dump_llo_pass_label_regex=final_bundles"
         _compile(folder, CHIPS.get(topology, topology), flags.strip())
         return _read(folder)
 
 
-def export(fn: Callable, *shapes) -> tuple[bytes, bool]:
-    """Serialized StableHLO of fn for a TPU, flat; and whether there are kernels in it."""
+def export(fn: Callable, *shapes) -> bytes:
+    """Serialized StableHLO of fn for a TPU, flat."""
     leaves, tree = jax.tree.flatten(shapes)
 
     def flat(*leaves):
@@ -106,7 +109,7 @@ def export(fn: Callable, *shapes) -> tuple[bytes, bool]:
 
     specs = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in leaves]
     exported = jax.export.export(jax.jit(flat), platforms=["tpu"])(*specs)
-    return bytes(exported.serialize()), "tpu_custom_call" in exported.mlir_module()
+    return bytes(exported.serialize())
 
 
 def _compile(folder: Path, topology: str, flags: str) -> None:
@@ -124,10 +127,11 @@ def _compile(folder: Path, topology: str, flags: str) -> None:
 def _read(folder: Path) -> TpuCost:
     text = (folder / "compiled.txt").read_text()
     analysis = json.loads((folder / "analysis.json").read_text())
-    kernels = kernel_cycles(folder / "bundles")
-    ops = operations(text, kernels, BYTES_PER_CYCLE.get(analysis["device"], math.inf))
+    counted = counted_cycles(folder / "bundles")
+    ops = operations(text, counted, BYTES_PER_CYCLE.get(analysis["device"], math.inf))
     return TpuCost(
         cycles=sum(op.calls * op.cycles for op in ops),
+        issued=sum(op.calls * op.issued for op in ops),
         ops=tuple(ops),
         flops=analysis["cost"].get("flops", 0.0),
         bytes=analysis["cost"].get("bytes accessed", 0.0),

@@ -1,6 +1,9 @@
-"""Which GPU this is."""
+"""Which chip this is, where a kernel depends on it."""
+
+import functools
 
 import jax
+import numpy as np
 
 
 def is_hopper() -> bool:
@@ -13,3 +16,14 @@ def is_hopper() -> bool:
 def num_cores() -> int:
     """Multiprocessors of the GPU, those of an H100 where there is none."""
     return getattr(jax.devices()[0], "core_count", 132) if is_hopper() else 132
+
+
+@functools.cache
+def multiplies_unsigned() -> bool:
+    """Whether the CPU multiplies unsigned by signed bytes far faster than two signed ones.
+
+    So it is with VNNI (AVX512_ICL for numpy) alone; those who have AMX too (AVX512_SPR) have signed
+    products as fast, and an int8 convolution of XLA that uses them.
+    """
+    found = np.show_config(mode="dicts").get("SIMD Extensions", {}).get("found", ())
+    return "AVX512_ICL" in found and "AVX512_SPR" not in found

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from qdiffjax._typing import Array
+from qdiffjax.kernels import integers
+from qdiffjax.kernels.integers import Dims
 from qdiffjax.kernels.operands import Native, widened
-
-Dims = tuple[tuple[tuple[int, ...], tuple[int, ...]], tuple[tuple[int, ...], tuple[int, ...]]]
 
 
 def dot_general(a: Native, b: Native, dimension_numbers: Dims, *, out_dtype=jnp.float32) -> Array:
@@ -31,8 +31,10 @@ def dot_general(a: Native, b: Native, dimension_numbers: Dims, *, out_dtype=jnp.
     if not is_integer and left.dtype != right.dtype:
         left, right = (_centered(operand) for operand in pair)
         pair = a._replace(zero=None), b._replace(zero=None)
-    sums = jnp.int32 if is_integer else jnp.float32
-    y = jax.lax.dot_general(left, right, dimension_numbers, preferred_element_type=sums)
+    if is_integer:
+        y = integers.dot_general(left, right, dimension_numbers)
+    else:
+        y = jax.lax.dot_general(left, right, dimension_numbers, preferred_element_type=jnp.float32)
     layouts = [_layout(i, (left, right), dimension_numbers) for i in (0, 1)]
     zeros = [
         None if p.zero is None else layout(p.zero) for p, layout in zip(pair, layouts, strict=True)

@@ -4,11 +4,15 @@ Integer sums are exact in int32. Scales of output channels and tokens multiply a
 scales of groups of inputs multiply partial sums.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from qdiffjax._typing import Array
+from qdiffjax.kernels import integers
+from qdiffjax.kernels.integers import paddings
 from qdiffjax.kernels.operands import (
     Activation,
     Native,
@@ -44,9 +48,9 @@ def _codes(x, activation: Activation | None, axes: tuple[int, ...]) -> Native:
 def _centered_dot(a: Native, b: Native) -> Array:
     """sum_k (a - z_a)(b - z_b) [M, N]: int32 and exact, or float32 for 8-bit floats."""
     left, right = widened(a.values), widened(b.values)
-    integer = left.dtype == jnp.int8
-    sums = jnp.int32 if integer else jnp.float32
-    y = jax.lax.dot(left, right, preferred_element_type=sums)
+    is_int = left.dtype == jnp.int8
+    sums = jnp.int32 if is_int else jnp.float32
+    y = integers.dot_general(left, right) if is_int else _real_dot(left, right)
     if a.zero is not None:
         y = y - a.zero * jnp.sum(right, 0, sums, keepdims=True)
     if b.zero is not None:
@@ -76,10 +80,12 @@ def _grouped(x: QTensor, w: QTensor) -> Array:
     groups = w.scale.shape[0]
     left = widened(a.values).reshape(a.values.shape[0], groups, -1)
     right = widened(b.values).reshape(groups, -1, b.values.shape[1])
-    sums = jnp.int32 if left.dtype == jnp.int8 else jnp.float32
-    y = jax.lax.dot_general(
-        left, right, (((2,), (1,)), ((1,), (0,))), preferred_element_type=sums
-    )  # [groups, M, N]
+    dims = (((2,), (1,)), ((1,), (0,)))
+    sums, multiply = jnp.int32, integers.dot_general
+    if left.dtype != jnp.int8:
+        sums = jnp.float32
+        multiply = functools.partial(jax.lax.dot_general, preferred_element_type=sums)
+    y = multiply(left, right, dims)  # [groups, M, N]
     if a.zero is not None:
         y = y - a.zero[None] * jnp.sum(right, 1, sums, keepdims=True)
     return a.scale * jnp.sum(b.scale[:, None] * y.astype(jnp.float32), 0)
@@ -117,7 +123,7 @@ def _centered_conv(a: Native, b: Native, window: dict) -> Array:
     left, right = widened(a.values), widened(b.values)
     if left.dtype != jnp.int8:
         return _real_conv(left, right, window)
-    y = jax.lax.conv_general_dilated(left, right, preferred_element_type=jnp.int32, **window)
+    y = integers.conv(left, right, window)
     if a.zero is None:
         return y.astype(jnp.float32)
     inside = a.zero.reshape((-1,) + (1,) * (y.ndim - 1)) * _taps_inside(left, right, window)
@@ -149,13 +155,3 @@ def _meets(n: int, taps: int, stride: int, dilation: int, pads: tuple[int, int])
     places = (n + sum(pads) - (taps - 1) * dilation - 1) // stride + 1
     at = np.arange(places)[:, None] * stride + np.arange(taps)[None] * dilation - pads[0]
     return (at >= 0) & (at < n)
-
-
-def paddings(x_shape, w_shape, window: dict) -> list[tuple[int, int]]:
-    """Explicit (low, high) padding of each spatial axis."""
-    padding = window["padding"]
-    if not isinstance(padding, str):
-        return list(padding)
-    dilation = window.get("rhs_dilation") or (1,) * (len(w_shape) - 2)
-    extents = [(k - 1) * d + 1 for k, d in zip(w_shape[:-2], dilation, strict=True)]
-    return jax.lax.padtype_to_pads(x_shape[1:-1], extents, window["window_strides"], padding)

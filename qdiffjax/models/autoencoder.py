@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from qdiffjax.models.layers import check_groups
+from qdiffjax.models.layers import GroupNorm, check_groups
 
 
 class ConvBlock(nn.Module):
@@ -18,9 +18,9 @@ class ConvBlock(nn.Module):
     @nn.compact
     def __call__(self, x):
         """Map x [b, h, w, c] to [b, h, w, channels]."""
-        h = nn.silu(nn.GroupNorm(8, dtype=self.dtype, name="norm_1")(x))
+        h = nn.silu(GroupNorm(8, self.dtype, name="norm_1")(x))
         h = nn.Conv(self.channels, (3, 3), dtype=self.dtype, name="conv_1")(h)
-        h = nn.silu(nn.GroupNorm(8, dtype=self.dtype, name="norm_2")(h))
+        h = nn.silu(GroupNorm(8, self.dtype, name="norm_2")(h))
         h = nn.Conv(self.channels, (3, 3), dtype=self.dtype, name="conv_2")(h)
         if x.shape[-1] != self.channels:
             x = nn.Conv(self.channels, (1, 1), dtype=self.dtype, name="skip")(x)
@@ -41,7 +41,7 @@ class Encoder(nn.Module):
         for i, c in enumerate(self.channels):
             h = ConvBlock(c, self.dtype, name=f"block_{i}")(h)
             h = nn.Conv(c, (3, 3), (2, 2), dtype=self.dtype, name=f"pool_{i}")(h)
-        h = nn.silu(nn.GroupNorm(8, dtype=self.dtype, name="norm_out")(h))
+        h = nn.silu(GroupNorm(8, self.dtype, name="norm_out")(h))
         return nn.Conv(self.features, (3, 3), dtype=self.dtype, name="conv_out")(h)
 
 
@@ -60,7 +60,7 @@ class Decoder(nn.Module):
             h = h.repeat(2, axis=1).repeat(2, axis=2)
             h = nn.Conv(c, (3, 3), dtype=self.dtype, name=f"pool_{i}")(h)
             h = ConvBlock(c, self.dtype, name=f"block_{i}")(h)
-        h = nn.silu(nn.GroupNorm(8, dtype=self.dtype, name="norm_out")(h))
+        h = nn.silu(GroupNorm(8, self.dtype, name="norm_out")(h))
         return nn.Conv(self.features, (3, 3), dtype=self.dtype, name="conv_out")(h)
 
 

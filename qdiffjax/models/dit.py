@@ -13,6 +13,7 @@ from qdiffjax.models.layers import (
     NullTokens,
     check_condition,
     depth_to_space,
+    split_features,
     time_features,
 )
 
@@ -57,7 +58,7 @@ class Modulation(nn.Module):
     def __call__(self, emb):
         """Return a list of `num` arrays."""
         dense = nn.Dense(self.num * emb.shape[-1], dtype=self.dtype, kernel_init=ZEROS, name="out")
-        return jnp.split(dense(nn.silu(emb))[:, None, :], self.num, axis=-1)
+        return split_features(dense(nn.silu(emb))[:, None, :], self.num)
 
 
 class MLP(nn.Module):

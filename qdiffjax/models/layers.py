@@ -61,6 +61,49 @@ def attend(q, k, v):
     return jnp.einsum("bhqk,bkhd->bqhd", p, v)
 
 
+def split_features(x, num: int):
+    """Split the last axis into `num` equal parts [..., c / num].
+
+    As sums of one term each: where an elementwise loop reads a slice, XLA on a CPU leaves it
+    unvectorized, three times slower.
+    """
+    parts = x.reshape(*x.shape[:-1], num, -1)
+    chosen = jnp.eye(num, dtype=bool)[..., None]  # [num, num, 1]
+    return [jnp.sum(jnp.where(chosen[i], parts, 0), -2) for i in range(num)]
+
+
+class GroupNorm(nn.Module):
+    """Normalize groups of channels of each sample; Wu & He 2018, equation 1.
+
+        y = scale (x - mean) / sqrt(var + 1e-6) + bias,   var = max(E x^2 - mean^2, 0)
+
+    In float32 at least. The parameters are those of `flax.linen.GroupNorm`; sums go over space
+    first and over a group's channels then, which a CPU does in half the time.
+    """
+
+    num_groups: int = 8
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        """Map x [b, *space, c] to [b, *space, c]."""
+        b, c = x.shape[0], x.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (c,))
+        bias = self.param("bias", nn.initializers.zeros, (c,))
+        space = tuple(range(1, x.ndim - 1))
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+        def mean(values):
+            grouped = jnp.mean(values, space).reshape(b, self.num_groups, -1)
+            means = jnp.mean(grouped, -1, keepdims=True)
+            return jnp.broadcast_to(means, grouped.shape).reshape(b, *(1 for _ in space), c)
+
+        center = mean(wide)
+        var = jnp.maximum(mean(wide * wide) - center * center, 0.0)
+        gain = jax.lax.rsqrt(var + 1e-6) * scale
+        return ((wide - center) * gain + bias).astype(self.dtype)
+
+
 class MultiHead(nn.Module):
     """Attention of x to itself or to a context; no norm and no residual.
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from qdiffjax.models.layers import (
     ClassEmbedding,
+    GroupNorm,
     MultiHead,
     NullTokens,
     attend,
@@ -17,6 +18,7 @@ from qdiffjax.models.layers import (
     check_groups,
     depth_to_space,
     space_to_depth,
+    split_features,
     time_features,
 )
 
@@ -30,11 +32,11 @@ class ResidualBlock(nn.Module):
     @nn.compact
     def __call__(self, x, emb):
         """Map x [b, h, w, c] and time embedding emb [b or 1, e] to [b, h, w, channels]."""
-        h = nn.silu(nn.GroupNorm(8, dtype=self.dtype, name="norm_1")(x))
+        h = nn.silu(GroupNorm(8, self.dtype, name="norm_1")(x))
         h = nn.Conv(self.channels, (3, 3), dtype=self.dtype, name="conv_1")(h)
         film = nn.Dense(2 * self.channels, dtype=self.dtype, name="time")(emb)[:, None, None, :]
-        scale, shift = jnp.split(film, 2, axis=-1)
-        h = nn.GroupNorm(8, dtype=self.dtype, name="norm_2")(h) * (1 + scale) + shift
+        scale, shift = split_features(film, 2)
+        h = GroupNorm(8, self.dtype, name="norm_2")(h) * (1 + scale) + shift
         # Zero-initialised, so that the block starts as the identity (Ho et al. 2020, appendix B).
         zeros = nn.initializers.zeros
         h = nn.Conv(self.channels, (3, 3), dtype=self.dtype, kernel_init=zeros, name="conv_2")(
@@ -55,7 +57,7 @@ class Attention(nn.Module):
     def __call__(self, x):
         """Map x [b, h, w, c] to [b, h, w, c]."""
         b, h, w, c = x.shape
-        y = nn.GroupNorm(8, dtype=self.dtype, name="norm")(x).reshape(b, h * w, c)
+        y = GroupNorm(8, self.dtype, name="norm")(x).reshape(b, h * w, c)
         q, k, v = (
             nn.Dense(c, dtype=self.dtype, name=name)(y).reshape(b, h * w, self.num_heads, -1)
             for name in ("query", "key", "value")
@@ -75,7 +77,7 @@ class CrossAttention(nn.Module):
     @nn.compact
     def __call__(self, x, tokens):
         """Map x [b, h, w, c] and tokens [b or 1, m, d] to [b, h, w, c]."""
-        y = nn.GroupNorm(8, dtype=self.dtype, name="norm")(x).reshape(x.shape[0], -1, x.shape[-1])
+        y = GroupNorm(8, self.dtype, name="norm")(x).reshape(x.shape[0], -1, x.shape[-1])
         y = MultiHead(self.num_heads, self.dtype, name="attention")(y, tokens)
         return x + y.reshape(x.shape)
 
@@ -135,7 +137,7 @@ class UNet(nn.Module):
                 _, height, width_, _ = skips[-1].shape  # crops what an odd size rounded up
                 h = h.repeat(2, axis=1).repeat(2, axis=2)[:, :height, :width_]
                 h = nn.Conv(self.channels[i - 1], (3, 3), dtype=self.dtype, name=f"up_{i}_pool")(h)
-        h = nn.silu(nn.GroupNorm(8, dtype=self.dtype, name="norm_out")(h))
+        h = nn.silu(GroupNorm(8, self.dtype, name="norm_out")(h))
         zeros = nn.initializers.zeros
         h = nn.Conv(width, (3, 3), dtype=self.dtype, kernel_init=zeros, name="conv_out")(h)
         return depth_to_space(h, self.patch).astype(x.dtype)

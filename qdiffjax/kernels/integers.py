@@ -1,0 +1,141 @@
+"""Exact sums of products of int8 codes, by the instructions that the processor has.
+
+x86 multiplies unsigned by signed bytes (VNNI): four to a lane, where two signed ones fit. So there
+
+    sum_k l_k r_k = sum_k (l_k + 128) r_k - 128 sum_k r_k,
+
+with the left codes moved up to unsigned, and a convolution becomes such products of shifted images.
+On two cores of a Zen 5 (JAX 0.10.2, CPU) a product takes 0.25 of float32's time, XLA's own of two
+signed operands 0.6; a 3 x 3 convolution, rounding included, 0.2 to 0.4 against 0.7 to 1.0.
+"""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from qdiffjax._typing import Array
+from qdiffjax.kernels import unsigned
+from qdiffjax.kernels.chip import multiplies_unsigned
+
+Dims = tuple[tuple[tuple[int, ...], tuple[int, ...]], tuple[tuple[int, ...], tuple[int, ...]]]
+CONTRACT_ONE: Dims = (((1,), (0,)), ((), ()))
+
+
+def dot_general(left: Array, right: Array, dimension_numbers: Dims = CONTRACT_ONE) -> Array:
+    """Return int32 sums of products of two int8 arrays; axes as `lax.dot_general`."""
+    dims = _tuples(dimension_numbers)
+    if not multiplies_unsigned():
+        return _signed_dot(left, right, dims)
+    return jax.lax.platform_dependent(
+        left, right, cpu=lambda a, b: unsigned_dot(a, b, dims),
+        default=lambda a, b: _signed_dot(a, b, dims),
+    )  # fmt: skip
+
+
+def conv(left: Array, right: Array, window: dict) -> Array:
+    """Return the int32 convolution [B, *out, N] of int8 arrays, channels last, padded with 0.
+
+    Args:
+      left: [B, *space, K].
+      right: [*window, K / groups, N].
+      window: keywords of `lax.conv_general_dilated`.
+    """
+    if not multiplies_unsigned() or window.get("feature_group_count", 1) != 1:
+        return _signed_conv(left, right, window)
+    return jax.lax.platform_dependent(
+        left, right, cpu=lambda a, b: unsigned_conv(a, b, window),
+        default=lambda a, b: _signed_conv(a, b, window),
+    )  # fmt: skip
+
+
+def _signed_dot(left, right, dims):
+    return jax.lax.dot_general(left, right, dims, preferred_element_type=jnp.int32)
+
+
+def _signed_conv(left, right, window):
+    return jax.lax.conv_general_dilated(left, right, preferred_element_type=jnp.int32, **window)
+
+
+def unsigned_dot(left: Array, right: Array, dims: Dims) -> Array:
+    """`dot_general` by unsigned times signed bytes."""
+    (contract, others), (batch, _) = dims
+    y = unsigned.dot_general(_moved_up(left), right, dims)
+    sums = jnp.sum(right, others, jnp.int32)  # [*batch and free of right, in their order there]
+    free = [a for a in range(right.ndim) if a not in (*others, *dims[1][1])]
+    order = [a for a in range(right.ndim) if a not in others]
+    sums = sums.transpose([order.index(a) for a in (*dims[1][1], *free)])
+    kept = left.ndim - len(contract) - len(batch)
+    shape = (*sums.shape[: len(batch)], *(1,) * kept, *sums.shape[len(batch) :])
+    return y - 128 * sums.reshape(shape)
+
+
+def unsigned_conv(left: Array, right: Array, window: dict) -> Array:
+    """`conv` as products of shifted images, those along the last axis of space side by side.
+
+    Windows in groups of channels, or of dilated inputs, it does not do.
+    """
+    space, channels = right.shape[:-2], right.shape[-2:]
+    strides = tuple(window["window_strides"])
+    dilation = window.get("rhs_dilation") or (1,) * len(space)
+    image = _padded(materialized(_moved_up(left)), right, window)
+    out = [
+        (n - (k - 1) * d - 1) // s + 1
+        for n, k, d, s in zip(image.shape[1:-1], space, dilation, strides, strict=True)
+    ]
+
+    def along(image, axis, tap):
+        i = axis - 1
+        start = tap * dilation[i]
+        stop = start + (out[i] - 1) * strides[i] + 1
+        return jax.lax.slice_in_dim(image, start, stop, strides[i], axis)
+
+    last = len(space)
+    rows = jnp.concatenate([along(image, last, tap) for tap in range(space[-1])], -1)
+    sums = []
+    for taps in itertools.product(*(range(k) for k in space[:-1])):
+        part = rows
+        for axis, tap in enumerate(taps, 1):
+            part = along(part, axis, tap)
+        matrix = right[taps].reshape(-1, channels[1])
+        sums.append(unsigned.dot_general(part.reshape(-1, matrix.shape[0]), matrix, CONTRACT_ONE))
+    y = functools.reduce(jnp.add, sums).reshape(left.shape[0], *out, channels[1])
+    return y - 128 * jnp.sum(right, tuple(range(right.ndim - 1)), jnp.int32)
+
+
+def _moved_up(codes: Array) -> Array:
+    """Codes + 128 as uint8."""
+    return jax.lax.bitcast_convert_type(codes ^ jnp.int8(-128), jnp.uint8)
+
+
+def materialized(x: Array) -> Array:
+    """Return x, computed once.
+
+    XLA on a CPU drops optimization barriers before it fuses, and then computes x, rounding and
+    normalization included, once for each of its users, element by element where they pad it. It
+    keeps a conditional whose predicate it cannot see.
+    """
+    is_true = jax.lax.optimization_barrier(jnp.bool_(True))
+    return jax.lax.cond(is_true, lambda x: x, jnp.zeros_like, x)
+
+
+def _padded(image: Array, right: Array, window: dict) -> Array:
+    """Unsigned image with the border that the window reads: 128, the signed code 0."""
+    pads = paddings(image.shape, right.shape, window)
+    return jnp.pad(image, ((0, 0), *pads, (0, 0)), constant_values=np.uint8(128))
+
+
+def paddings(x_shape, w_shape, window: dict) -> list[tuple[int, int]]:
+    """Explicit (low, high) padding of each spatial axis."""
+    padding = window["padding"]
+    if not isinstance(padding, str):
+        return list(padding)
+    dilation = window.get("rhs_dilation") or (1,) * (len(w_shape) - 2)
+    extents = [(k - 1) * d + 1 for k, d in zip(w_shape[:-2], dilation, strict=True)]
+    return jax.lax.padtype_to_pads(x_shape[1:-1], extents, window["window_strides"], padding)
+
+
+def _tuples(dims) -> Dims:
+    return tuple(tuple(tuple(map(int, axes)) for axes in pair) for pair in dims)  # type: ignore
