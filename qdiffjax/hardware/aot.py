@@ -33,6 +33,9 @@ CHIPS = {
 }  # fmt: skip
 # Of memory, where the clock is known: 819 GB/s at 1.5 GHz.
 BYTES_PER_CYCLE = {"TPU v5 lite": 545.0}
+# Of a matrix unit, for one instruction, by dtype of the left operand: 8, 16 or 32 rows of it. The
+# peak of 4 units of 128 x 128 at 1.5 GHz follows from the number of these instructions.
+PUSH = {"TPU v5 lite": {"f32": 8, "bf16": 16, "s8": 16}}
 NEEDS = ("libtpu", "flatbuffers")
 _ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_SKIP_MDS_QUERY": "1",
@@ -127,7 +130,7 @@ def _compile(folder: Path, topology: str, flags: str) -> None:
 def _read(folder: Path) -> TpuCost:
     text = (folder / "compiled.txt").read_text()
     analysis = json.loads((folder / "analysis.json").read_text())
-    counted = counted_cycles(folder / "bundles")
+    counted = counted_cycles(folder / "bundles", PUSH.get(analysis["device"], {}))
     ops = operations(text, counted, BYTES_PER_CYCLE.get(analysis["device"], math.inf))
     return TpuCost(
         cycles=sum(op.calls * op.cycles for op in ops),

@@ -51,9 +51,19 @@ def test_a_loop_counts_its_trips_and_kernels_that_are_alike_cost_the_same():
     assert [op.kind for op in ops.values()].count("bundles") == 3
 
 
-def test_a_kernel_is_no_faster_than_memory():
+def test_a_kernel_is_no_faster_than_memory_for_what_is_not_in_vector_memory():
     ops = {op.name: op for op in operations(MODULE, {"k.1": 500.0}, bytes_per_cycle=2.0)}
     assert ops["k.1"].cycles == START + (100 * 100 * 1 + 10 * 10 * 4) / 2
+    near = MODULE.replace("s8[100,100]{1,0}", "s8[100,100]{1,0:T(8,128)S(1)}")
+    ops = {op.name: op for op in operations(near, {"k.1": 100.0}, bytes_per_cycle=2.0)}
+    assert ops["k.1"].cycles == START + 10 * 10 * 4 / 2
+
+
+def test_all_operations_are_counted_alike_where_their_instructions_are_printed():
+    ops = {op.name: op for op in operations(MODULE, {"f.2": 5.0, "k.1": 500.0})}
+    assert (ops["f.2"].cycles, ops["f.2"].issued) == (100, START + 5)
+    assert ops["f.1"].issued == ops["f.1"].cycles == 10  # not printed
+    assert ops["k.2"].issued == ops["k.2"].cycles
 
 
 def kernel_text(product: str) -> str:
@@ -75,6 +85,12 @@ def test_steps_are_the_trips_of_the_loop_where_no_axes_are_printed():
     exit_test = "> { %p = scmp.ge.s32.totalorder %s1_s2, 22 /* loop exit test */ }"
     assert cycles_of(f"{text}\n  0x9   : {exit_test}") == 2 + 20 * 8
     assert cycles_of(text) == 2 + 7  # no loop: one step
+
+
+def test_no_matrix_unit_works_faster_than_its_instructions():
+    text = kernel_text("vmatmul.s8.gmra.mxu0 %v1  ;;  %j = vmatmul.msk.f32.gmra.mxu1 %v2")
+    assert cycles_of(text, {"s8": 16, "f32": 8}) == 20 * 16
+    assert cycles_of(text, {"s8": 4, "f32": 3}) == cycles_of(text) == 2 + 20 * 4 + 4 * 3
 
 
 @pytest.mark.skipif(not aot.missing(), reason="libtpu is installed")
