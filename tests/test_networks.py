@@ -99,9 +99,7 @@ def test_latents_of_the_images_that_set_the_scale_have_unit_deviation(autoencode
 
 def test_a_reconstruction_does_not_depend_on_the_scale_of_the_latents(autoencoder):
     def reconstruct(scale):
-        codec = checkpoints.make_codec(
-            autoencoder, dataclasses.replace(CODEC, latent_scale=scale)
-        )
+        codec = checkpoints.make_codec(autoencoder, dataclasses.replace(CODEC, latent_scale=scale))
         return codec.decode(codec.encode(IMAGES))
 
     plain, scaled, net = quick_jit(lambda: (

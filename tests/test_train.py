@@ -29,9 +29,7 @@ def test_a_run_leaves_a_checkpoint_with_its_curve_and_pictures_and_the_same_comm
     assert {p.name for p in path.iterdir()} >= {"samples.png", "loss.png", "loss.npz"}
     denoiser = checkpoints.load(path)
     assert denoiser.config.num_classes == 10
-    assert denoiser.config.trained["command"] == " ".join(
-        ["python -m experiments.train", *command]
-    )
+    assert denoiser.config.trained["command"] == " ".join(["python -m experiments.train", *command])
     with np.load(path / "loss.npz") as curve:
         assert curve["loss"].shape == (1,)
         # A fresh network answers zero, whose loss is E|eps|^2 = 1, per 64 pixels of 8 images.

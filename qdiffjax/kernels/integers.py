@@ -101,8 +101,9 @@ def unsigned_conv(left: Array, right: Array, window: dict) -> Array:
             part = along(part, axis, tap)
         matrix = right[taps].reshape(-1, channels[1])
         sums.append(unsigned.dot_general(part.reshape(-1, matrix.shape[0]), matrix, CONTRACT_ONE))
-    y = functools.reduce(jnp.add, sums).reshape(left.shape[0], *out, channels[1])
-    return y - 128 * jnp.sum(right, tuple(range(right.ndim - 1)), jnp.int32)
+    y = functools.reduce(jnp.add, sums)
+    y = y - 128 * jnp.sum(right.reshape(-1, channels[1]), 0, jnp.int32, keepdims=True)
+    return y.reshape(left.shape[0], *out, channels[1])
 
 
 def _moved_up(codes: Array) -> Array:

@@ -24,8 +24,7 @@ def dot_general(left: Array, right: Array, dimension_numbers) -> Array:
 
 
 def _widened(left, right, *, dimension_numbers):
-    wide = [a.astype(jnp.int32) for a in (left, right)]
-    return jax.lax.dot_general(*wide, dimension_numbers)
+    return jax.lax.dot_general(left.astype(jnp.int32), right.astype(jnp.int32), dimension_numbers)
 
 
 def _aval(left, right, *, dimension_numbers):
@@ -46,16 +45,18 @@ def _lower(ctx, left, right, *, dimension_numbers):
 def _batch(operands, axes, *, dimension_numbers):
     """A vmapped axis goes first: a batch axis if both operands have one, else free."""
     contract, batch = dimension_numbers
-    moved = [a if n is None else jnp.moveaxis(a, n, 0) for a, n in zip(operands, axes, strict=True)]
+    left, right = (
+        a if n is None else jnp.moveaxis(a, n, 0) for a, n in zip(operands, axes, strict=True)
+    )
 
     def behind(dims):
         return tuple(d if n is None else _up(d) for d, n in zip(dims, axes, strict=True))
 
     contract, batch = behind(contract), behind(batch)
     if None not in axes:
-        return dot_general(*moved, (contract, ((0, *batch[0]), (0, *batch[1])))), 0
+        return dot_general(left, right, (contract, ((0, *batch[0]), (0, *batch[1])))), 0
     kept = operands[0].ndim - len(contract[0]) if axes[0] is None else len(batch[0])
-    return dot_general(*moved, (contract, batch)), kept
+    return dot_general(left, right, (contract, batch)), kept
 
 
 def _up(dims):

@@ -56,9 +56,12 @@ def attend(q, k, v):
     """
     logits = jnp.einsum("bqhd,bkhd->bhqk", q, k) / math.sqrt(q.shape[-1])
     # The softmax is at least float32 whatever the dtype of the rest.
-    wide = jnp.float32 if jnp.finfo(logits.dtype).bits < 32 else logits.dtype
-    p = jax.nn.softmax(logits.astype(wide), axis=-1).astype(logits.dtype)
+    p = jax.nn.softmax(logits.astype(_wide(logits.dtype)), axis=-1).astype(logits.dtype)
     return jnp.einsum("bhqk,bkhd->bqhd", p, v)
+
+
+def _wide(dtype):
+    return jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype
 
 
 def split_features(x, num: int):
@@ -88,10 +91,12 @@ class GroupNorm(nn.Module):
     def __call__(self, x):
         """Map x [b, *space, c] to [b, *space, c]."""
         b, c = x.shape[0], x.shape[-1]
-        scale = self.param("scale", nn.initializers.ones, (c,))
-        bias = self.param("bias", nn.initializers.zeros, (c,))
+        scale = self.param("scale", nn.initializers.ones, (c,), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (c,), jnp.float32)
         space = tuple(range(1, x.ndim - 1))
-        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        dtype = _wide(x.dtype)
+        wide = x.astype(dtype)
+        scale, bias = (p.astype(dtype).reshape((1,) * (x.ndim - 1) + (c,)) for p in (scale, bias))
 
         def mean(values):
             grouped = jnp.mean(values, space).reshape(b, self.num_groups, -1)

@@ -48,9 +48,7 @@ def test_the_flow_of_gaussian_data_multiplies_errors_by_the_ratio_of_standard_de
     end = jax.jit(lambda x: diffusion.solve_pf_ode(call, law, process, x, times))
     found = jax.jvp(end, (x,), (v,))[1][0]
     t, s = process.exact(times[0]), process.exact(times[-1])
-    np.testing.assert_allclose(
-        amplification.gaussian_flow_gain(t, s, VARIANCES), found, rtol=2e-6
-    )
+    np.testing.assert_allclose(amplification.gaussian_flow_gain(t, s, VARIANCES), found, rtol=2e-6)
 
 
 def test_down_to_data_the_flow_gain_is_c_over_the_root_of_c2_plus_s2():

@@ -113,11 +113,9 @@ def unet():
     x_T = labs.normal(50, 1, 8, 8, 1)
 
     def fn(params, x, t):
-        with jax.numpy_dtype_promotion("standard"):  # flax's GroupNorm mixes float32 and float64
-            return net.apply(params, x, t)
+        return net.apply(params, x, t)
 
-    with jax.numpy_dtype_promotion("standard"):
-        shapes = jax.eval_shape(lambda key: net.init(key, x_T, jnp.float64(1)), jax.random.key(0))
+    shapes = jax.eval_shape(lambda key: net.init(key, x_T, jnp.float64(1)), jax.random.key(0))
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda s: jnp.asarray(0.3 * rng.normal(size=s.shape)), shapes)
     return Subject(fn, params, x_T, diffusion.ddim(labs.SCHEDULE, 3), None)

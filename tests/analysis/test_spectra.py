@@ -130,9 +130,11 @@ def test_the_spectrum_of_every_step_is_that_of_its_dense_jacobian(dense):
 
 def test_the_spectrum_of_the_sampler_is_that_of_the_product_of_dense_jacobians(dense):
     run = jax.jit(
-        lambda xs, i: spectra.sampler_spectrum(
-            dense.call, xs, dense.steps, num=2, key=labs.KEY, first=i
-        ).values
+        lambda xs, i: (
+            spectra.sampler_spectrum(
+                dense.call, xs, dense.steps, num=2, key=labs.KEY, first=i
+            ).values
+        )
     )
     for first in (0, 3, labs.NUM_STEPS - 1):
         expected = np.linalg.svd(dense.to_end[first])[1]
@@ -161,9 +163,7 @@ def test_log_volumes_are_log_determinants_in_the_mean_over_signs():
     """In the plane the probes (1, 1) and (1, -1) are orthogonal: their mean is exact."""
     dense = Dense(*CASES["ddpm"])
     run = jax.jit(
-        lambda key: spectra.probed_log_volumes(
-            dense.call, dense.xs, dense.steps, num=2, key=key
-        )
+        lambda key: spectra.probed_log_volumes(dense.call, dense.xs, dense.steps, num=2, key=key)
     )
     found = np.stack([run(jax.random.key(seed)) for seed in range(24)])
     two = (found.min(axis=0) + found.max(axis=0)) / 2  # each probe occurred, but for 2^-23
@@ -263,9 +263,7 @@ def test_the_one_sided_quotient_is_the_rate_of_separation_and_lies_between_the_l
     quotient, at = run(xs, xs_hat)
     h = 1e-6
     speeds = [np.stack([field(t, x) for t, x in zip(TS, a, strict=True)]) for a in (xs, xs_hat)]
-    gaps = [
-        np.linalg.norm(xs_hat + s * speeds[1] - xs - s * speeds[0], axis=2) for s in (-h, h)
-    ]
+    gaps = [np.linalg.norm(xs_hat + s * speeds[1] - xs - s * speeds[0], axis=2) for s in (-h, h)]
     np.testing.assert_allclose(quotient, np.log(gaps[1] / gaps[0]) / (2 * h), rtol=1e-6)
     # Eigenvalues of a mean are within the extremes of what is averaged; the nodes are dense here.
     assert np.all(quotient <= np.max([a.largest for a in at], axis=0) + 1e-2)

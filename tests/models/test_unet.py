@@ -12,12 +12,6 @@ from tests.models.tools import normal, quick_jit, random_params
 T = jnp.float32(7.0)
 
 
-@pytest.fixture(autouse=True)
-def _standard_promotion():
-    with jax.numpy_dtype_promotion("standard"):  # flax's GroupNorm mixes bfloat16 and float32
-        yield
-
-
 NET = UNet(channels=(8,), attention=(False,), patch=2)
 X, TIMES = normal(2, 4, 4, 1), jnp.asarray([3.0, 500.0], jnp.float32)
 run = quick_jit(NET.apply)
@@ -25,8 +19,7 @@ run = quick_jit(NET.apply)
 
 @pytest.fixture(scope="module")
 def params():
-    with jax.numpy_dtype_promotion("standard"):
-        return random_params(NET, X, T)
+    return random_params(NET, X, T)
 
 
 @pytest.mark.parametrize(

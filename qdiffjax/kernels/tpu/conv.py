@@ -190,9 +190,9 @@ def _block(x, w: QTensor, job: Job, window: Window, blocks: Blocks) -> tuple[int
         right = math.prod(w.shape[:2]) * k * up(block, 128) * (4 if job.left is None else 2)
         if images * each + padded + right <= blocks.vmem:
             return images, block
-        if images > 1:
-            images = images // 2
-        elif columns > 128:
+        if columns > 128:
             columns = columns // 2
+        elif images > 1:
+            images = images // 2
         else:
             return None

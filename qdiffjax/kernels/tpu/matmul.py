@@ -2,7 +2,8 @@
 
 A step of the grid takes a block of rows of x and of columns of w, both with all of K: sums stay in
 the matrix unit, a token's largest entry is known, and a block of x becomes codes once, for all
-columns. Real activations cross the memory of the chip once, as they are.
+columns. Real activations cross the memory of the chip once, as they are. Where one block holds all
+columns, the compiler rounds and multiplies at once, so that rounding costs little.
 """
 
 import functools
@@ -161,7 +162,7 @@ def _product(job: Job, left, scale, zero, refs: dict) -> Array:
 def _block(x, w: QTensor, job: Job, blocks: Blocks) -> tuple[int, int] | None:
     """Rows and columns of a block that vector memory can hold with all of K, or None.
 
-    Operands are held twice, one being loaded while the other is used.
+    Operands are held twice, one being loaded while the other is used. Rows give way first.
     """
     (m, k), n = x.shape, w.shape[1]
     real = 0 if isinstance(x, QTensor) else x.dtype.itemsize
@@ -174,4 +175,5 @@ def _block(x, w: QTensor, job: Job, blocks: Blocks) -> tuple[int, int] | None:
             return shape
         if rows <= 64 and columns <= 128:
             return None
-        rows, columns = (rows // 2, columns) if rows > columns else (rows, columns // 2)
+        fewer = rows > 128 or columns <= 128
+        rows, columns = (rows // 2, columns) if fewer else (rows, columns // 2)
