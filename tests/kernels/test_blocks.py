@@ -1,11 +1,15 @@
 """Blocks cover an array, within their limits and the memory of the chip."""
 
+import jax
+import jax.numpy as jnp
 from hypothesis import given
 from hypothesis import strategies as st
 from jax.experimental.pallas import tpu as pltpu
 
 from qdiffjax import kernels
 from qdiffjax.kernels.tpu.blocks import Blocks, fitted
+from qdiffjax.kernels.tpu.matmul import Job, _block
+from qdiffjax.quant import IntFormat
 from tests.helpers import assert_close
 from tests.kernels.paths import DYNAMIC, compiled, exact, exact_operand, normal, weight
 
@@ -24,6 +28,13 @@ def test_blocks_do_not_change_the_product():
         path = kernels.tpu_path(interpret=True, blocks=blocks)  # the last one holds nothing: XLA
         run = compiled(lambda x, path=path: kernels.matmul(x, w, activation=DYNAMIC, path=path))
         assert_close(run(x), expected)
+
+
+def test_one_block_holds_all_columns_while_memory_does():
+    x = jax.ShapeDtypeStruct((4096, 1024), jnp.bfloat16)
+    w, job = weight((1024, 512)), Job(True, IntFormat(8), IntFormat(8), None)
+    held = [_block(x, w, job, Blocks(512, 512, 2**n)) for n in (24, 23, 22, 21, 10)]
+    assert held == [(512, 512), (256, 512), (128, 512), (128, 256), None]
 
 
 def test_memory_that_nobody_wrote_does_not_reach_the_product():

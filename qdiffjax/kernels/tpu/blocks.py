@@ -18,20 +18,22 @@ class Blocks(NamedTuple):
 
 
 MIB = 2**20
-# Rows and columns: least cycles of W8A8 with static scales on a v5e, counted from the bundles that
-# libtpu 0.0.42.1 makes ahead of time (no device). In thousands, for x [4096, K] and w [K, N]:
-#   rows x columns   512x256  1024x256  512x512  1024x512  256x512  512x640
-#   K 1280, N 1280      66.8      63.7     73.8      75.0     79.7     64.0
-#   K 640,  N 640       26.4      24.5     25.6      24.3     28.7     17.3
-#   K 1280, N 5120     229.3     216.0    216.1     219.2    235.7    217.4
-#   K 5120, N 1280     247.3     245.4    312.0     312.3    318.0    243.9
-# v5p, v6e and v7x take the same; v4, whose kernels multiply no codes, smaller ones that fit.
+# Rows and columns: least cycles of W8A8 on a v5e, counted from the bundles that libtpu 0.0.42.1
+# makes ahead of time (no device). In thousands, with static / dynamic scales, for x [4096, K] and
+# w [K, N]; fewer rows where memory says so:
+#   rows x columns   512x640        512x1280       256x1280
+#   K 1280, N 1280    63.9 /  68.7   55.3 /  64.3   57.6 /  67.8
+#   K 640,  N 640     21.8 /  23.1   the same       21.8 /  24.4
+#   K 1280, N 5120   219.2 / 223.9  209.6 / 213.8  214.0 / 219.1
+#   K 5120, N 1280   243.8 / 254.3  222.4 / 247.5  the same
+# v5p, v6e and v7x take the same (1280 columns save 14 to 24 % of the first); v4, whose kernels
+# multiply no codes, smaller ones that fit.
 TABLE = {
     "v4": Blocks(256, 256, 14 * MIB),
-    "v5e": Blocks(512, 640, 40 * MIB),
-    "v5p": Blocks(512, 640, 40 * MIB),
-    "v6e": Blocks(512, 640, 40 * MIB),
-    "v7x": Blocks(512, 640, 40 * MIB),
+    "v5e": Blocks(512, 1280, 40 * MIB),
+    "v5p": Blocks(512, 1280, 40 * MIB),
+    "v6e": Blocks(512, 1280, 40 * MIB),
+    "v7x": Blocks(512, 1280, 40 * MIB),
 }
 DEFAULT = TABLE["v5e"]
 KINDS = {"v4": "v4", "v5 lite": "v5e", "v5e": "v5e", "v5": "v5p", "v5p": "v5p", "v6 lite": "v6e",
