@@ -1,10 +1,12 @@
-"""A float32 convolution written in several ways, on the shapes of small UNets.
+"""A convolution of float32 numbers written in several ways, on the shapes of small UNets.
 
     python -m experiments.bench_convolutions
 
 All ways run once in each round, so that ratios are of one moment; the last column is CPU time,
 which holds on a busy machine. On a CPU also with other settings of XLA's: without YNNPACK, which
-convolves by default, and with LLVM at level 1. torch is optional.
+convolves by default, and with LLVM at level 1. The ways that begin with W8A8 start from float32
+images too and round them, with weights rounded before; "XLA's" is its own convolution of int8.
+torch is optional.
 """
 
 import contextlib
@@ -19,12 +21,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import command, timing
+from qdiffjax import kernels
+from qdiffjax.kernels import Activation
+from qdiffjax.kernels.operands import rounded_codes
+from qdiffjax.quant import IntFormat, QTensor, quantize
 
 # (batch, side, channels in, channels out, kernel): the shipped UNet's, then larger ones.
 SHAPES = (
     (64, 14, 4, 32, 3), (64, 14, 32, 32, 3), (64, 14, 64, 32, 3), (64, 7, 64, 64, 3),
     (64, 7, 128, 64, 3), (64, 14, 64, 32, 1), (16, 16, 64, 64, 3), (16, 16, 128, 128, 3),
 )  # fmt: skip
+INT8 = IntFormat(8)
+STATIC = Activation(INT8, np.float32(5 / 127))  # of numbers from a normal distribution
 NO_YNNPACK = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT"}
 LEVEL_1 = {"xla_backend_optimization_level": 1}
 
@@ -95,6 +103,23 @@ def bfloat16(x, kernel):
     )
 
 
+def static(x, w: QTensor):
+    """Codes of 8 bits, one scale for all images."""
+    return kernels.conv(x, w, activation=STATIC)
+
+
+def dynamic(x, w: QTensor):
+    """Codes of 8 bits, a scale for each image from its largest entry."""
+    return kernels.conv(x, w, activation=Activation(INT8))
+
+
+def int8(x, w: QTensor):
+    """As `static`, by XLA's convolution of int8."""
+    codes = rounded_codes(x, STATIC, (1, 2, 3))
+    y = convolve(codes.values, w.codes, preferred_element_type=jnp.int32)
+    return codes.scale * w.scale * y.astype(jnp.float32)
+
+
 WAYS: dict[str, tuple[Callable, dict[str, Any]]] = {
     "XLA": (convolve, {}),
     "XLA without YNNPACK": (convolve, NO_YNNPACK),
@@ -106,6 +131,7 @@ WAYS: dict[str, tuple[Callable, dict[str, Any]]] = {
     "im2col": (im2col, {}),
     "bfloat16": (bfloat16, {}),
 }
+CODED = {"W8A8 static": static, "W8A8 dynamic": dynamic, "W8A8 static, XLA's": int8}
 
 
 def turns(x, kernel) -> dict[str, Callable[[], Any]]:
@@ -116,9 +142,17 @@ def turns(x, kernel) -> dict[str, Callable[[], Any]]:
             continue
         run = jax.jit(fn, compiler_options=options or None)
         found[name] = functools.partial(_wait, run, x, kernel)
+    weight = quantize(kernel, absmax_scale(kernel), format=INT8)
+    for name, fn in CODED.items():
+        found[name] = functools.partial(_wait, jax.jit(fn), x, weight)
     with contextlib.suppress(ImportError):
         found["torch"] = torch_turn(x, kernel)
     return found
+
+
+def absmax_scale(kernel):
+    """Scales of output channels [1, 1, 1, n]."""
+    return jnp.max(jnp.abs(kernel), (0, 1, 2), keepdims=True) / INT8.qmax
 
 
 def _wait(fn, *args):

@@ -9,6 +9,7 @@ import pytest
 
 from experiments import bench_convolutions, bench_networks, store, timing, torch_twin
 from qdiffjax.models.unet import UNet
+from qdiffjax.quant import quantize
 from tests import tiny
 from tests.models.tools import normal, quick_jit, random_params
 
@@ -78,11 +79,24 @@ def test_every_way_to_convolve_is_the_convolution(size):
         assert np.abs(out - expected).max() <= tolerance * np.abs(expected).max(), name
 
 
+def test_codes_convolve_to_within_their_steps():
+    x, kernel = normal(4, 5, 5, 3), normal(3, 3, 3, 2, seed=1)
+    w = quantize(kernel, bench_convolutions.absmax_scale(kernel), format=bench_convolutions.INT8)
+    exact = bench_convolutions.convolve(x, kernel)
+    found = {name: fn(x, w) for name, fn in bench_convolutions.CODED.items()}
+    np.testing.assert_array_equal(found["W8A8 static"], found["W8A8 static, XLA's"])
+    for name, y in found.items():
+        # 27 products with errors of half a step of x (5 / 127) and of w (max / 127), uniform.
+        error = 27**0.5 * (5 / 127 + np.abs(kernel).max() / 127) / 12**0.5
+        assert np.sqrt(np.mean((y - exact) ** 2)) < 2 * error, name
+
+
 def test_a_convolution_has_a_row_for_each_way():
     config = bench_convolutions.Config(num_rounds=2)
     arrays, rows = bench_convolutions.run(config, shapes=[(2, 4, 4, 4, 3)])
     assert arrays["seconds"].shape == arrays["cpu_seconds"].shape == (2, len(rows))
-    assert set(bench_convolutions.WAYS) <= {row["way"] for row in rows}
+    ways = {*bench_convolutions.WAYS, *bench_convolutions.CODED}
+    assert ways <= {row["way"] for row in rows}
     assert rows[0]["over_xla"] == 1.0
 
 
