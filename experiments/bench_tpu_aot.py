@@ -8,9 +8,13 @@ bfloat16 activations in vector memory and multiplies codes. Cycles are estimates
 schedule for XLA, the instructions of a kernel counted; neither below what the matrix units and the
 memory of the chip allow. `ratio` compares all operations of both, `ratio_product` all of the
 kernel's with XLA's product alone, without the copies around it. W8A16 multiplies in bfloat16 as
-XLA does: how far its ratio is below 1 says how far the two ways of counting differ. Then a call
-of a UNet in bfloat16 beside the same call lowered to W8A8, and which kernels compile for which
-chip.
+XLA does: how far its ratio is below 1 says how far the two ways of counting differ.
+
+Then a UNet and a DiT as samplers run them, inside one scan over the steps of DDIM, for each chip:
+in bfloat16, lowered to W8A8 with our kernels, and lowered by XLA alone. The compiler states the
+cycles of the loop's body once; `step` is that number, by its schedule, and `issued` the same step
+with the instructions of every operation counted, XLA's too, as `hardware.aot` says; waits for
+matrix units and memory are known for v5e only. Last, which kernels compile for which chip.
 """
 
 import dataclasses
@@ -20,10 +24,10 @@ from typing import Any
 import jax
 
 from experiments import bench_tpu_aot_parts as parts
+from experiments import bench_tpu_aot_scans as scans
 from experiments import command, store
 from qdiffjax import kernels
 from qdiffjax.hardware import aot
-from qdiffjax.kernels.tpu.blocks import TABLE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,20 +44,28 @@ class Config:
     compiled: tuple[str, ...] = (
         "W8A8 static", "W8A8 dynamic", "W4A8 static", "W4A16", "e4m3", "e5m2", "rounded", "random",
     )  # fmt: skip
+    networks: tuple[str, ...] = ("unet", "dit")
     channels: tuple[int, ...] = (320, 640)
+    width: int = 768
+    depth: int = 4
     side: int = 32
     batch: int = 8
+    num_steps: int = 50
 
 
 HELP = {
-    "chip": f"of the ratios and the UNet; one of {', '.join(parts.MACS)}",
-    "chips": f"to compile every kernel for, of {', '.join(aot.CHIPS)}",
+    "chip": f"of the ratios; one of {', '.join(parts.MACS)}",
+    "chips": f"to compile every kernel and every network for, of {', '.join(aot.CHIPS)}",
     "shapes": "MxKxN, a matrix product, or BxHxWxKxN, a 3 x 3 convolution",
     "hows": f"how codes multiply, of {', '.join(parts.HOWS)}",
     "compiled": f"kernels to compile for every chip, of {', '.join(parts.HOWS)}, rounded, random",
+    "networks": "to sample from, of unet, dit",
     "channels": "of the UNet, by level",
-    "side": "of the UNet's latents",
-    "batch": "of the UNet",
+    "width": "of the DiT, a multiple of 64",
+    "depth": "of the DiT",
+    "side": "of the latents",
+    "batch": "of the latents",
+    "num_steps": "of the scan",
 }
 
 
@@ -64,7 +76,7 @@ def check(config: Config) -> None:
     for text in config.shapes:
         parts.shape_of(text)
     known = (("chip", (config.chip,), parts.MACS), ("chips", config.chips, aot.CHIPS),
-             ("hows", config.hows, parts.HOWS),
+             ("hows", config.hows, parts.HOWS), ("networks", config.networks, ("unet", "dit")),
              ("compiled", config.compiled, (*parts.HOWS, "rounded", "random")))  # fmt: skip
     for name, values, allowed in known:
         if not set(values) <= set(allowed):
@@ -78,17 +90,19 @@ class Study:
         self.config = config
 
     def names(self) -> list[str]:
-        """Each product, the UNet three times, each chip."""
-        unet = [f"unet-{name}" for name in ("bf16", "kernels", "xla")]
-        return [*self.config.shapes, *unet, *(f"chip-{c}" for c in self.config.chips)]
+        """Each product, each network on each chip in three ways, each chip."""
+        c = self.config
+        runs = [f"{name}-{chip}-{how}" for name in c.networks for chip in c.chips
+                for how in scans.HOWS]  # fmt: skip
+        return [*c.shapes, *runs, *(f"chip-{chip}" for chip in c.chips)]
 
     def measure(self, part: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """Return (no arrays, rows) of one part."""
-        kind, _, what = part.partition("-")
+        kind, _, rest = part.partition("-")
         if kind == "chip":
-            return {}, [self._compiles(name, what) for name in self.config.compiled]
-        if kind == "unet":
-            return {}, [self._unet(what)]
+            return {}, [self._compiles(name, rest) for name in self.config.compiled]
+        if kind in self.config.networks:
+            return {}, [self._scan(kind, *rest.split("-"))]
         return {}, self._product(part)
 
     def _product(self, text: str) -> list[dict[str, Any]]:
@@ -124,15 +138,23 @@ class Study:
                 row[kind] = parts.reason(str(error))
         return row
 
-    def _unet(self, what: str) -> dict[str, Any]:
+    def _scan(self, name: str, chip: str, how: str) -> dict[str, Any]:
+        """A sampling run by its shapes; a reason where the compiler fails."""
+        row: dict[str, Any] = {"part": f"{name}-{chip}-{how}", "chip": chip, "how": how}
+        net = self._network(name)
+        row["lowered"] = len(net.denoiser.site_inputs) if how != "bf16" else 0
+        try:
+            cost = scans.scan_cost(net, how, self.config.num_steps, chip)
+            row |= scans.by_step(cost, self.config.num_steps)
+        except RuntimeError as error:
+            return row | {"reason": parts.reason(str(error))}
+        return row | {"memory": cost.memory, "compiler": cost.compiler}
+
+    def _network(self, name: str) -> scans.Network:
         c = self.config
-        net = parts.unet(c.channels, c.side, c.batch)
-        path = kernels.XLA if what == "xla" else kernels.tpu_path(blocks=TABLE[c.chip])
-        cost = parts.call_cost(net, c.chip, path, lowered=what != "bf16")
-        products = sum(op.calls * op.cycles for op in cost.ops if parts.is_product(op))
-        return {"part": f"unet-{what}", "chip": c.chip, "how": what, "cycles": cost.cycles,
-                "products": products, "memory": cost.memory, "compiler": cost.compiler,
-                "lowered": len(net.inputs) if what != "bf16" else 0}  # fmt: skip
+        if name == "unet":
+            return scans.unet(c.channels, c.side, c.batch)
+        return scans.dit(c.width, c.depth, c.side, c.batch)
 
 
 def run(config: Config, **options):
@@ -144,14 +166,20 @@ def run(config: Config, **options):
     return command.by_part(found), [row for _, rows in found.values() for row in rows]
 
 
+SHOWN = (
+    "cycles", "product", "floor", "ratio", "ratio_product", "step", "issued", "products",
+    "outside", "reason", "matmul", "conv", "rounding",
+)  # fmt: skip
+
+
 def print_rows(rows: list[dict[str, Any]]) -> None:
     """Print a line for each row: numbers as they are, reasons where something does not compile."""
-    base = next((r["cycles"] for r in rows if r["part"] == "unet-bf16"), None)
+    real = {row["part"]: row for row in rows if row["how"] == "bf16"}
     for row in rows:
-        shown = {"ratio": row["cycles"] / base} if base and row["part"].startswith("unet") else {}
-        shown |= {k: row[k] for k in ("cycles", "product", "products", "floor", "ratio",
-                                      "ratio_product", "matmul", "conv", "rounding")
-                  if k in row}  # fmt: skip
+        base = real.get(row["part"].replace(row["how"], "bf16"), {})
+        shown = {f"{k} / bf16": row[k] / base[k] for k in ("step", "issued")
+                 if k in row and k in base and row is not base}  # fmt: skip
+        shown |= {k: row[k] for k in SHOWN if k in row}
         cells = (f"{k} {v:.4g}" if isinstance(v, (int, float)) else f"{k}: {v}"
                  for k, v in shown.items())  # fmt: skip
         print(f"{row['part']:<22} {row['how']:<20} {'  '.join(cells)}")

@@ -8,12 +8,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from qdiffjax import hardware, kernels, program
+from qdiffjax import hardware, kernels
 from qdiffjax.hardware import aot
 from qdiffjax.kernels import Activation
 from qdiffjax.kernels.tpu.blocks import TABLE
-from qdiffjax.models.unet import UNet
-from qdiffjax.program import rules
 from qdiffjax.quant import E4M3FN, E5M2, IntFormat, QTensor
 
 S = jax.ShapeDtypeStruct
@@ -134,54 +132,14 @@ def floor(shape: Shape, how: How | None, chip: str) -> float:
     return max(shape.macs / rate, num_bytes / peak.bandwidth * clock)
 
 
-class Denoiser(NamedTuple):
-    """A UNet by its shapes: eps_fn, parameters, x, t, and inputs that lower it to W8A8."""
-
-    eps_fn: Callable
-    params: Any
-    x: Any
-    t: Any
-    inputs: dict[str, rules.SiteQuant]
-
-
-def unet(channels: tuple[int, ...], side: int, batch: int) -> Denoiser:
-    """A UNet in bfloat16 on latents [batch, side, side, 4], nothing of which exists."""
-    net = UNet(channels=channels, num_blocks=1, attention=(False,) * (len(channels) - 1) + (True,),
-               patch=1, dtype=BF16)  # fmt: skip
-    x, t = S((batch, side, side, 4), BF16), S((), F32)
-    params = jax.eval_shape(net.init, jax.random.key(0), x, t)
-    params = jax.tree.map(lambda p: S(p.shape, BF16), params)
-    sites = program.sites(net.apply, params, x, t)
-    weighted = [s for s in sites if s.weight is not None]
-    inputs = {s.name: _w8a8(s) for s in weighted[1:-1] if min(s.shapes[s.weight or 0][-2:]) >= 32}
-    return Denoiser(net.apply, params, x, t, inputs)
-
-
-def _w8a8(site: program.Site) -> rules.SiteQuant:
-    shapes: list[Any] = [S(site.shapes[site.weight or 0], jnp.int8)]
-    shapes.append(S(program.output_channels(site), F32))
-    w = QTensor(shapes[0], shapes[1], None, INT8)
-    return rules.SiteQuant(w, (Activation(INT8, S((), F32)),))
-
-
-def call_cost(net: Denoiser, chip: str, path: kernels.Path | None, lowered: bool) -> aot.TpuCost:
-    """One call of the denoiser, as it is or lowered on a path."""
-    if not lowered:
-        return aot.tpu_cost(net.eps_fn, net.params, net.x, net.t, topology=chip)
-    g = program.transform(net.eps_fn, program.lower(path))
-
-    def run(params, x, t, inputs):
-        return g(params, x, t, site_inputs=inputs)[0]
-
-    return aot.tpu_cost(run, net.params, net.x, net.t, net.inputs, topology=chip)
-
-
 def is_product(op: aot.Op) -> bool:
     """Whether an operation multiplies matrices, or is a kernel."""
     return op.kind == "bundles" or op.source.endswith(("dot_general", "conv_general_dilated"))
 
 
 def reason(error: str) -> str:
-    """The line of the compiler's words that says what it cannot do."""
-    lines = [line for line in error.splitlines() if "Mosaic" in line or "Not Implemented" in line]
-    return (lines[-1] if lines else error.splitlines()[-1])[-160:].strip()
+    """The compiler's words that say what it cannot do, or its first line."""
+    for word in ("Mosaic", "Not Implemented", "RESOURCE_EXHAUSTED"):
+        if word in error:
+            return error[error.rindex(word) :].splitlines()[0][:160].strip()
+    return error.splitlines()[0][:160]

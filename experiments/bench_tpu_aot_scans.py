@@ -56,8 +56,9 @@ def network(net, side: int, batch: int) -> Network:
 
 
 def _w8a8(site: program.Site) -> rules.SiteQuant:
-    codes = S(site.shapes[site.weight or 0], jnp.int8)
-    w = QTensor(codes, S(program.output_channels(site), F32), None, INT8)
+    codes: Any = S(site.shapes[site.weight or 0], jnp.int8)
+    scale: Any = S(program.output_channels(site), F32)
+    w = QTensor(codes, scale, None, INT8)
     return rules.SiteQuant(w, (Activation(INT8, S((), F32)),))
 
 

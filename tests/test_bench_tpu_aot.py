@@ -7,6 +7,7 @@ import pytest
 
 from experiments import bench_tpu_aot, store
 from experiments import bench_tpu_aot_parts as parts
+from experiments import bench_tpu_aot_scans as scans
 from qdiffjax.hardware import aot
 from qdiffjax.quant import IntFormat
 
@@ -31,13 +32,25 @@ def test_no_schedule_is_faster_than_the_matrix_units_or_memory():
     )
 
 
-def test_a_unet_of_shapes_is_lowered_where_channels_are_many():
+def test_networks_of_shapes_are_lowered_where_channels_are_many():
     with jax.numpy_dtype_promotion("standard"):  # as users have it; norms of bfloat16 need it
-        net = parts.unet((32, 64), 8, 2)
-    assert "down_1_block_0/conv_1/kernel" in net.inputs
-    assert "conv_in/kernel" not in net.inputs
-    assert "conv_out/kernel" not in net.inputs
-    assert all(q.weight.format == IntFormat(8) for q in net.inputs.values())
+        unet, dit = scans.unet((32, 64), 8, 2).denoiser, scans.dit(64, 1, 8, 2).denoiser
+    assert "down_1_block_0/conv_1/kernel" in unet.site_inputs
+    assert "block_0/mlp/up/kernel" in dit.site_inputs
+    assert not {"conv_in/kernel", "conv_out/kernel"} & set(unet.site_inputs)
+    assert not {"patchify/kernel", "head/out/kernel"} & set(dit.site_inputs)
+    given = [*unet.site_inputs.values(), *dit.site_inputs.values()]
+    assert all(q.weight.format == IntFormat(8) for q in given)
+
+
+def test_a_step_is_what_runs_as_often_as_the_loop():
+    runs = (("copy", 1, 7.0, 9.0), ("dot_general", 5, 10.0, 8.0), ("add", 10, 1.0, 2.0))
+    ops = tuple(aot.Op(name, name, "schedule", *numbers) for name, *numbers in runs)
+    cost = aot.TpuCost(7.0 + 5 * 10 + 10 * 1, 0.0, ops, 0.0, 0.0, {}, "", "", "")
+    expected = {"step": 10 + 2 * 1, "issued": 8 + 2 * 2, "products": 10, "outside": 7}
+    assert scans.by_step(cost, 5) == expected
+    with pytest.raises(RuntimeError, match="no loop of 50"):
+        scans.by_step(cost, 50)
 
 
 def test_reasons_are_the_compilers_last_words_on_the_kernel():

@@ -22,7 +22,7 @@ _NAMES = re.compile(r"%[\w.\-]+|metadata=\{[^}]*\}")
 _BITS = re.compile(r"(\d+)")
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
 
-# Cycles that the compiler's schedule gives the smallest operation; a kernel starts no faster.
+# Cycles that the compiler's schedule gives the smallest fusion; a kernel starts no faster.
 START = 1800
 
 
@@ -63,8 +63,9 @@ def operations(
     alike = {_alike(line): counted[name[1]] for name, line in named if name and name[1] in counted}
 
     def issued(line: str, sizes: dict[str, float]) -> float:
-        cycles = alike.get(_alike(line), math.nan)
-        return START + max(cycles, _moved(line, sizes) / bytes_per_cycle)
+        cycles, scheduled = alike.get(_alike(line), math.nan), _cycles(line)
+        start = START if scheduled is None else min(START, scheduled)
+        return start + max(cycles, _moved(line, sizes) / bytes_per_cycle)
 
     return list(_walk(blocks, entry, 1, issued))
 
