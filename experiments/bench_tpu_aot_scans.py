@@ -1,5 +1,6 @@
 """Whole sampling runs of `experiments.bench_tpu_aot`, by shapes alone: a network inside a scan."""
 
+import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -68,11 +69,13 @@ def scan_cost(network: Network, how: str, num_steps: int, chip: str) -> aot.TpuC
     how: "bf16", or W8A8 by our "kernels" or by "xla", without the weights that codes replace.
     """
     steps = diffusion.ddim(diffusion.linear(), num_steps)
-    q, of = network.denoiser, program.full_call
-    if how != "bf16":
+    q, of = network.denoiser, program.quantized_call
+    if how == "bf16":
+        q, of = dataclasses.replace(q, site_inputs={}), program.full_call
+    else:
         path = kernels.XLA if how == "xla" else kernels.tpu_path(blocks=TABLE[chip])
-        q = program.Quantized(q.eps_fn, q.params, q.site_inputs, program.lower(path))
-        q, of = program.drop_weights(q, network.x, S((), F32)), program.quantized_call
+        q = dataclasses.replace(q, rule=program.lower(path))
+        q = program.drop_weights(q, network.x, S((), F32))
 
     def run(q, x_T):
         return diffusion.sample(of(q), x_T, steps, keep_trajectory=False).x_0
