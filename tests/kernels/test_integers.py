@@ -79,10 +79,10 @@ WINDOWS = [
 ]
 
 
-@pytest.mark.usefixtures("instructions")
 @pytest.mark.parametrize("window", WINDOWS, ids=str)
-@pytest.mark.parametrize("kernel", [(1, 1), (3, 3), (2, 4)], ids=str)
-def test_convolution_is_that_of_whole_numbers(window, kernel):
+@pytest.mark.parametrize("kernel", [(1, 1), (2, 3)], ids=str)
+def test_convolution_is_that_of_whole_numbers(window, kernel, monkeypatch):
+    monkeypatch.setattr(integers, "multiplies_unsigned", lambda: True)
     window = window | {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
     left, right = codes(2, 11, 9, 5), codes(*kernel, 5, 7)
     y = integers.conv(left, right, window)
