@@ -30,6 +30,9 @@ from qdiffjax import kernels
 from qdiffjax.hardware import aot
 
 
+NETWORKS = tuple(f"{name}-{chip}" for name in ("dit", "unet") for chip in aot.CHIPS)
+
+
 @dataclasses.dataclass(frozen=True)
 class Config:
     """What to run."""
@@ -44,7 +47,7 @@ class Config:
     compiled: tuple[str, ...] = (
         "W8A8 static", "W8A8 dynamic", "W4A8 static", "W4A16", "e4m3", "e5m2", "rounded", "random",
     )  # fmt: skip
-    networks: tuple[str, ...] = ("unet", "dit")
+    networks: tuple[str, ...] = NETWORKS
     channels: tuple[int, ...] = (320, 640)
     width: int = 768
     depth: int = 4
@@ -55,11 +58,11 @@ class Config:
 
 HELP = {
     "chip": f"of the ratios; one of {', '.join(parts.MACS)}",
-    "chips": f"to compile every kernel and every network for, of {', '.join(aot.CHIPS)}",
+    "chips": f"to compile every kernel for, of {', '.join(aot.CHIPS)}",
     "shapes": "MxKxN, a matrix product, or BxHxWxKxN, a 3 x 3 convolution",
     "hows": f"how codes multiply, of {', '.join(parts.HOWS)}",
     "compiled": f"kernels to compile for every chip, of {', '.join(parts.HOWS)}, rounded, random",
-    "networks": "to sample from, of unet, dit",
+    "networks": "to sample from, and for which chip: unet or dit, a dash, the chip",
     "channels": "of the UNet, by level",
     "width": "of the DiT, a multiple of 64",
     "depth": "of the DiT",
@@ -76,7 +79,7 @@ def check(config: Config) -> None:
     for text in config.shapes:
         parts.shape_of(text)
     known = (("chip", (config.chip,), parts.MACS), ("chips", config.chips, aot.CHIPS),
-             ("hows", config.hows, parts.HOWS), ("networks", config.networks, ("unet", "dit")),
+             ("hows", config.hows, parts.HOWS), ("networks", config.networks, NETWORKS),
              ("compiled", config.compiled, (*parts.HOWS, "rounded", "random")))  # fmt: skip
     for name, values, allowed in known:
         if not set(values) <= set(allowed):
@@ -90,18 +93,17 @@ class Study:
         self.config = config
 
     def names(self) -> list[str]:
-        """Each product, each network on each chip in three ways, each chip."""
+        """Each product, each network on its chip in three ways, each chip."""
         c = self.config
-        runs = [f"{name}-{chip}-{how}" for name in c.networks for chip in c.chips
-                for how in scans.HOWS]  # fmt: skip
-        return [*c.shapes, *runs, *(f"chip-{chip}" for chip in c.chips)]
+        runs = [f"{network}-{how}" for network in c.networks for how in scans.HOWS]
+        return [*c.shapes, *(f"chip-{chip}" for chip in c.chips), *runs]
 
     def measure(self, part: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """Return (no arrays, rows) of one part."""
         kind, _, rest = part.partition("-")
         if kind == "chip":
             return {}, [self._compiles(name, rest) for name in self.config.compiled]
-        if kind in self.config.networks:
+        if kind in ("dit", "unet"):
             return {}, [self._scan(kind, *rest.split("-"))]
         return {}, self._product(part)
 
@@ -165,7 +167,11 @@ def run(config: Config, **options):
     """Return (no arrays, rows); touches no file. Options as `command.parts`."""
     check(config)
     study = Study(config)
-    mark = store.fingerprint(dataclasses.asdict(config), jax.__version__)
+    said = dataclasses.asdict(config)
+    own = {
+        k: v for k, v in said.items() if k not in ("shapes", "chips", "networks")
+    }  # of each part
+    mark = store.fingerprint(own, jax.__version__)
     found = command.parts(study.names(), study.measure, mark, **options)
     return command.by_part(found), [row for _, rows in found.values() for row in rows]
 
