@@ -29,7 +29,6 @@ from experiments import command, store
 from qdiffjax import kernels
 from qdiffjax.hardware import aot
 
-
 NETWORKS = tuple(f"{name}-{chip}" for name in ("dit", "unet") for chip in aot.CHIPS)
 
 
