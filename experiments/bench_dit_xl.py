@@ -125,7 +125,7 @@ def drawn(seed: int, shape):
     return (size * jax.random.normal(jax.random.key(seed), shape, jnp.float32)).astype(BF16)
 
 
-def quantized(eps_fn, params, sites, way: Way, x) -> program.Quantized:
+def quantized(eps_fn, params, sites, way: Way, x, path=None) -> program.Quantized:
     """The network with codes for weights, without the weights they stand for."""
     dense = [s for s in sites if s.weight is not None and s.kind == "dot"][:-1]
     weights = program.weight_operands(eps_fn, params, x, jnp.float32(0))
@@ -139,7 +139,8 @@ def quantized(eps_fn, params, sites, way: Way, x) -> program.Quantized:
     )  # fmt: skip
     hows = {s.name: (way.activation,) if tokens(s) >= LEAST_TOKENS else (None,) for s in dense}
     inputs = {name: SiteQuant(codes[name], how) for name, how in hows.items()}
-    q = program.Quantized(eps_fn, params, inputs, lower())
+    inputs = program.stored(inputs, sites, path)
+    q = program.Quantized(eps_fn, params, inputs, lower(path))
     return program.drop_weights(q, x, jnp.float32(0))
 
 

@@ -20,6 +20,8 @@ class Path:
     Attributes:
       name: for tables and errors.
       matmul, conv, rounded, stochastic_codes: with the signatures of `kernels.reference`.
+      sums_last: whether kernels read a weight with the axes that are summed last: matrices as
+        [N, K], windows as [N, h, w, K]; see `program.stored`.
     """
 
     name: str
@@ -27,6 +29,7 @@ class Path:
     conv: Callable
     rounded: Callable
     stochastic_codes: Callable
+    sums_last: bool = False
 
 
 def tpu_path(*, interpret: Any = False, blocks: Blocks | None = None) -> Path:
@@ -34,9 +37,12 @@ def tpu_path(*, interpret: Any = False, blocks: Blocks | None = None) -> Path:
 
     `blocks` says how much a kernel takes at a time; None looks the chip up.
     """
-    kernels = (tpu.matmul, tpu.conv, tpu.rounded, tpu.stochastic_codes)
+    matmul, conv, rounded, stochastic_codes = (
+        functools.partial(kernel, interpret=interpret, blocks=blocks)
+        for kernel in (tpu.matmul, tpu.conv, tpu.rounded, tpu.stochastic_codes)
+    )
     name = "tpu, interpreted" if interpret else "tpu"
-    return Path(name, *(functools.partial(k, interpret=interpret, blocks=blocks) for k in kernels))
+    return Path(name, matmul, conv, rounded, stochastic_codes)
 
 
 REFERENCE = Path(
@@ -57,7 +63,10 @@ def _hopper(name: str) -> Callable:
     return run
 
 
-GPU = Path("gpu", _hopper("matmul"), _hopper("conv"), xla.rounded, reference.stochastic_codes)
+GPU = Path(
+    "gpu", _hopper("matmul"), _hopper("conv"), xla.rounded, reference.stochastic_codes,
+    sums_last=True,
+)  # fmt: skip
 
 
 def default() -> Path:

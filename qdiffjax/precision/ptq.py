@@ -10,6 +10,7 @@ from qdiffjax import diffusion
 from qdiffjax._typing import EpsFn
 from qdiffjax.kernels import Activation, Path
 from qdiffjax.program import rules
+from qdiffjax.program.codes import stored
 from qdiffjax.program.lower import lower
 from qdiffjax.program.plan import Site
 from qdiffjax.program.quantized import Quantized
@@ -175,8 +176,8 @@ def lower_denoiser(
       path: implementation of the kernels; None takes the platform's.
 
     Returns:
-      What samplers run as they run the simulation; `program.drop_weights` then lets go of the
-      float weights.
+      What samplers run as they run the simulation, its codes `program.stored` for the path;
+      `program.drop_weights` then lets go of the float weights.
     """
-    inputs = code_inputs(recipe, weights, over_steps(ranges))
+    inputs = stored(code_inputs(recipe, weights, over_steps(ranges)), sites, path)
     return Quantized(eps_fn, params, inputs, lower(path))

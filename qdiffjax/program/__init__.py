@@ -13,6 +13,7 @@ use of a weight, `[i]` the iteration of a scan over layers, `dot_0` a product of
 """
 
 from qdiffjax.program import rules
+from qdiffjax.program.codes import Stored, prepare_codes, stored
 from qdiffjax.program.convolutions import canonical_convolutions
 from qdiffjax.program.lower import lower, lowering
 from qdiffjax.program.plan import Site
@@ -30,7 +31,6 @@ from qdiffjax.program.recipe import (
     output_channels,
     parse_shorthand,
     prepare,
-    prepare_codes,
     uniform,
     weight_operands,
     whole_tensor,
@@ -43,6 +43,7 @@ __all__ = [
     "Recipe",
     "Site",
     "SiteBits",
+    "Stored",
     "canonical_convolutions",
     "drop_weights",
     "full_call",
@@ -60,6 +61,7 @@ __all__ = [
     "rules",
     "site",
     "sites",
+    "stored",
     "transform",
     "uniform",
     "weight_operands",

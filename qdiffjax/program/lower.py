@@ -19,6 +19,7 @@ from qdiffjax.kernels.derivatives import (
 )
 from qdiffjax.kernels.operands import check_format, granules, native, quantized, rounded_codes
 from qdiffjax.program import rules
+from qdiffjax.program.codes import unstored
 from qdiffjax.program.plan import Site
 from qdiffjax.program.products import Conv, Dot
 from qdiffjax.program.rules import SiteQuant
@@ -34,16 +35,17 @@ def lower(path: Path | None = None) -> Rule:
         y = s_x s_w sum_k (q_x - z_x)(q_w - z_w),   q_x = clip(round(x / s_x) + z_x, qmin, qmax)
 
     Where `quantize` multiplies q's real values, so that the two differ by the order of float
-    sums. Inputs of a site are a `SiteQuant` with a `QTensor` for the weight operand, and an
-    `Activation`, or None, for each activation operand; see `program.prepare_codes` and
-    `ptq.code_inputs`. What kernels do not multiply is simulated: `lowering` says where and why.
-    Derivatives are the simulation's.
+    sums. Inputs of a site are a `SiteQuant` with a `QTensor` (or a `Stored` one) for the weight
+    operand, and an `Activation`, or None, for each activation operand; see
+    `program.prepare_codes` and `ptq.code_inputs`. What kernels do not multiply is simulated:
+    `lowering` says where and why. Derivatives are the simulation's.
     """
 
     def rule(site: Site, op: Callable, operands: tuple, inputs: SiteQuant | None):
         if inputs is None:
             return op(*operands), None
         _check_inputs(site, inputs)
+        inputs = unstored(inputs)
         if why_simulated(site, inputs):
             return _simulate(site, op, operands, inputs), None
         if site.product is None:
@@ -62,6 +64,7 @@ def lowering(sites: Sequence[Site], site_inputs: dict[str, SiteQuant]) -> dict[s
 def _how(site: Site, inputs: SiteQuant | None) -> str:
     if inputs is None:
         return "plain"
+    inputs = unstored(inputs)
     why = why_simulated(site, inputs)
     if why:
         return f"simulated: {why}"

@@ -20,6 +20,10 @@ class Dot(NamedTuple):
         taken = (*self.contract[index], *self.batch[index])
         return tuple(a for a in range(ndim) if a not in taken)
 
+    def sums_last(self, index: int, ndim: int) -> Axes:
+        """Axes of an operand, those summed over at the end."""
+        return (*self.batch[index], *self.free(index, ndim), *self.contract[index])
+
 
 class Conv(NamedTuple):
     """A `lax.conv_general_dilated`.
@@ -38,6 +42,11 @@ class Conv(NamedTuple):
     feature_groups: int
     batch_groups: int
     dtype: Any
+
+    def sums_last(self, index: int, ndim: int) -> Axes:
+        """Axes of an operand, those summed over at the end and channels the very last."""
+        outer, channels, *space = self.rhs if index else self.lhs
+        return (outer, *space, channels)
 
 
 def product_of(eqn) -> Dot | Conv:

@@ -10,14 +10,12 @@ from typing import Any, NamedTuple
 import jax
 
 from qdiffjax._typing import EpsFn
-from qdiffjax.kernels import narrow
-from qdiffjax.kernels.operands import check_format
 from qdiffjax.program import rules
 from qdiffjax.program.plan import Site
 from qdiffjax.program.sites import match, suggest
 from qdiffjax.program.transform import transform
-from qdiffjax.quant import QTensor, calibration, quantize
-from qdiffjax.quant.formats import MAX_BITS, MIN_BITS, Format, IntFormat
+from qdiffjax.quant import calibration
+from qdiffjax.quant.formats import MAX_BITS, MIN_BITS, IntFormat
 from qdiffjax.quant.ste import fake_quant
 
 
@@ -165,59 +163,3 @@ def _round_traced(w, width, *, scale_shape, calibrate):
 def _fake_quant_weight(w, format: IntFormat, scale_shape, calibrate):
     scale, zero_point = calibrate(w, format=format, scale_shape=scale_shape)
     return fake_quant(w, scale, zero_point, format=format)
-
-
-def prepare_codes(
-    weights: dict[str, Any],
-    sites: Sequence[Site],
-    recipe: Recipe,
-    *,
-    calibrate: Callable = calibration.absmax,
-    granularity: Callable[[Site], tuple[int, ...]] = output_channels,
-    format_fn: Callable[[int], Format] = IntFormat,
-) -> dict[str, QTensor]:
-    """Quantize the weights of a recipe to codes, once: `prepare`, not yet back in real units.
-
-    dequantize(codes) is what `prepare` returns, bit for bit. Codes of at most 4 bits are stored as
-    int4, see `kernels.narrow`.
-
-    Args:
-      weights, sites, recipe, calibrate, granularity: as `prepare`.
-      format_fn: bits -> format, such as `lambda bits: E4M3FN` for a recipe of 8 bits.
-
-    Raises:
-      ValueError: a width or format that no kernel multiplies; names the site.
-    """
-    bits = {n: b.weight for n, b in recipe.bits.items() if b.weight is not None and n in weights}
-    for name, width in bits.items():
-        if format_fn is IntFormat and not 2 <= width <= 8:
-            raise ValueError(
-                f"{name}: got {width} bits, expected 2..8 for codes that kernels multiply; take "
-                "that site's weight from `prepare`, and the rule `lower` simulates it."
-            )
-    shapes = {s.name: granularity(s) for s in sites if s.name in bits}
-    return {
-        name: _weight_codes(weights[name], width, shapes[name], calibrate, format_fn(width))
-        for name, width in bits.items()
-    }
-
-
-def _weight_codes(w, width: int, scale_shape, calibrate, format: Format) -> QTensor:
-    check_format(format)
-    is_integer = isinstance(format, IntFormat)
-    scale, zero_point = _scales(
-        w, width if is_integer else None, scale_shape=scale_shape, calibrate=calibrate,
-        format=None if is_integer else format,
-    )  # fmt: skip
-    return _codes(w, scale, zero_point, format=format)
-
-
-@functools.partial(jax.jit, static_argnames="format")
-def _codes(w, scale, zero_point, *, format: Format) -> QTensor:
-    return narrow(quantize(w, scale, zero_point, format=format))
-
-
-@functools.partial(jax.jit, static_argnames=("scale_shape", "calibrate", "format"))
-def _scales(w, width, *, scale_shape, calibrate, format):
-    # The width is data here too, so that scales are those of `prepare`, whatever the compiler does.
-    return calibrate(w, format=format or IntFormat(width), scale_shape=scale_shape)

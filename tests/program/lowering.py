@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from qdiffjax import program
-from qdiffjax.kernels import Activation
+from qdiffjax.kernels import Activation, narrow
 from qdiffjax.kernels.operands import quantized
 from qdiffjax.precision import ptq
 from qdiffjax.program import rules
@@ -135,7 +135,7 @@ def w8a8(site, net, bits=8):
     weight = None
     if site.weight is not None:
         w, format, shape = net.params["w"], IntFormat(bits), program.output_channels(site)
-        weight = program.recipe.narrow(codes_of(w, format, shape))
+        weight = narrow(codes_of(w, format, shape))
     return rules.SiteQuant(weight, activations(site, net))
 
 

@@ -1,5 +1,6 @@
 """Matrix products on Hopper; what the kernels do not take goes the way of XLA."""
 
+import dataclasses
 import math
 from typing import Any
 
@@ -14,6 +15,7 @@ from qdiffjax.kernels.gpu.few_tokens import Stripe
 from qdiffjax.kernels.gpu.products import Taps, Vectors
 from qdiffjax.kernels.gpu.tiles import Tile, choose
 from qdiffjax.kernels.operands import Activation, Native, native, rounded_codes, widened
+from qdiffjax.kernels.reference import finish
 from qdiffjax.quant import E4M3FN, E5M2, IntFormat, QTensor
 
 LEAST_TOKENS = 128  # below, most of a block would be padding
@@ -35,9 +37,8 @@ def matmul(x, w: QTensor, *, activation: Activation | None, bias, act_fn, out_dt
             stripe = _stripe(x, w)
             if stripe is not None:
                 return _few(x, w, stripe, **rest)
-            # Else a sampler's scan would keep the real weights of all its steps, which are what
-            # codes are there to save.
-            x, w = jax.lax.optimization_barrier((x, w))
+            if native(w).zero is None:
+                return _reals(x, w, **rest)
         elif takes(x, w, activation) and math.prod(x.shape[:-1]) >= LEAST_TOKENS:
             a = native(x) if activation is None else rounded_codes(x, activation, (1,))
             if tile_of(x.shape[0], w.shape[1], w.shape[0]) is not None:
@@ -116,6 +117,17 @@ def _few(x, w: QTensor, stripe: Stripe, *, bias, act_fn, out_dtype) -> Array:
         out_dtype=out_dtype if fused else jnp.float32, stripe=stripe,
     )  # fmt: skip
     return y if fused else act_fn(y).astype(out_dtype)
+
+
+def _reals(x, w: QTensor, *, bias, act_fn, out_dtype) -> Array:
+    """Real tokens times codes by XLA, which reads the codes [N, K] as they lie in memory."""
+    # Else a sampler's scan would keep the real weights of all its steps, which are what codes are
+    # there to save.
+    x, codes = jax.lax.optimization_barrier((x, w.codes.T))
+    values = native(dataclasses.replace(w, codes=codes)).values.astype(x.dtype)
+    last = (((1,), (1,)), ((), ()))
+    y = jax.lax.dot_general(x, values, last, preferred_element_type=jnp.float32)
+    return finish(w.scale.astype(jnp.float32) * y, bias, act_fn, out_dtype)
 
 
 def _same(y):

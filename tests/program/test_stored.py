@@ -1,0 +1,148 @@
+"""Codes stored as kernels read them: the same numbers, and nothing left to move."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from qdiffjax import kernels, program
+from qdiffjax.precision import ptq
+from qdiffjax.program.codes import Stored, unstored
+from qdiffjax.program.lower import as_matrix
+from tests.program import networks
+from tests.program.lowering import (
+    DOTS,
+    NETWORKS,
+    activations,
+    compiled,
+    dot,
+    lowered,
+    one_site,
+    ranges_of,
+    w8a8,
+    weight_only,
+)
+from tests.program.networks import normal
+
+# Kernels of XLA that ask for the order of the GPU's; those leave small sizes to XLA as well.
+ORDERED = dataclasses.replace(kernels.XLA, sums_last=True)
+WEIGHTED = [name for name in DOTS if DOTS[name][2] is not None]
+MIXED = ("CNWH", "IWOH", "HNWC")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compile_fast():
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def mixed():
+    def fn(a, b):
+        return jax.lax.conv_general_dilated(a, b, (1, 1), "SAME", dimension_numbers=MIXED)
+
+    return one_site(fn, (4, 2, 5, 6), (4, 3, 3, 2), weight=1)
+
+
+def the_site(net):
+    (site,) = [s for s in program.sites(net.fn, *net.args) if s.product]
+    return site
+
+
+def run(net, path, inputs):
+    g = compiled(program.transform(net.fn, program.lower(path)))
+    return g(*net.args, site_inputs=inputs)[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [(name, ORDERED) for name in (*WEIGHTED, "mixed axes")] + [("w x", kernels.GPU)],
+)
+def test_where_codes_lie_changes_no_bit_of_a_product(name, path):
+    net = mixed() if name == "mixed axes" else dot(name)
+    site = the_site(net)
+    inputs = {site.name: w8a8(site, net)}
+    stored = program.stored(inputs, [site], path)
+    assert isinstance(stored[site.name].weight, Stored)
+    assert program.lowering([site], stored) == program.lowering([site], inputs)
+    np.testing.assert_array_equal(run(net, path, stored), run(net, path, inputs))
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("name", [n for n in WEIGHTED if n != "batch of w"])
+def test_stored_codes_are_the_matrix_that_kernels_read(name, bits):
+    net = dot(name)
+    site = the_site(net)
+    codes = w8a8(site, net, bits).weight
+    given = {site.name: program.rules.SiteQuant(codes)}
+    weight = program.stored(given, [site], kernels.GPU)[site.name].weight
+    rows = site.product.contract[site.weight]
+    matrix = as_matrix(codes, rows, site.product.free(site.weight, codes.ndim))
+    np.testing.assert_array_equal(weight.held.codes.reshape(matrix.codes.T.shape), matrix.codes.T)
+    assert weight.held.codes.dtype == codes.codes.dtype
+    back = unstored(program.rules.SiteQuant(weight)).weight
+    assert jax.tree.structure(back) == jax.tree.structure(codes)
+    jax.tree.map(np.testing.assert_array_equal, back, codes)
+
+
+def test_a_stored_window_has_what_is_summed_last_and_channels_the_very_last():
+    net = mixed()
+    site = the_site(net)
+    codes = w8a8(site, net).weight
+    stored = program.stored({site.name: program.rules.SiteQuant(codes)}, [site], kernels.GPU)
+    held, w = stored[site.name].weight.held.codes, np.asarray(codes.codes)
+    np.testing.assert_array_equal(held, np.einsum("iwoh->owhi", w))
+
+
+@pytest.mark.parametrize("name", WEIGHTED[:3])
+def test_real_tokens_times_stored_codes_are_the_simulation(name):
+    net = dot(name)
+    site = the_site(net)
+    inputs = {site.name: weight_only(site, net)}
+    simulated = run(net, kernels.REFERENCE, inputs)
+    y = run(net, kernels.GPU, program.stored(inputs, [site], kernels.GPU))
+    np.testing.assert_allclose(y, simulated, rtol=4e-6, atol=4e-6 * np.abs(simulated).max())
+
+
+@pytest.mark.parametrize("name", ["nnx_net", "linen_layers"])
+def test_networks_run_alike_without_their_float_weights(name):
+    """Layers of a scan, one stored weight for each, included."""
+    net = NETWORKS[name]()
+    sites, q = lowered(net, 8, 8)
+    path, runs = ORDERED, []
+    for inputs in (q.site_inputs, program.stored(q.site_inputs, sites, path)):
+        light = program.Quantized(q.eps_fn, q.params, inputs, program.lower(path))
+        light = program.drop_weights(light, net.x, net.t)
+        call = compiled(lambda q, x: program.quantized_call(q)(x, net.t, None)[0])
+        runs.append(call(light, net.x))
+    np.testing.assert_array_equal(*runs)
+
+
+def test_derivatives_batches_and_changes_of_scale_by_step_pass_stored_codes():
+    net, path = dot("x w"), ORDERED
+    site = the_site(net)
+    plain = {site.name: w8a8(site, net)}
+    other = {site.name: program.rules.SiteQuant(None, activations(site, net)[:1])}
+    results = []
+    for inputs in (plain, program.stored(plain, [site], path)):
+        q = program.Quantized(net.fn, net.params, inputs, program.lower(path))
+        call = lambda x, q=q: program.quantized_call(q)(x, net.t, other)[0]  # noqa: E731
+        tangent = normal(5, *net.x.shape, dtype=np.float32)
+        derivative = compiled(lambda x, call=call, d=tangent: jax.jvp(call, (x,), (d,)))
+        batch = compiled(jax.vmap(call))(jnp.stack([net.x, 2 * net.x]))
+        results.append((*derivative(net.x), batch))
+    jax.tree.map(np.testing.assert_array_equal, *results)
+
+
+def test_a_lowered_denoiser_is_stored_for_its_path():
+    net = networks.nnx_net()
+    sites, q = lowered(net, 8, 8)
+    recipe = program.uniform(sites, weight_bits=8, activation_bits=8)
+    codes = {n: i.weight for n, i in q.site_inputs.items() if i.weight is not None}
+    given = net.fn, net.params, sites, recipe, codes, ranges_of(net)
+    for path in (kernels.GPU, kernels.XLA):
+        made = ptq.lower_denoiser(*given, path=path)
+        found = {isinstance(made.site_inputs[n].weight, Stored) for n in codes}
+        assert found == {path is kernels.GPU}
