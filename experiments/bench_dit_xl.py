@@ -104,6 +104,13 @@ def check(config: Config) -> None:
 
 def build(name: str):
     """(eps_fn, random parameters in bfloat16) of a network that computes in bfloat16."""
+    eps_fn, params = shapes(name)
+    leaves, tree = jax.tree.flatten(params)
+    return eps_fn, jax.tree.unflatten(tree, [drawn(i, s.shape) for i, s in enumerate(leaves)])
+
+
+def shapes(name: str):
+    """As `build`, parameters by their shapes."""
     net = hardware_cost_parts.SIZES[name](
         num_classes=hardware_cost_parts.NUM_CLASSES, learn_sigma=True, dtype=BF16
     )
@@ -113,9 +120,8 @@ def build(name: str):
         return eps[..., : x.shape[-1]]
 
     x = jnp.zeros((1, *hardware_cost_parts.LATENT), jnp.float32)
-    shapes = jax.eval_shape(net.init, jax.random.key(0), x, jnp.float32(0))
-    leaves, tree = jax.tree.flatten(shapes)
-    return eps_fn, jax.tree.unflatten(tree, [drawn(i, s.shape) for i, s in enumerate(leaves)])
+    params = jax.eval_shape(net.init, jax.random.key(0), x, jnp.float32(0))
+    return eps_fn, jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, BF16), params)
 
 
 @functools.partial(jax.jit, static_argnums=1)

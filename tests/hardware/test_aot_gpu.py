@@ -1,0 +1,128 @@
+"""Reading of what the GPU compiler writes; and, where it is installed, the compiler itself."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from qdiffjax import kernels, program
+from qdiffjax.hardware import aot_gpu
+from qdiffjax.hardware._launches import Launches, launches
+from qdiffjax.kernels import Activation
+from qdiffjax.program.rules import SiteQuant
+from qdiffjax.quant import E4M3FN, IntFormat
+
+needs_compiler = pytest.mark.skipif(
+    bool(aot_gpu.missing()), reason="no compiler for GPUs: pip install 'jax[cuda12]' flatbuffers"
+)
+shape = jax.ShapeDtypeStruct
+MODULE = """HloModule m, is_scheduled=true
+
+%turn (p: bf16[512,256]) -> bf16[256,512] {
+  %p = bf16[512,256]{1,0} parameter(0)
+  ROOT %t.1 = bf16[256,512]{1,0} transpose(%p), dimensions={1,0}
+}
+
+%scale (p: f32[8]) -> f32[8] {
+  %p = f32[8]{0} parameter(0)
+  ROOT %m = f32[8]{0} multiply(%p, %p)
+}
+
+%body.1 (a: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %a = (s32[], f32[8]{0}) parameter(0)
+  %g.1 = f32[8]{0} get-tuple-element(%a), index=1
+  %f.1 = f32[8]{0} fusion(%g.1), kind=kLoop, calls=%scale
+  %k.1 = (s4[512,256]{1,0:E(4)}, u8[0]{0}) custom-call(%f.1), custom_call_target="mosaic_gpu_v2"
+  %f.2 = bf16[256,512]{1,0} fusion(%k.1), kind=kInput, calls=%turn, metadata={op_name="a/transpose"}
+  ROOT %r = (s32[], f32[8]{0}) tuple(%g.0, %f.1)
+}
+
+ENTRY %main.2 (x: f32[8]) -> f32[8] {
+  %x = f32[8]{0} parameter(0)
+  %c.1 = f32[8]{0} copy(%x)
+  %s.1 = f32[4096,4096]{1,0} sort(%x), dimensions={0}
+  %w.1 = (s32[], f32[8]{0}) while(%t), condition=%cond, body=%body.1
+  ROOT %o = f32[8]{0} get-tuple-element(%w.1), index=1
+}
+"""
+
+
+def test_launches_are_what_a_program_runs_once_and_what_its_loop_runs():
+    once, loop = launches(MODULE)
+    assert once == Launches(fusions=0, calls=0, copies=1, others=1, transposes=0, small=1)
+    # s4[512, 256] fills 64 KiB, and f32[8] does not.
+    assert loop == Launches(fusions=2, calls=1, copies=0, others=0, transposes=1, small=1)
+
+
+def test_a_chip_that_is_not_known_is_refused():
+    assert "device_memory_size: 151397597184" in aot_gpu.target("H200")
+    with pytest.raises(ValueError, match="expected one of H100, H200"):
+        aot_gpu.target("V100")
+
+
+@pytest.mark.skipif(not aot_gpu.missing(), reason="the compiler is installed")
+def test_without_the_compiler_the_error_says_how_to_get_it():
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'jax\[cuda12\]'"):
+        aot_gpu.gpu_cost(jnp.sin, shape((8,), jnp.float32))
+
+
+WAYS = {
+    "W8A8": (IntFormat(8), Activation(IntFormat(8, signed=False), 0.02, 77), 256),
+    "W4A16, many tokens": (IntFormat(4), None, 256),
+    "W8A16, many tokens": (IntFormat(8), None, 256),
+    "W4A16, one token": (IntFormat(4), None, 1),
+    "fp8": (E4M3FN, Activation(E4M3FN, 0.01), 256),
+    "fp8 weights, one token": (E4M3FN, None, 1),
+}
+
+
+def steps(q, x):
+    """A loop of a product and a function, as a sampler's."""
+    call = program.quantized_call(q)
+    return jax.lax.scan(lambda x, _: (call(x, jnp.float32(0), None)[0], None), x, None, 4)[0]
+
+
+def scan_cost(name: str, path):
+    format, how, tokens = WAYS[name]
+    x, w = shape((tokens, 1152), jnp.bfloat16), shape((1152, 1152), jnp.bfloat16)
+
+    def fn(params, x, t):
+        return jnp.tanh(jnp.matmul(x, params["w"]))
+
+    def quantized(w):
+        codes = program.prepare_codes({"w": w}, sites, recipe, format_fn=lambda _: format)
+        inputs = program.stored({"w": SiteQuant(codes["w"], (how,))}, sites, path)
+        return program.Quantized(fn, {"w": w}, inputs, program.lower(path))
+
+    sites = program.sites(fn, {"w": w}, x, 0.0)
+    recipe = program.uniform(sites, weight_bits=8, activation_bits=None, globs=["w"])
+    q = jax.eval_shape(quantized, w)
+    return aot_gpu.gpu_cost(steps, program.drop_weights(q, x, 0.0), x)
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", WAYS)
+def test_no_product_on_a_gpu_moves_a_stored_weight(name):
+    with jax.enable_x64(False):
+        found = scan_cost(name, kernels.GPU)
+    assert found.entry.transposes == found.loops.transposes == 0
+    assert "1152,1152]{0,1" not in found.text
+    assert found.loops.calls + found.loops.fusions > 1
+
+
+@needs_compiler
+def test_a_weight_that_is_not_stored_so_is_moved_and_kept_twice():
+    path = dataclasses.replace(kernels.GPU, sums_last=False)
+    with jax.enable_x64(False):
+        costs = [scan_cost("W8A8", p) for p in (path, kernels.GPU)]
+    assert costs[0].entry.transposes + costs[0].loops.transposes == 1
+    moved = costs[0].compiled.temporaries - costs[1].compiled.temporaries
+    assert moved >= 1152 * 1152
+    assert costs[0].compiled.arguments == costs[1].compiled.arguments
+
+
+@needs_compiler
+def test_a_failing_compiler_is_an_error_that_holds_its_words():
+    with pytest.raises(RuntimeError, match="nonsense"):
+        aot_gpu.gpu_cost(jnp.sin, shape((8,), jnp.float32), options={"nonsense": True})
