@@ -52,6 +52,34 @@ def conv(left: Array, right: Array, window: dict) -> Array:
     )  # fmt: skip
 
 
+def sums(codes: Array, axes: tuple[int, ...], batch: tuple[int, ...] = ()) -> Array:
+    """Return int32 sums of int8 codes over `axes` [*batch, *free].
+
+    Weights are summed where activations have a zero point. On a CPU as products with eight rows of
+    ones: of a plain sum, or of a product with one row, XLA moves the conversion to int32 out of a
+    sampler's loop, where four times the weights then wait to be summed at every step.
+    """
+    return jax.lax.platform_dependent(
+        codes, cpu=lambda c: _product_with_ones(c, axes, batch),
+        default=lambda c: _plain_sums(c, axes, batch),
+    )  # fmt: skip
+
+
+def _product_with_ones(codes, axes, batch):
+    n = len(batch)
+    shape = [codes.shape[a] for a in (*batch, *axes)]
+    ones = jnp.ones((*shape[:n], 8, *shape[n:]), jnp.int8)
+    dims = (tuple(range(n + 1, ones.ndim)), axes), (tuple(range(n)), batch)
+    return jax.lax.index_in_dim(_signed_dot(ones, codes, dims), 0, n, keepdims=False)
+
+
+def _plain_sums(codes, axes, batch):
+    summed = jnp.sum(codes, axes, jnp.int32)
+    kept = [a for a in range(codes.ndim) if a not in axes]
+    free = [a for a in kept if a not in batch]
+    return summed.transpose([kept.index(a) for a in (*batch, *free)])
+
+
 def _signed_dot(left, right, dims):
     return jax.lax.dot_general(left, right, dims, preferred_element_type=jnp.int32)
 
@@ -62,15 +90,12 @@ def _signed_conv(left, right, window):
 
 def unsigned_dot(left: Array, right: Array, dims: Dims) -> Array:
     """`dot_general` by unsigned times signed bytes."""
-    (contract, others), (batch, _) = dims
+    (contract, others), (batch, batch_there) = dims
     y = unsigned.dot_general(_moved_up(left), right, dims)
-    sums = jnp.sum(right, others, jnp.int32)  # [*batch and free of right, in their order there]
-    free = [a for a in range(right.ndim) if a not in (*others, *dims[1][1])]
-    order = [a for a in range(right.ndim) if a not in others]
-    sums = sums.transpose([order.index(a) for a in (*dims[1][1], *free)])
+    shifts = 128 * sums(right, others, batch_there)
     kept = left.ndim - len(contract) - len(batch)
-    shape = (*sums.shape[: len(batch)], *(1,) * kept, *sums.shape[len(batch) :])
-    return y - 128 * sums.reshape(shape)
+    shape = (*shifts.shape[: len(batch)], *(1,) * kept, *shifts.shape[len(batch) :])
+    return y - shifts.reshape(shape)
 
 
 def unsigned_conv(left: Array, right: Array, window: dict) -> Array:
@@ -95,15 +120,15 @@ def unsigned_conv(left: Array, right: Array, window: dict) -> Array:
 
     last = len(space)
     rows = jnp.concatenate([along(image, last, tap) for tap in range(space[-1])], -1)
-    sums = []
+    parts = []
     for taps in itertools.product(*(range(k) for k in space[:-1])):
         part = rows
         for axis, tap in enumerate(taps, 1):
             part = along(part, axis, tap)
         matrix = right[taps].reshape(-1, channels[1])
-        sums.append(unsigned.dot_general(part.reshape(-1, matrix.shape[0]), matrix, CONTRACT_ONE))
-    y = functools.reduce(jnp.add, sums)
-    y = y - 128 * jnp.sum(right.reshape(-1, channels[1]), 0, jnp.int32, keepdims=True)
+        parts.append(unsigned.dot_general(part.reshape(-1, matrix.shape[0]), matrix, CONTRACT_ONE))
+    y = functools.reduce(jnp.add, parts)
+    y = y - 128 * sums(right.reshape(-1, channels[1]), (0,))[None]
     return y.reshape(left.shape[0], *out, channels[1])
 
 

@@ -43,6 +43,32 @@ class Activation:
     zero_point: Any = None
 
 
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("codes", "scale", "zero_point", "sums"),
+    meta_fields=("format",),
+)
+@dataclasses.dataclass(frozen=True)
+class Summed(QTensor):
+    """A weight with the sums of its codes, which an operand with a zero point asks for.
+
+        sum_k (a_k - z) w_k = sum_k a_k w_k - z sum_k w_k
+
+    Attributes:
+      sums: int32, over all that a product sums; the rank of codes.
+    """
+
+    sums: Array
+
+
+def summed(w: QTensor, axes: tuple[int, ...]) -> QTensor:
+    """Return w with the sums of its codes over axes; as it is where they are not integers."""
+    if not is_integer(w.format) or native(w).zero is not None:
+        return w
+    sums = jnp.sum(widened(native(w).values), axes, jnp.int32, keepdims=True)
+    return Summed(w.codes, w.scale, w.zero_point, w.format, sums)
+
+
 class Native(NamedTuple):
     """Codes in a dtype that the machine multiplies, and their zero.
 
@@ -141,15 +167,21 @@ def rounded_codes(x: Array, how: Activation, axes: tuple[int, ...]) -> Native:
     )
     zero = zero - 128 if is_shifted else zero
     v = x.astype(jnp.float32) * inverse(scale)
+    bounds = tuple(q - 128 * is_shifted for q in (how.format.qmin, how.format.qmax))
     codes = jax.lax.platform_dependent(
-        v, low, high, zero, cpu=_codes_on_cpu, default=_codes_anywhere
-    )
+        v, low, high, zero, cpu=_codes_on_cpu,
+        default=functools.partial(_codes_anywhere, bounds=bounds),
+    )  # fmt: skip
     is_centered = zero_point is None and not is_shifted
     return Native(codes, scale, None if is_centered else jnp.broadcast_to(zero, scale.shape))
 
 
-def _codes_anywhere(v, low, high, zero):
-    return (jnp.clip(jnp.round(v), low, high) + zero.astype(jnp.float32)).astype(jnp.int8)
+def _codes_anywhere(v, low, high, zero, *, bounds: tuple[int, int]):
+    """Bounds after the shift are constants; those before are data, and a GPU would launch a kernel
+    to make each."""
+    del low, high
+    shifted = jnp.round(v) + zero.astype(jnp.float32)
+    return jnp.clip(shifted, *map(jnp.float32, bounds)).astype(jnp.int8)
 
 
 def _codes_on_cpu(v, low, high, zero):

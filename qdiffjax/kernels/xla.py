@@ -4,8 +4,6 @@ Integer sums are exact in int32. Scales of output channels and tokens multiply a
 scales of groups of inputs multiply partial sums.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -48,13 +46,13 @@ def _codes(x, activation: Activation | None, axes: tuple[int, ...]) -> Native:
 def _centered_dot(a: Native, b: Native) -> Array:
     """sum_k (a - z_a)(b - z_b) [M, N]: int32 and exact, or float32 for 8-bit floats."""
     left, right = widened(a.values), widened(b.values)
-    is_int = left.dtype == jnp.int8
-    sums = jnp.int32 if is_int else jnp.float32
-    y = integers.dot_general(left, right) if is_int else _real_dot(left, right)
+    if left.dtype != jnp.int8:
+        return _real_dot(left, right)
+    y = integers.dot_general(left, right)
     if a.zero is not None:
-        y = y - a.zero * jnp.sum(right, 0, sums, keepdims=True)
+        y = y - a.zero * integers.sums(right, (0,))[None]
     if b.zero is not None:
-        y = y - b.zero * jnp.sum(left, 1, sums, keepdims=True)
+        y = y - b.zero * jnp.sum(left, 1, jnp.int32, keepdims=True)
     if a.zero is not None and b.zero is not None:
         y = y + a.zero * b.zero * left.shape[1]
     return y
@@ -81,13 +79,12 @@ def _grouped(x: QTensor, w: QTensor) -> Array:
     left = widened(a.values).reshape(a.values.shape[0], groups, -1)
     right = widened(b.values).reshape(groups, -1, b.values.shape[1])
     dims = (((2,), (1,)), ((1,), (0,)))
-    sums, multiply = jnp.int32, integers.dot_general
     if left.dtype != jnp.int8:
-        sums = jnp.float32
-        multiply = functools.partial(jax.lax.dot_general, preferred_element_type=sums)
-    y = multiply(left, right, dims)  # [groups, M, N]
+        y = jax.lax.dot_general(left, right, dims, preferred_element_type=jnp.float32)
+    else:
+        y = integers.dot_general(left, right, dims)  # [groups, M, N]
     if a.zero is not None:
-        y = y - a.zero[None] * jnp.sum(right, 1, sums, keepdims=True)
+        y = y - a.zero[None] * integers.sums(right, (1,), (0,))[:, None]
     return a.scale * jnp.sum(b.scale[:, None] * y.astype(jnp.float32), 0)
 
 
@@ -142,7 +139,7 @@ def _taps_inside(x: Array, w: Array, window: dict) -> Array:
             paddings(x.shape, w.shape, window), strict=True,
         )
     ]  # fmt: skip
-    taps = jnp.sum(w, -2, dtype=jnp.int32)
+    taps = integers.sums(w, (w.ndim - 2,), tuple(range(w.ndim - 2)))
     if all(mask.all() for mask in masks):
         return jnp.sum(taps, tuple(range(taps.ndim - 1)), jnp.int32, keepdims=True)[None]
     for mask in masks:  # one axis of the window after the other

@@ -14,7 +14,7 @@ from qdiffjax.kernels.gpu import few_tokens, products
 from qdiffjax.kernels.gpu.few_tokens import Stripe
 from qdiffjax.kernels.gpu.products import Taps, Vectors
 from qdiffjax.kernels.gpu.tiles import Tile, choose
-from qdiffjax.kernels.operands import Activation, Native, native, rounded_codes, widened
+from qdiffjax.kernels.operands import Activation, Native, Summed, native, rounded_codes, widened
 from qdiffjax.kernels.reference import finish
 from qdiffjax.quant import E4M3FN, E5M2, IntFormat, QTensor
 
@@ -42,7 +42,8 @@ def matmul(x, w: QTensor, *, activation: Activation | None, bias, act_fn, out_dt
         elif takes(x, w, activation) and math.prod(x.shape[:-1]) >= LEAST_TOKENS:
             a = native(x) if activation is None else rounded_codes(x, activation, (1,))
             if tile_of(x.shape[0], w.shape[1], w.shape[0]) is not None:
-                return of_codes(a, native(w).values, w.scale, **rest)
+                sums = w.sums if isinstance(w, Summed) else None
+                return of_codes(a, native(w).values, w.scale, sums=sums, **rest)
     return xla.matmul(x, w, activation=activation, **rest)
 
 
@@ -59,11 +60,14 @@ def takes(x, w: QTensor, activation: Activation | None) -> bool:
     return not is_shifted or (how.scale is not None and jnp.size(how.scale) == 1)
 
 
-def of_codes(a: Native, w: Array, scale, *, bias, act_fn, out_dtype, taps: Taps | None = None):
+def of_codes(
+    a: Native, w: Array, scale, *, bias, act_fn, out_dtype, sums: Array | None = None,
+    taps: Taps | None = None,
+):  # fmt: skip
     """Return act(s_a s_w sum (a - z_a) w + bias) [M, N] for codes a [M', K] and w [taps * K, N].
 
-    Rows are padded to whole blocks. The transpose of w costs a pass over it in each call, unless
-    the compiler moves it out of a loop, as it does for a sampler's scan.
+    Rows are padded to whole blocks. Sums of w [1, N], where a has a zero point, cost a pass over
+    it, as does its transpose where it is not `program.stored`.
     """
     values, w = widened(a.values), widened(w)
     n, k = w.shape[1], values.shape[1]
@@ -74,7 +78,7 @@ def of_codes(a: Native, w: Array, scale, *, bias, act_fn, out_dtype, taps: Taps 
     values = jnp.pad(values, ((0, missing), (0, 0))) if missing else values
     fused = act_fn is None or act_fn in FUSED
     y = products.product(
-        values, w.T, _vectors(a, w, scale, bias, m, missing),
+        values, w.T, _vectors(a, w, sums, scale, bias, m, missing),
         act_fn=act_fn if fused and act_fn is not None else _same,
         out_dtype=out_dtype if fused else jnp.float32, tile=tile, cores=num_cores(), taps=taps,
     )[:m]  # fmt: skip
@@ -86,7 +90,7 @@ def tile_of(m: int, n: int, k: int) -> Tile | None:
     return choose(m, n, k, num_cores())
 
 
-def _vectors(a: Native, w, scale, bias, m: int, missing: int) -> Vectors:
+def _vectors(a: Native, w, sums, scale, bias, m: int, missing: int) -> Vectors:
     column = scale.reshape(-1).astype(jnp.float32)
     row: Any = a.scale.reshape(-1).astype(jnp.float32)
     column = jnp.broadcast_to(column, (w.shape[1],))
@@ -96,7 +100,8 @@ def _vectors(a: Native, w, scale, bias, m: int, missing: int) -> Vectors:
         row = jnp.pad(jnp.repeat(row, m // row.size), (0, missing))
     shift = None
     if a.zero is not None:
-        shift = a.zero.reshape(-1)[0] * jnp.sum(w, 0, dtype=jnp.int32)
+        sums = jnp.sum(w, 0, dtype=jnp.int32) if sums is None else sums[0]
+        shift = a.zero.reshape(-1)[0] * sums
     return Vectors(row, column, shift, None if bias is None else bias.astype(jnp.float32))
 
 
