@@ -25,13 +25,18 @@ Dims = tuple[tuple[tuple[int, ...], tuple[int, ...]], tuple[tuple[int, ...], tup
 CONTRACT_ONE: Dims = (((1,), (0,)), ((), ()))
 
 
-def dot_general(left: Array, right: Array, dimension_numbers: Dims = CONTRACT_ONE) -> Array:
-    """Return int32 sums of products of two int8 arrays; axes as `lax.dot_general`."""
+def dot_general(
+    left: Array, right: Array, dimension_numbers: Dims = CONTRACT_ONE, *, is_weight: bool = True
+) -> Array:
+    """Return int32 sums of products of two int8 arrays; axes as `lax.dot_general`.
+
+    `is_weight` says that right stays the same at every step of a sampler, see `sums`.
+    """
     dims = _tuples(dimension_numbers)
     if not multiplies_unsigned():
         return _signed_dot(left, right, dims)
     return jax.lax.platform_dependent(
-        left, right, cpu=lambda a, b: unsigned_dot(a, b, dims),
+        left, right, cpu=lambda a, b: unsigned_dot(a, b, dims, is_weight),
         default=lambda a, b: _signed_dot(a, b, dims),
     )  # fmt: skip
 
@@ -88,11 +93,12 @@ def _signed_conv(left, right, window):
     return jax.lax.conv_general_dilated(left, right, preferred_element_type=jnp.int32, **window)
 
 
-def unsigned_dot(left: Array, right: Array, dims: Dims) -> Array:
+def unsigned_dot(left: Array, right: Array, dims: Dims, is_weight: bool) -> Array:
     """`dot_general` by unsigned times signed bytes."""
     (contract, others), (batch, batch_there) = dims
     y = unsigned.dot_general(_moved_up(left), right, dims)
-    shifts = 128 * sums(right, others, batch_there)
+    summed = sums if is_weight else _plain_sums
+    shifts = 128 * summed(right, others, batch_there)
     kept = left.ndim - len(contract) - len(batch)
     shape = (*shifts.shape[: len(batch)], *(1,) * kept, *shifts.shape[len(batch) :])
     return y - shifts.reshape(shape)

@@ -167,7 +167,8 @@ def rounded_codes(x: Array, how: Activation, axes: tuple[int, ...]) -> Native:
     )
     zero = zero - 128 if is_shifted else zero
     v = x.astype(jnp.float32) * inverse(scale)
-    bounds = tuple(q - 128 * is_shifted for q in (how.format.qmin, how.format.qmax))
+    move = 128 if is_shifted else 0
+    bounds = (how.format.qmin - move, how.format.qmax - move)
     codes = jax.lax.platform_dependent(
         v, low, high, zero, cpu=_codes_on_cpu,
         default=functools.partial(_codes_anywhere, bounds=bounds),
@@ -176,9 +177,8 @@ def rounded_codes(x: Array, how: Activation, axes: tuple[int, ...]) -> Native:
     return Native(codes, scale, None if is_centered else jnp.broadcast_to(zero, scale.shape))
 
 
-def _codes_anywhere(v, low, high, zero, *, bounds: tuple[int, int]):
-    """Bounds after the shift are constants; those before are data, and a GPU would launch a kernel
-    to make each."""
+def _codes_anywhere(v, low, high, zero, *, bounds: tuple[Any, Any]):
+    """Bounds after the shift are constants; those before are data, each a launch on a GPU."""
     del low, high
     shifted = jnp.round(v) + zero.astype(jnp.float32)
     return jnp.clip(shifted, *map(jnp.float32, bounds)).astype(jnp.int8)

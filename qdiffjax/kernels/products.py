@@ -32,7 +32,7 @@ def dot_general(a: Native, b: Native, dimension_numbers: Dims, *, out_dtype=jnp.
         left, right = (_centered(operand) for operand in pair)
         pair = a._replace(zero=None), b._replace(zero=None)
     if is_integer:
-        y = integers.dot_general(left, right, dimension_numbers)
+        y = integers.dot_general(left, right, dimension_numbers, is_weight=False)
     else:
         y = jax.lax.dot_general(left, right, dimension_numbers, preferred_element_type=jnp.float32)
     layouts = [_layout(i, (left, right), dimension_numbers) for i in (0, 1)]

@@ -141,3 +141,29 @@ def test_convolution_has_the_same_bits_with_either_instructions(monkeypatch):
 def test_the_processor_is_asked_once_and_says_yes_or_no():
     assert chip.multiplies_unsigned() in (True, False)
     assert chip.multiplies_unsigned() is chip.multiplies_unsigned()
+
+
+@pytest.mark.parametrize(("axes", "batch"), [((0,), ()), ((1, 3), ()), ((2,), (3, 0))])
+def test_sums_of_codes_are_those_of_whole_numbers(axes, batch):
+    values = codes(3, 4, 5, 6)
+    free = [a for a in range(4) if a not in (*axes, *batch)]
+    expected = values.astype(np.int64).transpose(*batch, *free, *axes)
+    expected = expected.sum(tuple(range(4 - len(axes), 4)))
+    np.testing.assert_array_equal(integers.sums(values, axes, batch), expected)
+
+
+def test_a_sampler_keeps_no_wider_copy_of_its_weights(monkeypatch):
+    """What XLA moves out of the loop is smaller than the codes of the weights."""
+    monkeypatch.setattr(integers, "multiplies_unsigned", lambda: True)
+    n, rows = 1024, 8
+    weight = quantize(jnp.ones((n, n), jnp.float32), jnp.ones((1, n)), format=IntFormat(8))
+    how = kernels.Activation(IntFormat(8, signed=False), jnp.float32(0.02), jnp.int32(90))
+
+    def sampler(x, w):
+        def step(x, _):
+            return kernels.matmul(x, w, activation=how, path=kernels.XLA), None
+
+        return jax.lax.scan(step, x, length=4)[0]
+
+    compiled = jax.jit(sampler).lower(jnp.ones((rows, n), jnp.float32), weight).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < n * n
