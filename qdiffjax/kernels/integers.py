@@ -105,37 +105,36 @@ def unsigned_dot(left: Array, right: Array, dims: Dims, is_weight: bool) -> Arra
 
 
 def unsigned_conv(left: Array, right: Array, window: dict) -> Array:
-    """`conv` as products of shifted images, those along the last axis of space side by side.
+    """`conv` as one product: rows of the image, for each row of the window, then moved and added.
 
+    Images shifted along the last axis of space lie side by side. For the other axes the *results*
+    are shifted, since copies of the image would take longer.
     Windows in groups of channels, or of dilated inputs, it does not do.
     """
-    space, channels = right.shape[:-2], right.shape[-2:]
+    space, (k, n) = right.shape[:-2], right.shape[-2:]
     strides = tuple(window["window_strides"])
     dilation = window.get("rhs_dilation") or (1,) * len(space)
     image = _padded(materialized(_moved_up(left)), right, window)
-    out = [
-        (n - (k - 1) * d - 1) // s + 1
-        for n, k, d, s in zip(image.shape[1:-1], space, dilation, strides, strict=True)
-    ]
 
-    def along(image, axis, tap):
-        i = axis - 1
-        start = tap * dilation[i]
-        stop = start + (out[i] - 1) * strides[i] + 1
-        return jax.lax.slice_in_dim(image, start, stop, strides[i], axis)
+    def shifted(x, axis, tap):
+        start, stride = tap * dilation[axis - 1], strides[axis - 1]
+        places = (image.shape[axis] - (space[axis - 1] - 1) * dilation[axis - 1] - 1) // stride
+        return jax.lax.slice_in_dim(x, start, start + places * stride + 1, stride, axis)
 
     last = len(space)
-    rows = jnp.concatenate([along(image, last, tap) for tap in range(space[-1])], -1)
+    rows = jnp.concatenate([shifted(image, last, tap) for tap in range(space[-1])], -1)
+    taps = [*itertools.product(*(range(m) for m in space[:-1]))]
+    weights = jnp.concatenate([right[tap].reshape(-1, n) for tap in taps], -1)
+    y = unsigned.dot_general(rows.reshape(-1, space[-1] * k), weights, CONTRACT_ONE)
+    y = y.reshape(*rows.shape[:-1], -1)
     parts = []
-    for taps in itertools.product(*(range(k) for k in space[:-1])):
-        part = rows
-        for axis, tap in enumerate(taps, 1):
-            part = along(part, axis, tap)
-        matrix = right[taps].reshape(-1, channels[1])
-        parts.append(unsigned.dot_general(part.reshape(-1, matrix.shape[0]), matrix, CONTRACT_ONE))
-    y = functools.reduce(jnp.add, parts)
-    y = y - 128 * sums(right.reshape(-1, channels[1]), (0,))[None]
-    return y.reshape(left.shape[0], *out, channels[1])
+    for i, tap in enumerate(taps):
+        part = y[..., i * n : (i + 1) * n]
+        for axis, at in enumerate(tap, 1):
+            part = shifted(part, axis, at)
+        parts.append(part)
+    shifts = 128 * sums(right.reshape(-1, n), (0,))
+    return functools.reduce(jnp.add, parts) - shifts.reshape((1,) * (last + 1) + (n,))
 
 
 def _moved_up(codes: Array) -> Array:
