@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from qdiffjax.kernels import Path, narrow, paths
-from qdiffjax.kernels.operands import check_format
+from qdiffjax.kernels.operands import check_format, summed
 from qdiffjax.program.plan import Site
 from qdiffjax.program.recipe import Recipe, output_channels
 from qdiffjax.program.rules import SiteQuant
@@ -97,7 +97,8 @@ def stored(
     """Return inputs of the rule `lower` whose codes lie as the kernels of a path read them.
 
     So no call moves a weight: where kernels want [N, K] and codes are [K, N], a sampler's scan
-    keeps a second copy of all of them. Numbers and results stay, on any path.
+    keeps a second copy of all of them. Nor does a call add codes up: sums come with them, see
+    `kernels.operands.Summed`. Numbers and results stay, on any path.
 
     Args:
       site_inputs: a `SiteQuant` by site; codes are `QTensor`.
@@ -124,7 +125,8 @@ def _sums_last(site: Site, inputs: SiteQuant) -> SiteQuant:
     if site.product is None or site.weight is None or not isinstance(inputs.weight, QTensor):
         return inputs
     order = site.product.sums_last(site.weight, inputs.weight.ndim)
-    return inputs._replace(weight=Stored(_transposed(inputs.weight, order), order))
+    weight = summed(inputs.weight, site.contract_axes[site.weight])
+    return inputs._replace(weight=Stored(_transposed(weight, order), order))
 
 
 def _transposed(q: QTensor, order: Sequence[int]) -> QTensor:

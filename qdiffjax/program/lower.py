@@ -17,7 +17,14 @@ from qdiffjax.kernels.derivatives import (
     straight_through,
     with_derivative,
 )
-from qdiffjax.kernels.operands import check_format, granules, native, quantized, rounded_codes
+from qdiffjax.kernels.operands import (
+    Summed,
+    check_format,
+    granules,
+    native,
+    quantized,
+    rounded_codes,
+)
 from qdiffjax.program import rules
 from qdiffjax.program.codes import unstored
 from qdiffjax.program.plan import Site
@@ -222,7 +229,8 @@ def as_matrix(w: QTensor, rows: tuple[int, ...], columns: tuple[int, ...]) -> QT
         return moved.reshape(math.prod(groups), -1)
 
     codes = w.codes.transpose(*rows, *columns).reshape(*map(math.prod, lengths))
-    return QTensor(codes, flat(w.scale), flat(w.zero_point), w.format)
+    parts = codes, flat(w.scale), flat(w.zero_point), w.format
+    return Summed(*parts, flat(w.sums)) if isinstance(w, Summed) else QTensor(*parts)
 
 
 def _conv(product: Conv, x, inputs: SiteQuant, path: Path | None):

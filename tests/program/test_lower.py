@@ -12,7 +12,7 @@ import pytest
 
 from qdiffjax import program
 from qdiffjax.kernels import Activation
-from qdiffjax.kernels.operands import native, quantized, rounded_codes
+from qdiffjax.kernels.operands import _codes_anywhere, native, quantized, rounded_codes
 from qdiffjax.program import rules
 from qdiffjax.quant import (
     E4M3FN,
@@ -151,6 +151,23 @@ def test_codes_of_activations_are_the_simulation_s_bit_for_bit(format, dtype):
     simulated = fake_quant(x, jnp.full(1, 0.5, jnp.float32), grid, format=format)
     steps = np.asarray(fast.values, np.int32) - np.asarray(zero)
     np.testing.assert_array_equal(0.5 * steps, simulated)
+
+
+@pytest.mark.parametrize(
+    "format", [UNSIGNED, IntFormat(4, signed=False), IntFormat(8), IntFormat(3, narrow=False)]
+)
+def test_codes_by_clipping_after_the_shift_are_those_by_clipping_before(format):
+    v = jnp.concatenate([
+        90 * normal(0, 4096), jnp.linspace(-300, 300, 1201), jnp.asarray([jnp.inf, -jnp.inf, 1e30]),
+        jnp.asarray([2.0**23, -(2.0**23) - 1, 2.0**24 + 2]),
+    ]).astype(jnp.float32)  # fmt: skip
+    move = 128 if format is UNSIGNED else 0
+    zero = jnp.int32(0 if format.signed else format.qmax // 3)
+    bounds = format.qmin - move, format.qmax - move
+    low, high = (jnp.float32(q - zero) for q in (format.qmin, format.qmax))
+    codes = _codes_anywhere(v, low, high, zero - move, bounds=bounds)
+    before = np.clip(np.round(np.asarray(v, np.float64)), low, high) + (int(zero) - move)
+    np.testing.assert_array_equal(codes, before)
 
 
 def test_input_output_and_marks_round_as_the_simulation_does():
