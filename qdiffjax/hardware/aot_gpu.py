@@ -1,9 +1,9 @@
 """What a function would take on a Hopper GPU, from its compiler alone: no GPU is needed.
 
-XLA compiles for a GPU that it knows by a few numbers. Bytes of arguments and temporaries are those
-of a GPU's run where no kernel was chosen by timing; for a DiT-XL/2 they were, to a percent, those
-that an H200 reported. Nothing here says how long anything takes: without a GPU there is no timing
-by which XLA chooses its products, and it is another program where it would choose otherwise.
+XLA compiles for a GPU that it knows by a few numbers. On a GPU it times products and chooses; here
+it takes its defaults, so that the program is another one where it would choose otherwise. Peaks of
+memory for a DiT-XL/2 (jaxlib 0.10.2) came out 0 to 3 % below those of programs compiled on an H200
+(0.11.2). Nothing here says how long anything takes.
 """
 
 import importlib.util
