@@ -14,9 +14,6 @@ from jax.extend import core as jex_core
 
 Literal = jex_core.Literal
 
-# Since jaxlib 0.11 XLA itself multiplies int8 codes with what a CPU has for unsigned bytes.
-MULTIPLIES_SIGNED_BYTES = jax.__version_info__ >= (0, 11)
-
 
 def is_jaxpr(value: Any) -> bool:
     """Say whether `value` is a jaxpr, open or closed."""

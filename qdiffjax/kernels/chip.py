@@ -5,8 +5,6 @@ import functools
 import jax
 import numpy as np
 
-from qdiffjax._compat import MULTIPLIES_SIGNED_BYTES
-
 
 def is_hopper() -> bool:
     """Whether JAX runs on a GPU with the tensor cores that these kernels speak to."""
@@ -22,12 +20,10 @@ def num_cores() -> int:
 
 @functools.cache
 def multiplies_unsigned() -> bool:
-    """Whether XLA here multiplies unsigned by signed bytes far faster than two signed ones.
+    """Whether codes multiply faster here as unsigned times signed bytes than as two signed ones.
 
-    So it is with JAX 0.10 on CPUs that have VNNI (for numpy AVX512_CLX or _ICL) alone. Those who
-    have AMX too (AVX512_SPR) have signed products as fast, and an int8 convolution that uses them.
+    So it is on CPUs that have VNNI (for numpy AVX512_CLX or _ICL) alone. Those who have AMX too
+    (AVX512_SPR) have signed products as fast, and an int8 convolution that uses them.
     """
-    if MULTIPLIES_SIGNED_BYTES:
-        return False
     found = np.show_config(mode="dicts").get("SIMD Extensions", {}).get("found", ())
     return not {"AVX512_CLX", "AVX512_ICL"}.isdisjoint(found) and "AVX512_SPR" not in found

@@ -1,13 +1,13 @@
 """Exact sums of products of int8 codes, by the instructions that the processor has.
 
-x86 multiplies unsigned by signed bytes (VNNI): four to a lane, where two signed ones fit. XLA knows
-since JAX 0.11. Before, it has to be told:
+x86 multiplies unsigned by signed bytes (VNNI): four to a lane, where two signed ones fit. So there
 
     sum_k l_k r_k = sum_k (l_k + 128) r_k - 128 sum_k r_k,
 
 with the left codes moved up to unsigned, and a convolution as such products of shifted images. On
-two cores of a Zen 5 a product takes 0.25 of float32's time so, two signed operands 0.6; a 3 x 3
-convolution, rounding included, 0.2 to 0.4 instead of 0.7 to 1.0 (JAX 0.11 by itself: 0.2 to 0.3).
+two cores of a Zen 5 a large product takes 0.25 of float32's time so, of two signed operands 0.6;
+3 x 3 convolutions, rounding included, 0.3 to 0.6 instead of 0.7 to 1.1 (`bench_convolutions`). That
+is JAX 0.10. XLA of JAX 0.11 knows for products, and a sampler still takes 0.88 of its own time.
 """
 
 import functools
