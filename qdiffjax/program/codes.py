@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from qdiffjax.kernels import Path, narrow, paths
+from qdiffjax.kernels import Activation, Path, narrow, paths
 from qdiffjax.kernels.operands import check_format, summed
 from qdiffjax.program.plan import Site
 from qdiffjax.program.recipe import Recipe, output_channels
@@ -125,8 +125,17 @@ def _sums_last(site: Site, inputs: SiteQuant) -> SiteQuant:
     if site.product is None or site.weight is None or not isinstance(inputs.weight, QTensor):
         return inputs
     order = site.product.sums_last(site.weight, inputs.weight.ndim)
-    weight = summed(inputs.weight, site.contract_axes[site.weight])
+    weight = inputs.weight
+    if any(_shifts(how) for how in inputs.activations):
+        weight = summed(weight, site.contract_axes[site.weight])
     return inputs._replace(weight=Stored(_transposed(weight, order), order))
+
+
+def _shifts(how: Any) -> bool:
+    """Whether codes of an activation mean 0.0 by another one than 0, as kernels hold them."""
+    if not isinstance(how, Activation) or not isinstance(how.format, IntFormat):
+        return False
+    return how.zero_point is not None or not how.format.signed
 
 
 def _transposed(q: QTensor, order: Sequence[int]) -> QTensor:

@@ -238,7 +238,7 @@ def _conv(product: Conv, x, inputs: SiteQuant, path: Path | None):
     w, how = inputs.weight, (inputs.activations or (None,))[0]
     x = _narrowed(x, how).transpose(product.lhs[0], *product.lhs[2:], product.lhs[1])
     order = (*product.rhs[2:], product.rhs[1], product.rhs[0])
-    w = QTensor(w.codes.transpose(order), w.scale.transpose(order), None, w.format)
+    w = jax.tree.map(lambda a: a.transpose(order), w)
     y = _channels_last(product, x, w, how, path)
     last = y.ndim - 1
     places = dict(zip(product.out, (0, last, *range(1, last)), strict=True))

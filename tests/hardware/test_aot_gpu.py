@@ -67,6 +67,7 @@ def test_without_the_compiler_the_error_says_how_to_get_it():
         aot_gpu.gpu_cost(jnp.sin, shape((8,), jnp.float32))
 
 
+IMAGE = (2, 16, 16, 128)
 WAYS = {
     "W8A8": (IntFormat(8), Activation(IntFormat(8, signed=False), 0.02, 77), 256),
     "W4A16, many tokens": (IntFormat(4), None, 256),
@@ -74,6 +75,8 @@ WAYS = {
     "W4A16, one token": (IntFormat(4), None, 1),
     "fp8": (E4M3FN, Activation(E4M3FN, 0.01), 256),
     "fp8 weights, one token": (E4M3FN, None, 1),
+    "W8A8, images": (IntFormat(8), Activation(IntFormat(8, signed=False), 0.02, 77), IMAGE),
+    "fp8, small images": (E4M3FN, Activation(E4M3FN, 0.01), (2, 8, 8, 128)),
 }
 
 
@@ -84,11 +87,18 @@ def steps(q, x):
 
 
 def scan_cost(name: str, path):
-    format, how, tokens = WAYS[name]
-    x, w = shape((tokens, 1152), jnp.bfloat16), shape((1152, 1152), jnp.bfloat16)
+    format, how, size = WAYS[name]
+    is_image = isinstance(size, tuple)
+    x = shape(size if is_image else (size, 1152), jnp.bfloat16)
+    w = shape((3, 3, size[-1], size[-1]) if is_image else (1152, 1152), jnp.bfloat16)
 
     def fn(params, x, t):
-        return jnp.tanh(jnp.matmul(x, params["w"]))
+        if is_image:
+            dims = ("NHWC", "HWIO", "NHWC")
+            y = jax.lax.conv_general_dilated(x, params["w"], (1, 1), "SAME", dimension_numbers=dims)
+        else:
+            y = jnp.matmul(x, params["w"])
+        return jnp.tanh(y)
 
     def quantized(w):
         codes = program.prepare_codes({"w": w}, sites, recipe, format_fn=lambda _: format)

@@ -30,7 +30,7 @@ from tests.program.networks import normal
 # Kernels of XLA that ask for the order of the GPU's; those leave small sizes to XLA as well.
 ORDERED = dataclasses.replace(kernels.XLA, sums_last=True)
 WEIGHTED = [name for name in DOTS if DOTS[name][2] is not None]
-MIXED = ("CNWH", "IWOH", "HNWC")
+LAST, MIXED = ("NHWC", "HWIO", "NHWC"), ("CNWH", "IWOH", "HNWC")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -89,20 +89,38 @@ def test_stored_codes_are_the_matrix_that_kernels_read(name, bits):
     np.testing.assert_array_equal(back.scale, codes.scale)
 
 
-def test_sums_that_come_with_stored_codes_are_those_a_kernel_subtracts(monkeypatch):
-    """Around the kernel, whose product a plain one stands in for: affine, ragged tokens."""
+def plain_product(x, w, vectors, *, act_fn, out_dtype, taps=None, **_):
+    """`gpu.products.product` in a few lines."""
+    depth = x.shape[1]
+    rows = np.arange(len(x) if taps is None else len(x) // taps.outer * taps.inner)
+    sums = -vectors.shift[None]
+    for tap in range(1 if taps is None else taps.number):
+        place = rows if taps is None else taps.first(rows) + tap * taps.down
+        part = w[:, tap * depth : (tap + 1) * depth]
+        sums = sums + jnp.matmul(x[place].astype(jnp.int32), part.T.astype(jnp.int32))
+    return act_fn(sums.astype(jnp.float32) * vectors.column[None]).astype(out_dtype)
 
-    def product(x, w, vectors, *, act_fn, out_dtype, **_):
-        sums = jnp.matmul(x.astype(jnp.int32), w.T.astype(jnp.int32)) - vectors.shift[None]
-        return act_fn(sums.astype(jnp.float32) * vectors.column[None]).astype(out_dtype)
 
-    monkeypatch.setattr(gpu_products, "product", product)
-    net = one_site(lambda x, w: x @ w, (300, 192), (192, 128), weight=1)
+def image_net():
+    def fn(a, b):
+        return jax.lax.conv_general_dilated(a, b, (1, 1), "SAME", dimension_numbers=LAST)
+
+    return one_site(fn, (1, 16, 8, 64), (3, 3, 64, 64), weight=1)
+
+
+@pytest.mark.parametrize("kind", ["ragged tokens", "images"])
+def test_sums_that_come_with_stored_codes_are_those_a_kernel_subtracts(kind, monkeypatch):
+    """Around the kernel, whose product a plain one stands in for; activations are affine."""
+    monkeypatch.setattr(gpu_products, "product", plain_product)
+    net = image_net()
+    if kind == "ragged tokens":
+        net = one_site(lambda x, w: x @ w, (300, 192), (192, 128), weight=1)
     site = the_site(net)
     inputs = {site.name: w8a8(site, net)}
     stored = program.stored(inputs, [site], kernels.GPU)
     held = stored[site.name].weight.held
-    np.testing.assert_array_equal(held.sums[:, 0], np.asarray(held.codes, np.int64).sum(1))
+    sums = np.asarray(held.codes, np.int64).sum(tuple(range(1, held.ndim)))
+    np.testing.assert_array_equal(held.sums.ravel(), sums)
     y, expected = run(net, kernels.GPU, stored), run(net, kernels.REFERENCE, inputs)
     np.testing.assert_array_equal(y, run(net, kernels.GPU, inputs))
     np.testing.assert_allclose(y, expected, rtol=0, atol=1e-6 * np.abs(expected).max())

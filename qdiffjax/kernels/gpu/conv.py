@@ -6,7 +6,7 @@ from qdiffjax._typing import Array
 from qdiffjax.kernels import xla
 from qdiffjax.kernels.gpu.matmul import of_codes, takes, tile_of
 from qdiffjax.kernels.gpu.products import Taps
-from qdiffjax.kernels.operands import Activation, Native, native, rounded_codes, widened
+from qdiffjax.kernels.operands import Activation, Native, Summed, native, rounded_codes, widened
 from qdiffjax.quant import QTensor
 
 
@@ -70,5 +70,8 @@ def _by_taps(a: Native, w: QTensor, window: dict, *, bias, act_fn, out_dtype) ->
     taps = Taps(w.shape[0], down * wide, high * wide, rows.shape[1] * wide)
     flat = a._replace(values=rows.reshape(-1, rows.shape[-1]))
     codes = native(w).values.reshape(-1, w.shape[3])
-    y = of_codes(flat, codes, w.scale, bias=bias, act_fn=act_fn, out_dtype=out_dtype, taps=taps)
+    sums = w.sums.reshape(1, -1) if isinstance(w, Summed) else None
+    y = of_codes(
+        flat, codes, w.scale, bias=bias, act_fn=act_fn, out_dtype=out_dtype, sums=sums, taps=taps
+    )
     return y.reshape(a.values.shape[0], high, wide, w.shape[3])
