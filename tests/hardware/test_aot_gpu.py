@@ -129,7 +129,8 @@ def test_a_weight_that_is_not_stored_so_is_moved_and_kept_twice():
     assert costs[0].entry.transposes + costs[0].loops.transposes == 1
     moved = costs[0].compiled.temporaries - costs[1].compiled.temporaries
     assert moved >= 1152 * 1152
-    assert costs[0].compiled.arguments == costs[1].compiled.arguments
+    sums = costs[1].compiled.arguments - costs[0].compiled.arguments
+    assert sums == 4 * 1152
 
 
 @needs_compiler
