@@ -176,8 +176,8 @@ def lower_denoiser(
       path: implementation of the kernels; None takes the platform's.
 
     Returns:
-      What samplers run as they run the simulation, its codes `program.stored` for the path;
-      `program.drop_weights` then lets go of the float weights.
+      What samplers run as they run the simulation, its codes `program.stored` for the path, where
+      `weights` may have to be let go of; `program.drop_weights` then lets go of the float ones.
     """
     inputs = stored(code_inputs(recipe, weights, over_steps(ranges)), sites, path)
     return Quantized(eps_fn, params, inputs, lower(path))

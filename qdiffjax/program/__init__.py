@@ -6,7 +6,7 @@ same function with something done there. Networks are traced, never edited.
     network ── sites ──> names, shapes ── Recipe ──> prepare ──> Quantized(site_inputs)
                                                                      │
     rules: plain, quantize, perturb, observe, local_errors, gated ───┴──> transform ──> g
-           lower: the same in real low precision, from `prepare_codes`
+           lower: the same in real low precision, from `prepare_codes`, `stored` as kernels read
 
 A site is named by the path of its weight (`down_0_block_0/conv_1/kernel`); `#2` marks the second
 use of a weight, `[i]` the iteration of a scan over layers, `dot_0` a product of activations.

@@ -98,7 +98,8 @@ def stored(
 
     So no call moves a weight: where kernels want [N, K] and codes are [K, N], a sampler's scan
     keeps a second copy of all of them. Nor does a call add codes up: sums come with them, see
-    `kernels.operands.Summed`. Numbers and results stay, on any path.
+    `kernels.operands.Summed`. Numbers and results stay, on any path. Where the order is another,
+    arrays are new: let go of the given ones.
 
     Args:
       site_inputs: a `SiteQuant` by site; codes are `QTensor`.
