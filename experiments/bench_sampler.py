@@ -10,9 +10,10 @@ optional (the extra `peers`). On every platform the kernels are those that it ge
 
 The lowered run rounds to the simulation's codes and differs by the order of float sums, which
 now and then flips a rounding that the sampler then carries along. How much that is, is measured
-as the simulation against itself with its sums taken backwards (`two_orders`); both are root mean
-squares of final samples, as is the error of quantization itself, and `flips` are the same
-after one network call of W8A8. Bytes are those of the arrays that a run is given.
+as the simulation against itself with its sums taken in other orders: `two_orders` is the median
+over pairs of orders, with the smallest and the largest, `from_simulation` the median over orders.
+All are root mean squares of final samples, as is the error of quantization itself; `flips` are the
+same after one network call of W8A8. Bytes are those of the arrays that a run is given.
 """
 
 import dataclasses
@@ -26,14 +27,14 @@ import numpy as np
 
 from experiments import bench_sampler_peers as peers
 from experiments import command, subject, timing
+from experiments.bench_sampler_orders import compared, reordered, rms
 from qdiffjax import diffusion, program
 from qdiffjax.kernels import paths
 from qdiffjax.precision import ptq
-from qdiffjax.program import rules
-from qdiffjax.program.products import Dot
 
 WIDTHS = {"W8A8": (8, 8), "W4A8": (4, 8), "W8": (8, None)}
 FLOAT = "float32"
+ORDER = "order"  # of sums: such runs are compared, not timed
 FLIPS = "W8A8"  # whose first call is compared too
 
 
@@ -45,12 +46,15 @@ class Config:
     batch: int = 64
     num_steps: int = 20
     num_rounds: int = 8
+    num_orders: int = 4
     seed: int = 0
 
 
 HELP = {
     "checkpoints": "folders or shipped names", "batch": "samples of a run",
-    "num_steps": "network calls of a run", "num_rounds": "runs of each", "seed": "of the noise",
+    "num_steps": "network calls of a run", "num_rounds": "runs of each",
+    "num_orders": "in which the simulation takes its sums, the usual one too",
+    "seed": "of the noise",
 }  # fmt: skip
 
 
@@ -58,25 +62,8 @@ def check(config: Config) -> None:
     """Refuse what cannot work; raises ValueError."""
     if min(config.batch, config.num_steps, config.num_rounds) < 1:
         raise ValueError("batch, steps and rounds must be at least 1.")
-
-
-def backwards(site, op, operands, inputs):
-    """The rule `quantize` with every sum taken in the opposite order."""
-    if site.product is None:
-        return rules.quantize(site, op, operands, inputs)
-
-    def flipped(*values):
-        return op(*(jnp.flip(v, axes) for v, axes in zip(values, _summed(site), strict=True)))
-
-    return rules.quantize(site, flipped, operands, inputs)
-
-
-def _summed(site) -> tuple[tuple[int, ...], ...]:
-    """Axes to flip in both operands so that the product stays: what is summed; channels."""
-    product = site.product
-    if isinstance(product, Dot):
-        return product.contract
-    return ((), ()) if product.feature_groups > 1 else ((product.lhs[1],), (product.rhs[1],))
+    if config.num_orders < 2:
+        raise ValueError(f"num-orders: got {config.num_orders}, expected at least 2 to compare.")
 
 
 def lowered(target: subject.Subject, weight_bits, activation_bits, x) -> program.Quantized:
@@ -90,7 +77,9 @@ def lowered(target: subject.Subject, weight_bits, activation_bits, x) -> program
     return program.drop_weights(q, x, jnp.float32(0))
 
 
-def runs(target: subject.Subject, x, steps) -> tuple[dict[str, Any], dict[str, Any]]:
+def runs(
+    target: subject.Subject, x, steps, num_orders: int
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Compiled samplers by name, and the first network call of each."""
     denoiser = target.denoiser
 
@@ -107,7 +96,11 @@ def runs(target: subject.Subject, x, steps) -> tuple[dict[str, Any], dict[str, A
     for name, bits in WIDTHS.items():
         q = target.quantized(*bits)
         cases[f"simulated {name}"] = program.quantized_call, q
-        cases[f"backwards {name}"] = program.quantized_call, dataclasses.replace(q, rule=backwards)
+        for order in range(1, num_orders):
+            rule = reordered(order)
+            cases[f"{ORDER} {order} {name}"] = (
+                program.quantized_call, dataclasses.replace(q, rule=rule)
+            )  # fmt: skip
         cases[f"lowered {name}"] = program.quantized_call, lowered(target, *bits, x)
     compiled, calls = {}, {}
     for name, (call_of, q) in cases.items():
@@ -125,12 +118,12 @@ def measure(checkpoint: str, config: Config) -> tuple[dict[str, np.ndarray], lis
     )  # fmt: skip
     x = subject.noise(target.denoiser, config.batch, config.seed)
     steps = diffusion.ddim(target.denoiser.schedule, config.num_steps)
-    compiled, calls = runs(target, x, steps)
+    compiled, calls = runs(target, x, steps, config.num_orders)
     samples = {name: run(q, x) for name, (run, q) in compiled.items()}
     turns = {
         name: lambda run=run, q=q: jax.block_until_ready(run(q, x))
         for name, (run, q) in compiled.items()
-        if not name.startswith("backwards")
+        if not name.startswith(ORDER)
     }
     sizes = {name: peers.num_bytes((compiled[name][1], x)) for name in turns}
     missing = []
@@ -180,15 +173,10 @@ def distances(name: str, samples, calls) -> dict[str, Any]:
         for key, values in (("", samples), ("flips_", calls)):
             if name not in values:
                 continue
-            simulated = values[f"simulated {width}"]
-            found[f"{key}from_simulation"] = rms(values[name] - simulated)
-            found[f"{key}two_orders"] = rms(values[f"backwards {width}"] - simulated)
+            orders = [values[f"simulated {width}"]]
+            orders += [v for n, v in values.items() if n.startswith(ORDER) and n.endswith(width)]
+            found |= {f"{key}{k}": v for k, v in compared(values[name], orders).items()}
     return found
-
-
-def rms(x) -> float:
-    """Root mean square of all elements."""
-    return float(jnp.sqrt(jnp.mean(x**2)))
 
 
 def run(config: Config, *, progress: bool = False) -> tuple[dict[str, np.ndarray], list[dict]]:
@@ -220,7 +208,8 @@ def show(row) -> str:
         line += f"  error {row['error']:.4f}"
     if "from_simulation" in row:
         line += (
-            f"  from simulation {row['from_simulation']:.4f}, two orders {row['two_orders']:.4f}"
+            f"  from simulation {row['from_simulation']:.4f}, two orders {row['two_orders']:.4f} "
+            f"({row['two_orders_range'][0]:.4f} to {row['two_orders_range'][1]:.4f})"
         )
     return line
 

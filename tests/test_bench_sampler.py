@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import bench_sampler, bench_sampler_peers
+from experiments import bench_sampler, bench_sampler_orders, bench_sampler_peers
 from qdiffjax import program
 from qdiffjax.program import rules
 from tests.helpers import assert_close
@@ -13,7 +13,7 @@ from tests.program import networks
 
 
 @pytest.mark.parametrize("name", ["nnx_net", "handwritten"])
-def test_sums_taken_backwards_are_the_same_sums(name):
+def test_sums_in_another_order_are_the_same_sums(name):
     net = getattr(networks, name)()
     sites = program.sites(net.fn, *net.args)
     recipe = program.uniform(sites, weight_bits=8, activation_bits=None)
@@ -21,7 +21,7 @@ def test_sums_taken_backwards_are_the_same_sums(name):
     inputs = {n: rules.SiteQuant(w) for n, w in weights.items()}
     runs = [
         jax.jit(program.transform(net.fn, rule))(*net.args, site_inputs=inputs)[0]
-        for rule in (rules.quantize, bench_sampler.backwards)
+        for rule in (rules.quantize, bench_sampler_orders.reordered(1))
     ]
     assert_close(runs[1], runs[0])
     assert np.any(runs[0] != runs[1])  # another order
@@ -40,3 +40,14 @@ def test_what_is_missing_is_said():
 def test_nothing_is_measured_without_rounds():
     with pytest.raises(ValueError, match="at least 1"):
         bench_sampler.check(bench_sampler.Config(num_rounds=0))
+
+
+def test_one_order_is_no_yardstick():
+    with pytest.raises(ValueError, match="at least 2"):
+        bench_sampler.check(bench_sampler.Config(num_orders=1))
+
+
+def test_distances_are_medians_over_orders_and_pairs_of_orders():
+    orders = [jnp.full((2, 3), v, jnp.float32) for v in (0.0, 1.0, 4.0)]
+    found = bench_sampler_orders.compared(jnp.full((2, 3), 2.0, jnp.float32), orders)
+    assert found == {"from_simulation": 2.0, "two_orders": 3.0, "two_orders_range": (1.0, 4.0)}
