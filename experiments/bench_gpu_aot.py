@@ -1,6 +1,6 @@
 """What sampling with DiT-XL/2 takes of a Hopper GPU, by XLA's word; no GPU is needed.
 
-    pip install 'jax[cuda12]' flatbuffers
+    pip install 'qdiffjax[aot-gpu]'
     JAX_PLATFORMS=cpu python -m experiments.bench_gpu_aot
 
 The scans of `bench_dit_xl` are compiled ahead of time for an H200: bytes of arguments, temporaries
@@ -53,7 +53,7 @@ def check(config: Config) -> None:
     """Refuse what cannot work; raises ValueError."""
     if lacking := aot_gpu.missing():
         raise ValueError(
-            f"{', '.join(lacking)} not installed: pip install 'jax[cuda12]' flatbuffers."
+            f"{', '.join(lacking)} not installed: pip install 'qdiffjax[aot-gpu]'."
         )
     aot_gpu.target(config.chip)
     for batch in config.batches or (0,):

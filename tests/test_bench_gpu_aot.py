@@ -56,4 +56,4 @@ def test_rows_compare_with_bfloat16_of_the_same_batch(tiny, monkeypatch):
 @pytest.mark.skipif(not aot_gpu.missing(), reason="the compiler is installed")
 def test_without_the_compiler_it_says_how_to_get_it(tmp_path, capsys):
     assert bench_gpu_aot.main(["--output", str(tmp_path)]) == 2
-    assert "pip install 'jax[cuda12]'" in capsys.readouterr().err
+    assert "pip install 'qdiffjax[aot-gpu]'" in capsys.readouterr().err

@@ -90,7 +90,7 @@ def gpu_cost(
     if lacking := missing():
         raise ModuleNotFoundError(
             f"{', '.join(lacking)}: not installed, expected for compiling ahead of time; "
-            "pip install 'jax[cuda12]' flatbuffers."
+            "pip install 'qdiffjax[aot-gpu]'."
         )
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -14,7 +14,7 @@ from qdiffjax.program.rules import SiteQuant
 from qdiffjax.quant import E4M3FN, IntFormat
 
 needs_compiler = pytest.mark.skipif(
-    bool(aot_gpu.missing()), reason="no compiler for GPUs: pip install 'jax[cuda12]' flatbuffers"
+    bool(aot_gpu.missing()), reason="no compiler for GPUs: pip install 'qdiffjax[aot-gpu]'"
 )
 shape = jax.ShapeDtypeStruct
 MODULE = """HloModule m, is_scheduled=true
