@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from qdiffjax.models.layers import GroupNorm, check_groups
+from qdiffjax.models.layers import GroupNorm, check_groups, upsampled
 
 
 class ConvBlock(nn.Module):
@@ -57,7 +57,7 @@ class Decoder(nn.Module):
         """Map z [b, h, w, d] to [b, h f, w f, features], f = 2^levels."""
         h = nn.Conv(self.channels[-1], (3, 3), dtype=self.dtype, name="conv_in")(z)
         for i, c in reversed(list(enumerate(self.channels))):
-            h = h.repeat(2, axis=1).repeat(2, axis=2)
+            h = upsampled(h)
             h = nn.Conv(c, (3, 3), dtype=self.dtype, name=f"pool_{i}")(h)
             h = ConvBlock(c, self.dtype, name=f"block_{i}")(h)
         h = nn.silu(GroupNorm(8, self.dtype, name="norm_out")(h))

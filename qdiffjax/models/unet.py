@@ -20,6 +20,7 @@ from qdiffjax.models.layers import (
     space_to_depth,
     split_features,
     time_features,
+    upsampled,
 )
 
 
@@ -135,7 +136,7 @@ class UNet(nn.Module):
                 h = self._block(h, (emb, tokens), c, self.attention[i], f"up_{i}", j)
             if i > 0:
                 _, height, width_, _ = skips[-1].shape  # crops what an odd size rounded up
-                h = h.repeat(2, axis=1).repeat(2, axis=2)[:, :height, :width_]
+                h = upsampled(h)[:, :height, :width_]
                 h = nn.Conv(self.channels[i - 1], (3, 3), dtype=self.dtype, name=f"up_{i}_pool")(h)
         h = nn.silu(GroupNorm(8, self.dtype, name="norm_out")(h))
         zeros = nn.initializers.zeros

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qdiffjax.models.layers import GroupNorm, split_features
+from qdiffjax.models.layers import GroupNorm, split_features, upsampled
 
 
 @pytest.fixture
@@ -57,3 +57,8 @@ def test_split_features_is_jnp_split_to_the_bit(num):
     x = jax.random.normal(jax.random.key(0), (3, 1, 12))
     for ours, theirs in zip(split_features(x, num), jnp.split(x, num, -1), strict=True):
         np.testing.assert_array_equal(ours, theirs)
+
+
+def test_upsampling_repeats_pixels_along_both_axes_to_the_bit():
+    x = jax.random.normal(jax.random.key(0), (2, 3, 5, 4))
+    np.testing.assert_array_equal(upsampled(x), np.asarray(x).repeat(2, 1).repeat(2, 2))
