@@ -126,7 +126,7 @@ class Study:
             "range": name, "low": low, "high": high, "clipped": int(np.sum(clipped > 0)),
             "sample": sample, "excess": float(outside[sample, pixel]),
             "pixel_error": float(errors[-1, sample, pixel]), "law": float(arrays["law"][-1]),
-            "worst_sample": int(np.argmax(final)), "error_max": float(final.max()),
+            "worst_sample": int(np.argmax(final)), "error_max": float(np.max(final)),
             "error_median": float(np.median(final)),
             "error_rms": float(np.sqrt(np.mean(final**2))),
         }  # fmt: skip

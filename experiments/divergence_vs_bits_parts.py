@@ -204,7 +204,8 @@ def _fitted_kl(a, b):
 def tails(errors) -> dict[str, float]:
     """Return RMS and median of the samples' errors, and what the worst 5 % of them carry."""
     squares = np.sort(np.asarray(errors, np.float64) ** 2)[::-1]
+    worst = max(1, round(0.05 * squares.size))
     return {
         "error_rms": float(np.sqrt(squares.mean())), "error_median": float(np.median(errors)),
-        "worst_share": float(squares[: max(1, round(0.05 * squares.size))].sum() / squares.sum()),
+        "worst_share": float(np.sum(squares[:worst]) / np.sum(squares)),
     }  # fmt: skip

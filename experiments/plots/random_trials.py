@@ -70,7 +70,7 @@ def _draw_ratios(ax, y: int, log_ratio, row, label: str | None) -> None:
     values = np.where(np.abs(values) < ROUNDING, 0, values)  # an equality is no violation
     color = COLORS.get(row["kind"], GREY)
     counts, edges = np.histogram(values, np.linspace(*LIMITS, BINS + 1).round(6))
-    height = np.sqrt(counts / max(counts.max(), 1))  # the root shows thin tails
+    height = np.sqrt(counts / max(int(np.max(counts)), 1))  # the root shows thin tails
     ax.stairs(y - 0.75 * height, edges, baseline=y, fill=True, color=color, alpha=0.45, lw=0,
               label=label)  # fmt: skip
     if not values.size:

@@ -203,7 +203,7 @@ def _alike(w: Widths) -> Widths:
 
 def _left(counts: Counts, w: Widths):
     """Bits of the first operand: the weight, or an activation where there is none [..., S]."""
-    where = jnp.where if isinstance(w.weight, jax.Array) else np.where
+    where: Any = jnp.where if isinstance(w.weight, jax.Array) else np.where
     return where(counts.weights > 0, w.weight, w.activation)
 
 

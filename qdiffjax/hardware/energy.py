@@ -98,7 +98,7 @@ def energy(
     else:
         products = costs.bit_products(counts, w)
         codes = model.integer[0] * products + (model.integer[1] + model.add_integer)
-    where = jnp.where if isinstance(wide, jax.Array) else np.where
+    where: Any = jnp.where if isinstance(wide, jax.Array) else np.where
     mac = where((wide <= 8) & (wide < w.full), codes, full)
     macs = jnp.asarray(counts.macs, moved.dtype) if isinstance(moved, jax.Array) else counts.macs
     return Energy(macs * mac * PICO, moved * (model.memory * PICO))

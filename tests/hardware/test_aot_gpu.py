@@ -63,7 +63,7 @@ def test_a_chip_that_is_not_known_is_refused():
 
 @pytest.mark.skipif(not aot_gpu.missing(), reason="the compiler is installed")
 def test_without_the_compiler_the_error_says_how_to_get_it():
-    with pytest.raises(ModuleNotFoundError, match=r"pip install 'jax\[cuda12\]'"):
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'qdiffjax\[aot-gpu\]'"):
         aot_gpu.gpu_cost(jnp.sin, shape((8,), jnp.float32))
 
 

@@ -99,7 +99,8 @@ def check_tile(shape: tuple[int, int, int], tile: Tile) -> None:
 
 def _lines(bytes_: int, itemsize: int = 1):
     line = plgpu.find_swizzle(8 * bytes_)
-    return (plgpu.TilingTransform((8, line // itemsize)), plgpu.SwizzleTransform(line))
+    make: Any = plgpu  # whose newer classes look abstract to a type checker
+    return make.TilingTransform((8, line // itemsize)), make.SwizzleTransform(line)
 
 
 def _body(x, w, vectors: Vectors, out, *, tile: Tile, taps: Taps | None, act_fn, read) -> None:
