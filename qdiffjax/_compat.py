@@ -5,11 +5,8 @@ jaxprs goes through the functions below; no other file looks at a jaxpr's layout
 """
 
 import inspect
-from collections.abc import Sequence
 from typing import Any
 
-import jax
-from jax.experimental.layout import Format, Layout
 from jax.extend import core as jex_core
 
 Literal = jex_core.Literal
@@ -51,23 +48,6 @@ def sub_jaxprs(eqn: Any) -> list:
             if is_jaxpr(item):
                 found.append(item)
     return found
-
-
-def in_memory_order(x: Any, axes: Sequence[int]) -> Any:
-    """Return the same array, lying in memory with its axes in this order, the last one contiguous.
-
-    Whatever reads it sees no difference; jit compiles for where its arguments lie. What is traced
-    has no place in memory yet, and stays.
-    """
-    if isinstance(x, jax.core.Tracer) or not isinstance(x, jax.Array):
-        return x
-    return jax.device_put(x, Format(Layout(tuple(axes)), x.sharding))
-
-
-def memory_order(x: Any) -> tuple[int, ...]:
-    """Axes in the order in which they lie in memory, the last one contiguous."""
-    layout = x.format.layout
-    return tuple(range(x.ndim)) if layout is None else tuple(layout.major_to_minor)
 
 
 def vector_loader(interpret: Any) -> Any:
