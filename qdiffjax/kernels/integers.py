@@ -157,7 +157,7 @@ def materialized(x: Array) -> Array:
 def _padded(image: Array, right: Array, window: dict) -> Array:
     """Unsigned image with the border that the window reads: 128, the signed code 0."""
     pads = paddings(image.shape, right.shape, window)
-    return jnp.pad(image, ((0, 0), *pads, (0, 0)), constant_values=np.uint8(128))
+    return jax.lax.pad(image, np.uint8(128), [(0, 0, 0), *((*p, 0) for p in pads), (0, 0, 0)])
 
 
 def paddings(x_shape, w_shape, window: dict) -> list[tuple[int, int]]:

@@ -91,6 +91,15 @@ def test_convolution_is_that_of_whole_numbers(window, kernel, monkeypatch):
     np.testing.assert_array_equal(y, wide)
 
 
+def test_negative_padding_crops(monkeypatch):
+    monkeypatch.setattr(integers, "multiplies_unsigned", lambda: True)
+    window = {"window_strides": (1, 1), "dimension_numbers": ("NHWC", "HWIO", "NHWC")}
+    left, right = codes(1, 7, 6, 3), codes(3, 3, 3, 2)
+    cropped = integers.conv(left[:, 1:, :-2], right, window | {"padding": [(0, 1), (2, 0)]})
+    y = integers.conv(left, right, window | {"padding": [(-1, 1), (2, -2)]})
+    np.testing.assert_array_equal(y, cropped)
+
+
 @pytest.mark.usefixtures("instructions")
 @pytest.mark.parametrize("space", ["W", "DHW"])
 def test_convolution_in_one_and_three_dimensions(space):
