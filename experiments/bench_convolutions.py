@@ -24,7 +24,7 @@ from experiments import command, timing
 from qdiffjax import kernels
 from qdiffjax.kernels import Activation
 from qdiffjax.kernels.operands import rounded_codes
-from qdiffjax.quant import IntFormat, QTensor, quantize
+from qdiffjax.quant import IntFormat, QTensor, calibration, quantize
 
 # (batch, side, channels in, channels out, kernel): the shipped UNet's, then larger ones.
 SHAPES = (
@@ -142,7 +142,7 @@ def turns(x, kernel) -> dict[str, Callable[[], Any]]:
             continue
         run = jax.jit(fn, compiler_options=options or None)
         found[name] = functools.partial(_wait, run, x, kernel)
-    weight = quantize(kernel, absmax_scale(kernel), format=INT8)
+    weight = coded(kernel)
     for name, fn in CODED.items():
         found[name] = functools.partial(_wait, jax.jit(fn), x, weight)
     with contextlib.suppress(ImportError):
@@ -150,9 +150,10 @@ def turns(x, kernel) -> dict[str, Callable[[], Any]]:
     return found
 
 
-def absmax_scale(kernel):
-    """Scales of output channels [1, 1, 1, n]."""
-    return jnp.max(jnp.abs(kernel), (0, 1, 2), keepdims=True) / INT8.qmax
+def coded(kernel) -> QTensor:
+    """Codes of a kernel, a scale for each output channel."""
+    scale, _ = calibration.absmax(kernel, format=INT8, scale_shape=(1, 1, 1, kernel.shape[-1]))
+    return quantize(kernel, scale, format=INT8)
 
 
 def _wait(fn, *args):

@@ -1,22 +1,17 @@
 """DiT-XL/2's benchmark: ways that run the same network, in fewer bytes."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import pytest
 
-from experiments import bench_dit_xl, hardware_cost_parts
+from experiments import bench_dit_xl
 from qdiffjax import program
-from qdiffjax.models.dit import DiT
+from tests.tiny import instead_of_dit_xl
 
 
 @pytest.fixture
 def tiny(monkeypatch):
-    small = functools.partial(DiT, patch=2, width=32, depth=1, num_heads=2)
-    monkeypatch.setattr(hardware_cost_parts, "SIZES", {"tiny": small})
-    monkeypatch.setattr(hardware_cost_parts, "NUM_CLASSES", 10)
-    monkeypatch.setattr(hardware_cost_parts, "LATENT", (8, 8, 4))
+    instead_of_dit_xl(monkeypatch)
     with jax.numpy_dtype_promotion("standard"):  # Flax promotes bfloat16 in its norms
         yield
 

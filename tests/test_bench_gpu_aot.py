@@ -1,24 +1,20 @@
 """The benchmark of sampling by the GPU compiler: what needs no compiler."""
 
-import functools
 import io
 
 import jax
 import jax.numpy as jnp
 import pytest
 
-from experiments import bench_gpu_aot, hardware_cost_parts
+from experiments import bench_gpu_aot
 from qdiffjax.hardware import aot_gpu
-from qdiffjax.models.dit import DiT
 from qdiffjax.program import Stored
+from tests.tiny import instead_of_dit_xl
 
 
 @pytest.fixture
 def tiny(monkeypatch):
-    small = functools.partial(DiT, patch=2, width=32, depth=1, num_heads=2)
-    monkeypatch.setattr(hardware_cost_parts, "SIZES", {"tiny": small})
-    monkeypatch.setattr(hardware_cost_parts, "NUM_CLASSES", 10)
-    monkeypatch.setattr(hardware_cost_parts, "LATENT", (8, 8, 4))
+    instead_of_dit_xl(monkeypatch)
     with jax.numpy_dtype_promotion("standard"):  # Flax promotes bfloat16 in its norms
         yield bench_gpu_aot.Config(network="tiny", batches=(16,), num_steps=2)
 

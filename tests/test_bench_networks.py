@@ -9,7 +9,6 @@ import pytest
 
 from experiments import bench_convolutions, bench_networks, store, timing, torch_twin
 from qdiffjax.models.unet import UNet
-from qdiffjax.quant import quantize
 from tests import tiny
 from tests.models.tools import normal, quick_jit, random_params
 
@@ -81,7 +80,7 @@ def test_every_way_to_convolve_is_the_convolution(size):
 
 def test_codes_convolve_to_within_their_steps():
     x, kernel = normal(4, 5, 5, 3), normal(3, 3, 3, 2, seed=1)
-    w = quantize(kernel, bench_convolutions.absmax_scale(kernel), format=bench_convolutions.INT8)
+    w = bench_convolutions.coded(kernel)
     exact = bench_convolutions.convolve(x, kernel)
     found = {name: fn(x, w) for name, fn in bench_convolutions.CODED.items()}
     np.testing.assert_array_equal(found["W8A8 static"], found["W8A8 static, XLA's"])

@@ -1,9 +1,13 @@
 """A tiny checkpoint that does something: its zero-initialised kernels are made random."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
+from experiments import hardware_cost_parts
 from qdiffjax import checkpoints
+from qdiffjax.models.dit import DiT
 
 CONFIG = checkpoints.ModelConfig(
     shape=(8, 8, 1), network="unet", num_train_steps=50,
@@ -26,3 +30,11 @@ def save(path, config=CONFIG, values=None):
     """Write a checkpoint and return its folder."""
     checkpoints.save(path, params(config) if values is None else values, config)
     return path
+
+
+def instead_of_dit_xl(monkeypatch):
+    """Make "tiny", a small DiT on small latents, the only network known by its shapes."""
+    small = functools.partial(DiT, patch=2, width=32, depth=1, num_heads=2)
+    monkeypatch.setattr(hardware_cost_parts, "SIZES", {"tiny": small})
+    monkeypatch.setattr(hardware_cost_parts, "NUM_CLASSES", 10)
+    monkeypatch.setattr(hardware_cost_parts, "LATENT", (8, 8, 4))

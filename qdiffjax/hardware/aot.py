@@ -13,17 +13,12 @@ import importlib.metadata
 import importlib.util
 import json
 import math
-import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
-import jax.export
-
+from qdiffjax.hardware import _ahead
 from qdiffjax.hardware._bundles import counted_cycles
 from qdiffjax.hardware._schedule import Op, operations
 
@@ -70,7 +65,7 @@ class TpuCost(NamedTuple):
 
 def missing() -> list[str]:
     """Packages that ahead-of-time compilation needs and that are not installed."""
-    return [name for name in NEEDS if importlib.util.find_spec(name) is None]
+    return _ahead.lacking(NEEDS)
 
 
 def tpu_cost(fn: Callable, *shapes, topology: str = "v5e", flags: str = "") -> TpuCost:
@@ -88,12 +83,8 @@ def tpu_cost(fn: Callable, *shapes, topology: str = "v5e", flags: str = "") -> T
       ModuleNotFoundError: no libtpu.
       RuntimeError: the compiler failed; holds the end of what it said.
     """
-    if lacking := missing():
-        raise ModuleNotFoundError(
-            f"{', '.join(lacking)}: not installed, expected for compiling ahead of time; "
-            "pip install 'qdiffjax[aot]'."
-        )
-    exported = export(fn, *shapes)
+    _ahead.require(NEEDS, "aot")
+    exported = _ahead.export(fn, *shapes, platform="tpu")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "exported").write_bytes(exported)
@@ -103,28 +94,11 @@ def tpu_cost(fn: Callable, *shapes, topology: str = "v5e", flags: str = "") -> T
         return _read(folder)
 
 
-def export(fn: Callable, *shapes) -> bytes:
-    """Serialized StableHLO of fn for a TPU, flat."""
-    leaves, tree = jax.tree.flatten(shapes)
-
-    def flat(*leaves):
-        return tuple(jax.tree.leaves(fn(*jax.tree.unflatten(tree, leaves))))
-
-    specs = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in leaves]
-    exported = jax.export.export(jax.jit(flat), platforms=["tpu"])(*specs)
-    return bytes(exported.serialize())
-
-
 def _compile(folder: Path, topology: str, flags: str) -> None:
-    script = Path(__file__).with_name("_aot_child.py")
-    run = subprocess.run(
-        [sys.executable, str(script), topology, str(folder)], capture_output=True, text=True,
-        env=os.environ | _ENVIRONMENT | ({"LIBTPU_INIT_ARGS": flags} if flags else {}),
-    )  # fmt: skip
-    if run.returncode:
-        raise RuntimeError(
-            f"compilation for {topology}: exit code {run.returncode}\n{run.stderr[-4000:]}"
-        )
+    environment = _ENVIRONMENT | ({"LIBTPU_INIT_ARGS": flags} if flags else {})
+    _ahead.run_script(
+        "_aot_child.py", topology, str(folder), environment=environment, target=topology
+    )
 
 
 def _read(folder: Path) -> TpuCost:

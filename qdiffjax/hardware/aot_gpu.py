@@ -6,11 +6,7 @@ memory for a DiT-XL/2 (jaxlib 0.10.2) came out 0 to 3 % below those of programs 
 (0.11.2). Nothing here says how long anything takes.
 """
 
-import importlib.util
 import json
-import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.export
 
+from qdiffjax.hardware import _ahead
 from qdiffjax.hardware._launches import Launches, launches
 from qdiffjax.hardware.compiled import CompiledCost
 
@@ -65,7 +62,7 @@ class GpuCost(NamedTuple):
 
 def missing() -> list[str]:
     """Packages that ahead-of-time compilation for GPUs needs and that are not installed."""
-    return [name for name in NEEDS if importlib.util.find_spec(name) is None]
+    return _ahead.lacking(NEEDS)
 
 
 def gpu_cost(
@@ -87,17 +84,18 @@ def gpu_cost(
       ValueError: a chip that is not known.
       RuntimeError: the compiler failed; holds the end of what it said.
     """
-    if lacking := missing():
-        raise ModuleNotFoundError(
-            f"{', '.join(lacking)}: not installed, expected for compiling ahead of time; "
-            "pip install 'qdiffjax[aot-gpu]'."
-        )
+    _ahead.require(NEEDS, "aot-gpu")
+    # JAX promises no stability of Triton's kernels over time; these live for a minute.
+    triton = jax.export.DisabledSafetyCheck.custom_call("__gpu$xla.gpu.triton")
+    exported = _ahead.export(fn, *shapes, platform="cuda", disabled_checks=[triton])
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "target").write_text(target(chip))
         (folder / "options").write_text(json.dumps(options or {}))
-        (folder / "exported").write_bytes(export(fn, *shapes))
-        _compile(folder, chip)
+        (folder / "exported").write_bytes(exported)
+        _ahead.run_script(
+            "_aot_gpu_child.py", name, environment={"JAX_PLATFORMS": "cpu"}, target=chip
+        )
         return _read(folder, chip)
 
 
@@ -115,31 +113,6 @@ def target(chip: str) -> str:
         "dnn_version_info { major: 9 minor: 10 patch: 0 }",
     ]  # fmt: skip
     return "\n".join(lines)
-
-
-def export(fn: Callable, *shapes) -> bytes:
-    """Serialized StableHLO of fn for a GPU, flat."""
-    leaves, tree = jax.tree.flatten(shapes)
-
-    def flat(*leaves):
-        return tuple(jax.tree.leaves(fn(*jax.tree.unflatten(tree, leaves))))
-
-    specs = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in leaves]
-    # JAX promises no stability of Triton's kernels over time; these live for a minute.
-    triton = jax.export.DisabledSafetyCheck.custom_call("__gpu$xla.gpu.triton")
-    exported = jax.export.export(jax.jit(flat), platforms=["cuda"], disabled_checks=[triton])
-    return bytes(exported(*specs).serialize())
-
-
-def _compile(folder: Path, chip: str) -> None:
-    script = Path(__file__).with_name("_aot_gpu_child.py")
-    run = subprocess.run(
-        [sys.executable, str(script), str(folder)], capture_output=True, text=True,
-        env=os.environ | {"JAX_PLATFORMS": "cpu"},
-    )  # fmt: skip
-    if run.returncode:
-        raise RuntimeError(f"compilation for {chip}: exit code {run.returncode}\n"
-                           f"{run.stderr[-4000:]}")  # fmt: skip
 
 
 def _read(folder: Path, chip: str) -> GpuCost:

@@ -27,13 +27,12 @@ CONTRACT_ONE: Dims = (((1,), (0,)), ((), ()))
 
 
 def dot_general(
-    left: Array, right: Array, dimension_numbers: Dims = CONTRACT_ONE, *, is_weight: bool = True
+    left: Array, right: Array, dims: Dims = CONTRACT_ONE, *, is_weight: bool = True
 ) -> Array:
-    """Return int32 sums of products of two int8 arrays; axes as `lax.dot_general`.
+    """Return int32 sums of products of two int8 arrays; axes in tuples as of `lax.dot_general`.
 
     `is_weight` says that right stays the same at every step of a sampler, see `sums`.
     """
-    dims = _tuples(dimension_numbers)
     if not multiplies_unsigned():
         return _signed_dot(left, right, dims)
     return jax.lax.platform_dependent(
@@ -168,7 +167,3 @@ def paddings(x_shape, w_shape, window: dict) -> list[tuple[int, int]]:
     dilation = window.get("rhs_dilation") or (1,) * (len(w_shape) - 2)
     extents = [(k - 1) * d + 1 for k, d in zip(w_shape[:-2], dilation, strict=True)]
     return jax.lax.padtype_to_pads(x_shape[1:-1], extents, window["window_strides"], padding)
-
-
-def _tuples(dims) -> Dims:
-    return tuple(tuple(tuple(map(int, axes)) for axes in pair) for pair in dims)  # type: ignore

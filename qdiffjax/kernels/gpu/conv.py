@@ -6,6 +6,7 @@ from qdiffjax._typing import Array
 from qdiffjax.kernels import xla
 from qdiffjax.kernels.gpu.matmul import of_codes, takes, tile_of
 from qdiffjax.kernels.gpu.products import Taps
+from qdiffjax.kernels.integers import paddings
 from qdiffjax.kernels.operands import Activation, Native, Summed, native, rounded_codes, widened
 from qdiffjax.quant import QTensor
 
@@ -44,7 +45,7 @@ def _dilation(window: dict) -> tuple[int, int]:
 
 
 def _out_size(x_shape, w_shape, window: dict) -> tuple[int, int]:
-    pads, dilation = xla.paddings(x_shape, w_shape, window), _dilation(window)
+    pads, dilation = paddings(x_shape, w_shape, window), _dilation(window)
     high, wide = (
         n + sum(pad) - (taps - 1) * d
         for n, pad, taps, d in zip(x_shape[1:3], pads, w_shape[:2], dilation, strict=True)
@@ -62,7 +63,7 @@ def _by_taps(a: Native, w: QTensor, window: dict, *, bias, act_fn, out_dtype) ->
     values = widened(a.values)
     high, wide = _out_size(values.shape, w.shape, window)
     down, right = _dilation(window)
-    pads = [(0, 0), *xla.paddings(values.shape, w.shape, window), (0, 0)]
+    pads = [(0, 0), *paddings(values.shape, w.shape, window), (0, 0)]
     zero = 0 if a.zero is None else a.zero.reshape(-1)[0].astype(values.dtype)
     values = jnp.pad(values, pads, constant_values=zero)
     shifted = [values[:, :, j * right : j * right + wide] for j in range(w.shape[1])]

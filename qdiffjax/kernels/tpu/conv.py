@@ -22,6 +22,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from qdiffjax._typing import Array
 from qdiffjax.kernels import xla
+from qdiffjax.kernels.integers import paddings
 from qdiffjax.kernels.operands import Activation, is_integer, native, quantized
 from qdiffjax.kernels.reference import finish
 from qdiffjax.kernels.tpu import images, products, prologue
@@ -68,7 +69,7 @@ def _takes(x, w: QTensor, window: dict, job: Job) -> bool:
         return False
     if any(d != 1 for d in window.get("rhs_dilation") or ()):
         return False
-    if any(n < 0 for pair in xla.paddings(x.shape, w.shape, window) for n in pair):
+    if any(n < 0 for pair in paddings(x.shape, w.shape, window) for n in pair):
         return False
     if is_integer(w.format) and native(w).zero is not None:
         return False

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from qdiffjax.kernels import xla
+from qdiffjax.kernels.integers import paddings
 
 
 class Window(NamedTuple):
@@ -44,7 +44,7 @@ class Window(NamedTuple):
 def window_of(x_shape, w_shape, window: dict) -> Window:
     """Sizes of a convolution of x [B, H, W, K] with w [h, w, K, N]."""
     kernel, strides = (w_shape[0], w_shape[1]), tuple(window["window_strides"])
-    pads = xla.paddings(x_shape, w_shape, window)
+    pads = paddings(x_shape, w_shape, window)
     image = x_shape[1], x_shape[2]
     height, width = (
         (n + lo + hi - k) // s + 1
