@@ -21,21 +21,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import command, store, subject
-from qdiffjax import diffusion
-from qdiffjax.analysis import ablation, ledger, propagation
+from experiments.harness import command, store, subject
+from qdiffjax import compiling, diffusion
+from qdiffjax.analysis.errors import ablation, ledger, propagation
 from qdiffjax.diffusion import step
-from qdiffjax.precision import ptq
-from qdiffjax.program import (
+from qdiffjax.precision import (
     Quantized,
+    calibration,
     full_call,
     parse_shorthand,
     prepare,
     quantized_call,
-    rules,
-    transform,
     uniform,
 )
+from qdiffjax.sites import rules, transform
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +108,7 @@ class Check:
         g = jax.random.normal(jax.random.key(config.seed + 7), denoiser.config.shape, jnp.float32)
         self.g = g / jnp.sqrt(jnp.sum(g**2))
         steps = self.steps
-        compiled = subject.compiled
+        compiled = compiling.compiled
         self.full = compiled(lambda q, x: diffusion.sample(full_call(q), x, steps).xs)
         self.quantized = compiled(lambda q, x: diffusion.sample(quantized_call(q), x, steps).xs)
         phi = lambda x, *_: jnp.sum(self.g * x)  # noqa: E731
@@ -142,7 +141,7 @@ class Check:
             s.sites, weight_bits=weight_bits, activation_bits=activation_bits, globs=s.globs
         )
         weights = prepare(s.weights, s.sites, recipe)
-        q = ptq.quantize_denoiser(
+        q = calibration.quantize_denoiser(
             s.denoiser.eps_fn, s.denoiser.params, s.sites, recipe, weights, s.ranges
         )
         used = {n: v for n, v in q.site_inputs.items() if v.weight is not None or v.activations}

@@ -30,8 +30,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import command, subject
-from qdiffjax import checkpoints, data, diffusion
+from experiments.harness import command, subject
+from qdiffjax import compiling, diffusion
+from qdiffjax.networks import data, denoisers
 
 BIN = 2 / 255  # of a pixel in [-1, 1]
 
@@ -91,7 +92,7 @@ def grids(process, config: Config) -> tuple[np.ndarray, np.ndarray]:
     return times, times[np.minimum((np.arange(times.size) + 1) // 2 * 2, times.size - 1)]
 
 
-def bits(denoiser: checkpoints.Denoiser, config: Config):
+def bits(denoiser: denoisers.Denoiser, config: Config):
     """Return fn(params, image, label, key, times) -> (bound, dequantized), each [batch]."""
     process, eps_fn = subject.continuous(denoiser)
     level = process.exact(grids(process, config)[0][0])
@@ -124,7 +125,7 @@ def bits(denoiser: checkpoints.Denoiser, config: Config):
             diffusion.bits_per_dim(plain, size, BIN),
         )
 
-    return subject.compiled(run)
+    return compiling.compiled(run)
 
 
 def held_out(config: Config, shape) -> tuple[np.ndarray, np.ndarray | None]:
@@ -150,7 +151,7 @@ def measure(name: str, config: Config, show) -> tuple[dict[str, np.ndarray], dic
     Raises:
       ValueError: a checkpoint of latents, or classes without labels.
     """
-    denoiser = checkpoints.load(subject.find_checkpoint(name))
+    denoiser = denoisers.load(denoisers.find_checkpoint(name))
     if denoiser.codec is not None:
         raise ValueError(f"{name} is a denoiser of latents, whose density is not one of images; "
                          "expected a denoiser of images.")  # fmt: skip

@@ -25,11 +25,11 @@ import jax
 import numpy as np
 from scipy import stats
 
-from experiments import command, store, subject, tables
-from qdiffjax import checkpoints, diffusion
-from qdiffjax.analysis import prediction
-from qdiffjax.precision import ptq
-from qdiffjax.program import full_call, parse_shorthand, quantized_call
+from experiments.harness import command, store, subject, tables
+from qdiffjax import compiling, diffusion
+from qdiffjax.analysis.errors import prediction
+from qdiffjax.networks import denoisers
+from qdiffjax.precision import calibration, full_call, parse_shorthand, quantized_call
 
 PREDICTIONS = ("first order", "frozen", "off path", "predicted")
 
@@ -65,11 +65,11 @@ class Study:
     def __init__(self, config: Config, checkpoint: str, num_steps: int, globs):
         steps_of = lambda schedule: diffusion.ddim(schedule, num_steps)  # noqa: E731
         found = subject.prepare(checkpoint, steps_of, globs, config.seed)
-        ranges = ptq.widened(found.ranges, ("input", "output"), config.edge_margin)
+        ranges = calibration.widened(found.ranges, ("input", "output"), config.edge_margin)
         self.subject = dataclasses.replace(found, ranges=ranges)
         steps = self.steps = steps_of(found.denoiser.schedule)
         self.x_T = subject.noise(found.denoiser, config.num_samples, config.seed)
-        compiled = subject.compiled
+        compiled = compiling.compiled
         self.full = compiled(lambda q, x: diffusion.sample(full_call(q), x, steps).states)
         self.run = compiled(lambda q, x: diffusion.sample(quantized_call(q), x, steps).states)
         self.frozen = compiled(lambda q, xs: frozen(q, xs, steps)[-1])
@@ -135,7 +135,7 @@ def check(config: Config) -> None:
         if None in parse_shorthand(text):
             raise ValueError(f"got the widths {text!r}, expected both, as W8A8.")
     for name in config.checkpoints:
-        subject.find_checkpoint(name)
+        denoisers.find_checkpoint(name)
     if config.num_samples < 2 or min(config.num_steps, *config.input_steps) < 2:
         raise ValueError("expected at least 2 samples and 2 steps.")
     if not config.edge_margin > 0:
@@ -173,7 +173,7 @@ def run(config: Config, **options):
 
 def mark(config: Config) -> str:
     """Fingerprint of what a part depends on besides its name."""
-    loaded = [checkpoints.load(subject.find_checkpoint(c)).params for c in config.checkpoints]
+    loaded = [denoisers.load(denoisers.find_checkpoint(c)).params for c in config.checkpoints]
     settings = dataclasses.asdict(config) | {"checkpoints": (), "input_steps": ()}
     return store.fingerprint(settings, *map(np.asarray, jax.tree.leaves(loaded)))
 

@@ -13,7 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from experiments import store
+from experiments.harness import store
 from paper_figures import style
 
 

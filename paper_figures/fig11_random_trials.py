@@ -2,8 +2,8 @@
 
 from matplotlib.figure import Figure
 
-from experiments import store
-from experiments.plots import random_trials as plots
+from experiments.harness import store
+from experiments.random_trials import plots
 from paper_figures import style
 
 EXPERIMENT = "random_trials"

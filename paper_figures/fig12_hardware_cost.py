@@ -2,8 +2,8 @@
 
 from matplotlib.figure import Figure
 
-from experiments import store
-from experiments.plots import hardware_cost as plots
+from experiments.hardware_cost import plots
+from experiments.harness import store
 from paper_figures import style
 
 EXPERIMENT = "hardware_cost"

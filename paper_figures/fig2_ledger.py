@@ -2,8 +2,8 @@
 
 from matplotlib.figure import Figure
 
-from experiments import store
-from experiments.plots import error_bounds as plots
+from experiments.error_bounds import plots
+from experiments.harness import store
 from paper_figures import style
 
 EXPERIMENT = "error_bounds"

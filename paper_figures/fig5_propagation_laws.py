@@ -2,8 +2,8 @@
 
 from matplotlib.figure import Figure
 
-from experiments import store
-from experiments.plots import propagation_laws as plots
+from experiments.harness import store
+from experiments.propagation_laws import plots
 from paper_figures import style
 
 EXPERIMENT = "propagation_laws"

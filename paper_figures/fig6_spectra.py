@@ -2,8 +2,8 @@
 
 from matplotlib.figure import Figure
 
-from experiments import store
-from experiments.plots import spectra as plots
+from experiments.harness import store
+from experiments.spectra import plots
 from paper_figures import style
 
 EXPERIMENT = "spectra"

@@ -2,8 +2,8 @@
 
 from matplotlib.figure import Figure
 
-from experiments import store
-from experiments.plots import first_order_failure as plots
+from experiments.first_order_failure import plots
+from experiments.harness import store
 from paper_figures import style
 
 EXPERIMENT = "first_order_failure"

@@ -2,8 +2,8 @@
 
 from matplotlib.figure import Figure
 
-from experiments import store
-from experiments.plots import divergence_vs_bits as plots
+from experiments.divergence_vs_bits import plots
+from experiments.harness import store
 from paper_figures import style
 
 EXPERIMENT = "divergence_vs_bits"

@@ -2,8 +2,8 @@
 
 from matplotlib.figure import Figure
 
-from experiments import store
-from experiments.plots import clipping as plots
+from experiments.clipping import plots
+from experiments.harness import store
 from paper_figures import style
 
 EXPERIMENT = "clipping"

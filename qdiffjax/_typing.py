@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 Array = jax.Array
 Key = jax.Array
@@ -15,3 +16,11 @@ EpsFn = Callable[..., Any]
 # A denoiser with its parameters bound, as samplers call it once per network call:
 # call_fn(x, t, inputs) -> (eps, outputs). `inputs` and `outputs` are opaque pytrees.
 CallFn = Callable[[Array, Array, PyTree], tuple[Array, PyTree]]
+
+
+def float_dtype(x) -> Any:
+    """Return the dtype to compute in: float64 stays, other floats float32, else JAX's default."""
+    dtype = jnp.result_type(x)
+    if not jnp.issubdtype(dtype, jnp.floating):
+        return jnp.result_type(float)
+    return dtype if dtype == jnp.float64 else jnp.dtype(jnp.float32)

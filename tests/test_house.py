@@ -43,8 +43,8 @@ def test_the_example_of_the_readme_runs_as_printed():
 
 def test_the_core_works_without_a_network_framework():
     code = (
-        "import sys, qdiffjax.quant, qdiffjax.program, qdiffjax.diffusion;"
-        "import qdiffjax.analysis.ledger, qdiffjax.precision.ptq;"
+        "import sys, qdiffjax.quant, qdiffjax.sites, qdiffjax.diffusion;"
+        "import qdiffjax.analysis.errors.ledger, qdiffjax.precision.calibration;"
         "sys.exit(any(m in sys.modules for m in ('flax', 'optax', 'equinox', 'matplotlib')))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import store
-from experiments.plots import error_bounds as plots
-from experiments.plots import random_trials as trials
+from experiments.error_bounds import plots
+from experiments.harness import store
+from experiments.number_formats import plots as fig4_number_formats
+from experiments.random_trials import plots as trials
 from paper_figures import __main__ as paper
-from paper_figures import fig4_number_formats, style
+from paper_figures import style
 
 NUM_STEPS, NUM_SAMPLES, SITES = 4, 8, ("input", "conv_in/kernel", "output")
 NAMES = [

@@ -27,7 +27,6 @@ import jax
 jax.config.update("jax_enable_x64", True)
 import jax.numpy as jnp, numpy as np
 from qdiffjax import sharding
-from qdiffjax.program import rules
 
 def gap(a, b):
     pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
@@ -36,8 +35,8 @@ def gap(a, b):
 EIGHT = (
     COMMON
     + """
-from qdiffjax import diffusion, hardware, program
-from qdiffjax.analysis import ledger
+from qdiffjax import diffusion, hardware, precision
+from qdiffjax.analysis.errors import ledger
 from tests.analysis import labs
 
 mesh = sharding.make_mesh()
@@ -46,13 +45,13 @@ operands = labs.weights()
 
 def samples(bits, x):
     inputs = {
-        s.name: rules.SiteQuant(
+        s.name: precision.SiteQuant(
             labs.round_weight(operands[s.name], bits[0]) if s.name in operands else None,
             (labs.symmetric(4.0, bits[1]),) * len(s.activations),
         )
         for s in labs.SITES
     }
-    call = program.quantized_call(program.Quantized(labs.net_fn, labs.PARAMS, inputs))
+    call = precision.quantized_call(precision.Quantized(labs.net_fn, labs.PARAMS, inputs))
     return diffusion.sample(call, x, steps, key=labs.KEY).x_0
 
 bits = jnp.asarray(np.random.default_rng(0).integers(2, 9, (11, 2)), jnp.float64)

@@ -5,11 +5,11 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from experiments import hardware_cost_parts
-from qdiffjax import checkpoints
-from qdiffjax.models.dit import DiT
+from experiments.hardware_cost import measure as hardware_cost_parts
+from qdiffjax.networks import denoisers
+from qdiffjax.networks.models.dit import DiT
 
-CONFIG = checkpoints.ModelConfig(
+CONFIG = denoisers.ModelConfig(
     shape=(8, 8, 1), network="unet", num_train_steps=50,
     arguments={"channels": (8,), "num_blocks": 1, "attention": (False,), "patch": 1},
 )  # fmt: skip
@@ -17,7 +17,7 @@ CONFIG = checkpoints.ModelConfig(
 
 def params(config=CONFIG):
     """Initial parameters plus small random numbers."""
-    leaves, tree = jax.tree.flatten(checkpoints.init_params(config, jax.random.key(0)))
+    leaves, tree = jax.tree.flatten(denoisers.init_params(config, jax.random.key(0)))
     keys = jax.random.split(jax.random.key(1), len(leaves))
     noisy = [
         leaf + jnp.asarray(0.1, leaf.dtype) * jax.random.normal(key, leaf.shape, leaf.dtype)
@@ -28,7 +28,7 @@ def params(config=CONFIG):
 
 def save(path, config=CONFIG, values=None):
     """Write a checkpoint and return its folder."""
-    checkpoints.save(path, params(config) if values is None else values, config)
+    denoisers.save(path, params(config) if values is None else values, config)
     return path
 
 

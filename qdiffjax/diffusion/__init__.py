@@ -15,14 +15,6 @@ preserves variance, N(0, sigma^2 I) for VE and EDM. Schedules and samplers compu
 in float64 when their inputs are float64, whatever the dtype of the network.
 """
 
-from qdiffjax.diffusion.adams import (
-    deis,
-    in_log_rho,
-    in_rho,
-    in_time,
-    plms,
-    pndm,
-)
 from qdiffjax.diffusion.grids import (
     ending_at,
     karras_times,
@@ -37,18 +29,7 @@ from qdiffjax.diffusion.grids import (
     trailing_times,
     warm_start,
 )
-from qdiffjax.diffusion.interpolation import (
-    Interpolated,
-)
-from qdiffjax.diffusion.langevin import (
-    CLD,
-    cld_eps_fn_for,
-    cld_euler_maruyama,
-    cld_loss,
-    cld_marginal,
-    sscs,
-)
-from qdiffjax.diffusion.learned import (
+from qdiffjax.diffusion.learned_schedule import (
     Learned,
     LogSNRParams,
     init_log_snr,
@@ -60,15 +41,20 @@ from qdiffjax.diffusion.likelihood import (
     bits_per_dim,
     log_likelihood,
 )
-from qdiffjax.diffusion.multistep import (
-    dpmpp_1,
-    dpmpp_2m,
-    dpmpp_3m,
-    dpmpp_multistep,
-    heun_weight,
-    midpoint_weight,
-    published_quadratic_weight,
-    quadratic_weight,
+from qdiffjax.diffusion.loop import (
+    SlotCoeffs,
+    StepCoeffs,
+    Steps,
+    Trajectory,
+    bind,
+    commit,
+    current,
+    num_slots,
+    read,
+    sample,
+    start,
+    step,
+    step_noise,
 )
 from qdiffjax.diffusion.ode import (
     diffrax_solver,
@@ -97,12 +83,14 @@ from qdiffjax.diffusion.processes import (
     VP,
     Cosine,
     Flow,
+    Interpolated,
     Process,
     Rates,
     SubVP,
     half_log_snr,
 )
-from qdiffjax.diffusion.samplers import (
+from qdiffjax.diffusion.samplers.adams import deis, in_log_rho, in_rho, in_time, plms, pndm
+from qdiffjax.diffusion.samplers.first_order import (
     ddim,
     ddim_coeffs,
     ddpm,
@@ -111,33 +99,25 @@ from qdiffjax.diffusion.samplers import (
     make_steps,
     posterior_variance,
 )
-from qdiffjax.diffusion.sampling import (
-    SlotCoeffs,
-    StepCoeffs,
-    Steps,
-    Trajectory,
-    bind,
-    commit,
-    current,
-    num_slots,
-    read,
-    sample,
-    start,
-    step,
-    step_noise,
+from qdiffjax.diffusion.samplers.langevin import (
+    CLD,
+    cld_eps_fn_for,
+    cld_euler_maruyama,
+    cld_loss,
+    cld_marginal,
+    sscs,
 )
-from qdiffjax.diffusion.schedules import (
-    DiscreteSchedule,
-    NoiseLevel,
-    cosine,
-    float_dtype,
-    linear,
-    scaled_linear,
-    sqrt,
-    uniform_times,
-    zero_terminal_snr,
+from qdiffjax.diffusion.samplers.multistep import (
+    dpmpp_1,
+    dpmpp_2m,
+    dpmpp_3m,
+    dpmpp_multistep,
+    heun_weight,
+    midpoint_weight,
+    published_quadratic_weight,
+    quadratic_weight,
 )
-from qdiffjax.diffusion.singlestep import (
+from qdiffjax.diffusion.samplers.singlestep import (
     dpm_solver_1,
     dpm_solver_2,
     dpm_solver_3,
@@ -145,7 +125,7 @@ from qdiffjax.diffusion.singlestep import (
     euler,
     heun,
 )
-from qdiffjax.diffusion.stochastic import (
+from qdiffjax.diffusion.samplers.stochastic import (
     ancestral,
     consistency,
     edm,
@@ -158,7 +138,7 @@ from qdiffjax.diffusion.stochastic import (
     reverse_diffusion,
     reverse_diffusion_coeffs,
 )
-from qdiffjax.diffusion.tables import (
+from qdiffjax.diffusion.samplers.table import (
     Call,
     Interval,
     assemble,
@@ -168,11 +148,16 @@ from qdiffjax.diffusion.tables import (
     pad,
     transfer,
 )
-from qdiffjax.diffusion.unified import (
-    Scale,
-    bh1,
-    bh2,
-    unipc,
+from qdiffjax.diffusion.samplers.unified import Scale, bh1, bh2, unipc
+from qdiffjax.diffusion.schedules import (
+    DiscreteSchedule,
+    NoiseLevel,
+    cosine,
+    linear,
+    scaled_linear,
+    sqrt,
+    uniform_times,
+    zero_terminal_snr,
 )
 
 __all__ = [
@@ -239,7 +224,6 @@ __all__ = [
     "eps_prediction",
     "euler",
     "euler_maruyama",
-    "float_dtype",
     "flow_prediction",
     "forward_variance",
     "from_coeffs",

@@ -10,10 +10,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from qdiffjax._typing import Array, EpsFn, PyTree
+from qdiffjax._typing import Array, EpsFn, PyTree, float_dtype
 from qdiffjax.diffusion.ode import Field, Solver, pf_ode, rk4
 from qdiffjax.diffusion.processes import Process
-from qdiffjax.diffusion.schedules import float_dtype
 
 
 class LogLikelihood(NamedTuple):

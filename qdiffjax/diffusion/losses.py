@@ -6,9 +6,9 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from qdiffjax._typing import Array, EpsFn, Key, PyTree
+from qdiffjax._typing import Array, EpsFn, Key, PyTree, float_dtype
 from qdiffjax.diffusion.parameterizations import PredictionFn, eps_prediction
-from qdiffjax.diffusion.schedules import DiscreteSchedule, NoiseLevel, float_dtype
+from qdiffjax.diffusion.schedules import DiscreteSchedule, NoiseLevel
 
 WeightFn = Callable[[NoiseLevel], Array]
 

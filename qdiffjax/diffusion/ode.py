@@ -6,9 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from qdiffjax._typing import Array, EpsFn, PyTree
+from qdiffjax._typing import Array, EpsFn, PyTree, float_dtype
 from qdiffjax.diffusion.processes import Process
-from qdiffjax.diffusion.schedules import float_dtype
 
 # field(t, y) -> dy/dt.
 Field = Callable[[Array, PyTree], PyTree]

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qdiffjax._typing import Array, EpsFn, PyTree
-from qdiffjax.diffusion.schedules import NoiseLevel, float_dtype
+from qdiffjax._typing import Array, EpsFn, PyTree, float_dtype
+from qdiffjax.diffusion.schedules import NoiseLevel
 
 PredictionFn = Callable[[NoiseLevel], tuple[Any, Any]]
 LevelFn = Callable[[Any], NoiseLevel]
@@ -160,7 +160,7 @@ def guided(eps_fn: EpsFn, null: PyTree, scale, *, map_branches: bool = False) ->
     are drawn for the doubled batch, so that the branches' are independent. With map_branches the
     call is a vmap over the two branches instead: bits that eps_fn draws inside are then the same
     for both, scales each branch's own. Shared bits halve what guidance adds to the errors of
-    stochastic rounding, see `analysis.guidance`.
+    stochastic rounding, see `analysis.errors.laws`.
     For a sampler: call_fn = lambda x, t, inputs: (guided_fn(params, x, t, cond), None).
 
     Args:

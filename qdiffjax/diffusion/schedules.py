@@ -7,20 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from qdiffjax._typing import float_dtype
+
 
 class NoiseLevel(NamedTuple):
     """The law of x_t given x_0: x_t = alpha * x_0 + sigma * eps; both leaves [*times]."""
 
     alpha: Any
     sigma: Any
-
-
-def float_dtype(x) -> Any:
-    """Return the dtype to compute in: float64 stays, other floats float32, else JAX's default."""
-    dtype = jnp.result_type(x)
-    if not jnp.issubdtype(dtype, jnp.floating):
-        return jnp.result_type(float)
-    return dtype if dtype == jnp.float64 else jnp.dtype(jnp.float32)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

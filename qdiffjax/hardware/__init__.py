@@ -44,9 +44,9 @@ from qdiffjax.hardware.energy import (
     energy,
     measured_energy,
 )
-from qdiffjax.hardware.labels import Kind
 from qdiffjax.hardware.measured import Measured, measure, median_interval
 from qdiffjax.hardware.roofline import Roofline, ridge, roofline
+from qdiffjax.labels import Kind
 
 __all__ = [
     "CHIPS",

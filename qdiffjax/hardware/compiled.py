@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import jax
 
-from qdiffjax.hardware.labels import Kind
+from qdiffjax.labels import Kind
 
 
 class CompiledCost(NamedTuple):

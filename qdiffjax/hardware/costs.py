@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qdiffjax.program.plan import Site
-from qdiffjax.program.recipe import Recipe, SiteBits, output_channels
+from qdiffjax.precision.recipe import Recipe, SiteBits, output_channels
+from qdiffjax.sites.plan import Site
 
 SCALE_BYTES = 4  # a float32
 LAYER = re.compile(r"(\[\d+\])+$")  # iteration of the loops around a site, at the end of its name
@@ -69,7 +69,7 @@ def count(
     """Count the products among the sites; `input`, `output` and marks multiply nothing.
 
     Args:
-      sites: of `program.sites`; their shapes hold the batch.
+      sites: of `list_sites`; their shapes hold the batch.
       granularity: the shape of a weight's scale.
     """
     products = [s for s in sites if s.kind in ("dot", "conv")]

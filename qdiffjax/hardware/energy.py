@@ -12,7 +12,7 @@ import numpy as np
 
 from qdiffjax.hardware import costs
 from qdiffjax.hardware.chips import FLOAT, INTEGER
-from qdiffjax.hardware.labels import Kind
+from qdiffjax.labels import Kind
 
 PICO = 1e-12
 SIGNIFICAND = {8: 4, 16: 8, 32: 24}  # bits of e4m3, bfloat16, float32, the hidden one included

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from scipy import stats
 
-from qdiffjax.hardware.labels import Kind
+from qdiffjax.labels import Kind
 
 
 class Measured(NamedTuple):

@@ -8,7 +8,7 @@ import numpy as np
 
 from qdiffjax.hardware import costs
 from qdiffjax.hardware.chips import INTEGER, Chip, multiplied_as, rate_table
-from qdiffjax.hardware.labels import Kind
+from qdiffjax.labels import Kind
 
 
 class Roofline(NamedTuple):

@@ -11,9 +11,9 @@ GPU. A platform has its default; `path=` overrides it. Whatever the path, deriva
 the simulation with `quant.fake_quant`, forward and reverse.
 """
 
+from qdiffjax.kernels.backends import GPU, REFERENCE, TPU, TPU_INTERPRETED, XLA, Path, tpu_path
 from qdiffjax.kernels.operands import Activation, narrow
 from qdiffjax.kernels.ops import conv, matmul, rounded, stochastic_codes
-from qdiffjax.kernels.paths import GPU, REFERENCE, TPU, TPU_INTERPRETED, XLA, Path, tpu_path
 
 __all__ = [
     "GPU",

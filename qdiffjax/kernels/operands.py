@@ -9,8 +9,8 @@ import jax.numpy as jnp
 
 from qdiffjax._typing import Array
 from qdiffjax.quant import E4M3B11FNUZ, E4M3FN, E5M2, IntFormat, QTensor, quantize, scale_from_range
-from qdiffjax.quant._granularity import inverse
-from qdiffjax.quant.formats import Format
+from qdiffjax.quant.formats.integers import Format
+from qdiffjax.quant.granularity import inverse
 from qdiffjax.quant.qtensor import check_arguments
 
 FLOAT8: dict[Any, Any] = {

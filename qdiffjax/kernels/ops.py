@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 import jax.numpy as jnp
 
 from qdiffjax._typing import Array
+from qdiffjax.kernels.backends import Path, default
 from qdiffjax.kernels.derivatives import (
     Operands,
     holds_arrays,
@@ -14,9 +15,8 @@ from qdiffjax.kernels.derivatives import (
     with_derivative,
 )
 from qdiffjax.kernels.operands import Activation, check_format
-from qdiffjax.kernels.paths import Path, default
 from qdiffjax.quant import IntFormat, QTensor, fake_quant
-from qdiffjax.quant.formats import Format
+from qdiffjax.quant.formats.integers import Format
 
 
 def matmul(

@@ -1,1 +1,12 @@
-"""How to choose a precision: calibration after training, and what builds on it."""
+"""Bits at the sites: recipes, the rule that quantizes, calibration, real low precision.
+
+    network ── list_sites ──> Recipe ──> prepare ──> Quantized(site_inputs) ──> quantized_call
+                                            │
+    observe_ranges ─────────────────────────┘    lower: the same with codes that multiply codes
+
+Names are listed in `__init__.pyi` and load when they are used, so that a ledger loads no kernel.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

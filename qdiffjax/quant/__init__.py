@@ -30,37 +30,6 @@ from qdiffjax.quant.adaround import (
     fake_quant_adaround,
     rectified_sigmoid,
 )
-from qdiffjax.quant.bitwidth import (
-    bit_width,
-    fake_quant_fractional,
-    fake_quant_parametric,
-    scale_at,
-)
-from qdiffjax.quant.block_scales import (
-    absmax_scale,
-    ceil_log_scale,
-    ceil_scale,
-    e4m3_scale,
-    even_scale,
-    floor_scale,
-    nearest_scale,
-    nvfp4_scale,
-    nvfp4_tensor_scale,
-)
-from qdiffjax.quant.blocks import (
-    MXFP4,
-    MXFP6_E2M3,
-    MXFP6_E3M2,
-    MXFP8_E4M3,
-    MXFP8_E5M2,
-    MXINT8,
-    NVFP4,
-    BlockFormat,
-    block_float,
-    block_scale,
-    fake_quant_block,
-    quantize_block,
-)
 from qdiffjax.quant.calibration import (
     absmax,
     best_ratio,
@@ -85,26 +54,55 @@ from qdiffjax.quant.calibration import (
     scale_from_range,
     ternary_fit,
 )
-from qdiffjax.quant.codebook_fits import (
+from qdiffjax.quant.calibration.observers import (
+    HistogramState,
+    Observer,
+    RangeState,
+    ema_minmax,
+    histogram_observer,
+    kl_range,
+    mse_range,
+    percentile_range,
+    running_minmax,
+)
+from qdiffjax.quant.fake_quant_variants import (
+    dual_absmax,
+    fake_quant_dual,
+    fake_quant_subtractive,
+    quantize_gradient,
+)
+from qdiffjax.quant.formats.blocks import (
+    MXFP4,
+    MXFP6_E2M3,
+    MXFP6_E3M2,
+    MXFP8_E4M3,
+    MXFP8_E5M2,
+    MXINT8,
+    NVFP4,
+    BlockFormat,
+    absmax_scale,
+    block_float,
+    block_scale,
+    ceil_log_scale,
+    ceil_scale,
+    e4m3_scale,
+    even_scale,
+    fake_quant_block,
+    floor_scale,
+    nearest_scale,
+    nvfp4_scale,
+    nvfp4_tensor_scale,
+    quantize_block,
+)
+from qdiffjax.quant.formats.codebook_fits import (
     GAUSSIAN,
     LAPLACE,
     kmeans_codebook,
     lloyd_max,
     quantile_codebook,
 )
-from qdiffjax.quant.codebooks import (
-    CodebookFormat,
-    fake_quant_codebook,
-    nf4,
-)
-from qdiffjax.quant.dither import (
-    fake_quant_subtractive,
-)
-from qdiffjax.quant.dual import (
-    dual_absmax,
-    fake_quant_dual,
-)
-from qdiffjax.quant.floats import (
+from qdiffjax.quant.formats.codebooks import CodebookFormat, fake_quant_codebook, nf4
+from qdiffjax.quant.formats.floats import (
     BF16,
     E2M1,
     E2M3,
@@ -116,39 +114,19 @@ from qdiffjax.quant.floats import (
     TF32,
     FloatFormat,
 )
-from qdiffjax.quant.formats import (
-    Format,
-    IntFormat,
-    effective_bits,
-)
-from qdiffjax.quant.gradients import (
-    quantize_gradient,
-)
-from qdiffjax.quant.histograms import (
-    HistogramState,
-    histogram_observer,
-    kl_range,
-    mse_range,
-    percentile_range,
-)
+from qdiffjax.quant.formats.integers import Format, IntFormat, effective_bits
+from qdiffjax.quant.formats.logarithmic import E8M0, LogFormat, ScaleFormat
 from qdiffjax.quant.learned import (
+    bit_width,
+    fake_quant_fractional,
     fake_quant_lsq_plus,
     fake_quant_pact,
     fake_quant_pact_residual,
+    fake_quant_parametric,
     lsq_init,
     lsq_plus_activation_init,
     lsq_plus_weight_init,
-)
-from qdiffjax.quant.logarithmic import (
-    E8M0,
-    LogFormat,
-    ScaleFormat,
-)
-from qdiffjax.quant.observers import (
-    Observer,
-    RangeState,
-    ema_minmax,
-    running_minmax,
+    scale_at,
 )
 from qdiffjax.quant.packing import (
     Footprint,
@@ -177,7 +155,7 @@ from qdiffjax.quant.rounding import (
     triangular_like,
     uniform_like,
 )
-from qdiffjax.quant.ste import (
+from qdiffjax.quant.straight_through import (
     fake_quant,
     fake_quant_codes,
     fake_quant_lsq,

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 
 from qdiffjax._typing import Array
-from qdiffjax.quant._granularity import compute_dtype, expand, inverse
-from qdiffjax.quant.formats import IntFormat
+from qdiffjax.quant.formats.integers import IntFormat
+from qdiffjax.quant.granularity import compute_dtype, expand, inverse
 from qdiffjax.quant.qtensor import check_arguments
 
 STRETCH_LOW, STRETCH_HIGH = -0.1, 1.1  # gamma and zeta of the paper

@@ -11,8 +11,8 @@ import numpy as np
 
 from qdiffjax._typing import Array
 from qdiffjax.quant import rounding
-from qdiffjax.quant._granularity import check_positive, concrete_all
-from qdiffjax.quant.formats import Format, IntFormat
+from qdiffjax.quant.formats.integers import Format, IntFormat
+from qdiffjax.quant.granularity import check_positive, concrete_all
 from qdiffjax.quant.qtensor import QTensor
 
 MAX_BITS = 32

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 
 from qdiffjax._typing import Array
 from qdiffjax.quant import rounding
-from qdiffjax.quant._granularity import (
+from qdiffjax.quant.formats.integers import Format, IntFormat
+from qdiffjax.quant.granularity import (
     check_divides,
     check_positive,
     compute_dtype,
@@ -16,7 +17,6 @@ from qdiffjax.quant._granularity import (
     expand,
     inverse,
 )
-from qdiffjax.quant.formats import Format, IntFormat
 
 
 @functools.partial(

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qdiffjax import diffusion, program
+from qdiffjax import diffusion, precision
 from qdiffjax.diffusion import gaussian
-from qdiffjax.program import rules
+from qdiffjax.sites import list_sites
 
 SCHEDULE = diffusion.linear(40, 1e-3, 0.2)
 KEY = jax.random.key(7)
@@ -110,7 +110,7 @@ def fitted_out():
 
 
 PARAMS["out"] = fitted_out()
-SITES = program.sites(net_fn, PARAMS, X_T, jnp.float64(1))
+SITES = list_sites(net_fn, PARAMS, X_T, jnp.float64(1))
 NAMES = ("input", "time", "in", "layers[0]", "layers[1]", "query", "key", "dot_0", "out", "output")
 
 
@@ -123,39 +123,39 @@ def round_weight(w, bits):
 def symmetric(high, bits):
     """Activation grid -high ... high."""
     qmax = 2.0 ** (bits - 1) - 1
-    return rules.ActivationQuant(
+    return precision.ActivationQuant(
         jnp.float64(high / qmax), None, jnp.float64(-qmax), jnp.float64(qmax)
     )
 
 
 def weights(fn=net_fn, params=PARAMS):
-    return program.weight_operands(fn, params, X_T, jnp.float64(1))
+    return precision.weight_operands(fn, params, X_T, jnp.float64(1))
 
 
-def quantized(weight_bits=8, activation_bits=8, *, high=4.0, params=PARAMS) -> program.Quantized:
+def quantized(weight_bits=8, activation_bits=8, *, high=4.0, params=PARAMS) -> precision.Quantized:
     """The network with weights and every activation operand rounded; None leaves either alone."""
     operands, inputs = weights(params=params), {}
     for s in SITES:
         w = operands.get(s.name) if weight_bits else None
         how = symmetric(high, activation_bits) if activation_bits else None
-        inputs[s.name] = rules.SiteQuant(
+        inputs[s.name] = precision.SiteQuant(
             None if w is None else round_weight(w, weight_bits), (how,) * len(s.activations)
         )
-    return program.Quantized(net_fn, params, inputs)
+    return precision.Quantized(net_fn, params, inputs)
 
 
-def nudged(size, bits=4) -> program.Quantized:
+def nudged(size, bits=4) -> precision.Quantized:
     """The network with its weights moved by `size` times their rounding error: smooth in size."""
     inputs = {
-        name: rules.SiteQuant(w + size * (round_weight(w, bits) - w))
+        name: precision.SiteQuant(w + size * (round_weight(w, bits) - w))
         for name, w in weights().items()
     }
-    return program.Quantized(net_fn, PARAMS, inputs)
+    return precision.Quantized(net_fn, PARAMS, inputs)
 
 
 def calls(q):
     """The two denoisers (x, t, inputs) -> (eps, outputs) of the library."""
-    return program.full_call(q), program.quantized_call(q)
+    return precision.full_call(q), precision.quantized_call(q)
 
 
 # ------------------------------------------------------------------ independent tools

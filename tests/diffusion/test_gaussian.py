@@ -8,7 +8,7 @@ from scipy import integrate, special, stats
 
 from qdiffjax import diffusion
 from qdiffjax.diffusion import NoiseLevel, gaussian
-from tests.helpers import assert_close
+from tests.tolerances import assert_close
 
 SCHEDULE = diffusion.linear()
 K, n = 3, 4

@@ -10,7 +10,7 @@ from scipy import integrate, linalg, stats
 
 from qdiffjax import diffusion
 from qdiffjax.diffusion import gaussian
-from tests.helpers import assert_close
+from tests.tolerances import assert_close
 
 SCHEDULE = diffusion.linear(20, 1e-3, 0.3)
 n = 3

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qdiffjax import diffusion as d
-from tests.helpers import assert_close
+from tests.tolerances import assert_close
 
 
 def test_karras_sigmas_are_those_of_equation_5_and_end_in_zero():

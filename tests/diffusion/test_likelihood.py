@@ -11,7 +11,7 @@ import pytest
 
 from qdiffjax import diffusion as d
 from qdiffjax.diffusion import gaussian
-from tests.helpers import assert_close
+from tests.tolerances import assert_close
 
 MEAN, COV = np.array([0.5, -1.0, 0.2]), np.diag([0.6, 0.9, 0.3]) + 0.1
 LAW = gaussian.gaussian(MEAN, COV)

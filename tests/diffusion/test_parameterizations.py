@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from qdiffjax import diffusion as d
 from qdiffjax.diffusion import NoiseLevel, gaussian
-from tests.helpers import assert_close
+from tests.tolerances import assert_close
 
 PREDICTIONS = [d.eps_prediction, d.x0_prediction, d.v_prediction, d.flow_prediction]
 PREDICTIONS += [d.score_prediction]

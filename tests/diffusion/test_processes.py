@@ -12,7 +12,7 @@ from jax.flatten_util import ravel_pytree
 from scipy import integrate
 
 from qdiffjax import diffusion as d
-from tests.helpers import assert_close
+from tests.tolerances import assert_close
 
 
 def learned(seed=0):

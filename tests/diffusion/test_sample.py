@@ -7,7 +7,7 @@ import pytest
 
 from qdiffjax import diffusion
 from qdiffjax.diffusion import StepCoeffs, Steps
-from tests.helpers import assert_close
+from tests.tolerances import assert_close
 
 SCHEDULE = diffusion.linear(20, 1e-3, 0.3)
 N = 5

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qdiffjax import diffusion
-from tests.helpers import assert_close
+from tests.tolerances import assert_close
 
 SCHEDULES = [
     diffusion.linear(),

@@ -10,7 +10,7 @@ from scipy import integrate, stats
 
 from qdiffjax import diffusion as d
 from qdiffjax.diffusion import losses
-from tests.helpers import assert_close
+from tests.tolerances import assert_close
 
 SCHEDULE = d.linear(50, 1e-3, 0.2)
 X_0 = jax.random.normal(jax.random.key(5), (64, 3))

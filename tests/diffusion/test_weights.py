@@ -8,7 +8,7 @@ from numpy.polynomial import Polynomial
 from scipy import integrate
 
 from qdiffjax import diffusion as d
-from tests.helpers import assert_close
+from tests.tolerances import assert_close
 
 widths = st.floats(0.05, 5.0)
 
@@ -131,7 +131,7 @@ def test_deis_is_exact_where_eps_is_a_polynomial_of_its_coordinate(process, coor
 
 def test_adams_bashforth_weights_integrate_cubics():
     """int_0^1 p, from p(0), p(-1), p(-2), p(-3)."""
-    from qdiffjax.diffusion.adams import ADAMS
+    from qdiffjax.diffusion.samplers.adams import ADAMS
 
     for weights in ADAMS:
         for degree in range(len(weights)):

@@ -7,15 +7,15 @@ import jax.numpy as jnp
 import pytest
 
 from qdiffjax import kernels
-from qdiffjax.hardware import aot
-from qdiffjax.hardware._bundles import cycles_of
-from qdiffjax.hardware._schedule import START, operations
+from qdiffjax.hardware.ahead import tpu
+from qdiffjax.hardware.ahead.bundles import cycles_of
+from qdiffjax.hardware.ahead.schedule import START, operations
 from qdiffjax.kernels import Activation
-from qdiffjax.kernels.tpu.blocks import TABLE
+from qdiffjax.kernels.tpu.grid import TABLE
 from qdiffjax.quant import IntFormat, QTensor
 
 needs_compiler = pytest.mark.skipif(
-    bool(aot.missing()), reason="no libtpu: pip install 'qdiffjax[aot]'"
+    bool(tpu.missing()), reason="no libtpu: pip install 'qdiffjax[aot]'"
 )
 COST = 'backend_config={"window_config":{"estimated_cycles":"%d"}}'
 KERNEL = 'custom_call_target="tpu_custom_call", backend_config={"body":"%s"}'
@@ -93,10 +93,10 @@ def test_no_matrix_unit_works_faster_than_its_instructions():
     assert cycles_of(text, {"s8": 4, "f32": 3}) == cycles_of(text) == 2 + 20 * 4 + 4 * 3
 
 
-@pytest.mark.skipif(not aot.missing(), reason="libtpu is installed")
+@pytest.mark.skipif(not tpu.missing(), reason="libtpu is installed")
 def test_without_the_compiler_the_error_says_how_to_get_it():
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'qdiffjax\[aot\]'"):
-        aot.tpu_cost(jnp.sin, jax.ShapeDtypeStruct((8,), jnp.float32))
+        tpu.tpu_cost(jnp.sin, jax.ShapeDtypeStruct((8,), jnp.float32))
 
 
 @needs_compiler
@@ -106,8 +106,8 @@ def test_a_fused_product_of_codes_takes_at_most_six_tenths_of_bfloat16():
     codes, scale = shape((1280, 1280), jnp.int8), shape((1, 1280), jnp.float32)
     path = kernels.tpu_path(blocks=TABLE["v5e"])
     with jax.enable_x64(False):
-        real = aot.tpu_cost(lambda x, w: x @ w, x, bf16)
-        fused = aot.tpu_cost(
+        real = tpu.tpu_cost(lambda x, w: x @ w, x, bf16)
+        fused = tpu.tpu_cost(
             lambda x, codes, s, step: kernels.matmul(
                 x, QTensor(codes, s, None, IntFormat(8)), out_dtype=jnp.bfloat16, path=path,
                 activation=Activation(IntFormat(8), step),
@@ -121,4 +121,4 @@ def test_a_fused_product_of_codes_takes_at_most_six_tenths_of_bfloat16():
 @needs_compiler
 def test_a_failing_compiler_is_an_error_that_holds_its_words():
     with pytest.raises(RuntimeError, match="nonsense"):
-        aot.tpu_cost(jnp.sin, jax.ShapeDtypeStruct((8,), jnp.float32), topology="nonsense")
+        tpu.tpu_cost(jnp.sin, jax.ShapeDtypeStruct((8,), jnp.float32), topology="nonsense")

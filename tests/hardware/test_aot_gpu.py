@@ -6,15 +6,16 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from qdiffjax import kernels, program
-from qdiffjax.hardware import aot_gpu
-from qdiffjax.hardware._launches import Launches, launches
+from qdiffjax import kernels, precision
+from qdiffjax.hardware.ahead import gpu
+from qdiffjax.hardware.ahead.launches import Launches, launches
 from qdiffjax.kernels import Activation
-from qdiffjax.program.rules import SiteQuant
+from qdiffjax.precision import SiteQuant
 from qdiffjax.quant import E4M3FN, IntFormat
+from qdiffjax.sites import list_sites
 
 needs_compiler = pytest.mark.skipif(
-    bool(aot_gpu.missing()), reason="no compiler for GPUs: pip install 'qdiffjax[aot-gpu]'"
+    bool(gpu.missing()), reason="no compiler for GPUs: pip install 'qdiffjax[aot-gpu]'"
 )
 shape = jax.ShapeDtypeStruct
 MODULE = """HloModule m, is_scheduled=true
@@ -56,15 +57,15 @@ def test_launches_are_what_a_program_runs_once_and_what_its_loop_runs():
 
 
 def test_a_chip_that_is_not_known_is_refused():
-    assert "device_memory_size: 151397597184" in aot_gpu.target("H200")
+    assert "device_memory_size: 151397597184" in gpu.target("H200")
     with pytest.raises(ValueError, match="expected one of H100, H200"):
-        aot_gpu.target("V100")
+        gpu.target("V100")
 
 
-@pytest.mark.skipif(not aot_gpu.missing(), reason="the compiler is installed")
+@pytest.mark.skipif(not gpu.missing(), reason="the compiler is installed")
 def test_without_the_compiler_the_error_says_how_to_get_it():
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'qdiffjax\[aot-gpu\]'"):
-        aot_gpu.gpu_cost(jnp.sin, shape((8,), jnp.float32))
+        gpu.gpu_cost(jnp.sin, shape((8,), jnp.float32))
 
 
 IMAGE = (2, 16, 16, 128)
@@ -82,7 +83,7 @@ WAYS = {
 
 def steps(q, x):
     """A loop of a product and a function, as a sampler's."""
-    call = program.quantized_call(q)
+    call = precision.quantized_call(q)
     return jax.lax.scan(lambda x, _: (call(x, jnp.float32(0), None)[0], None), x, None, 4)[0]
 
 
@@ -101,14 +102,14 @@ def scan_cost(name: str, path):
         return jnp.tanh(y)
 
     def quantized(w):
-        codes = program.prepare_codes({"w": w}, sites, recipe, format_fn=lambda _: format)
-        inputs = program.stored({"w": SiteQuant(codes["w"], (how,))}, sites, path)
-        return program.Quantized(fn, {"w": w}, inputs, program.lower(path))
+        codes = precision.prepare_codes({"w": w}, sites, recipe, format_fn=lambda _: format)
+        inputs = precision.stored({"w": SiteQuant(codes["w"], (how,))}, sites, path)
+        return precision.Quantized(fn, {"w": w}, inputs, precision.lower(path))
 
-    sites = program.sites(fn, {"w": w}, x, 0.0)
-    recipe = program.uniform(sites, weight_bits=8, activation_bits=None, globs=["w"])
+    sites = list_sites(fn, {"w": w}, x, 0.0)
+    recipe = precision.uniform(sites, weight_bits=8, activation_bits=None, globs=["w"])
     q = jax.eval_shape(quantized, w)
-    return aot_gpu.gpu_cost(steps, program.drop_weights(q, x, 0.0), x)
+    return gpu.gpu_cost(steps, precision.drop_weights(q, x, 0.0), x)
 
 
 @needs_compiler
@@ -136,4 +137,4 @@ def test_a_weight_that_is_not_stored_so_is_moved_and_kept_twice():
 @needs_compiler
 def test_a_failing_compiler_is_an_error_that_holds_its_words():
     with pytest.raises(RuntimeError, match="nonsense"):
-        aot_gpu.gpu_cost(jnp.sin, shape((8,), jnp.float32), options={"nonsense": True})
+        gpu.gpu_cost(jnp.sin, shape((8,), jnp.float32), options={"nonsense": True})

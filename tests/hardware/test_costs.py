@@ -8,24 +8,25 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qdiffjax import hardware, program, quant
+from qdiffjax import hardware, precision, quant
 from qdiffjax.hardware import costs
-from qdiffjax.models import dit
+from qdiffjax.networks.models import dit
 from qdiffjax.quant import QTensor
+from qdiffjax.sites import list_sites
 from tests.hardware import nets
-from tests.program import networks
+from tests.sites import networks
 
 T = nets.shape()
 
 
 def count(fn, params, *x):
-    return hardware.count(program.sites(fn, params, nets.shape(*x), T))
+    return hardware.count(list_sites(fn, params, nets.shape(*x), T))
 
 
 @functools.cache
 def unet():
     net = networks.linen_unet()
-    sites = program.sites(net.fn, *net.args)
+    sites = list_sites(net.fn, *net.args)
     return sites, hardware.count(sites), net.params
 
 
@@ -73,7 +74,7 @@ def test_bytes_of_weights_are_those_of_packed_storage(bits):
     found = dict(zip(c.names, hardware.weight_bytes(c, hardware.uniform(bits, 8)), strict=True))
     for s in (s for s in sites if s.weight is not None):
         codes = nets.shape(*s.shapes[s.weight], dtype=format.storage_dtype)
-        scale = nets.shape(*program.output_channels(s))
+        scale = nets.shape(*precision.output_channels(s))
         assert found[s.name] == quant.footprint(QTensor(codes, scale, None, format)).total
 
 
@@ -120,14 +121,14 @@ def test_dit_xl_2_has_the_published_size():
     net = dit.dit_xl_2(num_classes=1000, learn_sigma=True)
     x, label = nets.shape(1, 32, 32, 4), nets.shape(1, dtype=jnp.int32)
     params = jax.eval_shape(net.init, jax.random.key(0), x, T, label)
-    c = hardware.count(program.sites(net.apply, params, x, T, label))
+    c = hardware.count(list_sites(net.apply, params, x, T, label))
     assert round(c.macs.sum() / 1e9, 1) == 118.6
     assert round((c.stored.sum() + hardware.other_elements(params, c)) / 1e6) == 675
 
 
 def test_a_recipe_gives_its_widths_and_full_ones_elsewhere():
     sites, c, _ = unet()
-    recipe = program.uniform(sites, weight_bits=4, activation_bits=None, globs=("conv_in*",))
+    recipe = precision.uniform(sites, weight_bits=4, activation_bits=None, globs=("conv_in*",))
     w = hardware.widths(c, recipe, full=16)
     at = c.names.index("conv_in/kernel")
     assert w.weight[at] == 4
@@ -205,12 +206,12 @@ def test_layers_of_a_scan_store_a_weight_each():
 
 def test_a_lowered_network_takes_the_bytes_that_are_counted():
     net = networks.linen_layers()
-    sites = program.sites(net.fn, *net.args)
-    recipe = program.uniform(sites, weight_bits=8, activation_bits=None, globs=("*",))
-    codes = program.prepare_codes(program.weight_operands(net.fn, *net.args), sites, recipe)
-    inputs = {name: program.rules.SiteQuant(q) for name, q in codes.items()}
-    q = program.Quantized(net.fn, net.params, inputs, program.lower())
-    light = program.drop_weights(q, net.x, net.t)
+    sites = list_sites(net.fn, *net.args)
+    recipe = precision.uniform(sites, weight_bits=8, activation_bits=None, globs=("*",))
+    codes = precision.prepare_codes(precision.weight_operands(net.fn, *net.args), sites, recipe)
+    inputs = {name: precision.SiteQuant(q) for name, q in codes.items()}
+    q = precision.Quantized(net.fn, net.params, inputs, precision.lower())
+    light = precision.drop_weights(q, net.x, net.t)
     held = jax.tree.leaves((light.params, [i.weight for i in light.site_inputs.values()]))
     c = hardware.count(sites)
     w = hardware.widths(c, recipe)

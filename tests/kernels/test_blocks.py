@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 from jax.experimental.pallas import tpu as pltpu
 
 from qdiffjax import kernels
-from qdiffjax.kernels.tpu.blocks import Blocks, fitted
+from qdiffjax.kernels.tpu.grid import Blocks, fitted
 from qdiffjax.kernels.tpu.matmul import Job, _block
 from qdiffjax.quant import IntFormat
-from tests.helpers import assert_close
 from tests.kernels.paths import DYNAMIC, compiled, exact, exact_operand, normal, weight
+from tests.tolerances import assert_close
 
 
 @given(st.integers(1, 8), st.integers(1, 5000), st.sampled_from([32, 128]))

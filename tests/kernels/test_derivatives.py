@@ -8,8 +8,8 @@ import pytest
 from qdiffjax import kernels
 from qdiffjax.kernels import Activation
 from qdiffjax.quant import dequantize, fake_quant
-from tests.helpers import assert_close
 from tests.kernels.paths import INT8, UINT8, compiled, fast_paths, normal, weight
+from tests.tolerances import assert_close
 
 ZERO = jnp.int32(90)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from qdiffjax import kernels
-from qdiffjax.kernels import XLA, Activation, chip, paths
+from qdiffjax.kernels import XLA, Activation, backends, chip
 from qdiffjax.kernels.gpu import few_tokens, tiles
 from qdiffjax.kernels.gpu.products import check_tile
 from qdiffjax.quant import E4M3B11FNUZ, E4M3FN, E5M2
@@ -72,12 +72,12 @@ def operands(case):
 
 
 def matmul(x, w, how, bias=None, act_fn=None):
-    return kernels.matmul(x, w, activation=how, bias=bias, act_fn=act_fn, path=paths.GPU)
+    return kernels.matmul(x, w, activation=how, bias=bias, act_fn=act_fn, path=backends.GPU)
 
 
 def conv(x, w, how, stride, dilation):
     return kernels.conv(
-        x, w, activation=how, strides=(stride, stride), rhs_dilation=dilation, path=paths.GPU
+        x, w, activation=how, strides=(stride, stride), rhs_dilation=dilation, path=backends.GPU
     )
 
 
@@ -210,7 +210,7 @@ def test_only_hopper_gets_its_kernels_by_default(monkeypatch, platform, capabili
     device = type("Device", (), {"compute_capability": capability, "core_count": 114})()
     monkeypatch.setattr(jax, "default_backend", lambda: platform)
     monkeypatch.setattr(jax, "devices", lambda: [device])
-    assert paths.default().name == expected
+    assert backends.default().name == expected
     assert chip.num_cores() == (114 if expected == "gpu" else 132)
 
 

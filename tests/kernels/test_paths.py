@@ -11,7 +11,6 @@ from qdiffjax import kernels
 from qdiffjax.kernels import REFERENCE, TPU_INTERPRETED, Activation
 from qdiffjax.kernels.operands import quantized
 from qdiffjax.quant import E4M3FN, IntFormat, QTensor, dequantize
-from tests.helpers import assert_close
 from tests.kernels.paths import (
     AFFINE,
     DYNAMIC,
@@ -30,6 +29,7 @@ from tests.kernels.paths import (
     normal,
     weight,
 )
+from tests.tolerances import assert_close
 
 # name: (how x becomes codes, format of w, groups of inputs (0: one scale for all), zeros of w)
 MATMULS = {

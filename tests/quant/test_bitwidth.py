@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from qdiffjax.quant import IntFormat, fake_quant
-from qdiffjax.quant.bitwidth import (
+from qdiffjax.quant.learned import (
     bit_width,
     fake_quant_fractional,
     fake_quant_parametric,
     scale_at,
 )
-from tests.helpers import assert_close
 from tests.quant.test_learned import both_modes
+from tests.tolerances import assert_close
 
 X = jax.random.normal(jax.random.key(0), (4, 6), jnp.float64)
 CLIP = jax.random.uniform(jax.random.key(1), (4, 2), X.dtype, 0.8, 1.6)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from qdiffjax.quant import IntFormat
-from qdiffjax.quant.dither import fake_quant_subtractive
+from qdiffjax.quant.fake_quant_variants import fake_quant_subtractive
 from qdiffjax.quant.rounding import rectangular_like, triangular_like
-from tests.helpers import assert_close
+from tests.tolerances import assert_close
 
 FORMAT = IntFormat(4)
 SCALE = jnp.full((1, 1), 0.25)

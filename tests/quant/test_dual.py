@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qdiffjax.quant import IntFormat, fake_quant, rounding
-from qdiffjax.quant.dual import dual_absmax, fake_quant_dual
-from qdiffjax.quant.floats import E2M1
-from tests.helpers import assert_close
+from qdiffjax.quant.fake_quant_variants import dual_absmax, fake_quant_dual
+from qdiffjax.quant.formats.floats import E2M1
+from tests.tolerances import assert_close
 
 SETTINGS = settings(max_examples=20, deadline=None)
 FORMAT = IntFormat(4)

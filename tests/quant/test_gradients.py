@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from qdiffjax.quant import IntFormat, quantize_gradient
-from tests.helpers import assert_close
+from tests.tolerances import assert_close
 
 X = jax.random.normal(jax.random.key(0), (3, 4))
 U = jnp.array([[-7.0, 2.4, 2.6, 0.5], [1.4, 1.6, 3.5, -3.5], [0.0, 0.0, 0.0, 0.0]])

@@ -16,7 +16,7 @@ from qdiffjax.quant.learned import (
     lsq_plus_activation_init,
     lsq_plus_weight_init,
 )
-from tests.helpers import assert_close
+from tests.tolerances import assert_close
 
 X = 1.5 * jax.random.normal(jax.random.key(0), (4, 6), jnp.float64)
 SCALE = jax.random.uniform(jax.random.key(1), (4, 2), X.dtype, 0.2, 0.5)

@@ -14,11 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qdiffjax.quant import IntFormat, QTensor, dequantize, quantize
-from qdiffjax.quant.block_scales import nvfp4_tensor_scale
-from qdiffjax.quant.blocks import NVFP4, quantize_block
-from qdiffjax.quant.codebooks import CodebookFormat
-from qdiffjax.quant.floats import BF16, E2M1, E3M2, E4M3FN, TF32
-from qdiffjax.quant.logarithmic import E8M0, LogFormat
+from qdiffjax.quant.formats.blocks import NVFP4, nvfp4_tensor_scale, quantize_block
+from qdiffjax.quant.formats.codebooks import CodebookFormat
+from qdiffjax.quant.formats.floats import BF16, E2M1, E3M2, E4M3FN, TF32
+from qdiffjax.quant.formats.logarithmic import E8M0, LogFormat
 from qdiffjax.quant.packing import (
     PackedQTensor,
     footprint,

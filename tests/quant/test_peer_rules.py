@@ -7,10 +7,10 @@ import pytest
 
 from qdiffjax.quant import IntFormat, fake_quant, quantization_error, scale_from_range
 from qdiffjax.quant.calibration import absmax, covering, lp, minmax, minmax_range
-from qdiffjax.quant.floats import E2M1, E4M3FN
-from qdiffjax.quant.logarithmic import E8M0
+from qdiffjax.quant.formats.floats import E2M1, E4M3FN
+from qdiffjax.quant.formats.logarithmic import E8M0
 from qdiffjax.quant.rounding import nearest_even
-from tests.helpers import assert_close
+from tests.tolerances import assert_close
 
 GOLDEN = jnp.array([-1, -0.35, -0.05, 0, 0.1, 0.25, 0.7, 1.5])
 FULL = IntFormat(4, narrow=False)

@@ -12,11 +12,19 @@ import numpy as np
 import pytest
 
 from qdiffjax.quant import IntFormat, absmax, fake_quant, quantize
-from qdiffjax.quant.block_scales import ceil_scale, e4m3_scale, floor_scale
-from qdiffjax.quant.blocks import MXFP4, MXFP8_E4M3, NVFP4, block_scale, fake_quant_block
-from qdiffjax.quant.codebooks import nf4
-from qdiffjax.quant.floats import E4M3FN, E5M2
-from tests.helpers import assert_close
+from qdiffjax.quant.formats.blocks import (
+    MXFP4,
+    MXFP8_E4M3,
+    NVFP4,
+    block_scale,
+    ceil_scale,
+    e4m3_scale,
+    fake_quant_block,
+    floor_scale,
+)
+from qdiffjax.quant.formats.codebooks import nf4
+from qdiffjax.quant.formats.floats import E4M3FN, E5M2
+from tests.tolerances import assert_close
 
 X = np.random.default_rng(0).normal(size=(512, 64)).astype(np.float32)
 ABSMAX = np.abs(X).max(1, keepdims=True)

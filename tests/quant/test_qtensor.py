@@ -7,7 +7,7 @@ import pytest
 
 from qdiffjax import quant
 from qdiffjax.quant import IntFormat, floor, per_group, per_token
-from tests.helpers import assert_close
+from tests.tolerances import assert_close
 
 STATIC = ("format", "round_fn")
 quantize, fake_quant, quantization_error = (

@@ -15,7 +15,7 @@ from qdiffjax.quant import (
     fake_quant_stochastic,
     uniform_like,
 )
-from tests.helpers import assert_close
+from tests.tolerances import assert_close
 
 X = 2 * jax.random.normal(jax.random.key(0), (4, 6), jnp.float64)
 SCALES = {"tensor": (1, 1), "channel": (1, 6), "token": (4, 1), "group": (4, 2)}

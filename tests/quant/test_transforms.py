@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from qdiffjax.quant import IntFormat, absmax, fake_quant, minmax, mse, quantization_error, quantize
-from tests.helpers import assert_close
+from tests.tolerances import assert_close
 
 X = jax.random.normal(jax.random.key(0), (4, 6), jnp.float32)
 SCALE = jnp.full((1, 1), 0.25, jnp.float32)

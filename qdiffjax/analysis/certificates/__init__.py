@@ -3,7 +3,7 @@
     box(low, high) ── enclose(q, x, t) ──────────> eps, eps_hat - eps      one network call
                    └─ sample_tube(q, x_T, steps) ─> x_t, x_hat_t - x_t     a sampling run
 
-`q` is the `program.Quantized` that is simulated: its sites, weights, scales and clips are what is
+`q` is the `precision.Quantized` that is simulated: its sites, weights, scales and clips are what is
 enclosed. Certified, in real arithmetic: every x of the set, and every outcome of every rounding of
 an activation within its bound, half a step to nearest or a step at random, in any combination and
 different at every step. So for an activation quantizer the bound is the worst case over outcomes,

@@ -7,16 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qdiffjax import _compat
+from qdiffjax import _compat, precision
 from qdiffjax.analysis.certificates import forms, pairs, primitives
 from qdiffjax.analysis.certificates.forms import Form
 from qdiffjax.analysis.certificates.pairs import Pair
-from qdiffjax.analysis.labels import Kind, bound
-from qdiffjax.program import rules
-from qdiffjax.program.plan import CALLS, Plan, Site
-from qdiffjax.program.quantized import Quantized
-from qdiffjax.program.sites import expand, suggest, trace
-from qdiffjax.quant._granularity import expand as expand_scale
+from qdiffjax.labels import Kind, bound
+from qdiffjax.precision.quantized import Quantized
+from qdiffjax.quant.granularity import expand as expand_scale
+from qdiffjax.sites.listing import expand, suggest, trace
+from qdiffjax.sites.plan import CALLS, Plan, Site
 
 BODIES = {**CALLS, "custom_vjp_call": "call_jaxpr", "custom_vjp_call_jaxpr": "fun_jaxpr"}
 
@@ -73,7 +72,7 @@ def _check(q: Quantized) -> None:
             "got JAX without float64, in which certificates compute; run them under "
             "`with jax.enable_x64(True):`"
         )
-    if q.rule is not rules.quantize:
+    if q.rule is not precision.quantize_site:
         raise TypeError(f"got the rule {q.rule}, expected rules.quantize, which is enclosed here")
 
 
@@ -193,7 +192,7 @@ class Walk:
         self.count += num
         return forms.symbolize(form, self.count - num)
 
-    def round(self, value: Pair, grid: rules.ActivationQuant | None) -> Pair:
+    def round(self, value: Pair, grid: precision.ActivationQuant | None) -> Pair:
         """Round one operand to its grid."""
         if grid is None:
             return value

@@ -10,10 +10,10 @@ from qdiffjax.analysis.certificates import forms
 from qdiffjax.analysis.certificates.forms import Form
 from qdiffjax.analysis.certificates.network import enclose
 from qdiffjax.analysis.certificates.pairs import Pair
-from qdiffjax.analysis.labels import Kind, bound
-from qdiffjax.analysis.trajectories import noises, times
+from qdiffjax.analysis.errors.runs import noises, times
 from qdiffjax.diffusion import StepCoeffs, Steps
-from qdiffjax.program.quantized import Quantized
+from qdiffjax.labels import Kind, bound
+from qdiffjax.precision.quantized import Quantized
 
 
 class Tube(NamedTuple):

@@ -12,34 +12,34 @@ flows             how fast the KL grows between two deterministic flows
 projections       the KL of low-dimensional projections, a lower bound
 """
 
-from qdiffjax.analysis.divergences.flows import flow_kl_rate, gaussian_flow_kl_rate
-from qdiffjax.analysis.divergences.girsanov import girsanov_kl, girsanov_weights, quadrature
-from qdiffjax.analysis.divergences.intervals import (
-    BesideFloor,
-    Estimate,
-    beside_floor,
-    block_mean,
-    bootstrap,
-    mean_interval,
+from qdiffjax.analysis.divergences.elbo import LossGap, elbo_gaps, loss_gap
+from qdiffjax.analysis.divergences.kl import (
+    gaussian_projected_kl,
+    histogram_kl,
+    knn_kl,
+    log_ratio_kl,
+    mixture_kl,
+    projected_kl,
+    total_variation_bounds,
 )
-from qdiffjax.analysis.divergences.kernels import (
+from qdiffjax.analysis.divergences.mmd import (
     energy_distance,
     median_distance,
     mmd_squared,
     negative_distance,
     rbf_mixture,
 )
-from qdiffjax.analysis.divergences.kl import (
-    histogram_kl,
-    knn_kl,
-    log_ratio_kl,
-    mixture_kl,
-    total_variation_bounds,
+from qdiffjax.analysis.divergences.paths import (
+    elbo_weights,
+    flow_kl_rate,
+    gaussian_flow_kl_rate,
+    girsanov_kl,
+    girsanov_weights,
+    kl_weights,
+    local_kl,
+    path_kl,
+    quadrature,
 )
-from qdiffjax.analysis.divergences.likelihood_bound import LossGap, elbo_gaps, loss_gap
-from qdiffjax.analysis.divergences.paths import elbo_weights, kl_weights, local_kl, path_kl
-from qdiffjax.analysis.divergences.projections import gaussian_projected_kl, projected_kl
-from qdiffjax.analysis.divergences.sinkhorn import sinkhorn_divergence
 from qdiffjax.analysis.divergences.transport import (
     Bracket,
     assignment_w2_squared,
@@ -47,6 +47,7 @@ from qdiffjax.analysis.divergences.transport import (
     gelbrich_squared,
     orthonormal_frames,
     random_directions,
+    sinkhorn_divergence,
     sliced_w2_squared,
     w2_bracket,
     w2_coupling,
@@ -54,6 +55,14 @@ from qdiffjax.analysis.divergences.transport import (
     w2_squared_1d,
 )
 from qdiffjax.diffusion.gaussian import gaussian_kl, gaussian_w2_squared
+from qdiffjax.estimates import (
+    BesideFloor,
+    Estimate,
+    beside_floor,
+    block_mean,
+    bootstrap,
+    mean_interval,
+)
 
 __all__ = [
     "BesideFloor",

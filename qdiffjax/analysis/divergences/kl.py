@@ -7,9 +7,9 @@ import numpy as np
 from scipy import spatial
 
 from qdiffjax._typing import Array, Key
-from qdiffjax.analysis.divergences.intervals import Estimate, mean_interval, student_quantile
-from qdiffjax.analysis.labels import Kind, bound
-from qdiffjax.diffusion.gaussian import GaussianMixture, log_prob, sample_mixture
+from qdiffjax.diffusion.gaussian import GaussianMixture, gaussian_kl, log_prob, sample_mixture
+from qdiffjax.estimates import Estimate, mean_interval, student_quantile
+from qdiffjax.labels import Kind, bound
 
 MAX_NEIGHBOUR_DIMS = 10
 
@@ -120,3 +120,34 @@ def total_variation_bounds(kl) -> tuple[Array, Array]:
     """
     kl = jnp.asarray(kl)
     return jnp.sqrt(kl / 2), jnp.sqrt(-jnp.expm1(-kl))
+
+
+@bound(Kind.DISTRIBUTIONAL, "none, data processing: a lower bound")
+def gaussian_projected_kl(mean_1, cov_1, mean_2, cov_2, frame) -> Array:
+    """Return KL(A x || A y) of two Gaussians seen through frame A [k, n] of full rank, nats []."""
+    frame = jnp.asarray(frame)
+
+    def seen(mean, cov):
+        half = jnp.matmul(frame, cov, precision="highest")
+        covariance = jnp.matmul(half, frame.T, precision="highest")
+        return jnp.matmul(frame, mean, precision="highest"), covariance
+
+    return gaussian_kl(*seen(mean_1, cov_1), *seen(mean_2, cov_2))
+
+
+def projected_kl(x, y, frames, *, num_neighbours: int = 5) -> Estimate:
+    """Estimate the KL of projections of samples by nearest neighbours, nats, leaves [num_frames].
+
+    Samples must be independent between the two sets: with paired noise every x_i has its y_i
+    much too near. Each frame's interval holds for that frame; their maximum is biased upwards by
+    the choice. Fix frames before looking, or choose them on other samples.
+
+    Args:
+      x: samples [n, *shape].
+      y: samples [m, *shape].
+      frames: [num_frames, k, prod(shape)], k small.
+      num_neighbours: see `knn_kl`.
+    """
+    x, y = (np.asarray(a, np.float64).reshape(len(a), -1) for a in (x, y))
+    found = [knn_kl(x @ a.T, y @ a.T, num_neighbours=num_neighbours) for a in np.asarray(frames)]
+    return Estimate(*(jnp.stack(leaf) for leaf in zip(*found, strict=True)))

@@ -6,20 +6,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qdiffjax._typing import Array, CallFn, Key, PyTree
-from qdiffjax.analysis.labels import Kind, bound
+from qdiffjax._typing import Array, CallFn, Key, PyTree, float_dtype
+from qdiffjax.analysis.errors.propagation import gauss_legendre
 from qdiffjax.diffusion import (
     DiscreteSchedule,
+    Process,
     StepCoeffs,
     Steps,
     ddpm_coeffs,
-    float_dtype,
     forward_variance,
     step,
     step_noise,
 )
-from qdiffjax.diffusion.gaussian_laws import log_excess
-from qdiffjax.diffusion.samplers import VarianceFn
+from qdiffjax.diffusion.gaussian import cast, log_excess
+from qdiffjax.diffusion.losses import add_noise
+from qdiffjax.diffusion.samplers.first_order import VarianceFn
+from qdiffjax.labels import Kind, bound
 
 
 def kl_weights(coeffs: StepCoeffs) -> Any:
@@ -146,3 +148,91 @@ def _check_stochastic(noise) -> None:
             "every step but the last; path laws of deterministic samplers are mutually singular, "
             "use ddim(eta=1) or ddpm, or compare samples by w2_coupling"
         )
+
+
+def girsanov_weights(process: Process, times) -> np.ndarray:
+    """Return g^2 / (2 sigma^2), nats per time and squared error of eps, float64 [*times]."""
+    return process.exact_rates(times).diffusion_squared / (2 * process.exact(times).sigma ** 2)
+
+
+def quadrature(t_min: float, t_max: float, num_panels: int = 8, num_nodes: int = 4):
+    """Return times and weights [num_panels * num_nodes] of a composite Gauss-Legendre rule.
+
+    Panels are equally long in log t, since the integrand grows like 1 / t towards the data.
+    """
+    edges = np.geomspace(t_min, t_max, num_panels + 1)
+    nodes, weights = gauss_legendre(num_nodes)
+    widths = np.diff(edges)
+    times = edges[:-1, None] + widths[:, None] * nodes
+    return times.ravel(), (widths[:, None] * weights).ravel()
+
+
+@bound(Kind.DISTRIBUTIONAL, "reverse SDEs of equal noise; first one exact for the data")
+def girsanov_kl(
+    call_full: CallFn, call_quant: CallFn, x_0, process: Process, rule, *, key: Key
+) -> Array:
+    """Return the terms of KL between the path laws of the two reverse SDEs [nodes, batch].
+
+        KL(P || P_hat) = KL(p_T || pi_T) + int g^2 / (2 sigma^2) E |eps_hat - eps|^2 dt
+
+    in nats, without the first term, which is 0 for equal starts. The expectation is that of the
+    first SDE, here the forward process from the data: exact if call_full is E[eps | x_t] and the
+    SDE starts from p_T. With call_full the noise's own conditional mean and call_quant any
+    network this is the bound of Song et al. 2021 (maximum likelihood), theorem 1; it bounds the KL
+    of the laws at t_min and of their projections. Sum over nodes, then `mean_interval`.
+
+    Args:
+      call_full: (x [batch, *shape], t, inputs) -> (eps [batch, *shape], outputs); inputs None.
+      call_quant: quantized, the same.
+      x_0: data [batch, *shape].
+      process: VP, SubVP, VE or any other in continuous time.
+      rule: times and weights [nodes]; see `quadrature`.
+      key: of the noise, fresh at each time.
+    """
+    x_0 = jnp.asarray(x_0).astype(float_dtype(x_0))
+    times, weights = (np.asarray(a, np.float64) for a in rule)
+    table = jnp.asarray(weights * girsanov_weights(process, times), x_0.dtype)
+
+    def one(indexed):
+        index, t, weight = indexed
+        noise = jax.random.normal(jax.random.fold_in(key, index), x_0.shape, x_0.dtype)
+        x_t = add_noise(x_0, noise, process(t))
+        gap = call_quant(x_t, t, None)[0] - call_full(x_t, t, None)[0]
+        return weight * jnp.sum(gap.astype(x_t.dtype) ** 2, axis=tuple(range(1, x_t.ndim)))
+
+    return jax.lax.map(one, (jnp.arange(times.size), jnp.asarray(times, x_0.dtype), table))
+
+
+def flow_kl_rate(velocity, velocity_hat, score, score_hat) -> Array:
+    """Return the integrand of d KL(p_s || p_hat_s) / ds at samples of p_s [batch].
+
+        d/ds KL(p_s || p_hat_s) = E_{p_s} [ (u - u_hat) . (grad log p_s - grad log p_hat_s) ]
+
+    for densities carried by dx/ds = u and u_hat, from the two continuity equations and one
+    integration by parts; either sign, 0 where u = u_hat. s runs in the direction of the flow.
+
+    Args:
+      velocity, velocity_hat: u(x), u_hat(x) [batch, *shape].
+      score, score_hat: grad log p_s(x), grad log p_hat_s(x) [batch, *shape].
+    """
+    change = (velocity - velocity_hat) * (score - score_hat)
+    return jnp.sum(change, axis=tuple(range(1, change.ndim)))
+
+
+def gaussian_flow_kl_rate(law, law_hat, field, field_hat) -> Array:
+    """Return d KL(p_s || p_hat_s) / ds of Gaussians carried by affine fields, closed form [].
+
+        tr(D^T (C_hat^-1 C - I)) + (D m + d)^T C_hat^-1 (m - m_hat),   D = A - A_hat, d = a - a_hat
+
+    the expectation in `flow_kl_rate` for p = N(m, C), p_hat = N(m_hat, C_hat), u = A x + a.
+
+    Args:
+      law, law_hat: (mean [n], covariance [n, n]).
+      field, field_hat: (A [n, n], a [n]).
+    """
+    laws = (law, law_hat, field, field_hat)
+    (m, c), (m_hat, c_hat), (a, b), (a_hat, b_hat) = cast(laws, float_dtype(law[0]))
+    ratio = jnp.linalg.solve(c_hat, c) - jnp.eye(m.shape[0], dtype=m.dtype)
+    drift = jnp.matmul(a - a_hat, m, precision="highest") + b - b_hat
+    pull = jnp.linalg.solve(c_hat, m - m_hat)
+    return jnp.sum((a - a_hat) * ratio) + jnp.sum(drift * pull)

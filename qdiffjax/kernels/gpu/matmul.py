@@ -67,7 +67,7 @@ def of_codes(
     """Return act(s_a s_w sum (a - z_a) w + bias) [M, N] for codes a [M', K] and w [taps * K, N].
 
     Rows are padded to whole blocks. Sums of w [1, N], where a has a zero point, cost a pass over
-    it, as does its transpose where it is not `program.stored`.
+    it, as does its transpose where it is not `precision.stored`.
     """
     values, w = widened(a.values), widened(w)
     n, k = w.shape[1], values.shape[1]

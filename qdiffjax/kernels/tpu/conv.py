@@ -12,8 +12,9 @@ since moving by rows is a matter of the start.
 """
 
 import functools
+import itertools
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,12 +26,145 @@ from qdiffjax.kernels import xla
 from qdiffjax.kernels.integers import paddings
 from qdiffjax.kernels.operands import Activation, is_integer, native, quantized
 from qdiffjax.kernels.reference import finish
-from qdiffjax.kernels.tpu import images, products, prologue
-from qdiffjax.kernels.tpu.blocks import Blocks, fitted, of_device
-from qdiffjax.kernels.tpu.call import Operand, Run, call
+from qdiffjax.kernels.tpu import conv as images
+from qdiffjax.kernels.tpu import products, prologue
+from qdiffjax.kernels.tpu.grid import Blocks, Operand, Run, call, fitted, of_device
 from qdiffjax.kernels.tpu.matmul import Job, job_of
-from qdiffjax.kernels.tpu.window import Window, up, window_of
 from qdiffjax.quant import QTensor
+
+
+class Window(NamedTuple):
+    """Sizes of a convolution, static.
+
+    kernel, strides, low: of the window along (height, width), low being the padding before;
+    image, padded, out: (height, width) of the input, of what the window sees of it, of the output;
+    width: of the output in memory, a multiple of 8; rows: pixels of an output image there, a
+    multiple of 32; by_row: whether copies are shifted along rows only.
+    """
+
+    kernel: tuple[int, int]
+    strides: tuple[int, int]
+    low: tuple[int, int]
+    image: tuple[int, int]
+    padded: tuple[int, int]
+    out: tuple[int, int]
+    width: int
+    rows: int
+    by_row: bool
+
+    @property
+    def copies(self) -> list[tuple[int, int]]:
+        """Shift (rows, columns) of each copy."""
+        heights = [0] if self.by_row else range(self.kernel[0])
+        return [(dy, dx) for dy in heights for dx in range(self.kernel[1])]
+
+    @property
+    def copy_height(self) -> int:
+        """Rows of a copy."""
+        return self.padded[0] if self.by_row else self.out[0]
+
+    @property
+    def copy_rows(self) -> int:
+        """Pixels of a copy in memory."""
+        return up(self.copy_height * self.width, 32)
+
+
+def window_of(x_shape, w_shape, window: dict) -> Window:
+    """Sizes of a convolution of x [B, H, W, K] with w [h, w, K, N]."""
+    kernel, strides = (w_shape[0], w_shape[1]), tuple(window["window_strides"])
+    pads = paddings(x_shape, w_shape, window)
+    image = x_shape[1], x_shape[2]
+    height, width = (
+        (n + lo + hi - k) // s + 1
+        for n, (lo, hi), k, s in zip(image, pads, kernel, strides, strict=True)
+    )
+    out, width = (height, width), up(width, 8)
+    seen = [(n - 1) * s + k for n, s, k in zip((out[0], width), strides, kernel, strict=True)]
+    rows, columns = (max(s, lo + n) for s, (lo, _), n in zip(seen, pads, image, strict=True))
+    by_row = width % 32 == 0 and strides[0] == 1
+    low = (pads[0][0], pads[1][0])
+    return Window(
+        kernel, strides, low, image, (rows, columns), out, width, up(out[0] * width, 32), by_row
+    )
+
+
+def up(n: int, unit: int) -> int:
+    """Smallest multiple of unit that is at least n."""
+    return -(-n // unit) * unit
+
+
+LANES = 128
+
+
+def of_image(ref, image: int):
+    """Block [1, 1] of one image; shared by all where there is one."""
+    return ref[image if ref.shape[0] > 1 else 0]
+
+
+def border(job: Job, window: Window, refs: dict, image: int) -> None:
+    """Write the image, rounded and still wide, into a border of zeros."""
+    padded, left = refs["padded"], refs["left"]
+    (top, begin), (height, width) = window.low, window.image
+    zero = of_image(refs["zero"], image) if "zero" in refs else jnp.zeros((1, 1), padded.dtype)
+    blank = jnp.broadcast_to(zero.astype(padded.dtype), padded.shape[2:])
+    for part, row in itertools.product(range(padded.shape[0]), range(padded.shape[1])):
+        padded[part, row] = blank
+    step = _step(job, refs, image)
+    for row in range(height):
+        values = left[image, row]
+        if job.rounds:
+            values = values.astype(jnp.float32)
+            wide = prologue.integers if is_integer(job.left) else prologue.steps
+            values = wide(values, step, job.left)
+        for part, lanes in enumerate(_lanes(left.shape[-1])):
+            size = lanes.stop - lanes.start
+            place = (part, top + row, slice(begin, begin + width), slice(0, size))
+            padded[place] = values[:, lanes].astype(padded.dtype)
+
+
+def _step(job: Job, refs: dict, image: int):
+    """Step of one image, whose scale is kept for the epilogue."""
+    if job.left is None:
+        return None
+    if not job.rounds:
+        refs["scales"][image] = of_image(refs["scale"], image)
+        return None
+    zero = of_image(refs["zero"], image) if "zero" in refs else None
+    if "step" in refs:
+        step = prologue.Step(refs["step"][0], refs["inverse"][0], zero)
+    else:
+        rows = [jnp.abs(refs["left"][image, row].astype(jnp.float32))
+                for row in range(refs["left"].shape[1])]  # fmt: skip
+        scale = prologue.dynamic_scale(functools.reduce(jnp.maximum, rows), job.left, (0, 1))
+        step = prologue.Step(scale, 1 / scale, zero)
+    refs["scales"][image] = step.scale
+    return step
+
+
+def _lanes(channels: int) -> list[slice]:
+    """The channels, as many at a time as a register has lanes: strided reads need that."""
+    return [slice(i, min(i + LANES, channels)) for i in range(0, channels, LANES)]
+
+
+def copy(window: Window, refs: dict, image: int) -> None:
+    """Write the shifted copies of the bordered image, narrow, whole registers at a time."""
+    at_once = 32 // math.gcd(window.width, 32)
+    tops = range(0, window.copy_height, at_once)
+    lanes = enumerate(_lanes(refs["copies"].shape[-1]))
+    for (i, shift), top, lane in itertools.product(enumerate(window.copies), tops, lanes):
+        rows = range(top, min(top + at_once, window.copy_height))
+        _copy_rows(window, refs, image, i, shift, rows, lane)
+
+
+def _copy_rows(window: Window, refs: dict, image: int, i: int, shift, rows, lane) -> None:
+    (dy, dx), (down, along), (part, lanes) = shift, window.strides, lane
+    columns = pl.ds(dx, window.width, stride=along) if along > 1 else pl.ds(dx, window.width)
+    here = pl.ds(part, 1)  # the interpreter wants all indices of a strided read to be slices
+    values = [refs["padded"][here, pl.ds(dy + down * row, 1), columns] for row in rows]
+    flat = jnp.concatenate(values).reshape(len(values) * window.width, LANES)
+    start = image * window.copy_rows + rows.start * window.width
+    place = (i, slice(start, start + flat.shape[0]), lanes)
+    refs["copies"][place] = flat[:, : lanes.stop - lanes.start].astype(refs["copies"].dtype)
 
 
 def conv(

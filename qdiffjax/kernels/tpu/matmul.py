@@ -19,8 +19,7 @@ from qdiffjax.kernels import xla
 from qdiffjax.kernels.operands import Activation, is_integer, native, quantized
 from qdiffjax.kernels.reference import finish
 from qdiffjax.kernels.tpu import products, prologue
-from qdiffjax.kernels.tpu.blocks import Blocks, fitted, of_device
-from qdiffjax.kernels.tpu.call import Operand, Run, call
+from qdiffjax.kernels.tpu.grid import Blocks, Operand, Run, call, fitted, of_device
 from qdiffjax.quant import QTensor
 
 

@@ -13,8 +13,7 @@ from qdiffjax._typing import Array
 from qdiffjax.kernels import reference
 from qdiffjax.kernels.operands import FLOAT8, is_integer
 from qdiffjax.kernels.tpu import prologue
-from qdiffjax.kernels.tpu.blocks import Blocks, fitted, of_device
-from qdiffjax.kernels.tpu.call import Operand, Run, call
+from qdiffjax.kernels.tpu.grid import Blocks, Operand, Run, call, fitted, of_device
 from qdiffjax.quant import IntFormat
 from qdiffjax.quant.qtensor import check_arguments
 

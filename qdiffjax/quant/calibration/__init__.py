@@ -17,7 +17,6 @@ What clips, and how: `percentile` by rank; `mse`, `lp`, `kl` by search over the 
 `gaussian_clip`, `laplace_clip`, `rms` by one moment of it.
 """
 
-from qdiffjax.quant.calibration.entropy import kl, kl_ratio
 from qdiffjax.quant.calibration.moments import (
     binary_fit,
     gaussian_clip,
@@ -40,7 +39,7 @@ from qdiffjax.quant.calibration.ranges import (
     quantile_range,
     scale_from_range,
 )
-from qdiffjax.quant.calibration.search import RATIOS, best_ratio, lp, mse
+from qdiffjax.quant.calibration.search import RATIOS, best_ratio, kl, kl_ratio, lp, mse
 
 __all__ = [
     "RATIOS",

@@ -10,7 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from qdiffjax._typing import Array
-from qdiffjax.quant._granularity import (
+from qdiffjax.quant.calibration.ranges import Grid, grid_of, prepare, safe
+from qdiffjax.quant.formats.integers import MAX_BITS, Format, IntFormat
+from qdiffjax.quant.granularity import (
     Shape,
     check_positive,
     compute_dtype,
@@ -18,10 +20,8 @@ from qdiffjax.quant._granularity import (
     expand,
     group,
 )
-from qdiffjax.quant.calibration.ranges import Grid, grid_of, prepare, safe
-from qdiffjax.quant.formats import MAX_BITS, Format, IntFormat
 from qdiffjax.quant.noise.distributions import Folded, Gaussian, Laplace
-from qdiffjax.quant.noise.optimal import optimal_scale
+from qdiffjax.quant.noise.prediction import optimal_scale
 
 GAUSSIAN, LAPLACE = Gaussian(), Laplace(math.sqrt(2))  # unit root mean square; unit mean magnitude
 

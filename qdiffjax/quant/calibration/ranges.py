@@ -5,7 +5,8 @@ import operator
 import jax.numpy as jnp
 
 from qdiffjax._typing import Array
-from qdiffjax.quant._granularity import (
+from qdiffjax.quant.formats.integers import Format, IntFormat
+from qdiffjax.quant.granularity import (
     Shape,
     check_finite,
     compute_dtype,
@@ -13,7 +14,6 @@ from qdiffjax.quant._granularity import (
     divide_small,
     group,
 )
-from qdiffjax.quant.formats import Format, IntFormat
 
 Grid = tuple[Array, Array | None]
 MOST_STEPS_FROM_ZERO = 2.0**20

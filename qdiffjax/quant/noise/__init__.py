@@ -28,9 +28,9 @@ from qdiffjax.quant.noise.laws import (
     subtractive_dither,
     triangular_dither,
 )
-from qdiffjax.quant.noise.optimal import optimal_scale
 from qdiffjax.quant.noise.prediction import (
     ErrorStats,
+    optimal_scale,
     predict,
     predict_blocks,
     predict_error,

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from qdiffjax.quant.formats import Format
+from qdiffjax.quant.formats.integers import Format
 from qdiffjax.quant.noise.distributions import Distribution
 
 

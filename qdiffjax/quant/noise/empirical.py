@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 
-from qdiffjax.quant._granularity import check_finite
+from qdiffjax.quant.granularity import check_finite
 from qdiffjax.quant.noise.distributions import NUM_MOMENTS
 
 

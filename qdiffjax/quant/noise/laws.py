@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from qdiffjax.quant.formats import Format, IntFormat
-from qdiffjax.quant.logarithmic import LogFormat
+from qdiffjax.quant.formats.integers import Format, IntFormat
+from qdiffjax.quant.formats.logarithmic import LogFormat
 
 MAX_LEVELS = 2**20
 TINY = 1e-290  # below zero, and not lost by a scale

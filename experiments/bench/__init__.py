@@ -1,0 +1,1 @@
+"""Benchmarks: what low precision costs and saves, beside the float model and a peer."""

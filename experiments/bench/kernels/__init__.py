@@ -1,0 +1,1 @@
+"""Benchmark `kernels`: see its `experiment`."""

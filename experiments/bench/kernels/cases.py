@@ -1,0 +1,278 @@
+"""Cases of `experiments.bench.kernels`: what is multiplied, by whom, and how it is timed."""
+
+import functools
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from qdiffjax import kernels
+from qdiffjax.kernels import Activation, backends, narrow
+from qdiffjax.kernels.operands import FLOAT8, quantized
+from qdiffjax.quant import E4M3FN, E5M2, IntFormat, QTensor, dequantize
+
+INT8, INT4 = IntFormat(8), IntFormat(4)
+BF16, STATIC = jnp.bfloat16, jnp.float32(0.03)
+NHWC = ("NHWC", "HWIO", "NHWC")
+
+
+class Case(NamedTuple):
+    """One way to compute a product.
+
+    name: of its row; kind: of its operands, a ceiling's and a peer's; fn: (*operands) -> y; sets:
+    operands of products that run one after another; expected: () -> float32 y of the first set;
+    flops, bytes: of one product, each operand and the result moved once; is_base: the others are
+    compared with the fastest of these; alone: also timed as calls of their own.
+    """
+
+    name: str
+    kind: str
+    fn: Callable[..., Any]
+    sets: list[tuple]
+    expected: Callable[[], Any] | None
+    flops: float
+    bytes: float
+    is_base: bool = False
+    alone: bool = False
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def drawn(seed: int, shape, format):
+    """Random codes of a format, or bfloat16 numbers where it is None."""
+    key = jax.random.key(seed)
+    if format is None:
+        return jax.random.normal(key, shape, BF16)
+    if isinstance(format, IntFormat):
+        codes = jax.random.randint(key, shape, format.low, format.high + 1, jnp.int8)
+        return codes.astype(jnp.int4) if format.bits <= 4 else codes
+    numbers = jax.random.normal(key, shape, jnp.float32).astype(FLOAT8[format])
+    return jax.lax.bitcast_convert_type(numbers, jnp.uint8)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def scales(seed: int, n: int):
+    """Positive scales [n]."""
+    return jax.random.uniform(jax.random.key(seed), (n,), jnp.float32, 0.5, 1.5) / 100
+
+
+def weight(codes, scale, format, shape) -> QTensor:
+    """Codes held as [N, ...] as a weight [..., N] of this shape; the compiler moves nothing."""
+    codes = codes.reshape(shape[-1], -1).T.reshape(shape)
+    return narrow(QTensor(codes, scale.reshape((1,) * (len(shape) - 1) + (-1,)), None, format))
+
+
+def as_operand(x, format, how: Activation | None):
+    """Numbers as they are, codes with one scale."""
+    if how is not None or format is None:
+        return x
+    return QTensor(x, jnp.full((1,) * x.ndim, STATIC), None, format)
+
+
+class Problem(NamedTuple):
+    """A product: shapes of x and w (two axes, or NHWC and HWIO), and how many run in a row."""
+
+    x: tuple[int, ...]
+    w: tuple[int, ...]
+    num: int
+
+    @property
+    def outputs(self) -> int:
+        """Numbers of the result."""
+        return int(np.prod(self.x[:-1])) * self.w[-1]
+
+    @property
+    def flops(self) -> float:
+        """Two for every product of numbers."""
+        return 2.0 * self.outputs * int(np.prod(self.w[:-1]))
+
+    def bytes(self, x_bits: int, w_bits: int) -> float:
+        """Of the operands and a bfloat16 result."""
+        return np.prod(self.x) * x_bits / 8 + np.prod(self.w) * w_bits / 8 + 2.0 * self.outputs
+
+
+def multiply(x, w, dtype=jnp.float32, precision=None):
+    """The plain product of arrays, summed in `dtype`."""
+    if x.ndim == 2:
+        return jax.lax.dot(x, w, precision=precision, preferred_element_type=dtype)
+    return jax.lax.conv_general_dilated(
+        x, w, (1, 1), "SAME", dimension_numbers=NHWC, precision=precision,
+        preferred_element_type=dtype,
+    )  # fmt: skip
+
+
+exact = jax.jit(functools.partial(multiply, precision="highest"))
+
+
+def floats(p: Problem, name: str, *, dtype=jnp.float32, is_transposed=False, alone=False) -> Case:
+    """The product of bfloat16 numbers, which all others are compared with."""
+    shape = p.w[::-1] if is_transposed else tuple(p.w)
+    sets = [(drawn(2 * i, p.x, None), drawn(2 * i + 1, shape, None)) for i in range(p.num)]
+
+    def ordered(w):
+        return w.T if is_transposed else w
+
+    def expected():
+        x, w = (a.astype(jnp.float32) for a in (sets[0][0], ordered(sets[0][1])))
+        return exact(x, w)
+
+    return Case(name, "bf16", lambda x, w: multiply(x, ordered(w), dtype).astype(BF16), sets,
+                expected, p.flops, p.bytes(16, 16), is_base=True, alone=alone)  # fmt: skip
+
+
+def codes(
+    p: Problem, name: str, x_format, w_format, *, how: Activation | None = None, path=None,
+    is_transposed=True, alone=False,
+) -> Case:  # fmt: skip
+    """A product of `kernels`: x codes, or numbers that `how` rounds, or that stay (no format)."""
+    held = x_format if how is None else None
+    n = p.w[-1]
+    shape = (n, int(np.prod(p.w[:-1]))) if is_transposed else p.w
+    sets = [(drawn(3 * i, p.x, held), drawn(3 * i + 1, shape, w_format), scales(3 * i + 2, n))
+            for i in range(p.num)]  # fmt: skip
+    call = kernels.matmul if len(p.x) == 2 else kernels.conv
+
+    def operands(x, w, scale):
+        if is_transposed:
+            q = weight(w, scale, w_format, p.w)
+        else:
+            q = narrow(QTensor(w, scale.reshape((1,) * (len(p.w) - 1) + (n,)), None, w_format))
+        return as_operand(x, held, how), q
+
+    def fn(*args):
+        return call(*operands(*args), activation=how, out_dtype=BF16, path=path)
+
+    def expected():
+        x, q = operands(*sets[0])
+        if how is not None:
+            x = quantized(x, how, tuple(range(1, x.ndim)))
+        x = dequantize(x) if isinstance(x, QTensor) else x.astype(jnp.float32)
+        return exact(x.astype(jnp.float32), dequantize(q).astype(jnp.float32))
+
+    bits = 16 if held is None else 8
+    width = w_format.bits if isinstance(w_format, IntFormat) else 8
+    kind = "bf16" if x_format is None else "int8" if isinstance(x_format, IntFormat) else "fp8"
+    return Case(name, kind, fn, sets, expected, p.flops, p.bytes(bits, width), alone=alone)
+
+
+def many(p: Problem) -> list[Callable[[], Case]]:
+    """Products of many tokens, or convolutions; each is made when it is called."""
+    is_matrix = len(p.x) == 2
+    found: list[Callable[[], Case]] = [lambda: floats(p, "bf16, XLA")]
+    if is_matrix:
+        found += [lambda: floats(p, "bf16, XLA, w held as [N, K]", is_transposed=True)]
+    else:
+        found += [lambda: floats(p, "bf16, XLA, sums leave as bf16", dtype=BF16)]
+    found += [
+        lambda: codes(p, "int8", INT8, INT8),
+        lambda: codes(p, "int8, x rounded, static", INT8, INT8, how=Activation(INT8, STATIC)),
+        lambda: codes(p, "int8, x rounded, dynamic", INT8, INT8, how=Activation(INT8)),
+        lambda: codes(p, "e4m3", E4M3FN, E4M3FN),
+        lambda: codes(p, "int8, XLA", INT8, INT8, path=backends.XLA),
+    ]
+    if is_matrix:
+        found += [
+            lambda: codes(p, "e4m3, x rounded, dynamic", E4M3FN, E4M3FN, how=Activation(E4M3FN)),
+            lambda: codes(p, "e5m2", E5M2, E5M2),
+            lambda: codes(p, "int8, w held as [K, N]", INT8, INT8, is_transposed=False),
+        ]
+    return found
+
+
+def few(p: Problem) -> list[Callable[[], Case]]:
+    """Products of few tokens with codes of the weights alone."""
+    return [
+        lambda: floats(p, "bf16, XLA", alone=True),
+        lambda: floats(p, "bf16, XLA, w held as [N, K]", is_transposed=True),
+        lambda: codes(p, "W4A16", None, INT4, alone=True),
+        lambda: codes(p, "W8A16", None, INT8, alone=True),
+        lambda: codes(p, "W4A16, w held as [K, N]", None, INT4, is_transposed=False),
+    ]
+
+
+def chained(fn):
+    """Run fn on every set, one after another, as the layers of a network."""
+
+    def run(sets):
+        ys: list = []
+        for args in sets:
+            if ys:
+                args, ys[-1] = jax.lax.optimization_barrier((args, ys[-1]))
+            ys.append(fn(*args))
+        return ys
+
+    return run
+
+
+class Compiled(NamedTuple):
+    """A compiled case: all its products, and one of them if it is timed alone."""
+
+    case: Case
+    together: Callable
+    single: Callable | None
+
+
+def compile_case(case: Case) -> Compiled:
+    """Compile what is timed."""
+    together = jax.jit(chained(case.fn)).lower(case.sets).compile()
+    single = jax.jit(case.fn).lower(*case.sets[0]).compile() if case.alone else None
+    return Compiled(case, together, single)
+
+
+def with_limit(jobs: Sequence[Callable[[], Any]], seconds: float) -> list[Any]:
+    """Results of jobs that run side by side, exceptions among them; those that stall are left.
+
+    A compiler that never returns cannot be stopped, but need not be waited for.
+    """
+    results: list[Any] = [TimeoutError(f"not compiled in {seconds:.0f} s") for _ in jobs]
+
+    def work(i, job):
+        try:
+            results[i] = job()
+        except Exception as error:
+            results[i] = error
+
+    threads = [threading.Thread(target=work, args=item, daemon=True) for item in enumerate(jobs)]
+    for thread in threads:
+        thread.start()
+    end = time.monotonic() + seconds
+    for thread in threads:
+        thread.join(max(0.0, end - time.monotonic()))
+    return list(results)
+
+
+def seconds_of(run: Callable[[], Any], repeats: int, least: float) -> np.ndarray:
+    """Seconds of one run [repeats], each the mean of runs that together take `least` seconds."""
+    jax.block_until_ready(run())
+    start = time.perf_counter()
+    jax.block_until_ready(run())
+    num = int(np.clip(least / (time.perf_counter() - start), 1, 300))
+    found = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        for _ in range(num):
+            last = run()
+        jax.block_until_ready(last)
+        found.append((time.perf_counter() - start) / num)
+    return np.array(found)
+
+
+def measure(c: Compiled, repeats: int, least: float) -> tuple[np.ndarray, dict[str, Any]]:
+    """Check the first product, then time: seconds [repeats] of one product, and its row."""
+    case, row = c.case, {}
+    y = c.together(case.sets)[0]
+    if case.expected is not None:
+        expected = case.expected()
+        norm = jnp.linalg.norm(expected)
+        row["error"] = float(jnp.linalg.norm(y.astype(jnp.float32) - expected) / norm)
+    times = seconds_of(lambda: c.together(case.sets), repeats, least) / len(case.sets)
+    row["us"] = 1e6 * float(np.median(times))
+    if c.single is not None:
+        single = c.single
+        alone = seconds_of(lambda: [single(*args) for args in case.sets], repeats, least)
+        row["us_alone"] = 1e6 * float(np.median(alone)) / len(case.sets)
+    row |= {"tflops": case.flops / row["us"] / 1e6, "gbs": case.bytes / row["us"] / 1e3}
+    return times, row

@@ -1,0 +1,1 @@
+"""Benchmark `sampler`: see its `experiment`."""

@@ -1,0 +1,1 @@
+"""Benchmark `scaling`: see its `experiment`."""

@@ -1,0 +1,1 @@
+"""Benchmark `tpu_aot`: see its `experiment`."""

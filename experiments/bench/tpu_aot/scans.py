@@ -1,0 +1,108 @@
+"""Whole sampling runs of `experiments.bench.tpu_aot`, by shapes alone: a network inside a scan."""
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from experiments.bench.tpu_aot import products as parts
+from qdiffjax import diffusion, kernels, precision
+from qdiffjax.hardware.ahead import tpu
+from qdiffjax.kernels import Activation
+from qdiffjax.kernels.tpu.grid import TABLE
+from qdiffjax.networks.models.dit import DiT
+from qdiffjax.networks.models.unet import UNet
+from qdiffjax.quant import IntFormat, QTensor
+from qdiffjax.sites import Site, list_sites
+
+S = jax.ShapeDtypeStruct
+BF16, F32, INT8 = jnp.bfloat16, jnp.float32, IntFormat(8)
+HOWS = ("bf16", "kernels", "xla")
+
+
+class Network(NamedTuple):
+    """A denoiser and the latents that it takes; arrays are shapes."""
+
+    denoiser: precision.Quantized
+    x: Any
+
+
+def unet(channels: tuple[int, ...], side: int, batch: int) -> Network:
+    """A UNet in bfloat16 on latents [batch, side, side, 4], attention at its lowest level."""
+    attention = (False,) * (len(channels) - 1) + (True,)
+    net = UNet(channels=channels, num_blocks=1, attention=attention, patch=1, dtype=BF16)
+    return network(net, side, batch)
+
+
+def dit(width: int, depth: int, side: int, batch: int) -> Network:
+    """A DiT in bfloat16 on latents [batch, side, side, 4], (side / 2)^2 tokens, heads of 64."""
+    net = DiT(patch=2, width=width, depth=depth, num_heads=width // 64, dtype=BF16)
+    return network(net, side, batch)
+
+
+def network(net, side: int, batch: int) -> Network:
+    """Lower a linen network to W8A8 with static scales: all weights but the first and the last.
+
+    Products with fewer than 32 inputs or outputs stay too.
+    """
+    x, t = S((batch, side, side, 4), F32), S((), F32)
+    params = jax.eval_shape(net.init, jax.random.key(0), x, t)
+    params = jax.tree.map(lambda p: S(p.shape, BF16), params)
+    weighted = [s for s in list_sites(net.apply, params, x, t) if s.weight is not None]
+    wide = [s for s in weighted[1:-1] if min(s.shapes[s.weight or 0][-2:]) >= 32]
+    inputs = {s.name: _w8a8(s) for s in wide}
+    return Network(precision.Quantized(net.apply, params, inputs), x)
+
+
+def _w8a8(site: Site) -> precision.SiteQuant:
+    codes: Any = S(site.shapes[site.weight or 0], jnp.int8)
+    scale: Any = S(precision.output_channels(site), F32)
+    w = QTensor(codes, scale, None, INT8)
+    return precision.SiteQuant(w, (Activation(INT8, S((), F32)),))
+
+
+def scan_cost(network: Network, how: str, num_steps: int, chip: str) -> tpu.TpuCost:
+    """DDIM from x_T: one scan over the steps, the network as it is or lowered inside.
+
+    how: "bf16", or W8A8 by our "kernels" or by "xla", without the weights that codes replace.
+    """
+    steps = diffusion.ddim(diffusion.linear(), num_steps)
+    q, of = network.denoiser, precision.quantized_call
+    if how == "bf16":
+        q, of = dataclasses.replace(q, site_inputs={}), precision.full_call
+    else:
+        path = kernels.XLA if how == "xla" else kernels.tpu_path(blocks=TABLE[chip])
+        q = dataclasses.replace(q, rule=precision.lower(path))
+        q = precision.drop_weights(q, network.x, S((), F32))
+
+    def run(q, x_T):
+        return diffusion.sample(of(q), x_T, steps, keep_trajectory=False).x_0
+
+    return tpu.tpu_cost(run, q, network.x, topology=chip)
+
+
+def by_step(cost: tpu.TpuCost, num_steps: int) -> dict[str, float]:
+    """Cycles of a step, which the compiler states once for all trips of the loop, and of the rest.
+
+    step, products: by schedule and, of kernels, by instructions; issued: by instructions alone;
+    outside: before and after the loop.
+
+    Raises:
+      RuntimeError: no loop over the steps.
+    """
+    inside = [op for op in cost.ops if op.calls >= num_steps]
+    if not inside:
+        raise RuntimeError(f"no loop of {num_steps} trips in what the compiler made.")
+
+    def total(ops, name):
+        return sum(op.calls * getattr(op, name) for op in ops)
+
+    step = functools.partial(total, inside)
+    return {
+        "step": step("cycles") / num_steps,
+        "issued": step("issued") / num_steps,
+        "products": total(filter(parts.is_product, inside), "cycles") / num_steps,
+        "outside": cost.cycles - step("cycles"),
+    }

@@ -1,0 +1,1 @@
+"""Experiment `divergence_vs_bits`: see `experiment`."""

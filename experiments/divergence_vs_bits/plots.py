@@ -1,0 +1,169 @@
+"""Figure and table of `experiments.divergence_vs_bits`; needs no JAX."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from experiments.harness import store, tables
+from experiments.harness.looks import BLUE, GREEN, GREY, ORANGE, SMALL, tidy
+
+
+def write(folder) -> None:
+    """Write divergences.png of the run in `folder` beside it."""
+    draw(*store.load(folder)).savefig(Path(folder) / "divergences.png", dpi=150)
+
+
+def draw(config, arrays, rows) -> Figure:
+    """Distances against bits with their floors, which steps matter, and the tail of the errors."""
+    floor = next(r for r in rows if r["kind"] == "floor")
+    widths = sorted((r for r in rows if r["kind"] == "width"), key=lambda r: r["bits"])
+    fig = Figure(figsize=(12, 6.6), layout="constrained")
+    axes = fig.subplots(2, 3)
+    _draw_w2(axes[0, 0], widths, floor)
+    _draw_kernels(axes[0, 1], widths, floor)
+    _draw_kl(axes[0, 2], widths, floor)
+    _draw_shares(axes[1, 0], widths)
+    _draw_profiles(axes[1, 1], arrays, widths)
+    _draw_tails(axes[1, 2], arrays, widths)
+    for ax in axes.ravel():
+        tidy(ax)
+    for ax in (*axes[0], *axes[1, 1:]):
+        ax.legend(frameon=False, fontsize=7)
+    axes[0, 2].legend(frameon=False, fontsize=7, ncols=2, loc="upper right")
+    axes[1, 0].legend(frameon=False, fontsize=7, ncols=2, loc="upper center")
+    for ax in (*axes[0], axes[1, 0]):
+        ax.set_xticks([r["bits"] for r in widths])
+        ax.set_xlabel("bits of weights and activations", **SMALL)
+    name = Path(config["checkpoint"]).name
+    fig.suptitle(f"What quantization costs the law of the samples: {name}, "
+                 f"DDIM-{config['num_steps']}, eta = 1", fontsize=10)  # fmt: skip
+    return fig
+
+
+def _series(ax, widths, get, color, label, shift=0.0, **look) -> None:
+    """Draw estimates [value, low, high] with their intervals."""
+    x = np.array([r["bits"] for r in widths]) + shift
+    value, low, high = np.array([get(r) for r in widths], float).T
+    ax.errorbar(x, value, np.maximum([value - low, high - value], 0), color=color, label=label,
+                marker="o", ms=3.5, lw=1.3, elinewidth=1, **look)  # fmt: skip
+
+
+def _floor(ax, estimate, color, label=None) -> None:
+    ax.axhspan(estimate[1], estimate[2], color=color, alpha=0.12, lw=0)
+    ax.axhline(estimate[0], color=color, lw=0.9, ls=":", label=label)
+
+
+def _draw_w2(ax, widths, floor) -> None:
+    looks = {"w2_upper": ("black", "upper: coupling"), "w2_lower": (BLUE, "lower: Gelbrich"),
+             "sliced": (GREEN, "sliced")}  # fmt: skip
+    for key, (color, label) in looks.items():
+        _series(ax, widths, lambda r, key=key: r[key], color, label)
+    _floor(ax, floor["w2_lower"], BLUE, "floors: independent halves")
+    _floor(ax, floor["sliced"], GREEN)
+    ax.set(yscale="log", ylabel="$W_2$, image units", title="$W_2$ of the samples, paired noise")
+
+
+def _draw_kernels(ax, widths, floor) -> None:
+    for key, color, label in (("mmd_squared", ORANGE, "MMD$^2$"), ("energy", BLUE, "energy")):
+        _series(ax, widths, lambda r, key=key: r[key], color, label)
+        _floor(ax, floor[key], color, f"{label}, floor")
+    ax.set_yscale("symlog", linthresh=1e-3)
+    ax.set(ylabel="MMD$^2$; energy distance", title="Kernel distances, unbiased")
+
+
+def _draw_kl(ax, widths, floor) -> None:
+    _series(ax, widths, lambda r: r["path_kl"], "black", "path KL")
+    _series(ax, widths, lambda r: r["girsanov_kl"], GREY, "Girsanov", ls="--")
+    names = list(floor["projected"])
+    for name, color in zip(names, (GREEN, BLUE, "#56B4E9", ORANGE), strict=False):
+        _series(ax, widths, lambda r, name=name: r["projected"][name]["neighbours"], color,
+                f"projected: {name}", shift=0.06 * (names.index(name) - 1.5))  # fmt: skip
+    high = max(p["neighbours"][2] for p in floor["projected"].values())
+    ax.axhspan(-high, high, color=GREY, alpha=0.2, lw=0, label="floor of the projected")
+    ax.set_yscale("symlog", linthresh=0.1)
+    ax.set_ylim(top=ax.get_ylim()[1] * 3e3)  # room for the legend
+    ax.set(ylabel="KL, nats", title="KL: upper bounds, projections")
+
+
+def _draw_shares(ax, widths) -> None:
+    x = np.array([r["bits"] for r in widths], float)
+    bars = (("kl_shares", 0, BLUE, "///", "KL, first tenth"),
+            ("kl_shares", 1, BLUE, "", "KL, last"),
+            ("error_shares", 0, ORANGE, "///", "squared error, first tenth"),
+            ("error_shares", 1, ORANGE, "", "squared error, last"))  # fmt: skip
+    for i, (key, end, color, hatch, label) in enumerate(bars):
+        ax.bar(x + 0.2 * (i - 1.5), [r[key][end] for r in widths], 0.18, edgecolor=color, lw=0.8,
+               color="white" if hatch else color, hatch=hatch, label=label)  # fmt: skip
+    ax.axhline(0.1, color="black", lw=0.8, ls=":", label="an even spread")
+    ax.set_ylim(top=1.45 * ax.get_ylim()[1])  # room for the legend
+    ax.set(ylabel="share", title="Which steps matter: shares of a tenth of the steps")
+
+
+def _draw_profiles(ax, arrays, widths) -> None:
+    for r, color in zip(widths[::-1], (BLUE, GREEN, ORANGE, GREY, "black"), strict=False):
+        name = f"W{r['bits']}A{r['bits']}"
+        for key, look in (("kl_terms", "-"), ("error_profile", "--")):
+            profile = arrays[f"{name}/{key}"]
+            ax.plot(np.cumsum(profile) / np.sum(profile), color=color, ls=look, lw=1.2,
+                    label=name if look == "-" else None)  # fmt: skip
+    ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    ax.set(xlabel="step (noise to data)", ylabel="share up to the step",
+           title="Cumulative share: KL (solid), squared error (dashed)")  # fmt: skip
+
+
+def _draw_tails(ax, arrays, widths) -> None:
+    for r, color in zip(widths[::-1], (BLUE, GREEN, ORANGE, GREY, "black"), strict=False):
+        errors = np.sort(arrays[f"W{r['bits']}A{r['bits']}/errors"])
+        ax.plot(errors, 1 - np.arange(errors.size) / errors.size, color=color, lw=1.3,
+                label=f"W{r['bits']}A{r['bits']}")  # fmt: skip
+    ax.set(xscale="log", yscale="log", xlabel="RMS error of a sample, image units", ylabel="share",
+           title="Share of samples with a larger error")  # fmt: skip
+
+
+def print_table(rows: list[dict[str, Any]]) -> None:
+    """Print the floor and a line a width, in two tables."""
+    from rich.table import Table
+
+    console = tables.console(None)
+    table = Table(box=None, header_style="bold")
+    for name in ("width", "W2 lower, upper", "sliced", "1000 MMD^2", "energy", "path KL",
+                 "Girsanov", "projected KL", "tightness"):  # fmt: skip
+        table.add_column(name, justify="right")
+    for r in rows:
+        best = max(p["neighbours"] for p in r["projected"].values())
+        cells = [_width(r), f"{r['w2_lower'][0]:.3g}, {r['w2_upper'][0]:.3g}",
+                 f"{r['sliced'][0]:.3g}", _pm(r["mmd_squared"], 1000),
+                 _pm(r["energy"])]  # fmt: skip
+        if r["kind"] == "width":
+            cells += [_pm(r["path_kl"]), _pm(r["girsanov_kl"]), _pm(best), f"{r['tightness']:.2g}"]
+        else:
+            cells += ["0", "0", _pm(best), ""]
+        table.add_row(*cells)
+    console.print(table)
+    table = Table(box=None, header_style="bold")
+    for name in ("width", "KL share first, last", "error share first, last", "flips", "lost",
+                 "error RMS, median", "worst 5 %"):  # fmt: skip
+        table.add_column(name, justify="right")
+    for r in rows:
+        if r["kind"] == "width":
+            table.add_row(
+                _width(r), *("{:+.0%}, {:+.0%}".format(*r[k])
+                             for k in ("kl_shares", "error_shares")),
+                f"{r['flips'][0]:.1%}", f"{r['lost']:.1%}",
+                f"{r['error_rms']:.4f}, {r['error_median']:.4f}", f"{r['worst_share']:.0%}",
+            )  # fmt: skip
+    console.print(table)
+    if not all(r.get("bounds_hold", True) for r in rows):
+        console.print("A projected KL EXCEEDS the path KL beyond both intervals.")
+
+
+def _width(r) -> str:
+    return "floor" if r["kind"] == "floor" else f"W{r['bits']}A{r['bits']}"
+
+
+def _pm(estimate, scale: float = 1) -> str:
+    value, low, high = (scale * v for v in estimate)
+    return f"{value:.3g} +- {(high - low) / 2:.2g}"

@@ -1,0 +1,1 @@
+"""Experiment `error_bounds`: see `experiment`."""

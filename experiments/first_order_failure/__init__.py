@@ -1,0 +1,1 @@
+"""Experiment `first_order_failure`: see `experiment`."""

@@ -1,0 +1,1 @@
+"""Experiment `group_sensitivity`: see `experiment`."""

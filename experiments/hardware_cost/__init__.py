@@ -1,0 +1,1 @@
+"""Experiment `hardware_cost`: see `experiment`."""

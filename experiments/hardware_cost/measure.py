@@ -1,0 +1,214 @@
+"""Parts of `experiments.hardware_cost`: networks, precisions, their costs, and a measured CPU."""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.harness import timing
+from qdiffjax import hardware, precision
+from qdiffjax.networks import denoisers
+from qdiffjax.networks.models import dit
+from qdiffjax.sites import list_sites, transform
+
+LATENT = (32, 32, 4)  # of a 256 x 256 image
+NUM_CLASSES = 1000
+Call = tuple[Callable[..., Any], tuple]  # a compiled function and its arguments
+SIZES = {"dit_s_2": dit.dit_s_2, "dit_b_2": dit.dit_b_2, "dit_l_2": dit.dit_l_2,
+         "dit_xl_2": dit.dit_xl_2}  # fmt: skip
+
+
+class Precision(NamedTuple):
+    """Bits of weights and activations, None for `full`; what is not quantized has `full` bits."""
+
+    weight: int | None
+    activation: int | None
+    full: int
+    family: tuple[str, ...] = hardware.INTEGER
+
+
+PRECISIONS = {
+    "float32": Precision(None, None, 32),
+    "bf16": Precision(None, None, 16),
+    "W8A8": Precision(8, 8, 16),
+    "W4A8": Precision(4, 8, 16),
+    "W4A16": Precision(4, None, 16),
+    "fp8": Precision(8, 8, 16, hardware.FLOAT),
+}
+
+
+class Network(NamedTuple):
+    """A denoiser and shapes of its parameters and of one sample; nothing of it need exist."""
+
+    eps_fn: Any
+    params: Any
+    shape: tuple[int, ...]
+
+    def arguments(self, batch: int):
+        """Shapes of (params, x, t)."""
+        x = jax.ShapeDtypeStruct((batch, *self.shape), jnp.float32)
+        return self.params, x, jax.ShapeDtypeStruct((), jnp.float32)
+
+
+def load(name: str) -> Network:
+    """A checkpoint, or one of SIZES by its shapes alone.
+
+    Raises:
+      FileNotFoundError: neither.
+    """
+    if name not in SIZES:
+        denoiser = denoisers.load(denoisers.find_checkpoint(name))
+        return Network(denoiser.eps_fn, denoiser.params, denoiser.config.shape)
+    net = SIZES[name](num_classes=NUM_CLASSES, learn_sigma=True)
+
+    def fn(params, x, t):
+        eps: Any = net.apply(params, x, t)
+        return eps[..., : LATENT[-1]]
+
+    arrays = jnp.zeros((1, *LATENT), jnp.float32), jnp.zeros((), jnp.float32)
+    return Network(fn, jax.eval_shape(net.init, jax.random.key(0), *arrays), LATENT)
+
+
+def recipe(sites, chosen: Precision) -> precision.Recipe:
+    """These widths at all sites but the last layer, the default of every experiment here."""
+    last = [s.name for s in sites if s.weight is not None][-1]
+    return precision.uniform(
+        sites, weight_bits=chosen.weight, activation_bits=chosen.activation,
+        globs=("*", f"!{last}"),
+    )  # fmt: skip
+
+
+def costs(network: Network, batch: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Costs of a call, by precision P, chip C and site S.
+
+    Arrays: sites [S], macs [S]; weight_bytes, traffic, bops, joules [P, S]; seconds [P, C, S].
+    A row for every precision with the sums.
+    """
+    sites = list_sites(network.eps_fn, *network.arguments(batch))
+    counts = hardware.count(sites)
+    other = hardware.other_elements(network.params, counts)
+    found: dict[str, list] = {k: [] for k in ("weight_bytes", "traffic", "bops", "joules",
+                                              "seconds")}  # fmt: skip
+    rows = []
+    for name, chosen in PRECISIONS.items():
+        w = hardware.widths(counts, recipe(sites, chosen), full=chosen.full)
+        by_chip = [hardware.roofline(counts, w, chip, family=chosen.family)
+                   for chip in hardware.CHIPS]  # fmt: skip
+        joules = hardware.energy(counts, w, hardware.HBM, family=chosen.family)
+        found["weight_bytes"].append(hardware.weight_bytes(counts, w))
+        found["traffic"].append(hardware.traffic(counts, w))
+        found["bops"].append(hardware.bops(counts, w))
+        found["joules"].append(joules.compute + joules.memory)
+        found["seconds"].append([r.seconds for r in by_chip])
+        rows.append({
+            "batch": batch, "precision": name, "gmacs": counts.macs.sum() / 1e9,
+            "parameters": int(counts.stored.sum()) + other,
+            "model_bytes": int(hardware.model_bytes(counts, w, other)),
+            "working_set": int(hardware.working_set(counts, w)),
+            "traffic": int(hardware.traffic(counts, w).sum()),
+            "bops": float(hardware.bops(counts, w).sum()),
+            "joules_compute": float(joules.compute.sum()),
+            "joules_memory": float(joules.memory.sum()),
+            "seconds": {c.name: float(r.total) for c, r in zip(hardware.CHIPS, by_chip,
+                                                               strict=True)},
+            "memory_bound": {
+                c.name: float(r.seconds[r.is_memory_bound].sum() / r.total)
+                for c, r in zip(hardware.CHIPS, by_chip, strict=True)
+            },
+        })  # fmt: skip
+    arrays = {k: np.array(v) for k, v in found.items()}
+    return arrays | {"sites": np.array(counts.names), "macs": counts.macs}, rows
+
+
+def compiled(network: Network) -> dict[str, Any]:
+    """Beside our counts, what XLA says of one float32 call on one sample."""
+    args = network.arguments(1)
+    counts = hardware.count(list_sites(network.eps_fn, *args))
+    found = hardware.compiled_cost(network.eps_fn, *args)
+    return {
+        "xla_flops": found.flops, "site_flops": float(2 * counts.macs.sum()),
+        "xla_bytes": found.accessed,
+        "site_bytes": float(hardware.traffic(counts, hardware.uniform(32, 32)).sum()),
+        "temporaries": found.temporaries,
+    }  # fmt: skip
+
+
+def site_ops(network: Network, batch: int) -> dict[str, tuple[Any, Any]]:
+    """The operation of every product, with shapes of its operands, by the site's name."""
+    found = {}
+
+    def rule(site, op, operands, inputs):
+        if site.kind in ("dot", "conv"):
+            shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in operands]
+            found[site.name] = op, shapes
+        return op(*operands), None
+
+    jax.eval_shape(transform(network.eps_fn, rule), *network.arguments(batch))
+    return found
+
+
+def calibrations(working_set: int, side: int = 1024) -> dict[str, Call]:
+    """What tells the machine's peaks: compiled functions with their arguments.
+
+    A float32 product of matrices [side, side], and one pass over `working_set` bytes, half read
+    and half written: of the cache, where they fit in one.
+    """
+    a = jnp.ones((side, side), jnp.float32)
+    half = jnp.ones(max(1, working_set // 8), jnp.float32)
+    return {"product": (jax.jit(jnp.matmul), (a, a)), "pass": (jax.jit(jnp.negative), (half,))}
+
+
+def machine(calls: dict[str, Call], seconds: dict[str, float]) -> hardware.Chip:
+    """Return the machine that ran the `calibrations` in these seconds as a chip."""
+    side, half = (calls[name][1][0] for name in ("product", "pass"))
+    rates = {"f32": 2 * side.shape[0] ** 3 / seconds["product"]}
+    return hardware.Chip("here", rates, 2 * half.nbytes / seconds["pass"], math.inf)
+
+
+def measured(network: Network, batch: int, num_rounds: int) -> tuple[dict, dict]:
+    """A float32 call and each of its products alone, beside the roofline of this machine.
+
+    All take turns with what calibrates the machine. The best of many rounds is what it can do,
+    whatever else runs: a roofline is a bound.
+    Arrays: seconds (best), roofline, intensity [S]; call [num_rounds].
+    """
+    counts = hardware.count(list_sites(network.eps_fn, *network.arguments(batch)))
+    full = hardware.uniform(32, 32)
+    calls = calibrations(int(hardware.working_set(counts, full)))
+    x = jax.random.normal(jax.random.key(0), (batch, *network.shape), jnp.float32)
+    fn = jax.jit(functools.partial(network.eps_fn, network.params))
+    calls["call"] = fn, (x, jnp.float32(500))
+    ops = site_ops(network, batch)
+    calls |= {name: _with_data(*ops[name]) for name in counts.names}
+    wall, _ = timing.interleave({k: functools.partial(_finish, *v) for k, v in calls.items()},
+                                num_rounds)  # fmt: skip
+    best = dict(zip(calls, wall.min(axis=0), strict=True))
+    chip, call = machine(calls, best), wall[:, list(calls).index("call")]
+    roofline = hardware.roofline(counts, full, chip)
+    seconds = np.array([best[name] for name in counts.names])
+    low, high, coverage = hardware.median_interval(call)
+    row = {
+        "batch": batch, "device": str(jax.devices()[0].device_kind), "rate": chip.rates["f32"],
+        "bandwidth": chip.bandwidth, "roofline": float(roofline.total),
+        "call": float(np.median(call)), "call_best": float(call.min()), "call_low": low,
+        "call_high": high, "coverage": coverage, "products_alone": float(seconds.sum()),
+    }  # fmt: skip
+    arrays = {
+        "seconds": seconds, "roofline": roofline.seconds, "intensity": roofline.intensity,
+        "macs": counts.macs, "sites": np.array(counts.names), "call": call,
+    }  # fmt: skip
+    return arrays, row
+
+
+def _finish(fn, args) -> None:
+    jax.block_until_ready(fn(*args))
+
+
+def _with_data(op, shapes) -> Call:
+    keys = jax.random.split(jax.random.key(0), len(shapes))
+    args = [jax.random.normal(k, s.shape, s.dtype) for k, s in zip(keys, shapes, strict=True)]
+    return jax.jit(op), tuple(args)

@@ -1,0 +1,139 @@
+"""What an experiment studies: a trained denoiser, its sites, and its quantized versions."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.harness import store
+from qdiffjax import diffusion, precision
+from qdiffjax.networks import denoisers
+from qdiffjax.networks.denoisers import PREDICTIONS
+from qdiffjax.precision import calibration
+from qdiffjax.sites import Site, list_sites, match
+
+
+def _on(method: Callable, times_fn: Callable = diffusion.uniform_times, **options) -> Callable:
+    """(schedule, num_steps) -> steps of a method that takes times."""
+    return lambda schedule, num_steps: method(
+        schedule, times_fn(schedule.num_train_steps, num_steps), **options
+    )
+
+
+def _quadratic(num_train_steps: int, num_steps: int) -> np.ndarray:
+    """Distinct integer times near num_train_steps u^2, u from 1 to 0, as Song et al. 2021, D.3."""
+    times = np.ceil(num_train_steps * np.linspace(1, 0, num_steps + 1) ** 2)
+    return np.maximum(times, np.arange(num_steps, -1, -1))
+
+
+# (schedule, num_steps) -> steps
+SAMPLERS: dict[str, Callable[..., diffusion.Steps]] = {
+    "ddim": diffusion.ddim,
+    "ddim-half": lambda schedule, num_steps: diffusion.ddim(schedule, num_steps, eta=0.5),
+    "ddim-quadratic": _on(diffusion.from_coeffs, _quadratic, coeffs_fn=diffusion.ddim_coeffs),
+    "ddpm": diffusion.ddpm,
+    "ddpm-large": lambda schedule, num_steps: diffusion.ddpm(
+        schedule, num_steps, variance_fn=diffusion.forward_variance
+    ),
+    "edm-heun": _on(diffusion.edm_heun, _quadratic),
+    "dpmpp-2m": _on(diffusion.dpmpp_2m),
+    "dpmpp-3m": _on(diffusion.dpmpp_3m),
+    "dpmpp-2m-sde": _on(diffusion.dpmpp_2m, eta=1.0),
+    "unipc": _on(diffusion.unipc),
+    "deis": _on(diffusion.deis, _quadratic),
+    "plms": _on(diffusion.plms),
+}
+NUM_CALIBRATION = 32
+ALL_BUT_LAST = ("*", "!last")  # rounding the few weights of the last layer costs most at 8 bits
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """A denoiser with everything that is measured once, whatever the width.
+
+    weights: weight operands by site; ranges: of the activations at every step of a calibration
+    run; globs: which sites are quantized.
+    """
+
+    denoiser: denoisers.Denoiser
+    sites: tuple[Site, ...]
+    weights: dict[str, Any]
+    ranges: calibration.Ranges
+    globs: tuple[str, ...]
+
+    def quantized(
+        self, weight_bits: int | None, activation_bits: int | None
+    ) -> precision.Quantized:
+        """The denoiser at these widths: weights per channel, activations per tensor, static.
+
+        None leaves either in full precision.
+        """
+        recipe = precision.uniform(
+            self.sites, weight_bits=weight_bits, activation_bits=activation_bits, globs=self.globs
+        )
+        weights = precision.prepare(self.weights, self.sites, recipe)
+        eps_fn, params = self.denoiser.eps_fn, self.denoiser.params
+        return calibration.quantize_denoiser(
+            eps_fn, params, self.sites, recipe, weights, self.ranges
+        )
+
+    def mark(self) -> str:
+        """Fingerprint of the parameters."""
+        return store.fingerprint(*(np.asarray(a) for a in jax.tree.leaves(self.denoiser.params)))
+
+
+def continuous(denoiser: denoisers.Denoiser):
+    """Return the denoiser's process at real times, and its eps_fn there.
+
+    Its own eps_fn reads a discrete schedule, if the network does not predict eps.
+    """
+    process = denoiser.schedule
+    if isinstance(process, diffusion.DiscreteSchedule):
+        process = diffusion.Interpolated(process)
+    prediction = PREDICTIONS[denoiser.config.prediction]
+    return process, diffusion.as_eps(denoiser.net_fn or denoiser.eps_fn, process, prediction)
+
+
+def noise(denoiser: denoisers.Denoiser, num: int, seed: int) -> jax.Array:
+    """Initial noise [num, *shape]; sample i is the same for every num."""
+    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(jnp.arange(num))
+    return jax.vmap(lambda k: jax.random.normal(k, denoiser.config.shape, jnp.float32))(keys)
+
+
+def prepare(checkpoint: str, steps_of, globs, seed: int) -> Subject:
+    """Load a checkpoint and measure what every width needs.
+
+    Args:
+      checkpoint: see `find_checkpoint`.
+      steps_of: schedule -> steps, the sampler to calibrate on.
+      globs: sites to quantize, see `sites.match`; "!last" takes the last layer away.
+      seed: of the calibration noise; differs from the noise that is analysed.
+
+    Raises:
+      FileNotFoundError, ValueError: no or no fitting checkpoint, a glob that matches nothing.
+    """
+    # Full precision is float32 also where matrix units would rather take tf32 or bfloat16.
+    jax.config.update("jax_default_matmul_precision", "highest")
+    denoiser = denoisers.load(denoisers.find_checkpoint(checkpoint))
+    eps_fn, params = denoiser.eps_fn, denoiser.params
+    x = jnp.zeros((1, *denoiser.config.shape), jnp.float32)
+    t = jnp.zeros((), jnp.float32)
+    sites = list_sites(eps_fn, params, x, t)
+    last = [s.name for s in sites if s.weight is not None][-1]
+    globs = tuple(f"!{last}" if glob == "!last" else glob for glob in globs)
+    match(sites, globs)
+    weights = precision.weight_operands(eps_fn, params, x, t)
+    ranges = observe(denoiser, steps_of(denoiser.schedule), seed)
+    return Subject(denoiser, sites, weights, ranges, tuple(globs))
+
+
+def observe(denoiser: denoisers.Denoiser, steps: diffusion.Steps, seed: int) -> calibration.Ranges:
+    """Ranges of the activations at every step of a calibration run of this sampler."""
+    x_T = noise(denoiser, NUM_CALIBRATION, seed + 1_000_003)
+    run = jax.jit(
+        lambda p, x, key: calibration.observe_ranges(denoiser.eps_fn, p, x, steps, key=key)
+    )
+    return run(denoiser.params, x_T, jax.random.key(seed + 1_000_004))

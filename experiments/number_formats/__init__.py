@@ -1,0 +1,1 @@
+"""Experiment `number_formats`: see `experiment`."""

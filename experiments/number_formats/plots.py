@@ -1,0 +1,98 @@
+"""Figure 4: signal to quantization noise of every number format, predicted and measured."""
+
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MultipleLocator
+
+TITLES = {
+    "gaussian": "Gaussian", "laplace": "Laplace", "weights": "weights, by output channel",
+    "activations": "activations, by tensor",
+}  # fmt: skip
+# Okabe & Ito (2008): distinguishable with every common colour blindness.
+LOOKS = {
+    "integer": ("black", "o"), "affine": ("#999999", "s"), "codebook": ("#009E73", "^"),
+    "float": ("#D55E00", "D"), "log": ("#CC79A7", "v"), "block": ("#0072B2", "P"),
+    "block float": ("#56B4E9", "X"), "block integer": ("#E69F00", "h"),
+}  # fmt: skip
+NAMES = {
+    "affine": "integer, affine",
+    "block": "MX, NVFP4",
+    "block integer": "integer, groups of 32",
+}
+MAX_BITS = 9
+SMALL = {"fontsize": 8}
+
+
+def draw(results) -> Figure:
+    """SQNR against bits for each kind of numbers, and how far off the prediction is."""
+    _, arrays, rows = results
+    sources = list(dict.fromkeys(row["source"] for row in rows))
+    fig = Figure(figsize=(11, 8.2), layout="constrained")
+    halves: Any = fig.subfigures(2, 1, height_ratios=[1.6, 1])
+    top, bottom = halves
+    axes = top.subplots(1, len(sources), sharey=True, squeeze=False)[0]
+    for ax, source in zip(axes, sources, strict=True):
+        draw_source(ax, [row for row in rows if row["source"] == source])
+        ax.set_title(TITLES.get(source, source), fontsize=9)
+    axes[0].set_ylabel("SQNR, dB", **SMALL)
+    # Matching by name, because a source may lack a family.
+    entries = {h.get_label(): h for ax in axes for h in ax.get_legend_handles_labels()[0]}
+    top.legend(entries.values(), entries.keys(), loc="outside upper center", ncols=5,
+               frameon=False, **SMALL)  # fmt: skip
+    draw_ratios(bottom.subplots(), arrays)
+    return fig
+
+
+def draw_source(ax, rows) -> None:
+    """Measured as markers, predicted as lines (where widths make one) and crosses."""
+    rows = [row for row in rows if row["bits"] <= MAX_BITS]
+    for family in dict.fromkeys(row["family"] for row in rows):
+        here = sorted((r for r in rows if r["family"] == family), key=lambda r: r["bits"])
+        bits = np.array([row["bits"] for row in here])
+        color, marker = LOOKS[family]
+        if np.all(np.diff(bits) > 0):
+            ax.plot(bits, [r["sqnr_predicted_db"] for r in here], color=color, lw=0.8)
+        ax.plot(bits, [r["sqnr_measured_db"] for r in here], marker, color=color, ms=5.5,
+                mec="white", mew=0.4, label=NAMES.get(family, family))  # fmt: skip
+    ax.plot([r["bits"] for r in rows], [r["sqnr_predicted_db"] for r in rows], "+", color="red",
+            ms=3.5, mew=0.6, label="predicted (+, lines)", zorder=3)  # fmt: skip
+    ax.set_xlabel("bits a number, scales of blocks included", **SMALL)
+    ax.xaxis.set_major_locator(MultipleLocator(1))
+    ax.grid(color="0.92", lw=0.6)
+    ax.tick_params(labelsize=8)
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+def draw_ratios(ax, arrays) -> None:
+    """Predicted / measured mean squared error: the median, 90 % and all tensors of a network."""
+    formats = [str(name) for name in arrays["formats"]]
+    ratio = 100 * (arrays["predicted"] / arrays["measured"] - 1)
+    ax.axhspan(-5, 5, color="0.93", lw=0)
+    ax.axhline(0, color="0.6", lw=0.6)
+    x = np.arange(len(formats))
+    looks = (("weights", "#0072B2", -0.15), ("activations", "#D55E00", 0.15))
+    for source, color, shift in looks:
+        of_source = ratio[:, arrays["sources"] == source]
+        if not of_source.size:
+            continue
+        low, first, middle, last, high = np.quantile(of_source, (0, 0.05, 0.5, 0.95, 1), axis=1)
+        count = of_source.shape[1]
+        ax.vlines(x + shift, low, high, color=color, lw=0.8)
+        ax.vlines(x + shift, first, last, color=color, lw=3, alpha=0.5)
+        ax.plot(x + shift, middle, "_", color=color, ms=5, mew=1.5,
+                label=f"{source}: median, 90 %, range of {count} tensors")  # fmt: skip
+    ax.set_xticks(x, formats, rotation=60, ha="right", rotation_mode="anchor", fontsize=7)
+    ax.set_xlim(-0.7, len(formats) - 0.3)
+    ax.set_yscale("symlog", linthresh=10)
+    ticks = [-50, -20, -10, -5, -2, 0, 2, 5, 10, 20, 50, 100]
+    low, high = ax.get_ylim()
+    ax.set_yticks([t for t in ticks if low <= t <= high], minor=False)
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda t, _: f"{t:+g}" if t else "0"))
+    ax.yaxis.set_minor_locator(MultipleLocator(1e9))
+    ax.set_ylim(low, high)
+    ax.set_ylabel("predicted MSE over measured, %", **SMALL)
+    ax.tick_params(axis="y", labelsize=8)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(loc="lower left", bbox_to_anchor=(0, 0.98), ncols=2, frameon=False, **SMALL)

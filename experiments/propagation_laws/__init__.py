@@ -1,0 +1,1 @@
+"""Experiment `propagation_laws`: see `experiment`."""

@@ -1,0 +1,120 @@
+"""Figure and table of `experiments.propagation_laws`; needs no JAX."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullLocator
+
+from experiments.harness import store
+from experiments.harness.looks import BLUE, GREEN, GREY, ORANGE, SMALL, tidy
+
+LOOKS: dict[str, tuple[str, str, str]] = {
+    "W": ("weights", "black", "o"), "A": ("activations, nearest", BLUE, "s"),
+    "SR": ("activations, stochastic", GREEN, "^"), "WA": ("both", ORANGE, "D"),
+}  # fmt: skip
+
+
+def write(folder) -> None:
+    """Write laws.png of the run in `folder` beside it."""
+    draw(*store.load(folder)).savefig(Path(folder) / "laws.png", dpi=150)
+
+
+def draw(config, arrays, rows) -> Figure:
+    """Median error of a sample against steps, bits and sampler: measured, and predicted dotted."""
+    cases = [r for r in rows if r["kind"] == "case"]
+    fig = Figure(figsize=(11, 3.6), layout="constrained")
+    steps, bits, samplers = fig.subplots(1, 3, width_ratios=(1, 1, 1.25))
+    ddim = [r for r in cases if r["sampler"] == "ddim"]
+    _draw_series(steps, [r for r in ddim if r["bits"] == config["width"]], "num_calls")
+    _draw_series(bits, [r for r in ddim if r["num_calls"] == config["middle"]], "bits")
+    _guides(steps, cases, config)
+    steps.set(xlabel="sampler steps N (DDIM)", ylabel="RMS error of a sample, median, image units",
+              title=f"{config['width']} bits", xscale="log", yscale="log")  # fmt: skip
+    _ticks(steps, sorted({r["num_calls"] for r in ddim}))
+    bits.set(xlabel="bits", title=f"{config['middle']} steps", yscale="log")
+    _ticks(bits, sorted({r["bits"] for r in ddim}))
+    _draw_samplers(samplers, cases, config)
+    tidy(steps, bits, samplers)
+    handles, labels = steps.get_legend_handles_labels()
+    fig.legend(handles, labels, loc="outside lower center", ncols=6, frameon=False, **SMALL)
+    fig.suptitle(f"How quantization error grows: {config['checkpoint']}", fontsize=10)
+    return fig
+
+
+def _draw_series(ax, cases, of: str) -> None:
+    for part, (label, color, marker) in LOOKS.items():
+        series = sorted((r for r in cases if r["part"] == part), key=lambda r: r[of])
+        x = [r[of] for r in series]
+        ax.plot(x, [r["median"] for r in series], color=color, marker=marker, ms=4, lw=1.4,
+                label=label)  # fmt: skip
+        predicted = [r["predicted_median"] for r in series]
+        ax.plot(x, predicted, color=color, lw=1.2, ls=(0, (1, 1)),
+                label="predicted" if part == "W" else None)  # fmt: skip
+
+
+def _guides(ax, cases, config) -> None:
+    """Draw the slope that theory gives to stochastic rounding, through its second point."""
+    wanted = ("ddim", "SR", config["width"])
+    chosen = [r for r in cases if (r["sampler"], r["part"], r["bits"]) == wanted]
+    n, y = np.array(sorted((r["num_calls"], r["median"]) for r in chosen)).T
+    at = min(1, len(n) - 1)
+    ax.plot(n, y[at] * (n / n[at]) ** -0.5, color=GREY, lw=0.9, ls="--", label="$N^{-1/2}$")
+
+
+def _ticks(ax, values) -> None:
+    ax.xaxis.set_major_locator(FixedLocator(values))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.set_xticklabels([str(v) for v in values])
+
+
+def _draw_samplers(ax, cases, config) -> None:
+    names = ["ddim", *config["samplers"]]
+    chosen = {r["sampler"]: r for r in cases
+              if r["part"] == "WA" and r["bits"] == config["width"]
+              and r["num_calls"] == config["middle"]}  # fmt: skip
+    names = [n for n in names if n in chosen]
+    y = np.arange(len(names))
+    ax.barh(y + 0.18, [chosen[n]["median"] for n in names], 0.34, color=ORANGE, label="measured")
+    ax.barh(y - 0.18, [chosen[n]["predicted_median"] for n in names], 0.34, color="white",
+            edgecolor=ORANGE, hatch="///", lw=0.8, label="predicted")  # fmt: skip
+    ax.set_yticks(y, names, fontsize=8)
+    ax.invert_yaxis()
+    ax.set_xlim(0, 1.5 * max(chosen[n]["predicted_median"] for n in names))  # room for the legend
+    ax.legend(frameon=False, loc="center right", **SMALL)
+    w = config["width"]
+    ax.set(xlabel="RMS error of a sample, median, image units",
+           title=f"W{w}A{w}, {config['middle']} calls")  # fmt: skip
+
+
+def print_table(rows: list[dict[str, Any]]) -> None:
+    """Print the cases and the laws."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    table = Table(box=None, header_style="bold")
+    for name in ("sampler", "calls", "rounded", "rms", "predicted", "median", "predicted",
+                 "kappa", "bound/err min, median"):  # fmt: skip
+        table.add_column(name, justify="left" if name == "sampler" else "right")
+    for r in rows:
+        if r["kind"] == "case":
+            table.add_row(
+                r["sampler"], str(r["num_calls"]), f"{r['part']}{r['bits']}", f"{r['rms']:.4f}",
+                f"{r['predicted_rms']:.4f}", f"{r['median']:.4f}", f"{r['predicted_median']:.4f}",
+                f"{r['kappa']:.2f}",
+                f"{r['bound_over_measured_min']:.2f}, {r['bound_over_measured_median']:.2f}",
+            )  # fmt: skip
+    console.print(table)
+    for r in rows:
+        if r["kind"] == "law":
+            theory = "" if r["theory"] is None else f", theory {r['theory']:+.2f}"
+            text = f"{r['law']}: exponent {r['exponent']:+.3f} +- {r['standard_error']:.3f}{theory}"
+            console.print(text, highlight=False)
+        if r["kind"] == "crossover":
+            model = "nowhere" if r["model"] is None else f"{r['model']:.0f}"
+            console.print(
+                f"stochastic rounding is better from N = {r['better_from']} on (worse until "
+                f"{r['worse_until']}); model {model}", highlight=False,
+            )  # fmt: skip

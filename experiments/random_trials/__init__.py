@@ -1,0 +1,1 @@
+"""Experiment `random_trials`: see `experiment`."""

@@ -1,0 +1,106 @@
+"""Figure and table of `experiments.random_trials`; needs no JAX."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from experiments.harness import store
+from experiments.harness.looks import BLUE, GREEN, GREY, ORANGE, tidy
+
+COLORS = {"a posteriori along the run": BLUE, "distributional": GREEN, "certified": ORANGE}
+LIMITS = (-1.5, 7.0)  # log10 of the ratios that are drawn
+BINS = 170
+ROUNDING = 1e-6
+
+
+def write(folder) -> None:
+    """Write trials.png of the run in `folder` beside it."""
+    draw(*store.load(folder)).savefig(Path(folder) / "trials.png", dpi=150)
+
+
+def by_kind(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rows in the order of their kinds."""
+    kinds = list(dict.fromkeys([*COLORS, *(r["kind"] for r in rows)]))
+    return sorted(rows, key=lambda r: kinds.index(r["kind"]))
+
+
+def draw(config, arrays, rows) -> Figure:
+    """How far each bound is from what it bounds, over all trials, and where it was finite."""
+    rows = by_kind(rows)
+    num = sum(config[k] for k in ("num_network", "num_data", "num_multistep"))
+    fig = Figure(figsize=(9.5, 1.6 + 0.36 * len(rows)), layout="constrained")
+    ax, side = fig.subplots(1, 2, sharey=True, width_ratios=(4, 1))
+    seen: set[str] = set()
+    for y, row in enumerate(rows):
+        label = None if row["kind"] in seen else row["kind"]
+        seen.add(row["kind"])
+        _draw_ratios(ax, y, arrays[f"log10_ratio/{row['bound']}"], row, label)
+        _draw_finite(side, y, row)
+    ax.axvline(0, color="black", lw=0.8)
+    ax.set_yticks(range(len(rows)), [_name(r) for r in rows], fontsize=8)
+    ax.set(xlim=LIMITS, ylim=(len(rows) - 0.4, -0.95))
+    ticks = np.arange(np.ceil(LIMITS[0]), LIMITS[1] + 1)
+    ax.set_xticks(ticks, [f"$10^{{{int(t)}}}$" for t in ticks])
+    ax.set_xlabel(
+        "bound / bounded at the end, tightest sample of a trial: root of the density, 5 to 95 %, "
+        "median\n* an estimate, which may be below one",
+        fontsize=8,
+    )
+    side.set_xlim(0, 100)
+    side.set_xlabel("finite, %", fontsize=8)
+    side.set_title("violated, of compared", fontsize=8)
+    tidy(ax, side)
+    ax.grid(visible=False, axis="y")
+    side.grid(visible=False, axis="y")
+    fig.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    fig.suptitle(f"Bounds on {num} random samplers and {config['num_gaussian']} Gaussian chains",
+                 fontsize=10)  # fmt: skip
+    return fig
+
+
+def _name(row) -> str:
+    return row["bound"].replace("Gronwall", "Grönwall") + ("" if row["guaranteed"] else " *")
+
+
+def _draw_ratios(ax, y: int, log_ratio, row, label: str | None) -> None:
+    """Density of the trials above the line of `y`, 5 to 95 % and the median on it."""
+    values = log_ratio[np.isfinite(log_ratio)]
+    values = np.where(np.abs(values) < ROUNDING, 0, values)  # an equality is no violation
+    color = COLORS.get(row["kind"], GREY)
+    counts, edges = np.histogram(values, np.linspace(*LIMITS, BINS + 1).round(6))
+    height = np.sqrt(counts / max(int(np.max(counts)), 1))  # the root shows thin tails
+    ax.stairs(y - 0.75 * height, edges, baseline=y, fill=True, color=color, alpha=0.45, lw=0,
+              label=label)  # fmt: skip
+    if not values.size:
+        return
+    low, middle, high = np.quantile(values, (0.05, 0.5, 0.95))
+    ax.plot([low, min(high, LIMITS[1])], [y, y], color=color, lw=2, solid_capstyle="butt")
+    ax.plot(middle, y, "o", ms=4.5, color=color, mec="white", mew=0.6)
+    beyond = np.mean(values > LIMITS[1])
+    if beyond > 5e-4:
+        ax.annotate(f"{beyond:.1%} beyond", (LIMITS[1], y), (-3, 4), fontsize=7, ha="right",
+                    textcoords="offset points",
+                    bbox={"color": "white", "alpha": 0.8, "pad": 0.5, "lw": 0})  # fmt: skip
+
+
+def _draw_finite(ax, y: int, row) -> None:
+    """The share of finite bounds as a bar, how many were compared and violated as text."""
+    ax.barh(y, 100 * row["finite"], 0.55, color=COLORS.get(row["kind"], GREY), alpha=0.35)
+    text = f"{row['violations']:,} of {row['comparisons']:,}"
+    ax.text(3, y, text, fontsize=7, va="center")
+
+
+def print_table(rows: list[dict[str, Any]]) -> None:
+    """Print the table, by kind of bound."""
+    print(f"{'bound / measured at the end':33} compared violated finite       min       5 %    "
+          "median      95 %")  # fmt: skip
+    kind = None
+    for r in by_kind(rows):
+        if r["kind"] != kind:
+            print(kind := r["kind"])
+        name = r["bound"] + ("" if r["guaranteed"] else " *")
+        quantiles = "".join(f"{r['ratio_' + q]:10.4g}" for q in ("min", "5", "median", "95"))
+        print(f"  {name:31} {r['comparisons']:8d} {r['violations']:8d} {r['finite']:6.1%}"
+              f"{quantiles}")  # fmt: skip

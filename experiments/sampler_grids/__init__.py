@@ -1,0 +1,1 @@
+"""Experiment `sampler_grids`: see `experiment`."""

@@ -1,0 +1,1 @@
+"""Experiment `spectra`: see `experiment`."""

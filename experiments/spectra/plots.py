@@ -1,0 +1,128 @@
+"""Figure and table of `experiments.spectra`; needs no JAX."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from experiments.harness import store, tables
+from experiments.harness.looks import BLUE, GREEN, GREY, ORANGE, tidy
+
+
+def write(folder) -> None:
+    """Write spectra.png of the run in `folder` beside it."""
+    draw(*store.load(folder)).savefig(Path(folder) / "spectra.png", dpi=150)
+
+
+def draw(config, arrays, rows) -> Figure:
+    """Gains of steps, of the rest of the sampler, growth of volumes, gain against error."""
+    fig = Figure(figsize=(10, 6.4), layout="constrained")
+    axes = fig.subplots(2, 2)
+    _draw_steps(axes[0, 0], arrays)
+    _draw_rest(axes[0, 1], arrays, rows)
+    _draw_growth(axes[1, 0], arrays)
+    _draw_errors(axes[1, 1], config, arrays, rows)
+    for ax in axes.ravel()[:3]:
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    for ax in axes.ravel():
+        tidy(ax)
+        ax.legend(frameon=False, fontsize=7)
+    name = Path(config["checkpoint"]).name
+    fig.suptitle(f"What becomes of errors: {name}, DDIM-{config['num_steps']}", fontsize=10)
+    return fig
+
+
+def _band(ax, x, values, color, label, **look) -> None:
+    """Draw the median over the last axis, and the 10 to 90 % range."""
+    low, middle, high = np.quantile(values, (0.1, 0.5, 0.9), axis=-1)
+    ax.fill_between(x, low, high, color=color, alpha=0.18, lw=0)
+    ax.plot(x, middle, color=color, lw=1.5, label=label, **look)
+
+
+def _draw_steps(ax, arrays) -> None:
+    values, colors = arrays["step_values"], (ORANGE, BLUE, GREEN)
+    x = np.arange(len(values))
+    for k in range(min(values.shape[2], len(colors))):
+        _band(ax, x, values[..., k], colors[k], f"singular value {k + 1}")
+    _band(ax, x, np.exp(arrays["log_volumes"]), GREY, "geometric mean of all")
+    ax.axhline(1, color="black", lw=0.8)
+    ax.set(yscale="log", xlabel="step (noise to data)", ylabel="gain of the step",
+           title="One step: spectrum of $J_i$")  # fmt: skip
+
+
+def _draw_rest(ax, arrays, rows) -> None:
+    gains = arrays["rms_gains"]
+    _band(ax, np.arange(len(gains)), gains, BLUE, r"rms gain $|J|_F/\sqrt{n}$")
+    _band(ax, arrays["starts"], arrays["sampler_values"][..., 0], ORANGE, "top gain", marker="o",
+          ms=4)  # fmt: skip
+    starts = [r for r in rows if r["kind"] == "start"]
+    for key, look, label in (("product", "--", "product of the steps' top gains"),
+                             ("gronwall", ":", "exp of the integrated log-norm")):  # fmt: skip
+        ax.plot([r["step"] for r in starts], [r[key][1] for r in starts], color=GREY, ls=look,
+                lw=1.3, label=label)  # fmt: skip
+    ax.axhline(1, color="black", lw=0.8)
+    ax.set(yscale="log", xlabel="step at which the error enters", ylabel="gain to the end",
+           title=r"The rest of the sampler: $J_{i\to 0}$")  # fmt: skip
+
+
+def _draw_growth(ax, arrays) -> None:
+    stretches = arrays["stretches"]
+    x = np.arange(len(stretches))
+    for k, color in zip(range(stretches.shape[2]), (ORANGE, BLUE, GREEN), strict=False):
+        _band(ax, x, stretches[..., k], color, f"random frame, direction {k + 1}")
+    volumes = np.cumsum(arrays["log_volumes"], axis=0)
+    _band(ax, x[1:], volumes, GREY, "volume, per dimension")
+    ax.axhline(0, color="black", lw=0.8)
+    ax.set(xlabel="steps done", ylabel="log stretch since the start",
+           title="Growth along the run (Lyapunov)")  # fmt: skip
+
+
+def _draw_errors(ax, config, arrays, rows) -> None:
+    typical = np.sqrt(np.mean(arrays["rms_gains"][1:] ** 2, axis=0))
+    width = f"W{config['bits']}A{config['bits']}"
+    rank = next(r for r in rows if r["kind"] == "whole")["rank_correlation"]
+    ax.plot(typical, arrays["errors"], ".", color=ORANGE, ms=6, mew=0,
+            label=f"rank correlation {rank:+.2f}")  # fmt: skip
+    ax.set(yscale="log", xlabel="rms gain of an error at a random step, by sample",
+           ylabel=f"RMS error at {width}, image units",
+           title="Which samples: gain against error")  # fmt: skip
+
+
+def print_table(rows: list[dict[str, Any]]) -> None:
+    """Print the steps, the starts and the whole run."""
+    from rich.table import Table
+
+    console = tables.console(None)
+    of = {kind: [r for r in rows if r["kind"] == kind] for kind in ("step", "start", "whole")}
+    table = Table(box=None, header_style="bold", title="10, 50, 90 % over samples")
+    for name in ("step", "t", "top gain", "> 1", "rms gain to the end", "log volume / n"):
+        table.add_column(name, justify="right")
+    for r in of["step"]:
+        table.add_row(str(r["step"]), f"{r['t']:.0f}", _three(r["top_gain"]),
+                      f"{r['amplified']:.0%}", _three(r["rms_gain"]),
+                      f"{r['log_volume']:+.4f}")  # fmt: skip
+    console.print(table)
+    table = Table(box=None, header_style="bold")
+    for name in ("from step", "top gain to the end", "product of steps", "log-norm bound"):
+        table.add_column(name, justify="right")
+    for r in of["start"]:
+        table.add_row(str(r["step"]), *(_three(r[k]) for k in ("top_gain", "product", "gronwall")))
+    console.print(table)
+    (r,) = of["whole"]
+    frame = "; ".join(_three(e) for e in r["frame_exponents"])
+    for line in (
+        f"exponents per step: top {_three(r['top_exponent'])}; of a random frame {frame}",
+        f"log volume per dimension: {r['log_volume']:+.3f} +- {r['log_volume_error']:.3f}",
+        f"rms gain above one: {r['rms_gain_above_one']:.1%} of (step, sample), ever: "
+        f"{r['ever_above_one']:.1%} of samples, largest {r['largest_rms_gain']:.2f}",
+        f"rank correlation of gain and error {r['rank_correlation']:+.2f} (p = {r['rank_p']:.2g})",
+        f"errors: median {r['error_median']:.4f}, RMS {r['error_rms']:.4f}, largest "
+        f"{r['error_max']:.4f}",
+    ):
+        console.print(line)
+
+
+def _three(values) -> str:
+    return ", ".join(f"{v:.3g}" for v in values)

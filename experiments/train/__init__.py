@@ -1,0 +1,1 @@
+"""Experiment `train`: see `experiment`."""

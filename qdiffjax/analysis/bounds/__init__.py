@@ -1,0 +1,1 @@
+"""Bounds of the error along a run and in law, checked against measurement."""

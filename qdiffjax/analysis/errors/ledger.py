@@ -1,0 +1,244 @@
+"""Which (site, step) the final error comes from: one sweep each way, no rerun per cell.
+
+Two ledgers answer two questions.
+
+* `attribution`: where did the error that happened come from? Local errors recorded on the
+  quantized run at each site's actual input (a posteriori), sensitivities averaged over the
+  homotopy from the full-precision to the quantized run. Complete: the entries sum to the change
+  of the functional, for any quantizer.
+* ablation (`errors.ablation`): what would quantizing one cell alone do? Local errors at the
+  full-precision run's own inputs (a priori), sensitivities at the full-precision run.
+
+They differ wherever activation rounding decorrelates between the two runs.
+
+Samples are analysed one at a time under vmap, so sites whose results have no batch axis (a time
+embedding) are attributed to samples too; the network must not mix the samples of a batch.
+Stochastic rounding then draws its bits for one sample: the samples of a batch share them, so for
+a batch of more than one the runs are not those of `sample` on the whole batch.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from qdiffjax._typing import Array, Key, PyTree
+from qdiffjax.analysis.errors.propagation import gauss_legendre
+from qdiffjax.analysis.errors.runs import noises, times
+from qdiffjax.compiling import canonical_convolutions
+from qdiffjax.diffusion import Steps, current, read, start, step
+from qdiffjax.precision.quantized import Quantized, merge
+from qdiffjax.sites import rules
+from qdiffjax.sites.transforming import transform
+
+# phi(x [*shape], x_0 [*shape], x_hat_0 [*shape]) -> scalar, of one sample; the full-precision and
+# the quantized final sample are constants that it may refer to.
+Functional = Callable[[Array, Array, Array], Array]
+
+
+class Ledger(NamedTuple):
+    """Contributions of every (site, step) to the change of a functional of the final sample.
+
+    contributions: {site: [batch, N]} in units of the functional, signed;
+    change: phi(x_hat_0) - phi(x_0) [batch] as the two runs gave it (None in the ablation ledger);
+    x_0, x_hat_0: the final samples [batch, *shape] (x_hat_0 None likewise);
+    xs_hat: the quantized run's states at which local errors were recorded [batch, N, *state].
+    Another compilation of the same quantized sampler may differ by a last digit, flip a rounding
+    there, and end elsewhere: compare with these states, not with a run of your own.
+    """
+
+    contributions: dict[str, Array]
+    change: Array | None
+    x_0: Array
+    x_hat_0: Array | None
+    xs_hat: Array | None = None
+
+
+def squared_error_share(x: Array, x_0: Array, x_hat_0: Array) -> Array:
+    """phi(x) = mean of x (x_hat_0 - x_0): linear, and its change is the mean squared error.
+
+    A contribution is the projection of the cell's part of the error on the whole error.
+    """
+    return jnp.mean(x * (x_hat_0 - x_0))
+
+
+def mean_squared_error(x: Array, x_0: Array, x_hat_0: Array) -> Array:
+    """phi(x) = mean (x - x_0)^2; the same change, but needs more nodes, being quadratic."""
+    return jnp.mean((x - x_0) ** 2)
+
+
+def total(ledger: Ledger) -> Array:
+    """Sum of all entries [batch]."""
+    return jnp.sum(as_table(ledger)[1], axis=(1, 2))
+
+
+def defect(ledger: Ledger) -> Array:
+    """Completeness defect |sum of entries - change| / |change| of each sample [batch].
+
+    Raises:
+      ValueError: the ledger has no change (an ablation ledger).
+    """
+    if ledger.change is None:
+        raise ValueError("an ablation ledger forecasts, it has no change to be complete about.")
+    return jnp.abs(total(ledger) - ledger.change) / jnp.abs(ledger.change)
+
+
+def attribution(
+    q: Quantized,
+    x_T: Array,
+    steps: Steps,
+    functional: Functional = squared_error_share,
+    *,
+    num_nodes: int = 2,
+    quadrature: tuple[Any, Any] | None = None,
+    x_0: Array | None = None,
+    key: Key | None = None,
+    per_call: PyTree = None,
+) -> Ledger:
+    """Attribute the change of a functional to (site, step) by the homotopy adjoint.
+
+        x^(s)_{i+1} = F_i(x^(s)_i; taps s r_i),        r_{i,l} = Q-op_l(h_hat) - op_l(h_hat)
+        c_{i,l} = int_0^1 < d phi(x^(s)_0) / d tap_{i,l}, r_{i,l} > ds
+
+    x^(0) is the full-precision run and x^(1) the quantized run, for any rule, so the entries sum
+    to phi(x_hat_0) - phi(x_0) exactly, up to the quadrature (K Gauss-Legendre nodes, relative
+    error O(|r|^{2K}), reported by `defect`). It is the Aumann-Shapley value, or integrated
+    gradients, of the taps.
+
+    Costs about 4 + 4 K sampling runs, and one more without `x_0`. Memory: one network's
+    activations and the stored states.
+
+    Args:
+      q: the denoiser and its quantization; sites without inputs commit no error.
+      x_T: initial noise [batch, *shape].
+      steps: the sampler, leaves [N].
+      functional: phi(x, x_0, x_hat_0) -> scalar, of one sample; the last two are constants.
+      num_nodes: K.
+      quadrature: nodes and weights on [0, 1] as data instead, so that many nodes can be done a
+        few at a time in one compilation; the contributions of such parts add up.
+      x_0: final full-precision samples [batch, *shape] where they are known, which saves their run.
+      key: noise of a stochastic sampler, shared by all runs.
+      per_call: inputs of the quantized denoiser, leaves [N, ...].
+    """
+    rule = gauss_legendre(num_nodes) if quadrature is None else quadrature
+    nodes, weights = (jnp.asarray(a).astype(x_T.dtype) for a in rule)
+    record = transform(q.eps_fn, rules.local_errors(q.rule, follow_rule=True))
+    tapped = transform(q.eps_fn, rules.perturb)
+
+    def recorded(x_hat, t, coeffs, inputs):
+        merged = merge(q.site_inputs, inputs)
+        return record(q.params, read(x_hat, coeffs), t, site_inputs=merged)
+
+    def node_step(x, taps, t, coeffs, z):
+        eps, _ = tapped(q.params, read(x, coeffs), t, site_inputs=taps)
+        return step(x, eps, coeffs, z)
+
+    def sample_of(x):
+        return current(x, steps.coeffs)[0]
+
+    def one(x_T, z, *known):
+        def forward(carry, slices):
+            x, x_hat, x_nodes = carry
+            t, coeffs, z, inputs = slices
+            eps_hat, r = recorded(x_hat, t, coeffs, inputs)
+            if not known:
+                x = step(x, q.eps_fn(q.params, read(x, coeffs), t), coeffs, z)
+            move = jax.vmap(lambda x, s: node_step(x, _scaled(r, s), t, coeffs, z))
+            return (x, step(x_hat, eps_hat, coeffs, z), move(x_nodes, nodes)), (x_hat, x_nodes)
+
+        def backward(adjoint, slices):
+            t, coeffs, z, inputs, x_hat, x_nodes = slices
+            _, r = recorded(x_hat, t, coeffs, inputs)
+
+            def pull(adjoint, x, s):
+                f = lambda x, taps: node_step(x, taps, t, coeffs, z)  # noqa: E731
+                _, vjp = jax.vjp(f, x, _scaled(r, s))
+                return vjp(adjoint)
+
+            adjoint, taps_bar = jax.vmap(pull)(adjoint, x_nodes, nodes)
+            return adjoint, {
+                name: weights @ jax.vmap(lambda g, r=r[name]: contract(r, g, x_T.dtype))(bar)
+                for name, bar in taps_bar.items()
+            }
+
+        table = (times(steps, x_T), steps.coeffs, z, per_call)
+        x = start(x_T, steps)
+        first = (x, x, jnp.broadcast_to(x, (len(nodes), *x.shape)))
+        (x, x_hat, ends), (x_hats, x_nodes) = jax.lax.scan(forward, first, table)
+        x_0, x_hat_0 = known[0][0] if known else sample_of(x), sample_of(x_hat)
+        phi = lambda x: functional(x, x_0, x_hat_0)  # noqa: E731
+        adjoints = jax.vmap(jax.grad(lambda x: phi(sample_of(x))))(ends)
+        _, cells = jax.lax.scan(backward, adjoints, (*table, x_hats, x_nodes), reverse=True)
+        return cells, phi(x_hat_0) - phi(x_0), x_0, x_hat_0, x_hats[:, 0]
+
+    return Ledger(*per_sample(one, x_T, steps, key, *(() if x_0 is None else (x_0,))))
+
+
+def inject(
+    q: Quantized,
+    x_T: Array,
+    steps: Steps,
+    amounts: dict[str, Array],
+    *,
+    key: Key | None = None,
+    per_call: PyTree = None,
+) -> Array:
+    """Final sample of the full-precision sampler with recorded local errors injected.
+
+        x_{i+1} = F_i(x_i; taps amounts_{i,l} r_{i,l}),   r recorded on the quantized run
+
+    All ones give the quantized run, all zeros the full-precision run, exactly.
+
+    Args:
+      q: the denoiser and its quantization.
+      x_T: initial noise [batch, *shape].
+      steps: the sampler, leaves [N].
+      key: noise of a stochastic sampler.
+      per_call: inputs of the quantized denoiser, leaves [N, ...].
+      amounts: {site: [N]}, what multiplies the site's recorded error; every site of `q`.
+
+    Returns:
+      x_0 [batch, *shape].
+    """
+    record = transform(q.eps_fn, rules.local_errors(q.rule, follow_rule=True))
+    tapped = transform(q.eps_fn, rules.perturb)
+
+    def body(carry, slices):
+        x, x_hat = carry
+        t, coeffs, z, inputs, amount = slices
+        merged = merge(q.site_inputs, inputs)
+        eps_hat, r = record(q.params, read(x_hat, coeffs), t, site_inputs=merged)
+        taps = {name: amount[name].astype(r[name].dtype) * r[name] for name in r}
+        eps, _ = tapped(q.params, read(x, coeffs), t, site_inputs=taps)
+        return (step(x, eps, coeffs, z), step(x_hat, eps_hat, coeffs, z)), None
+
+    table = (times(steps, x_T), steps.coeffs, noises(key, steps, x_T), per_call, amounts)
+    x = start(x_T, steps)
+    (x, _), _ = jax.lax.scan(body, (x, x), table)
+    return current(x, steps.coeffs)
+
+
+def as_table(ledger: Ledger) -> tuple[tuple[str, ...], Array]:
+    """Names of the sites and their contributions as one array [batch, N, num_sites]."""
+    names = tuple(ledger.contributions)
+    return names, jnp.stack([ledger.contributions[n] for n in names], axis=-1)
+
+
+def _scaled(errors: dict[str, Array], s) -> dict[str, Array]:
+    return {name: s.astype(r.dtype) * r for name, r in errors.items()}
+
+
+def contract(error: Array, sensitivity: Array, dtype) -> Array:
+    """Return <error, sensitivity> in the dtype of the states; bfloat16 would keep no digits."""
+    return jnp.sum(error.astype(dtype) * sensitivity.astype(dtype))
+
+
+def per_sample(one: Callable, x_T: Array, steps: Steps, key: Key | None, *more: Array) -> Any:
+    """Map one(x_T [1, *shape], z [N, 1, *shape] or None, *more [1, ...]) over a batch's samples."""
+    zs, one = noises(key, steps, x_T), canonical_convolutions(one)
+    alone = lambda arrays: [a[None] for a in arrays]  # noqa: E731
+    if zs is None:
+        return jax.vmap(lambda x, *more: one(x[None], None, *alone(more)))(x_T, *more)
+    run = lambda z, x, *more: one(x[None], z[:, None], *alone(more))  # noqa: E731
+    return jax.vmap(run, in_axes=(1, *(0 for _ in (x_T, *more))))(zs, x_T, *more)

@@ -1,0 +1,1 @@
+"""How much steps and whole samplers damp or amplify an error."""

@@ -1,0 +1,1 @@
+"""Samplers as tables of coefficients."""

@@ -1,0 +1,131 @@
+"""First-order samplers as tables of coefficients."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from qdiffjax.diffusion.loop import StepCoeffs, Steps
+from qdiffjax.diffusion.schedules import DiscreteSchedule, NoiseLevel, uniform_times
+
+VarianceFn = Callable[[NoiseLevel, NoiseLevel], Any]
+CoeffsFn = Callable[[NoiseLevel, NoiseLevel], StepCoeffs]
+
+
+def _noise_ratio(level_t: NoiseLevel, level_s: NoiseLevel):
+    """Return alpha_t sigma_s / (alpha_s sigma_t) = exp((log_snr_t - log_snr_s) / 2), in [0, 1]."""
+    return level_t.alpha * level_s.sigma / (level_s.alpha * level_t.sigma)
+
+
+def forward_variance(level_t: NoiseLevel, level_s: NoiseLevel):
+    """Return the variance of x_t given x_s, "fixed large"; Ho et al. 2020, section 3.2.
+
+        sigma_t^2 - (alpha_t / alpha_s)^2 sigma_s^2
+
+    which is beta = 1 - alpha_bar_t / alpha_bar_s for a variance-preserving process.
+    """
+    return level_t.sigma**2 * (1.0 - _noise_ratio(level_t, level_s) ** 2)
+
+
+def posterior_variance(level_t: NoiseLevel, level_s: NoiseLevel):
+    """Return the variance of x_s given x_t and x_0, "fixed small"; Ho et al. 2020, eq. 7.
+
+        forward_variance * sigma_s^2 / sigma_t^2
+
+    It is zero at s = 0.
+    """
+    return level_s.sigma**2 * (1.0 - _noise_ratio(level_t, level_s) ** 2)
+
+
+def ddim_coeffs(level_t: NoiseLevel, level_s: NoiseLevel, *, eta=0.0) -> StepCoeffs:
+    """Return the coefficients of DDIM (eta = 0) up to DDPM ancestral (eta = 1).
+
+        x = alpha_s / alpha_t,   noise = eta * sqrt(posterior_variance)
+        eps = sqrt(sigma_s^2 - noise^2) - x * sigma_t
+
+    Song, Meng & Ermon 2021, eqs. 12 and 16. Exact for point-mass data at every eta.
+
+    Args:
+      level_t: the level to leave, leaves [*times] in NumPy or JAX; sigma_t > 0.
+      level_s: the level to reach, leaves [*times].
+      eta: scalar in [0, 1].
+
+    Raises:
+      ValueError: if eta is a Python number outside [0, 1].
+    """
+    if isinstance(eta, (int, float)) and not 0.0 <= eta <= 1.0:
+        raise ValueError(f"got eta = {eta}, expected 0 (DDIM) to 1 (DDPM ancestral); clip it")
+    scale = level_s.alpha / level_t.alpha
+    fresh = 1.0 - _noise_ratio(level_t, level_s) ** 2
+    # sigma_s factored out: in this form the root's argument cannot round below zero.
+    kept = level_s.sigma * (1.0 - eta**2 * fresh) ** 0.5
+    noise = eta * level_s.sigma * fresh**0.5
+    return StepCoeffs(scale, kept - scale * level_t.sigma, noise)
+
+
+def ddpm_coeffs(
+    level_t: NoiseLevel, level_s: NoiseLevel, *, variance_fn: VarianceFn = posterior_variance
+) -> StepCoeffs:
+    """Return the coefficients of an ancestral DDPM step over any stride t -> s.
+
+        x = alpha_s / alpha_t,   eps = -x * forward_variance / sigma_t,   noise = sqrt(variance_fn)
+
+    The mean is E[x_s | x_t, x_0] with x_0 = (x_t - sigma_t eps) / alpha_t; Ho et al. 2020, eqs. 7
+    and 11 with beta = 1 - alpha_bar_t / alpha_bar_s. The survey, eq. 3, leaves both open.
+
+    Args:
+      level_t: the level to leave, leaves [*times]; sigma_t > 0.
+      level_s: the level to reach, leaves [*times].
+      variance_fn: (level_t, level_s) -> variance of the noise, as `posterior_variance`.
+    """
+    scale = level_s.alpha / level_t.alpha
+    eps = -scale * forward_variance(level_t, level_s) / level_t.sigma
+    return StepCoeffs(scale, eps, variance_fn(level_t, level_s) ** 0.5)
+
+
+def make_steps(schedule: Any, times, coeffs_fn: CoeffsFn) -> Steps:
+    """Return the steps along descending times [N+1], computed in float64, in JAX's default dtype.
+
+    Args:
+      schedule: a `DiscreteSchedule` or `Process`: exact(times) -> NoiseLevel.
+      times: [N+1], noisiest first.
+      coeffs_fn: (level_t, level_s) -> StepCoeffs.
+
+    Raises:
+      ValueError: if times do not descend strictly, or start at alpha = 0.
+    """
+    times = np.asarray(times)
+    if times.ndim != 1 or times.size < 2 or not np.all(np.diff(times) < 0):
+        raise ValueError(f"got times {times}, expected strictly descending; see uniform_times")
+    t, s = times[:-1], times[1:]
+    if not schedule.exact(times).alpha[0] > 0:
+        raise ValueError(
+            "got alpha = 0 at the first time, expected positive: eps says nothing about x_0 there; "
+            "use dpmpp_1(schedule, times, prediction=v_prediction)"
+        )
+    steps = Steps(t, s, coeffs_fn(schedule.exact(t), schedule.exact(s)))
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(float)), steps)
+
+
+def ddim(schedule: DiscreteSchedule, num_steps: int, *, eta: float = 0.0) -> Steps:
+    """Return `num_steps` DDIM steps at uniform times; Song, Meng & Ermon 2021, eq. 12."""
+    times = uniform_times(schedule.num_train_steps, num_steps)
+    return make_steps(schedule, times, lambda t, s: ddim_coeffs(t, s, eta=eta))
+
+
+def ddpm(
+    schedule: DiscreteSchedule, num_steps: int, *, variance_fn: VarianceFn = posterior_variance
+) -> Steps:
+    """Return `num_steps` ancestral steps at uniform times; Ho et al. 2020, algorithm 2.
+
+    The step to time 0 adds no noise whatever `variance_fn` says, as in the algorithm.
+    """
+    times = uniform_times(schedule.num_train_steps, num_steps)
+
+    def coeffs_fn(level_t, level_s):
+        coeffs = ddpm_coeffs(level_t, level_s, variance_fn=variance_fn)
+        return coeffs._replace(noise=np.where(level_s.sigma > 0, coeffs.noise, 0.0))
+
+    return make_steps(schedule, times, coeffs_fn)

@@ -1,0 +1,1 @@
+"""Compilation for chips that are not there."""

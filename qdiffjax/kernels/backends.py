@@ -1,0 +1,81 @@
+"""The ways to run one kernel, and which one a platform gets."""
+
+import dataclasses
+import functools
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from qdiffjax.kernels import reference, tpu, xla
+from qdiffjax.kernels.chip import is_hopper
+from qdiffjax.kernels.tpu.grid import Blocks, kind_of_device
+
+
+@dataclasses.dataclass(frozen=True)
+class Path:
+    """One implementation of every kernel; pass it as `path=`.
+
+    Attributes:
+      name: for tables and errors.
+      matmul, conv, rounded, stochastic_codes: with the signatures of `kernels.reference`.
+      sums_last: whether kernels read a weight with the axes that are summed last: matrices as
+        [N, K], windows as [N, h, w, K]; see `precision.stored`.
+    """
+
+    name: str
+    matmul: Callable
+    conv: Callable
+    rounded: Callable
+    stochastic_codes: Callable
+    sums_last: bool = False
+
+
+def tpu_path(*, interpret: Any = False, blocks: Blocks | None = None) -> Path:
+    """Return the kernels for TPUs, compiled or interpreted (on any platform, slowly).
+
+    `blocks` says how much a kernel takes at a time; None looks the chip up.
+    """
+    matmul, conv, rounded, stochastic_codes = (
+        functools.partial(kernel, interpret=interpret, blocks=blocks)
+        for kernel in (tpu.matmul, tpu.conv, tpu.rounded, tpu.stochastic_codes)
+    )
+    name = "tpu, interpreted" if interpret else "tpu"
+    return Path(name, matmul, conv, rounded, stochastic_codes)
+
+
+REFERENCE = Path(
+    "reference", reference.matmul, reference.conv, reference.rounded, reference.stochastic_codes
+)
+XLA = Path("xla", xla.matmul, xla.conv, xla.rounded, reference.stochastic_codes)
+TPU = tpu_path()
+TPU_INTERPRETED = tpu_path(interpret=True)
+
+
+def _hopper(name: str) -> Callable:
+    """A kernel for GPUs, imported when it first runs: its compilers come and go with JAX."""
+
+    def run(*args, **kwargs):
+        gpu = importlib.import_module("qdiffjax.kernels.gpu")
+        return getattr(gpu, name)(*args, **kwargs)
+
+    return run
+
+
+GPU = Path(
+    "gpu", _hopper("matmul"), _hopper("conv"), xla.rounded, reference.stochastic_codes,
+    sums_last=True,
+)  # fmt: skip
+
+
+def default() -> Path:
+    """Path for the platform that JAX would run on; a TPU v4 multiplies no codes in kernels.
+
+    GPUs other than Hopper get XLA.
+    """
+    if is_hopper():
+        return GPU
+    if jax.default_backend() == "tpu" and kind_of_device() not in (None, "v4"):
+        return TPU
+    return XLA

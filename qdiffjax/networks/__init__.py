@@ -1,0 +1,1 @@
+"""Everything that needs Flax, optax or Orbax: networks, checkpoints, training, data."""

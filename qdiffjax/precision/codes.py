@@ -1,0 +1,143 @@
+"""Weights as codes: quantized once, and stored as the kernels read them."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+
+from qdiffjax.kernels import Activation, Path, backends, narrow
+from qdiffjax.kernels.operands import check_format, summed
+from qdiffjax.precision import SiteQuant
+from qdiffjax.precision.recipe import Recipe, output_channels
+from qdiffjax.quant import QTensor, calibration, quantize
+from qdiffjax.quant.formats.integers import Format, IntFormat
+from qdiffjax.sites.plan import Site
+
+
+def prepare_codes(
+    weights: dict[str, Any],
+    sites: Sequence[Site],
+    recipe: Recipe,
+    *,
+    calibrate: Callable = calibration.absmax,
+    granularity: Callable[[Site], tuple[int, ...]] = output_channels,
+    format_fn: Callable[[int], Format] = IntFormat,
+) -> dict[str, QTensor]:
+    """Quantize the weights of a recipe to codes, once: `prepare`, not yet back in real units.
+
+    dequantize(codes) is what `prepare` returns, bit for bit. Codes of at most 4 bits are stored as
+    int4, see `kernels.narrow`.
+
+    Args:
+      weights, sites, recipe, calibrate, granularity: as `prepare`.
+      format_fn: bits -> format, such as `lambda bits: E4M3FN` for a recipe of 8 bits.
+
+    Raises:
+      ValueError: a width or format that no kernel multiplies; names the site.
+    """
+    bits = {n: b.weight for n, b in recipe.bits.items() if b.weight is not None and n in weights}
+    for name, width in bits.items():
+        if format_fn is IntFormat and not 2 <= width <= 8:
+            raise ValueError(
+                f"{name}: got {width} bits, expected 2..8 for codes that kernels multiply; take "
+                "that site's weight from `prepare`, and the rule `lower` simulates it."
+            )
+    shapes = {s.name: granularity(s) for s in sites if s.name in bits}
+    return {
+        name: _weight_codes(weights[name], width, shapes[name], calibrate, format_fn(width))
+        for name, width in bits.items()
+    }
+
+
+def _weight_codes(w, width: int, scale_shape, calibrate, format: Format) -> QTensor:
+    check_format(format)
+    is_integer = isinstance(format, IntFormat)
+    scale, zero_point = _scales(
+        w, width if is_integer else None, scale_shape=scale_shape, calibrate=calibrate,
+        format=None if is_integer else format,
+    )  # fmt: skip
+    return _codes(w, scale, zero_point, format=format)
+
+
+@functools.partial(jax.jit, static_argnames="format")
+def _codes(w, scale, zero_point, *, format: Format) -> QTensor:
+    return narrow(quantize(w, scale, zero_point, format=format))
+
+
+@functools.partial(jax.jit, static_argnames=("scale_shape", "calibrate", "format"))
+def _scales(w, width, *, scale_shape, calibrate, format):
+    # The width is data here too, so that scales are those of `prepare`, whatever the compiler does.
+    return calibrate(w, format=format or IntFormat(width), scale_shape=scale_shape)
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=("held",), meta_fields=("order",))
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """Codes of a weight, their axes in the order in which kernels read them.
+
+    Attributes:
+      held: the codes, transposed; axis i is axis order[i] of the weight.
+      order: static.
+    """
+
+    held: QTensor
+    order: tuple[int, ...]
+
+    @property
+    def weight(self) -> QTensor:
+        """The codes as the site sees them; in a program where kernels turn them back, for free."""
+        return _transposed(self.held, [self.order.index(a) for a in range(len(self.order))])
+
+
+def stored(
+    site_inputs: dict[str, Any], sites: Sequence[Site], path: Path | None = None
+) -> dict[str, Any]:
+    """Return inputs of the rule `lower` whose codes lie as the kernels of a path read them.
+
+    So no call moves a weight: where kernels want [N, K] and codes are [K, N], a sampler's scan
+    keeps a second copy of all of them. Nor does a call add codes up: sums come with them, see
+    `kernels.operands.Summed`. Numbers and results stay, on any path. Where the order is another,
+    arrays are new: let go of the given ones.
+
+    Args:
+      site_inputs: a `SiteQuant` by site; codes are `QTensor`.
+      sites: the network's sites.
+      path: of `kernels`; None takes the platform's.
+    """
+    path = backends.default() if path is None else path
+    if not path.sums_last:
+        return site_inputs
+    by_name = {s.name: s for s in sites}
+    return {name: _sums_last(by_name[name], given) for name, given in site_inputs.items()}
+
+
+def unstored(inputs: SiteQuant) -> SiteQuant:
+    """Inputs of a site with its codes as it sees them."""
+    return inputs._replace(weight=inputs.weight.weight) if _is_stored(inputs) else inputs
+
+
+def _is_stored(inputs: Any) -> bool:
+    return isinstance(inputs, SiteQuant) and isinstance(inputs.weight, Stored)
+
+
+def _sums_last(site: Site, inputs: SiteQuant) -> SiteQuant:
+    if site.product is None or site.weight is None or not isinstance(inputs.weight, QTensor):
+        return inputs
+    order = site.product.sums_last(site.weight, inputs.weight.ndim)
+    weight = inputs.weight
+    if any(_shifts(how) for how in inputs.activations):
+        weight = summed(weight, site.contract_axes[site.weight])
+    return inputs._replace(weight=Stored(_transposed(weight, order), order))
+
+
+def _shifts(how: Any) -> bool:
+    """Whether codes of an activation mean 0.0 by another one than 0, as kernels hold them."""
+    if not isinstance(how, Activation) or not isinstance(how.format, IntFormat):
+        return False
+    return how.zero_point is not None or not how.format.signed
+
+
+def _transposed(q: QTensor, order: Sequence[int]) -> QTensor:
+    return jax.tree.map(lambda a: a.transpose(order), q)

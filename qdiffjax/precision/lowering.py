@@ -1,0 +1,279 @@
+"""The rule that runs a denoiser in real low precision: codes multiply codes."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from qdiffjax import kernels, precision
+from qdiffjax.kernels import Activation, Path, products, xla
+from qdiffjax.kernels.derivatives import (
+    Operands,
+    simulated_conv,
+    straight_through,
+    with_derivative,
+)
+from qdiffjax.kernels.operands import (
+    Summed,
+    check_format,
+    granules,
+    native,
+    quantized,
+    rounded_codes,
+)
+from qdiffjax.precision import SiteQuant
+from qdiffjax.precision.codes import unstored
+from qdiffjax.quant import QTensor, dequantize
+from qdiffjax.quant.granularity import expand
+from qdiffjax.sites.plan import Site
+from qdiffjax.sites.products import Conv, Dot
+from qdiffjax.sites.transforming import Rule
+
+
+@functools.cache
+def lower(path: Path | None = None) -> Rule:
+    """Return the rule that multiplies codes, on a path of `kernels`; None is the platform's.
+
+        y = s_x s_w sum_k (q_x - z_x)(q_w - z_w),   q_x = clip(round(x / s_x) + z_x, qmin, qmax)
+
+    Where `quantize` multiplies q's real values, so that the two differ by the order of float
+    sums. Inputs of a site are a `SiteQuant` with a `QTensor` (or a `Stored` one) for the weight
+    operand, and an `Activation`, or None, for each activation operand; see
+    `precision.prepare_codes` and `calibration.code_inputs`. What kernels do not multiply is
+    simulated: `lowering_of` says where and why. Derivatives are the simulation's.
+    """
+
+    def rule(site: Site, op: Callable, operands: tuple, inputs: SiteQuant | None):
+        if inputs is None:
+            return op(*operands), None
+        _check_inputs(site, inputs)
+        inputs = unstored(inputs)
+        if why_simulated(site, inputs):
+            return _simulate(site, op, operands, inputs), None
+        if site.product is None:
+            how = (inputs.activations or (None,))[0]
+            return _rounded(operands[0], how, _token_axes(site, 0), path), None
+        return _multiply(site, operands, inputs, path), None
+
+    return rule
+
+
+def lowering_of(sites: Sequence[Site], site_inputs: dict[str, SiteQuant]) -> dict[str, str]:
+    """Say for every site how `lower` runs it: plain, codes, weight codes, rounded or simulated."""
+    return {s.name: _how(s, site_inputs.get(s.name)) for s in sites}
+
+
+def _how(site: Site, inputs: SiteQuant | None) -> str:
+    if inputs is None:
+        return "plain"
+    inputs = unstored(inputs)
+    why = why_simulated(site, inputs)
+    if why:
+        return f"simulated: {why}"
+    if site.product is None:
+        return "rounded"
+    return "codes" if any(inputs.activations) else "weight codes"
+
+
+def why_simulated(site: Site, inputs: SiteQuant) -> str | None:
+    """Say why a site runs on floats that hold rounded numbers, or None where codes multiply."""
+    given = [how for how in inputs.activations if how is not None]
+    if any(isinstance(how, precision.ActivationQuant) for how in given):
+        return "the width of an activation is data"
+    if site.product is None:
+        return None
+    if site.weight is None:
+        return None if len(given) == 2 and isinstance(site.product, Dot) else "one real operand"
+    if not isinstance(inputs.weight, QTensor):
+        return "the weight is not codes"
+    if isinstance(site.product, Dot):
+        return _why_not_dot(site, site.product, inputs)
+    return _why_not_conv(site, site.product, inputs.weight)
+
+
+def _why_not_dot(site: Site, product: Dot, inputs: SiteQuant) -> str | None:
+    weight, summed = inputs.weight, product.contract[site.weight or 0]
+    groups = [weight.scale.shape[a] for a in summed]
+    if product.batch[0]:
+        if max(groups, default=1) > 1 or not any(inputs.activations):
+            return "a batch of weights in groups, or alone"
+        return None
+    lengths = [weight.shape[a] for a in summed]
+    first = next((i for i, n in enumerate(groups) if n != lengths[i]), len(groups))
+    return "groups over several axes" if any(g > 1 for g in groups[first + 1 :]) else None
+
+
+def _why_not_conv(site: Site, product: Conv, weight: QTensor) -> str | None:
+    if site.weight != 1:
+        return "the kernel is the left operand"
+    if product.feature_groups > 1 or product.batch_groups > 1:
+        return "groups of channels"
+    if any(d > 1 for d in product.lhs_dilation):
+        return "a dilated input"
+    if weight.zero_point is not None:
+        return "the kernel has zero points"
+    if any(weight.scale.shape[a] > 1 for a in product.rhs[1:]):
+        return "scales of the kernel vary along what is summed"
+    return None
+
+
+def _check_inputs(site: Site, inputs: SiteQuant) -> None:
+    if not isinstance(inputs, SiteQuant):
+        raise TypeError(f"{site.name}: got {type(inputs).__name__}, expected a SiteQuant.")
+    for how in inputs.activations:
+        if isinstance(how, Activation):
+            check_format(how.format)
+            if how.scale is not None and jnp.ndim(how.scale):
+                raise ValueError(
+                    f"{site.name}: got an activation scale of shape {jnp.shape(how.scale)}, "
+                    "expected a scalar; scales by step go through the sampler's `per_call`."
+                )
+
+
+def _simulate(site: Site, op: Callable, operands: tuple, inputs: SiteQuant):
+    """The rule `quantize`, on the numbers that the codes stand for."""
+    values = list(operands)
+    if site.weight is not None and inputs.weight is not None:
+        dtype, w = values[site.weight].dtype, inputs.weight
+        values[site.weight] = dequantize(w, dtype) if isinstance(w, QTensor) else w.astype(dtype)
+    for index, how in zip(site.activations, inputs.activations, strict=False):
+        if isinstance(how, Activation):
+            values[index] = _rounded(values[index], how, _token_axes(site, index))
+        elif how is not None:
+            values[index] = precision.round_activation(values[index], how)
+    return op(*values)
+
+
+def _token_axes(site: Site, index: int) -> tuple[int, ...]:
+    """Axes that share a dynamic scale: what is summed; everything at an edge or mark."""
+    return site.contract_axes[index] or tuple(range(len(site.shapes[index])))
+
+
+def _rounded(x, how: Activation | None, axes: tuple[int, ...], path: Path | None = None):
+    if how is None:
+        return x
+    scale, zero_point = granules(x, how, axes)
+    return kernels.rounded(x, scale, zero_point, format=how.format, path=path)
+
+
+def _multiply(site: Site, operands, inputs: SiteQuant, path: Path | None):
+    product: Any = site.product
+    if isinstance(product, Conv):
+        return _conv(product, operands[0], inputs, path)
+    if site.weight is None or product.batch[0]:
+        return _codes_dot(site, product, operands, inputs)
+    return _dot(site, product, operands[1 - site.weight], inputs, path)
+
+
+def _codes_dot(site: Site, product: Dot, operands, inputs: SiteQuant):
+    """A product without a kernel of its own: activations with each other, a batch of weights."""
+    dims = (product.contract, product.batch)
+    hows = dict(zip(site.activations, inputs.activations, strict=False))
+    values = tuple(inputs.weight if i == site.weight else x for i, x in enumerate(operands))
+
+    def run(args):
+        a, b = (
+            rounded_codes(x, args[1][i], product.contract[i]) if i in args[1] else native(x)
+            for i, x in enumerate(args[0])
+        )
+        return products.dot_general(a, b, dims, out_dtype=product.dtype)
+
+    def simulation(args):
+        a, b = (
+            straight_through(x, args[1].get(i), product.contract[i]) for i, x in enumerate(args[0])
+        )
+        return jax.lax.dot_general(a, b, dims).astype(product.dtype)
+
+    return with_derivative(run, simulation, (values, hows))
+
+
+def _dot(site: Site, product: Dot, x, inputs: SiteQuant, path: Path | None):
+    """X [*free, *summed] times w [summed, free], whatever the order of their axes."""
+    side = site.weight or 0
+    w, how = inputs.weight, (inputs.activations or (None,))[0]
+    rows, columns = product.contract[side], product.free(side, w.ndim)
+    free = product.free(1 - side, x.ndim)
+    kept = tuple(x.shape[a] for a in free)
+    x = _narrowed(x, how).transpose(*free, *product.contract[1 - side]).reshape(*kept, -1)
+    y = kernels.matmul(
+        x, as_matrix(w, rows, columns), activation=how, out_dtype=product.dtype, path=path
+    )
+    y = y.reshape(*kept, *(w.shape[a] for a in columns))
+    if side == 1:
+        return y
+    return y.transpose(*range(len(kept), y.ndim), *range(len(kept)))
+
+
+def _narrowed(x, how: Activation | None):
+    # Kernels sum in float32; but codes are those of the simulation, rounded in float64 like x.
+    return x.astype(jnp.float32) if how is None and x.dtype == jnp.float64 else x
+
+
+def as_matrix(w: QTensor, rows: tuple[int, ...], columns: tuple[int, ...]) -> QTensor:
+    """Codes as a matrix [rows, columns]; scales [1 or groups, 1 or columns]."""
+    lengths = [w.shape[a] for a in rows], [w.shape[a] for a in columns]
+
+    def flat(granules):
+        if granules is None:
+            return None
+        moved = granules.transpose(*rows, *columns)
+        groups, kept = moved.shape[: len(rows)], moved.shape[len(rows) :]
+        if any(n > 1 for n in kept):
+            moved = expand(moved, (*groups, *lengths[1]))
+            moved = jnp.broadcast_to(moved, (*groups, *lengths[1]))
+        return moved.reshape(math.prod(groups), -1)
+
+    codes = w.codes.transpose(*rows, *columns).reshape(*map(math.prod, lengths))
+    parts = codes, flat(w.scale), flat(w.zero_point), w.format
+    return Summed(*parts, flat(w.sums)) if isinstance(w, Summed) else QTensor(*parts)
+
+
+def _conv(product: Conv, x, inputs: SiteQuant, path: Path | None):
+    """A convolution in the layout of the kernels: channels last."""
+    w, how = inputs.weight, (inputs.activations or (None,))[0]
+    x = _narrowed(x, how).transpose(product.lhs[0], *product.lhs[2:], product.lhs[1])
+    order = (*product.rhs[2:], product.rhs[1], product.rhs[0])
+    w = jax.tree.map(lambda a: a.transpose(order), w)
+    y = _channels_last(product, x, w, how, path)
+    last = y.ndim - 1
+    places = dict(zip(product.out, (0, last, *range(1, last)), strict=True))
+    return y.transpose(*(places[a] for a in range(y.ndim)))
+
+
+def _channels_last(product: Conv, x, w: QTensor, how: Activation | None, path: Path | None):
+    strides, dilation = product.strides, product.rhs_dilation
+    x, how, padding = _cropped(x, how, product.padding)
+    if x.ndim == 4:
+        return kernels.conv(
+            x, w, activation=how, strides=strides, padding=padding,
+            rhs_dilation=dilation, out_dtype=product.dtype, path=path,
+        )  # fmt: skip
+    space = "DHWXYZ"[: x.ndim - 2]
+    window = {
+        "window_strides": strides, "padding": padding, "rhs_dilation": dilation,
+        "dimension_numbers": (f"N{space}C", f"{space}IO", f"N{space}C"),
+    }  # fmt: skip
+    run = functools.partial(xla.conv, window=window, act_fn=None, out_dtype=product.dtype)
+    simulation = functools.partial(simulated_conv, window, None, product.dtype)
+    operands = Operands(x, w, how, None)
+    return with_derivative(lambda operands: run(**operands._asdict()), simulation, operands)
+
+
+def _cropped(x, how: Activation | None, padding):
+    """Cut off what negative padding leaves out: XLA on a CPU reads beyond the image there."""
+    if all(n >= 0 for pair in padding for n in pair):
+        return x, how, padding
+    codes = None
+    if how is not None and how.scale is None:  # a dynamic scale is that of the whole image
+        codes = quantized(x, how, tuple(range(1, x.ndim)))
+    x = x if codes is None else codes.codes
+    for axis, (low, high) in enumerate(padding, 1):
+        x = jax.lax.slice_in_dim(x, max(-low, 0), x.shape[axis] - max(-high, 0), axis=axis)
+    padding = tuple((max(low, 0), max(high, 0)) for low, high in padding)
+    if codes is None:
+        return x, how, padding
+    return dataclasses.replace(codes, codes=x), None, padding

@@ -1,0 +1,110 @@
+"""A denoiser beside its low-precision self: what the analysis compares."""
+
+import dataclasses
+from typing import Any
+
+import jax
+
+from qdiffjax import precision
+from qdiffjax._typing import CallFn, EpsFn
+from qdiffjax.sites import rules
+from qdiffjax.sites.absent import absent_like, is_absent
+from qdiffjax.sites.listing import expand, path_name, trace
+from qdiffjax.sites.transforming import Rule, transform
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Quantized:
+    """A denoiser and what a rule needs to run it in low precision; a pytree, so jit takes it.
+
+    Two that differ in bits, scales or weights share one compilation.
+
+    Attributes:
+      eps_fn: eps_fn(params, x [batch, *shape], t []) -> eps; static.
+      params: its full-precision parameters.
+      site_inputs: inputs of the rule at each site, by name; sites not named stay plain.
+      rule: what happens at the sites; static.
+    """
+
+    eps_fn: EpsFn = dataclasses.field(metadata={"static": True})
+    params: Any
+    site_inputs: dict[str, Any]
+    rule: Rule = dataclasses.field(default=precision.quantize_site, metadata={"static": True})
+
+
+def drop_weights(q: Quantized, x, t) -> Quantized:
+    """Return q without the parameters that only its quantized weights stand for.
+
+    They become `Absent`, shapes without arrays: neither kept in memory nor arguments of what is
+    compiled. What else reads a parameter keeps it: a bias, a gain, a site that q leaves plain.
+
+    Args:
+      q: a denoiser whose rule never reads the weight operand of a site that has its own, as
+        `lower` and `quantize`.
+      x, t: example arguments, or their shapes.
+    """
+    traced = trace(q.eps_fn, (q.params, x, t))
+    replaced = {
+        s.name
+        for s in traced.sites
+        if all(_has_weight(q.site_inputs.get(each.name)) for each in expand(s))
+    }
+    needed = [paths for reader, paths in traced.uses if reader not in replaced]
+    unread = frozenset().union(*(paths for _, paths in traced.uses)).difference(*needed)
+    params = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: absent_like(leaf) if path_name(path) in unread else leaf,
+        q.params, is_leaf=is_absent,
+    )  # fmt: skip
+    return dataclasses.replace(q, params=params)
+
+
+def _has_weight(inputs) -> bool:
+    return isinstance(inputs, precision.SiteQuant) and inputs.weight is not None
+
+
+def full_call(q: Quantized) -> CallFn:
+    """Return call_fn(x, t, inputs) of the full-precision denoiser; inputs are ignored."""
+    return lambda x, t, inputs: (q.eps_fn(q.params, x, t), None)
+
+
+def quantized_call(q: Quantized) -> CallFn:
+    """Return call_fn(x, t, inputs) of the low-precision denoiser.
+
+    `inputs` (None or a dict by site) overrides what `q` holds for this call: formats, scales
+    and masks by (site, step) arrive here, one slice of the sampler's `per_call` at a time.
+    """
+    g = transform(q.eps_fn, q.rule)
+
+    def call_fn(x, t, inputs):
+        return g(q.params, x, t, site_inputs=merge(q.site_inputs, inputs))[0], None
+
+    return call_fn
+
+
+def merge(base: dict[str, Any], override: dict[str, Any] | None) -> dict[str, Any]:
+    """Site inputs of a call: `override` replaces those of its sites, field by field if not None."""
+    merged = dict(base)
+    for name, new in (override or {}).items():
+        old = base.get(name)
+        if isinstance(new, precision.SiteQuant) and isinstance(old, precision.SiteQuant):
+            weight = old.weight if new.weight is None else new.weight
+            new = precision.SiteQuant(weight, new.activations or old.activations)
+        merged[name] = new
+    return merged
+
+
+def gated_call(q: Quantized) -> CallFn:
+    """Return call_fn(x, t, on): low precision only where `on` says so.
+
+    `on` maps names of sites to booleans, which may be traced; sites not named are off. With
+    leading axis [num_calls] it is the sampler's `per_call`: any (site, step) cells can be
+    switched, in one compilation.
+    """
+    g = transform(q.eps_fn, rules.gated(q.rule))
+
+    def call_fn(x, t, on):
+        inputs = {name: (on[name], q.site_inputs[name]) for name in on or {}}
+        return g(q.params, x, t, site_inputs=inputs)[0], None
+
+    return call_fn

@@ -1,0 +1,140 @@
+"""List the named sites of a function."""
+
+import dataclasses
+import difflib
+import fnmatch
+import itertools
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+from jax.ad_checkpoint import checkpoint_name
+
+from qdiffjax import _compat
+from qdiffjax.sites.absent import shapes
+from qdiffjax.sites.plan import MARK, Label, Names, Plan, Site, make_plan
+
+
+class Traced(NamedTuple):
+    """A function as its jaxpr, with the plan of its sites."""
+
+    jaxpr: Any
+    consts: list
+    plan: Plan
+    sites: tuple[Site, ...]  # loops not expanded; includes input and output
+    opaque: tuple[str, ...]
+    uses: tuple[tuple[str | None, frozenset[str]], ...]  # who reads which parameters
+    out_tree: Any
+
+
+def site(x, name: str):
+    """Return x, and make it a site called `name`, where a rule may act.
+
+    The identity under every other use: jit, vmap and both modes of autodiff pass through it.
+    """
+    return checkpoint_name(x, MARK + name)
+
+
+def trace(fn, args) -> Traced:
+    """Trace fn(params, x, ...) and plan its sites."""
+    args = shapes(args)
+    closed, out_shape = jax.make_jaxpr(fn, return_shape=True)(*args)
+    jaxpr, consts = _compat.open_jaxpr(closed)
+    names = Names()
+    labels = [Label(frozenset({(f"const_{i}", math.prod(c.shape))})) for i, c in enumerate(consts)]
+    labels += _argument_labels(args)
+    plan, results = make_plan(jaxpr, labels, names)
+    names.use(None, results)
+    out_leaves, out_tree = jax.tree.flatten(out_shape)
+    found = [_edge_site("input", args[1]), *plan.sites()]
+    if len(out_leaves) == 1:
+        found.append(_edge_site("output", out_leaves[0]))
+    return Traced(jaxpr, consts, plan, tuple(found), tuple(names.opaque),
+                  tuple(names.uses), out_tree)  # fmt: skip
+
+
+def _argument_labels(args) -> list[Label]:
+    if len(args) < 2 or len(jax.tree.leaves(args[1])) != 1:
+        raise TypeError(
+            f"A denoiser takes (params, x, ...) with one array x; got {len(args)} arguments, the "
+            "second of which is not one array. Wrap your function to that signature."
+        )
+    labels = []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(args[0]):
+        size = math.prod(getattr(leaf, "shape", ()))  # a Python number has no shape
+        labels.append(Label(frozenset({(path_name(path), size)})))
+    labels.append(Label(sites=frozenset({"input"}), is_data=True))
+    labels += [Label(is_data=True) for _ in jax.tree.leaves(args[2:])]
+    return labels
+
+
+def path_name(path) -> str:
+    """Name of a parameter: its path without the frameworks' own words."""
+    name = jax.tree_util.keystr(path, simple=True, separator="/").strip("./")
+    return name.removeprefix("params/").removesuffix("/value") or "params"
+
+
+def _edge_site(name: str, value) -> Site:
+    shape = tuple(jax.tree.leaves(value)[0].shape)
+    return Site(name, name, None, None, (shape,), shape, ((),))
+
+
+def expand(template: Site) -> list[Site]:
+    """One site per iteration of the loops around it: kernel[0], kernel[1], ..."""
+    if not template.loops:
+        return [template]
+    indices = itertools.product(*(range(n) for n in template.loops))
+    names = [template.name + "".join(f"[{i}]" for i in index) for index in indices]
+    return [dataclasses.replace(template, name=name, loops=()) for name in names]
+
+
+def list_sites(fn, *args) -> tuple[Site, ...]:
+    """List the sites of a denoiser, in the order of evaluation.
+
+    A site is a matrix product or convolution with data in it, a product of activations, the
+    `input` x, the `output`, or a value marked with `sites.site`. An operand that depends on
+    parameters and constants only is a weight, and names the site by its path.
+
+    Args:
+      fn: eps_fn(params, x, t, ...); any framework's, never edited.
+      args: example arguments, or their shapes (`jax.ShapeDtypeStruct`); nothing is computed.
+
+    Returns:
+      Sites with names, shapes, multiply-accumulates and parameters.
+    """
+    return tuple(s for template in trace(fn, args).sites for s in expand(template))
+
+
+def opaque(fn, *args) -> tuple[str, ...]:
+    """List what hides matrix products that no rule can reach, e.g. a while loop; empty is good."""
+    return trace(fn, args).opaque
+
+
+def match(all_sites: Sequence[Site], globs: Iterable[str]) -> tuple[str, ...]:
+    """Names of the sites that match any glob, in order; `*` matches across slashes.
+
+    A glob that begins with `!` takes its matches away from those before it. Brackets are
+    literal, since site names contain them.
+
+    Raises:
+      ValueError: a glob matches nothing; names the nearest sites.
+    """
+    names = [s.name for s in all_sites]
+    chosen: set[str] = set()
+    for glob in globs:
+        pattern = glob.removeprefix("!")
+        hits = fnmatch.filter(names, pattern.replace("[", "[[]"))
+        if not hits:
+            raise ValueError(f"No site matches {pattern!r}. {suggest(pattern, names)}")
+        chosen = chosen - set(hits) if glob.startswith("!") else chosen | set(hits)
+    return tuple(name for name in names if name in chosen)
+
+
+def suggest(name: str, names: Sequence[str]) -> str:
+    """Offer, in a sentence, the names nearest to a wrong one."""
+    near = difflib.get_close_matches(name.strip("*"), names, n=3, cutoff=0.3)
+    parts = [p for p in name.strip("*/").split("/") if p]
+    near += [n for n in names if any(p in n for p in parts) and n not in near][: 3 - len(near)]
+    offered = ", ".join((near or list(names))[:5])
+    return f"Did you mean: {offered}? ({len(names)} sites in all)"

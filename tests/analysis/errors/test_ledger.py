@@ -1,0 +1,271 @@
+"""The attribution ledger is complete, exact where algebra says so, and of the order promised."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from qdiffjax import diffusion, precision
+from qdiffjax.analysis.errors import ablation, ledger, propagation, runs
+from tests.analysis import labs
+from tests.tolerances import assert_close
+
+G = jnp.array([0.6, -1.1])
+
+
+def linear(x, x_0, x_hat_0):
+    return x @ G
+
+
+FUNCTIONALS = {
+    "linear": linear,
+    "share": ledger.squared_error_share,
+    "quadratic": ledger.mean_squared_error,
+}
+
+
+def attribute(q, x_T, steps, per_call=None, *, chosen="linear", num_nodes=4):
+    """Ledger of a functional; the choice is data, so that all three share one program."""
+    picks = {name: jnp.float64(name == chosen) for name in FUNCTIONALS}
+    return _attribute(q, x_T, steps, per_call, picks, num_nodes=num_nodes)
+
+
+@functools.partial(jax.jit, static_argnames="num_nodes")
+def _attribute(q, x_T, steps, per_call, picks, *, num_nodes):
+    def functional(*args):
+        return sum(picks[name] * phi(*args) for name, phi in FUNCTIONALS.items())
+
+    return ledger.attribution(
+        q, x_T, steps, functional, num_nodes=num_nodes, key=labs.KEY, per_call=per_call
+    )
+
+
+@jax.jit
+def two_runs(q, x_T, steps, per_call=None):
+    full, hat = labs.calls(q)
+    x_0 = diffusion.sample(full, x_T, steps, key=labs.KEY).x_0
+    return x_0, diffusion.sample(hat, x_T, steps, key=labs.KEY, per_call=per_call).x_0
+
+
+@functools.cache
+def made(sampler="ddim", chosen="linear"):
+    return attribute(labs.quantized(), labs.X_T, labs.ALL_SAMPLERS[sampler][0], chosen=chosen)
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
+def test_known_final_samples_give_the_same_ledger(sampler):
+    q, steps = labs.quantized(), labs.ALL_SAMPLERS[sampler][0]
+    run = jax.jit(lambda x_0: ledger.attribution(q, labs.X_T, steps, num_nodes=2, x_0=x_0,
+                                                 key=labs.KEY))  # fmt: skip
+    plain = run(None)
+    x_0, _ = two_runs(q, labs.X_T, steps)
+    jax.tree.map(lambda a, b: assert_close(a, b, factor=100), run(x_0), plain)
+
+
+# ------------------------------------------------------------------ completeness
+
+
+@pytest.mark.parametrize("functional", FUNCTIONALS)
+@pytest.mark.parametrize("sampler", labs.ALL_SAMPLERS)
+def test_the_entries_sum_to_the_change_of_the_functional(sampler, functional):
+    found = made(sampler, functional)
+    x_0, x_hat_0 = two_runs(labs.quantized(), labs.X_T, labs.ALL_SAMPLERS[sampler][0])
+    phi = jax.vmap(FUNCTIONALS[functional])
+    change = phi(x_hat_0, x_0, x_hat_0) - phi(x_0, x_0, x_hat_0)
+    total = sum(np.sum(c, axis=1) for c in found.contributions.values())
+    assert np.min(np.abs(change)) > 1e-6
+    np.testing.assert_allclose(total, change, rtol=1e-8)
+    np.testing.assert_allclose(ledger.total(found), total, rtol=1e-12)
+    np.testing.assert_allclose(ledger.defect(found), 0, atol=1e-8)
+    assert_close(found.x_0, x_0, factor=256)
+    assert_close(found.x_hat_0, x_hat_0, factor=256)
+
+
+def test_the_share_functional_changes_by_the_mean_squared_error():
+    found = made(chosen="share")
+    error = np.mean((found.x_hat_0 - found.x_0) ** 2, axis=1)
+    np.testing.assert_allclose(found.change, error, rtol=1e-9)
+
+
+def test_every_site_has_an_entry_of_each_sample_and_step_with_or_without_batch_axis_or_loop():
+    contributions = made().contributions
+    assert set(contributions) == set(labs.NAMES) == {s.name for s in labs.SITES}
+    for entries in contributions.values():
+        assert entries.shape == (labs.BATCH, labs.NUM_STEPS)
+        assert np.all(np.max(np.abs(entries), axis=0) > 0)
+
+
+def by_step(bits):
+    """Activation grids of every site whose width varies by step."""
+    grids = [labs.symmetric(4.0, b) for b in bits]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *grids)
+    return {
+        s.name: precision.SiteQuant(None, (stacked,) * len(s.activations)) for s in labs.SITES
+    }  # fmt: skip
+
+
+def test_formats_that_vary_by_step_and_sites_left_alone_are_attributed_as_they_run():
+    touched = ("input", "time", "in", "layers[0]", "layers[1]", "dot_0")
+    q = labs.quantized(8, None)
+    q = precision.Quantized(q.eps_fn, q.params, {name: q.site_inputs[name] for name in touched})
+    per_call = {name: how for name, how in by_step((9, 8, 7, 9, 8, 7)).items() if name in touched}
+    found = attribute(q, labs.X_T, labs.DDPM, per_call)
+    x_0, x_hat_0 = two_runs(q, labs.X_T, labs.DDPM, per_call)
+    assert set(found.contributions) == set(touched)
+    assert_close(found.x_hat_0, x_hat_0, factor=256)
+    np.testing.assert_allclose(ledger.total(found), (x_hat_0 - x_0) @ G, rtol=1e-8)
+
+
+def test_stochastic_rounding_is_attributed_with_its_own_bits():
+    keys = jax.random.split(jax.random.key(3), labs.NUM_STEPS)
+    per_call = jax.tree.map(
+        lambda how: how._replace(key=keys), by_step((8,) * labs.NUM_STEPS),
+        is_leaf=lambda node: isinstance(node, precision.ActivationQuant),
+    )  # fmt: skip
+    q, x_T = labs.quantized(8, None), labs.X_T[:1]
+    found = attribute(q, x_T, labs.DDIM, per_call)
+    x_0, x_hat_0 = two_runs(q, x_T, labs.DDIM, per_call)
+    assert_close(found.x_hat_0, x_hat_0, factor=256)
+    np.testing.assert_allclose(ledger.total(found), (x_hat_0 - x_0) @ G, rtol=1e-8)
+
+
+# ------------------------------------------------------------------ order, symmetry, consistency
+
+
+@functools.cache
+def sized(num_nodes):
+    """Ledgers of weight errors of three sizes."""
+    sizes = np.array([0.05, 0.025, 0.0125])
+    make = functools.partial(attribute, x_T=labs.X_T, steps=labs.DDIM)
+    return sizes, [make(labs.nudged(s), num_nodes=num_nodes) for s in sizes]
+
+
+@pytest.mark.parametrize("num_nodes", [1, 2])
+def test_the_defect_of_k_nodes_is_of_order_2k(num_nodes):
+    sizes, ledgers = sized(num_nodes)
+    defects = [
+        np.linalg.norm(ledger.total(f) - f.change) / np.linalg.norm(f.change) for f in ledgers
+    ]
+    assert labs.slope(sizes, defects) == pytest.approx(2 * num_nodes, abs=0.25)
+
+
+def test_the_sites_of_a_step_sum_to_its_term_of_the_fan_to_first_order():
+    sizes, ledgers = sized(2)
+
+    @jax.jit
+    def terms(q):
+        full, hat = labs.calls(q)
+        pair = runs.couple(full, hat, labs.X_T, labs.DDIM)
+        return (propagation.fan(full, pair.xs_hat, labs.DDIM) @ G).T
+
+    differences = []
+    for size, found in zip(sizes, ledgers, strict=True):
+        steps = sum(found.contributions.values())
+        expected = terms(labs.nudged(size))
+        differences.append(np.linalg.norm(steps - expected) / np.linalg.norm(expected))
+    assert labs.slope(sizes, differences) == pytest.approx(1, abs=0.2)
+    assert differences[-1] < 0.1
+
+
+def test_two_sites_that_play_the_same_part_share_equally():
+    twins = {**labs.PARAMS, "key": labs.PARAMS["query"]}
+    found = attribute(labs.quantized(params=twins), labs.X_T, labs.DDIM).contributions
+    assert np.min(np.abs(found["query"])) > 0
+    np.testing.assert_allclose(found["key"], found["query"], rtol=1e-9, atol=1e-15)
+
+
+def test_an_entry_does_not_know_the_other_samples():
+    others = labs.X_T.at[1:].set(labs.normal(30, labs.BATCH - 1, 2))
+    found = attribute(labs.quantized(), others, labs.DDIM)
+    for name, entries in made().contributions.items():
+        assert_close(found.contributions[name][0], entries[0], factor=256)
+
+
+# ------------------------------------------------------------------ worked cases, one step
+
+X, C_X, C_EPS = labs.normal(40, 3, 2), 0.9, -0.7
+ONE_STEP = diffusion.Steps(
+    jnp.ones(1), jnp.zeros(1),
+    diffusion.StepCoeffs(jnp.full(1, C_X), jnp.full(1, C_EPS), jnp.zeros(1)),
+)  # fmt: skip
+A, B = labs.normal(41, 2, 2), labs.normal(42, 2, 2)
+A_HAT, B_HAT = labs.grid(A, 0.5), labs.grid(B, 0.5)
+
+
+def test_one_matrix_in_one_step_is_attributed_its_whole_effect():
+    q = precision.Quantized(
+        lambda params, x, t: x @ params["a"], {"a": A}, {"a": precision.SiteQuant(A_HAT)}
+    )
+    expected = C_EPS * (np.asarray(X) @ np.asarray(A_HAT - A)) @ np.asarray(G)
+    found = ledger.attribution(q, X, ONE_STEP, linear, num_nodes=1)
+    assert_close(found.contributions["a"][:, 0], expected)
+    assert_close(found.change, expected)
+    forecast = ablation.forecast(q, X, ONE_STEP, lambda x: x @ G)
+    assert_close(forecast.contributions["a"][:, 0], expected)
+
+
+def test_two_factors_share_their_joint_effect_in_equal_parts():
+    """eps = (x A)(x B): the change is r_A b + a r_B + r_A r_B, and the last is split in two."""
+    fn = lambda params, x, t: (x @ params["a"]) * (x @ params["b"])  # noqa: E731
+    inputs = {"a": precision.SiteQuant(A_HAT), "b": precision.SiteQuant(B_HAT)}
+    q = precision.Quantized(fn, {"a": A, "b": B}, inputs)
+    found = ledger.attribution(q, X, ONE_STEP, linear, num_nodes=1)
+    x, g = np.asarray(X), C_EPS * np.asarray(G)
+    a, b, r_a, r_b = (x @ np.asarray(m) for m in (A, B, A_HAT - A, B_HAT - B))
+    assert_close(found.contributions["a"][:, 0], (r_a * (b + r_b / 2)) @ g)
+    assert_close(found.contributions["b"][:, 0], (r_b * (a + r_a / 2)) @ g)
+    forecast = ablation.forecast(q, X, ONE_STEP, lambda x: x @ G)
+    assert_close(forecast.contributions["a"][:, 0], (r_a * b) @ g)
+    assert_close(forecast.contributions["b"][:, 0], (r_b * a) @ g)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_a_network_may_compute_in_fewer_bits_than_the_sampler(dtype):
+    fn = lambda params, x, t: (x.astype(dtype) @ params["a"]).astype(x.dtype)  # noqa: E731
+    q = precision.Quantized(
+        fn, {"a": A.astype(dtype)}, {"a": precision.SiteQuant(A_HAT.astype(dtype))}
+    )
+    found = ledger.attribution(q, X, ONE_STEP, linear, num_nodes=1)
+    forecast = ablation.forecast(q, X, ONE_STEP, lambda x: x @ G)
+    for entries in (found.contributions["a"], forecast.contributions["a"]):
+        assert entries.dtype == jnp.float64
+        tolerance = 8 * float(jnp.finfo(dtype).eps)
+        np.testing.assert_allclose(entries[:, 0], found.change, rtol=tolerance, atol=tolerance)
+
+
+def test_a_ledger_is_summed_and_laid_out_as_written():
+    entries = {"a": jnp.array([[1.0, 2.0]]), "b": jnp.array([[3.0, 5.0]])}
+    found = ledger.Ledger(entries, jnp.array([10.0]), None, None)
+    assert_close(ledger.total(found), np.array([11.0]))
+    assert_close(ledger.defect(found), np.array([0.1]))
+    names, table = ledger.as_table(found)
+    assert names == ("a", "b")
+    assert_close(table, np.array([[[1.0, 3.0], [2.0, 5.0]]]))
+
+
+# ------------------------------------------------------------------ injection
+
+
+@pytest.mark.parametrize("sampler", labs.ALL_SAMPLERS)
+def test_injecting_all_errors_gives_the_quantized_run_and_none_the_full_run(sampler):
+    q, steps = labs.quantized(4, 4), labs.ALL_SAMPLERS[sampler][0]
+    inject = jax.jit(lambda amounts, steps: ledger.inject(
+        q, labs.X_T, steps, dict.fromkeys(labs.NAMES, amounts), key=labs.KEY
+    ))  # fmt: skip
+    x_0, x_hat_0 = two_runs(q, labs.X_T, steps)
+    assert_close(inject(jnp.zeros(labs.NUM_STEPS), steps), x_0, factor=256)
+    assert_close(inject(jnp.ones(labs.NUM_STEPS), steps), x_hat_0, factor=256)
+    assert np.max(np.abs(x_hat_0 - x_0)) > 0.01
+
+
+def test_without_the_key_of_a_noisy_sampler_no_ledger_is_made():
+    q = precision.Quantized(lambda p, x, t: x @ p["a"], {"a": A}, {"a": precision.SiteQuant(A_HAT)})
+    for make in (
+        lambda: ledger.attribution(q, X, labs.DDPM),
+        lambda: ablation.forecast(q, X, labs.DDPM, lambda x: x @ G),
+        lambda: ledger.inject(q, X, labs.DDPM, {"a": jnp.ones(labs.NUM_STEPS)}),
+    ):
+        with pytest.raises(ValueError, match="got key=None for steps with noise"):
+            make()

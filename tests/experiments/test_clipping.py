@@ -1,0 +1,49 @@
+"""Clipped noise: what leaves a range, which ranges are widened, and a miniature run."""
+
+import dataclasses
+import io
+from contextlib import redirect_stdout
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.clipping import experiment as clipping
+from experiments.harness import store
+from tests import tiny
+
+NET = dataclasses.replace(
+    tiny.CONFIG, network="dit", arguments={"patch": 4, "width": 8, "depth": 1, "num_heads": 2}
+)
+
+
+def test_excess_is_the_signed_distance_to_the_range():
+    found = clipping.excess(np.array([-3.0, -2.0, 0.0, 1.0, 1.5]), -2.0, 1.0)
+    np.testing.assert_array_equal(found, [-1, 0, 0, 0, 0.5])
+
+
+def test_a_miniature_run_clips_less_with_the_wider_range(tmp_path):
+    argv = ["--checkpoint", str(tiny.save(tmp_path / "net", NET, tiny.params(NET))), "--output",
+            str(tmp_path / "out"), "--num-steps", "2", "--num-samples", "64", "--sites", "input",
+            "patchify*", "output", "--widen", "100"]  # fmt: skip
+    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        with redirect_stdout(io.StringIO()) as printed:
+            assert clipping.main(argv) == 0
+    finally:
+        jax.config.update("jax_disable_most_optimizations", False)
+    _, arrays, rows = store.load(tmp_path / "out")
+    assert (tmp_path / "out" / "clipping.png").stat().st_size > 10_000
+    assert "samples clipped" in printed.getvalue()
+    before, after = rows
+    assert before["clipped"] > after["clipped"] == 0
+    assert after["error_max"] != before["error_max"]
+    np.testing.assert_allclose(arrays["calibrated/law"][0], before["excess"], rtol=1e-12)
+    assert abs(before["law"]) > abs(before["excess"]) > 0
+
+
+def test_what_cannot_be_run_is_refused_first():
+    with pytest.raises(ValueError, match="got 17 bits"):
+        clipping.check(clipping.Config(bits=17))
+    with pytest.raises(ValueError, match="widened"):
+        clipping.check(clipping.Config(widen=1.0))

@@ -1,0 +1,208 @@
+"""The command line of the main experiment, its files and its table."""
+
+import contextlib
+import dataclasses
+import io
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.error_bounds import experiment as error_bounds
+from experiments.error_bounds import measure as parts
+from experiments.harness import command, store, tables
+from tests import tiny
+
+NUM_PIXELS = 64
+KEYS = {
+    "weight_bits", "activation_bits", "measured_rmse", "predicted_rmse",
+    "first_order_relative_error", "exact_relative_residual", "bound_over_measured_min",
+    "bound_over_measured_median", "bounds_hold", "path_kl", "w2", "w2_lower", "seconds",
+}  # fmt: skip
+
+
+def flags(checkpoint, output, *more):
+    # Few sites: what these tests cost is the compilation of the ledger.
+    small = ["--num-steps", "4", "--num-samples", "4", "--weight-bits", "8", "4"]
+    sites = ["--sites", "input", "conv_*", "*skip*", "output"]
+    return ["--checkpoint", str(checkpoint), "--output", str(output), *small, *sites, *more]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compile_fast():
+    """These tests compile much and compute little."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return tiny.save(tmp_path_factory.mktemp("checkpoint"))
+
+
+@pytest.fixture(scope="module")
+def finished(checkpoint, tmp_path_factory):
+    """A miniature run from the command line: its folder and what it printed."""
+    folder = tmp_path_factory.mktemp("finished")
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        assert error_bounds.main(flags(checkpoint, folder)) == 0
+    return folder, printed.getvalue()
+
+
+@pytest.fixture
+def refused(capsys, monkeypatch):
+    """refused(argv) -> the one line on stderr of a run that ends with exit code 2."""
+
+    def run(argv):
+        monkeypatch.setattr(parts.Study, "_compile", lambda self: pytest.fail("long work began"))
+        assert error_bounds.main(argv) == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert err.startswith("error: ")
+        assert err.count("\n") == 1
+        return err
+
+    return run
+
+
+def test_a_run_writes_results_rows_and_figures(finished):
+    folder, _ = finished
+    config, arrays, rows = store.load(folder)
+    assert [row["weight_bits"] for row in rows] == [8, 4]
+    assert all(set(row) >= KEYS for row in rows)
+    assert config["num_steps"] == 4
+    assert {"commit", "versions", "device", "seconds"} <= set(config["provenance"])
+    assert arrays["W4A8/error_rms"].shape == (5,)
+    for name in ("error_vs_step", "ledger", "samples"):
+        assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("name", ["W8A8", "W4A8"])
+def test_numbers_of_a_run_agree_with_each_other(finished, name):
+    _, arrays, rows = store.load(finished[0])
+    row = next(r for r in rows if tables.width_name(r) == name)
+    get = lambda key: arrays[f"{name}/{key}"]  # noqa: E731
+    mean_square = np.mean(get("final_error_norms").astype(np.float64) ** 2) / NUM_PIXELS
+    assert row["measured_rmse"] == pytest.approx(np.sqrt(mean_square), rel=1e-5)
+    assert get("ledger").sum() == pytest.approx(mean_square, rel=2e-3)  # the ledger is complete
+    assert row["w2"] == pytest.approx(np.sqrt(mean_square * NUM_PIXELS), rel=1e-4)  # the coupling
+    assert row["w2_lower"] <= row["w2"] * 1.0001
+    assert row["bounds_hold"]
+    assert (get("gronwall") * 1.0001 >= get("measured_norms")).all()
+    assert (get("remainder") * 1.0001 >= get("measured_norms")).all()
+
+
+def test_fewer_bits_make_more_error(finished):
+    wide, narrow = store.load(finished[0])[2]
+    assert narrow["measured_rmse"] > 4 * wide["measured_rmse"]  # 16 times coarser weights
+
+
+def test_sites_of_the_ledger_are_in_the_order_of_the_network(finished):
+    sites = list(store.load(finished[0])[1]["W8A8/sites"])
+    order = [sites.index(s) for s in ("input", "conv_in/kernel", "conv_out/kernel")]
+    assert order == sorted(order)
+    assert sites[-1] in ("output", "conv_out/kernel")
+
+
+def test_the_same_command_again_computes_nothing(checkpoint, finished, monkeypatch):
+    folder, _ = finished
+    calls = []
+    monkeypatch.setattr(parts.Study, "measure", lambda *a: calls.append(a))
+    config, _ = command.parse(error_bounds.EXPERIMENT, flags(checkpoint, "elsewhere"))
+    config = dataclasses.replace(config, weight_bits=(4,))
+    arrays, rows = error_bounds.run(config, kept=lambda n, m: store.load_part(folder, n, m))
+    assert calls == []
+    _, saved, saved_rows = store.load(folder)
+    assert rows == saved_rows[1:]
+    np.testing.assert_array_equal(arrays["W4A8/ledger"], saved["W4A8/ledger"])
+
+
+def test_the_printed_table_holds_the_rows_within_100_columns(finished):
+    folder, printed = finished
+    assert max(len(line) for line in printed.replace(str(folder), "").splitlines()) <= 100
+    for row in store.load(folder)[2]:
+        line = next(s for s in printed.splitlines() if s.split()[:1] == [tables.width_name(row)])
+        cells = line.replace(",", " ").split()[1:]
+        numbers = [float(c) for c in cells if c != "yes"]
+        names = ["measured_rmse", "predicted_rmse", "first_order_relative_error",
+                 "exact_relative_residual", "bound_over_measured_min",
+                 "bound_over_measured_median", "path_kl", "w2_lower", "w2"]  # fmt: skip
+        assert numbers == pytest.approx([row[n] for n in names], rel=0.051)
+    assert printed.count(" %  ") == 10  # five cells for each of two widths
+
+
+@pytest.mark.parametrize("bits", [0, 17])
+def test_a_width_outside_1_to_16_is_refused(checkpoint, tmp_path, refused, bits):
+    assert str(bits) in refused([*flags(checkpoint, tmp_path), "--activation-bits", str(bits)])
+
+
+def test_zero_samples_are_refused(checkpoint, tmp_path, refused):
+    error = refused([*flags(checkpoint, tmp_path), "--num-samples", "0"])
+    assert "num_samples = 0" in error
+
+
+def test_unpairable_widths_are_refused(checkpoint, tmp_path, refused):
+    error = refused([*flags(checkpoint, tmp_path), "--activation-bits", "8", "6", "4"])
+    assert "2 weight widths and 3 activation widths" in error
+
+
+def test_an_unknown_site_is_refused_with_names_like_it(checkpoint, tmp_path, refused):
+    assert "conv_in/kernel" in refused(flags(checkpoint, tmp_path, "--sites", "conv_inn/kernel"))
+
+
+def test_a_missing_checkpoint_is_refused(tmp_path, refused):
+    assert "no checkpoint" in refused(flags(tmp_path / "nothing", tmp_path))
+
+
+def test_a_checkpoint_of_another_network_is_refused(tmp_path, refused):
+    path = tiny.save(tmp_path / "wrong")
+    config = json.loads((path / "config.json").read_text())
+    config["arguments"]["channels"] = [16]
+    (path / "config.json").write_text(json.dumps(config))
+    assert str(path) in refused(flags(path, tmp_path / "out"))
+
+
+def test_a_checkpoint_with_nan_is_refused(tmp_path, refused):
+    values = jax.tree.map(lambda a: jnp.full_like(a, jnp.nan), tiny.params())
+    path = tiny.save(tmp_path / "nan", values=values)
+    assert "NaN" in refused(flags(path, tmp_path / "out"))
+
+
+def test_an_output_that_is_a_file_is_refused_before_any_work(tmp_path, refused):
+    (tmp_path / "file").write_text("precious")
+    assert "cannot write" in refused(flags(tmp_path / "nothing", tmp_path / "file"))
+    assert (tmp_path / "file").read_text() == "precious"
+
+
+def test_help_explains_every_flag(capsys):
+    with pytest.raises(SystemExit) as stop:
+        error_bounds.main(["--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    for field in dataclasses.fields(error_bounds.Config):
+        assert "--" + field.name.replace("_", "-") in text
+
+
+def test_every_bound_is_printed_and_saved_with_its_kind_and_assumption(finished):
+    folder, printed = finished
+    saved = store.load(folder)[0]["provenance"]["bounds"]
+    assert [bound["name"] for bound in saved.values()] == [
+        "gronwall", "remainder_bound", "path_kl", "w2_coupling", "w2_lower"
+    ]  # fmt: skip
+    for name, bound in saved.items():
+        assert f"{name}: {bound['kind']}; {bound['assumption']}" in printed
+
+
+def test_the_interval_of_predicted_over_measured_is_printed_and_holds_the_ratio(finished):
+    folder, printed = finished
+    for row in store.load(folder)[2]:
+        low, high = (row[f"predicted_over_measured_{end}"] for end in ("low", "high"))
+        ratio = row["predicted_rmse"] / row["measured_rmse"]
+        assert row["predicted_over_measured"] == pytest.approx(ratio, rel=1e-5)
+        assert low <= ratio <= high
+        text = f"{tables.number(low)} to {tables.number(high)}"
+        assert any(line.startswith(tables.width_name(row)) and text in line
+                   for line in printed.splitlines())  # fmt: skip

@@ -1,0 +1,78 @@
+"""Sensitivity of kinds of operations: groups, rows on made-up numbers, a miniature run."""
+
+import dataclasses
+import io
+from contextlib import redirect_stdout
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.group_sensitivity import experiment
+from experiments.harness import store
+from tests import tiny
+
+NET = dataclasses.replace(
+    tiny.CONFIG, network="dit", arguments={"patch": 4, "width": 8, "depth": 1, "num_heads": 2}
+)
+
+
+@pytest.mark.parametrize(
+    ("site", "group"),
+    [
+        ("mid_attn_0/query/kernel", "attention projections"),
+        ("block_1/attention/dot_0", "attention products"),
+        ("down_1_block_0/time/kernel", "time and modulation"),
+        ("up_1_pool/kernel", "convolutions, high resolution"),
+        ("up_1_block_0/conv_1/kernel", "convolutions, low resolution"),
+        ("head/modulation/out/kernel", "time and modulation"),
+        ("head/out/kernel", "last layer"),
+    ],
+)
+def test_sites_belong_to_groups(site, group):
+    assert experiment.group_of(site) == group
+
+
+def test_rounded_norms_are_on_their_grid_and_nothing_else_moves():
+    params = {"norm_1": {"scale": jnp.array([1.27, 0.5, -0.031])}, "conv": jnp.array([0.123])}
+    found = experiment.round_norms(params, 8)
+    np.testing.assert_allclose(found["norm_1"]["scale"], [1.27, 0.5, -0.03], atol=1e-7)
+    assert found["conv"] is params["conv"]
+    assert experiment.round_norms({"conv": jnp.ones(2)}, 8) is None
+
+
+def test_shares_are_of_squares_and_leave_the_whole_out():
+    arrays = {"a": np.full(5, 3.0), "b": np.full(5, 4.0), "all": np.full(5, 9.0)}
+    rows = experiment.rows_of(arrays, {"bits": 8, "macs": {"a": 1, "b": 3}})
+    assert [r["group"] for r in rows] == ["b", "a", "all"]
+    assert [r["share"] for r in rows[:2]] == pytest.approx([16 / 25, 9 / 25])
+    assert rows[1]["per_mac"] == pytest.approx(9 / 25 / 0.25)
+
+
+def test_in_a_miniature_run_fewer_bits_cost_more_in_every_group(tmp_path):
+    argv = ["--checkpoint", str(tiny.save(tmp_path / "net", NET, tiny.params(NET))), "--output",
+            str(tmp_path / "out"), "--num-steps", "2", "--num-samples", "2", "--bits", "8",
+            "3"]  # fmt: skip
+    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        with redirect_stdout(io.StringIO()) as printed:
+            assert experiment.main(argv) == 0
+    finally:
+        jax.config.update("jax_disable_most_optimizations", False)
+    _, arrays, rows = store.load(tmp_path / "out")
+    assert (tmp_path / "out" / "groups.png").stat().st_size > 10_000
+    assert "attention products" in printed.getvalue()
+    groups = {r["group"] for r in rows}
+    assert {"all", "MLP", "attention projections", "input", "last layer"} <= groups
+    assert experiment.NORMS not in groups  # those of a DiT have no parameters
+    for group in groups:
+        assert np.all(arrays[f"W3A3/{group}"] > 2 * arrays[f"W8A8/{group}"])
+        assert np.all(arrays[f"W8A8/{group}"] > 0)
+
+
+def test_what_cannot_be_run_is_refused_first():
+    with pytest.raises(ValueError, match="got 17 bits"):
+        experiment.check(experiment.Config(bits=(8, 17)))
+    with pytest.raises(ValueError, match="1 samples"):
+        experiment.check(experiment.Config(num_samples=1))

@@ -1,0 +1,87 @@
+"""The experiment that draws every network's samples by every sampler."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.harness import store
+from experiments.sampler_grids import experiment as sampler_grids
+from qdiffjax import diffusion
+from tests import tiny
+
+PROCESSES = {
+    "linear": diffusion.Interpolated(diffusion.linear()),
+    "cosine": diffusion.Interpolated(diffusion.cosine()),
+    "flow": diffusion.Flow(),
+}
+
+
+@pytest.fixture(autouse=True)
+def _compile_fast(monkeypatch):
+    """These tests compile much and compute little."""
+    options = {"xla_backend_optimization_level": 0}
+    monkeypatch.setattr(
+        sampler_grids.subject, "compiled", lambda f: jax.jit(f, compiler_options=options)
+    )
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+@pytest.mark.parametrize("entry", sampler_grids.ENTRIES, ids=lambda entry: entry.name)
+def test_every_sampler_reaches_clean_data_in_about_the_calls_it_is_given(entry, name):
+    steps = sampler_grids.table(entry, PROCESSES[name], 24)
+    assert steps.s[-1] == 0
+    if entry.name != "one step":
+        assert 20 <= diffusion.nfe(steps) <= 25
+    level = PROCESSES[name].exact(np.float64(steps.t[0]))
+    assert level.sigma / level.alpha > 30
+
+
+def test_a_miniature_run_draws_each_sampler_from_the_same_noise(tmp_path, capsys):
+    config = dataclasses.replace(
+        tiny.CONFIG, network="dit", num_classes=3,
+        arguments={"patch": 4, "width": 8, "depth": 1, "num_heads": 2},
+    )  # fmt: skip
+    path = tiny.save(tmp_path / "net", config, tiny.params(config))
+    names, folder = ["DDIM", "DEIS", "one step"], tmp_path / "out"
+    argv = ["--checkpoints", path, "--nfe", 8, "--num-samples", 4, "--samplers", *names,
+            "--output", folder]  # fmt: skip
+    assert sampler_grids.main([str(a) for a in argv]) == 0
+    _, arrays, rows = store.load(folder)
+    assert arrays["net/samples"].shape == (3, 4, 8, 8, 1)
+    assert list(arrays["samplers"]) == [row["sampler"] for row in rows] == names
+    assert list(arrays["net/nfe"]) == [8, 8, 1]
+    assert [row["rms_from_first"] == 0 for row in rows] == [True, False, False]
+    assert all(row["not_finite"] == 0 for row in rows)
+    assert (folder / "net.png").read_bytes().startswith(b"\x89PNG")
+    assert capsys.readouterr().out.count("DEIS") == 1
+
+
+def test_an_unknown_sampler_is_refused_with_the_known_ones(tmp_path, capsys):
+    argv = ["--samplers", "ddim", "--output", str(tmp_path)]
+    assert sampler_grids.main(argv) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: ")
+    assert "DDIM" in err
+
+
+def test_a_missing_checkpoint_is_refused(tmp_path, capsys):
+    argv = ["--checkpoints", str(tmp_path / "nothing"), "--output", str(tmp_path)]
+    assert sampler_grids.main(argv) == 2
+    assert "no checkpoint" in capsys.readouterr().err
+
+
+def test_what_is_not_finite_is_grey():
+    found = sampler_grids.as_bytes(np.array([np.nan, np.inf, -9.0, 9.0, 1.0, -1.0]))
+    np.testing.assert_array_equal(found, [128, 128, 0, 255, 255, 0])
+
+
+def test_help_explains_every_flag(capsys):
+    with pytest.raises(SystemExit) as stop:
+        sampler_grids.main(["--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    for field in dataclasses.fields(sampler_grids.Config):
+        assert "--" + field.name.replace("_", "-") in text

@@ -1,0 +1,62 @@
+"""`python -m experiments.train`: what a run leaves, that it goes on, and what it refuses."""
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.train import experiment as train
+from qdiffjax.networks import denoisers
+
+TINY = ["--width", "8", "--depth", "1", "--patch", "4", "--steps", "2", "--batch", "4"]
+
+
+@pytest.fixture(autouse=True)
+def _a_users_defaults():
+    with (
+        jax.enable_x64(False),
+        jax.numpy_dtype_promotion("standard"),
+        jax.numpy_rank_promotion("allow"),
+    ):
+        yield
+
+
+def test_a_run_leaves_a_checkpoint_with_its_curve_and_pictures_and_the_same_command_adds_nothing(
+    tmp_path, capsys, monkeypatch
+):
+    command = ["--data", "digits", "--model", "dit", "--classes", *TINY, "--output", str(tmp_path)]
+    assert train.main(command) == 0
+    path = tmp_path / "checkpoint"
+    assert {p.name for p in path.iterdir()} >= {"samples.png", "loss.png", "loss.npz"}
+    denoiser = denoisers.load(path)
+    assert denoiser.config.num_classes == 10
+    assert denoiser.config.trained["command"] == " ".join(["python -m experiments.train", *command])
+    with np.load(path / "loss.npz") as curve:
+        assert curve["loss"].shape == (1,)
+        # A fresh network answers zero, whose loss is E|eps|^2 = 1, per 64 pixels of 8 images.
+        assert abs(curve["loss"][0] - 1) < 5 * np.sqrt(2 / 512)
+    # Its pictures were seen above.
+    monkeypatch.setattr(train, "sample_grid", lambda denoiser, num: np.zeros((num, 8, 8, 1)))
+    assert train.main(command) == 0
+    again = denoisers.load(path)
+    jax.tree.map(np.testing.assert_array_equal, again.params, denoiser.params)
+    capsys.readouterr()
+    assert train.main([*command, "--depth", "2"]) == 2
+    assert "does not fit this model or these settings" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--data", "nothing/here"], "nothing/here"),
+        (["--data", "digits", "--model", "autoencoder", "--classes"], "got --classes with --model"),
+        (["--data", "digits", "--devices", "999"], r"got --devices 999, expected 1"),
+        (["--data", "digits", "--latent", "nothing/here"], "nothing/here: expected config.json"),
+        (["--data", "digits", "--model", "dit", "--patch", "3"], "divisible by patch=3; pad the"),
+        (["--data", "digits", "--steps", "0"], "num_steps"),
+    ],
+)
+def test_a_wrong_command_is_one_line_and_exit_code_2(flags, message, tmp_path, capsys):
+    assert train.main([*flags, "--output", str(tmp_path / "run")]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert message in lines[0]

@@ -1,0 +1,79 @@
+"""Readers of images against files written here by hand."""
+
+import gzip
+import struct
+
+import numpy as np
+import pytest
+
+from qdiffjax.networks import data
+
+IMAGES = np.arange(2 * 3 * 4, dtype=np.uint8).reshape(2, 3, 4) * 11
+
+
+def write_idx(path, array, dtype_code=8):
+    header = struct.pack(">HBB", 0, dtype_code, array.ndim) + struct.pack(
+        f">{array.ndim}I", *array.shape
+    )
+    raw = header + array.tobytes()
+    path.write_bytes(gzip.compress(raw) if path.suffix == ".gz" else raw)
+
+
+@pytest.mark.parametrize("name", ["train-images-idx3-ubyte", "train-images-idx3-ubyte.gz"])
+def test_an_idx_file_is_read_as_written_alone_or_in_its_folder(tmp_path, name):
+    write_idx(tmp_path / name, IMAGES)
+    np.testing.assert_array_equal(data.read_idx(tmp_path / name), IMAGES)
+    for path in (tmp_path / name, tmp_path, str(tmp_path)):
+        got = data.load_images(path)
+        assert (got.shape, got.dtype) == ((2, 3, 4, 1), np.float32)
+        np.testing.assert_array_equal(data.to_uint8(got)[..., 0], IMAGES)
+
+
+def test_pixels_0_and_255_are_minus_one_and_one_and_every_pixel_returns():
+    pixels = np.arange(256, dtype=np.uint8).reshape(1, 16, 16)
+    unit = data.to_unit(pixels)
+    assert (unit.min(), unit.max()) == (-1.0, 1.0)
+    np.testing.assert_array_equal(data.to_uint8(unit)[..., 0], pixels)
+    np.testing.assert_array_equal(data.to_uint8([-3.0, 0.0, 3.0]), [0, 128, 255])
+
+
+def test_an_npz_gives_its_first_images(tmp_path):
+    color = np.zeros((2, 3, 4, 3), np.uint8)
+    np.savez(tmp_path / "a.npz", labels=np.arange(2), images=color)
+    assert data.load_images(tmp_path / "a.npz").shape == (2, 3, 4, 3)
+    np.savez(tmp_path / "b.npz", labels=np.arange(2))
+    with pytest.raises(ValueError, match=r"no uint8 array of rank 3 or 4; it has \['labels'\]"):
+        data.load_images(tmp_path / "b.npz")
+
+
+def test_digits_are_1797_images_in_the_unit_range():
+    images = data.load_images("digits")
+    assert (images.shape, images.dtype) == ((1797, 8, 8, 1), np.float32)
+    assert (images.min(), images.max()) == (-1.0, 1.0)
+
+
+def test_what_is_missing_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"No data at .*nowhere.*'digits', an .npz"):
+        data.load_images(tmp_path / "nowhere")
+    (tmp_path / "readme.txt").write_text("")
+    with pytest.raises(FileNotFoundError, match=r"No train-images\* .*holds readme.txt"):
+        data.load_images(tmp_path)
+
+
+@pytest.mark.parametrize("raw", [b"\x01\x02\x08\x03", struct.pack(">HBB", 0, 0x0D, 1), b"", b"\0"])
+def test_a_file_that_is_not_idx_is_refused(tmp_path, raw):
+    (tmp_path / "x").write_bytes(raw)
+    with pytest.raises(ValueError, match="is not an IDX file of unsigned bytes"):
+        data.read_idx(tmp_path / "x")
+
+
+def test_a_truncated_idx_file_is_refused(tmp_path):
+    write_idx(tmp_path / "x", IMAGES)
+    (tmp_path / "x").write_bytes((tmp_path / "x").read_bytes()[:-1])
+    with pytest.raises(ValueError, match=r"23 bytes of pixels.*\(2, 3, 4\)"):
+        data.read_idx(tmp_path / "x")
+
+
+def test_pixels_of_another_dtype_are_refused():
+    with pytest.raises(ValueError, match="float64 pixels, expected uint8"):
+        data.to_unit(np.zeros((1, 2, 2)))

@@ -1,0 +1,53 @@
+"""The networks in the repository: they load, fit their descriptions, and were trained."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+
+from qdiffjax.networks import denoisers
+from tests.networks.models.tools import quick_jit
+
+NAMES = sorted(path.parent.name for path in denoisers.SHIPPED.glob("*/config.json"))
+
+
+def test_there_are_a_unet_a_transformer_and_a_latent_network():
+    networks = [denoisers.load_config(denoisers.SHIPPED / name).network for name in NAMES]
+    assert networks.count("unet") >= 2
+    assert "dit" in networks
+    assert any((denoisers.SHIPPED / name / "autoencoder").is_dir() for name in NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_of_pure_noise_a_trained_network_says_that_it_is_noise(name):
+    """alpha_T is .006, so the optimum E[eps | x_T] is x_T up to about that."""
+    denoiser = denoisers.load(denoisers.SHIPPED / name)
+    x = jax.random.normal(jax.random.key(0), (4, *denoiser.config.shape), jnp.float32)
+    eps = quick_jit(denoiser.eps_fn)(denoiser.params, x, jnp.float32(1000))
+    assert float(jnp.mean((eps - x) ** 2)) < 1e-2
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_checkpoint_is_small_and_shows_its_command_curve_and_samples(name):
+    folder = denoisers.SHIPPED / name
+    assert sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) < 12e6
+    trained = json.loads((folder / "config.json").read_text())["trained"]
+    assert trained["command"].startswith("python -m experiments.train ")
+    with np.load(folder / "loss.npz") as curve:
+        assert curve["loss"][-1] < 0.2 * curve["loss"][0]
+    assert (folder / "samples.png").is_file()
+    assert (folder / "loss.png").is_file()
+    for note in folder.rglob("commit_success.txt"):
+        assert "/" not in note.read_text()
+
+
+def test_the_autoencoder_gives_back_what_another_network_drew():
+    """Garments of the transformer's grid, ten a row, every pixel drawn twice each way."""
+    grid = plt.imread(denoisers.SHIPPED / "fashion_dit" / "samples.png")[::2, ::2, 0]
+    x = grid.reshape(10, 28, 10, 28).transpose(0, 2, 1, 3).reshape(100, 28, 28, 1) * 2 - 1
+    codec = denoisers.load(denoisers.SHIPPED / "fashion_latent").codec
+    back = quick_jit(lambda x: codec.decode(codec.encode(x)))(jnp.asarray(x[:20], jnp.float32))
+    assert float(jnp.mean((back - x[:20]) ** 2)) < 0.1 * np.var(x[:20])

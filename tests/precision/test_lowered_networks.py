@@ -1,0 +1,198 @@
+"""Whole networks in real low precision: every site, their weights, steps, batches, bad input."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from qdiffjax import diffusion, precision
+from qdiffjax.kernels import Activation
+from qdiffjax.precision import calibration as ptq
+from qdiffjax.quant import (
+    QTensor,
+    calibration,
+    dequantize,
+)
+from qdiffjax.sites import list_sites, rules, transform
+from tests.precision.lowering import (
+    LOWER,
+    NETWORKS,
+    UNSIGNED,
+    audit,
+    compiled,
+    dot,
+    lowered,
+    ranges_of,
+    w8a8,
+)
+from tests.sites import networks
+from tests.sites.networks import normal
+from tests.tolerances import assert_close
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compile_fast():
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.mark.parametrize(
+    ("name", "bits"),
+    [ ("nnx_net", (4, 8)), ("eqx_net", (8, 8)), ("handwritten", (8, 8)),
+     ("handwritten", (8, None)), ("layers", (8, 8)), ("linen_layers", (4, 8))],
+)  # fmt: skip
+def test_every_site_of_a_network_is_the_simulation_at_its_operands(name, bits):
+    net = NETWORKS[name]()
+    sites, q = lowered(net, *bits)
+    errors = compiled(transform(q.eps_fn, audit))(*net.args, site_inputs=q.site_inputs)[1]
+    assert set(errors) == set(q.site_inputs)
+    how = precision.lowering_of(sites, q.site_inputs)
+    expected = {"weight codes"} if bits[1] is None else {"codes", "rounded"}
+    assert {how[s.name] for s in sites if bits[1] or s.weight is not None} == expected
+    assert max(errors.values()) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("bits", "calibrate"), [(b, calibration.absmax) for b in (2, 4, 5, 8)] + [(3, calibration.mse)]
+)
+def test_codes_of_weights_stand_for_what_the_simulation_rounds_to(bits, calibrate):
+    net = dot("w in the middle")
+    sites = list_sites(net.fn, *net.args)
+    recipe = precision.uniform(sites, weight_bits=bits, activation_bits=None)
+    for granularity in (precision.output_channels, precision.whole_tensor):
+        given = net.params, sites, recipe
+        how = {"calibrate": calibrate, "granularity": granularity}
+        codes = precision.prepare_codes(*given, **how)["w"]
+        np.testing.assert_array_equal(dequantize(codes), precision.prepare(*given, **how)["w"])
+        assert codes.codes.dtype == (jnp.int4 if bits <= 4 else jnp.int8)
+
+
+def test_a_recipe_by_step_goes_through_per_call():
+    net = networks.linen_layers()
+    sites, q = lowered(net, 8, 8)
+    steps = diffusion.ddim(diffusion.linear(50), 3)
+    ranges = {
+        n: tuple((low * factors, high * factors) for low, high in operands)
+        for n, operands in ranges_of(net).items()
+        for factors in [jnp.asarray([1.0, 0.7, 0.5], jnp.float32)]
+    }
+    recipe = precision.uniform(sites, weight_bits=8, activation_bits=8)
+    per_call = ptq.code_inputs(recipe, {}, ranges)
+    x_T = net.x.astype(jnp.float32)
+    call_fn = jax.jit(precision.quantized_call(q))
+    run = diffusion.sample(call_fn, x_T, steps, per_call=per_call)
+    x = x_T
+    for i in range(3):
+        at_step = jax.tree.map(lambda a, i=i: a[i], per_call)
+        eps, _ = call_fn(x, jnp.float32(steps.t[i]), at_step)
+        assert_close(run.xs[i], x)
+        x = diffusion.step(x, eps, jax.tree.map(lambda a, i=i: a[i], steps.coeffs))
+    assert (
+        jnp.max(
+            jnp.abs(
+                call_fn(x_T, jnp.float32(1), at_step)[0] - call_fn(x_T, jnp.float32(1), None)[0]
+            )
+        )
+        > 0
+    )
+
+
+def test_it_maps_over_batches_and_compiles_once_for_other_scales():
+    net = networks.nnx_net()
+    _, q = lowered(net, 8, 8)
+    traces = []
+
+    def fn(q, x):
+        traces.append(1)
+        return precision.quantized_call(q)(x, net.t, None)[0]
+
+    run = jax.jit(fn)
+    x = net.x
+    y = run(q, x)
+    each = jax.jit(jax.vmap(lambda x: precision.quantized_call(q)(x[None], net.t, None)[0][0]))(x)
+    assert_close(each, y)
+    other = jax.tree.map(lambda a: a, q)
+    inputs = {
+        n: s._replace(
+            activations=tuple(
+                Activation(a.format, a.scale * 2, a.zero_point) for a in s.activations
+            )
+        )
+        for n, s in other.site_inputs.items()
+    }
+    run(precision.Quantized(q.eps_fn, q.params, inputs, LOWER), x)
+    assert len(traces) == 1
+
+
+@pytest.mark.parametrize("name", ["nnx_net", "handwritten", "layers", "linen_layers"])
+def test_dropped_weights_take_no_bytes_and_change_no_bit(name):
+    net = NETWORKS[name]()
+    sites, q = lowered(net, 8, 8)
+    light = precision.drop_weights(q, net.x, net.t)
+    run = compiled(lambda q, x: precision.quantized_call(q)(x, net.t, None)[0])
+    np.testing.assert_array_equal(run(light, net.x), run(q, net.x))
+    kernels = sum(s.parameters for s in sites)
+    assert size(q.params) - size(light.params) == kernels
+    arguments = run.lower(light, net.x).compile().memory_analysis().argument_size_in_bytes
+    assert arguments <= sum(a.nbytes for a in jax.tree.leaves((light, net.x)))
+
+
+def size(tree):
+    return sum(a.size for a in jax.tree.leaves(tree))
+
+
+def test_a_weight_that_something_else_reads_stays():
+    def fn(params, x, t):
+        return (x @ params["both"]) @ params["alone"] + jnp.sum(params["both"]) * x
+
+    params = {"both": normal(0, 4, 4), "alone": normal(1, 4, 4)}
+    net = networks.Network(fn, params, normal(2, 3, 4), jnp.float64(0))
+    _, q = lowered(net, 8, 8)
+    light = precision.drop_weights(q, net.x, net.t)
+    assert [a.shape for a in jax.tree.leaves(light.params)] == [(4, 4)]
+    assert light.params["both"] is params["both"]
+
+
+def test_a_network_without_its_weights_says_what_it_misses():
+    net = networks.handwritten()
+    _, q = lowered(net, 8, 8)
+    light = precision.drop_weights(q, net.x, net.t)
+    with pytest.raises(ValueError, match=r"conv/kernel.*dropped"):
+        transform(net.fn, rules.plain)(light.params, net.x, net.t)
+
+
+def test_inputs_of_the_simulation_are_simulated():
+    net = dot("x w")
+    sites = list_sites(net.fn, *net.args)
+    recipe = precision.uniform(sites, weight_bits=12, activation_bits=12)
+    weights = precision.prepare(precision.weight_operands(net.fn, *net.args), sites, recipe)
+    inputs = ptq.site_inputs(recipe, weights, ranges_of(net))
+    runs = [
+        jax.jit(transform(net.fn, rule))(*net.args, site_inputs=inputs)[0]
+        for rule in (LOWER, precision.quantize_site)
+    ]
+    np.testing.assert_array_equal(*runs)
+    assert precision.lowering_of(sites, inputs)["w"].startswith("simulated")
+
+
+def test_bad_input_says_what_to_do():
+    net = dot("x w")
+    sites = list_sites(net.fn, *net.args)
+    weights = precision.weight_operands(net.fn, *net.args)
+    recipe = precision.uniform(sites, weight_bits=9, activation_bits=None)
+    with pytest.raises(ValueError, match=r"w: got 9 bits, expected 2\.\.8"):
+        precision.prepare_codes(weights, sites, recipe)
+    how = Activation(UNSIGNED, jnp.ones(3, jnp.float32), jnp.zeros(3, jnp.int32))
+    inputs = {"w": w8a8(sites[1], net)._replace(activations=(how,))}
+    with pytest.raises(ValueError, match=r"scalar.*per_call"):
+        transform(net.fn, LOWER)(*net.args, site_inputs=inputs)
+    with pytest.raises(TypeError, match="expected a SiteQuant"):
+        transform(net.fn, LOWER)(*net.args, site_inputs={"w": 3})
+
+
+def test_weights_are_codes_and_nothing_else():
+    sites, q = lowered(networks.handwritten(), 4, 8)
+    stored = {n: s.weight for n, s in q.site_inputs.items() if s.weight is not None}
+    assert set(stored) == {s.name for s in sites if s.weight is not None}
+    assert all(isinstance(w, QTensor) and w.codes.dtype == jnp.int4 for w in stored.values())

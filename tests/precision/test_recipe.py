@@ -1,0 +1,170 @@
+"""Recipes as data, and the weights they ask for against NumPy."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from qdiffjax import precision
+from qdiffjax.precision import Recipe, SiteBits
+from qdiffjax.quant import calibration
+from qdiffjax.sites import list_sites
+from tests.sites import by_hand, networks
+from tests.sites.networks import normal
+from tests.tolerances import assert_close
+
+NET = networks.handwritten()
+SITES = list_sites(NET.fn, *NET.args)
+WEIGHTS = precision.weight_operands(NET.fn, *NET.args)
+
+
+def test_uniform_gives_weights_bits_only_where_there_are_weights():
+    recipe = precision.uniform(SITES, weight_bits=4, activation_bits=8)
+    assert set(recipe.bits) == {s.name for s in SITES}
+    assert recipe.bits["conv/kernel"] == SiteBits(4, 8)
+    assert recipe.bits["attn/dot_0"] == recipe.bits["input"] == SiteBits(None, 8)
+
+
+def test_uniform_leaves_out_what_negated_globs_take_away():
+    globs = ("*", "!input", "!output", "!attn/*", "attn/dot_?")
+    recipe = precision.uniform(SITES, weight_bits=4, activation_bits=None, globs=globs)
+    assert list(recipe.bits) == ["conv/kernel", "attn/dot_0", "attn/dot_1", "out/kernel"]
+
+
+def test_a_recipe_survives_json():
+    bits = {"conv/kernel": SiteBits(1, 8), "input": SiteBits(None, 16), "out/kernel": SiteBits()}
+    text = Recipe(bits).to_json()
+    assert json.loads(text)["input"] == {"weight": None, "activation": 16}
+    assert Recipe.from_json(text, SITES) == Recipe(bits)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"conv/kernal": {"weight": 4}}', r"no site: 'conv/kernal'.*conv/kernel"),
+        ('{"conv/kernel": {"weight": 17}}', r"got 17 bits, expected 1\.\.16"),
+        ('{"conv/kernel": {"activation": "8"}}', r"got '8' bits"),
+        ('{"conv/kernel": {"weight": true}}', r"got True bits"),
+    ],
+)
+def test_a_recipe_that_does_not_fit_is_refused(text, message):
+    with pytest.raises(ValueError, match=message):
+        Recipe.from_json(text, SITES)
+
+
+@pytest.mark.parametrize("bits", [0, 17, -1, 4.0])
+def test_widths_out_of_range_are_refused(bits):
+    with pytest.raises(ValueError, match=r"expected 1\.\.16, or none for float"):
+        precision.uniform(SITES, weight_bits=bits, activation_bits=None)
+    with pytest.raises(ValueError, match=r"expected 1\.\.16"):
+        precision.uniform(SITES, weight_bits=None, activation_bits=bits)
+
+
+@pytest.mark.parametrize(
+    ("text", "bits"),
+    [("W4A8", (4, 8)), ("w2", (2, None)), (" A8 ", (None, 8)), ("W16A16", (16, 16))],
+)
+def test_shorthand_reads_as_it_is_written(text, bits):
+    assert precision.parse_shorthand(text) == SiteBits(*bits)
+
+
+@pytest.mark.parametrize("text", ["", "  ", "W", "A8W4", "4", "W4A8x", "W0", "W4A17", "W4.5"])
+def test_other_shorthand_is_refused(text):
+    with pytest.raises(ValueError, match=r"expected (a form like W4A8|1\.\.16)"):
+        precision.parse_shorthand(text)
+
+
+def test_weight_operands_are_the_weights_as_sites_see_them():
+    assert set(WEIGHTS) == {s.name for s in SITES if s.weight is not None}
+
+    def fn(p, x, t):
+        return x @ (p["a"] * 2.0) @ p["a"].T
+
+    a = normal(1, 4, 3)
+    weights = precision.weight_operands(fn, {"a": a}, normal(2, 5, 4), 0.0)
+    np.testing.assert_array_equal(weights["a"], 2.0 * a)
+    np.testing.assert_array_equal(weights["a#2"], a.T)
+
+
+def test_weights_in_a_scan_come_out_by_iteration():
+    net = networks.layers()
+    weights = precision.weight_operands(net.fn, *net.args)
+    for i in range(3):
+        np.testing.assert_array_equal(
+            weights[f"layers/kernel[{i}]"], net.params["layers"]["kernel"][i]
+        )
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_prepare_rounds_each_output_channel_by_itself(bits):
+    recipe = precision.uniform(SITES, weight_bits=bits, activation_bits=8)
+    prepared = precision.prepare(WEIGHTS, SITES, recipe)
+    assert set(prepared) == set(WEIGHTS)
+    for name, w in WEIGHTS.items():
+        expected = by_hand.weight(w, bits, tuple(range(w.ndim - 1)))
+        assert_close(prepared[name], expected, factor=64)
+
+
+def test_prepare_follows_granularity_and_calibration():
+    recipe = precision.uniform(SITES, weight_bits=3, activation_bits=None, globs=["conv/*"])
+    prepared = precision.prepare(WEIGHTS, SITES, recipe, granularity=precision.whole_tensor)
+    w = WEIGHTS["conv/kernel"]
+    assert_close(prepared["conv/kernel"], by_hand.weight(w, 3, (0, 1, 2, 3)), factor=64)
+    searched = precision.prepare(WEIGHTS, SITES, recipe, calibrate=calibration.mse)["conv/kernel"]
+    absmax = precision.prepare(WEIGHTS, SITES, recipe)["conv/kernel"]
+    assert float(jnp.mean((searched - w) ** 2)) < float(jnp.mean((absmax - w) ** 2))
+
+
+def test_one_bit_weights_are_signs_times_one_scale_per_channel():
+    bits = {"conv/kernel": SiteBits(1), "out/kernel": SiteBits(5)}
+    prepared = precision.prepare(WEIGHTS, SITES, Recipe(bits), calibrate=calibration.mse)
+    w = np.asarray(WEIGHTS["conv/kernel"])
+    # The least-squares binary scale is the mean magnitude (Rastegari et al. 2016).
+    expected = np.sign(w) * np.abs(w).mean((0, 1, 2), keepdims=True)
+    assert_close(prepared["conv/kernel"], expected, factor=64)
+    assert set(prepared) == set(bits)
+
+
+def test_a_recipe_without_weight_bits_prepares_nothing():
+    recipe = precision.uniform(SITES, weight_bits=None, activation_bits=8)
+    assert precision.prepare(WEIGHTS, SITES, recipe) == {}
+
+
+def test_tied_weights_used_alike_are_rounded_alike():
+    def fn(p, x, t):
+        return (x @ p["a"]) @ p["a"]
+
+    args = ({"a": normal(1, 4, 4)}, normal(2, 5, 4), 0.0)
+    listed = list_sites(fn, *args)
+    recipe = precision.uniform(listed, weight_bits=3, activation_bits=None)
+    prepared = precision.prepare(precision.weight_operands(fn, *args), listed, recipe)
+    np.testing.assert_array_equal(prepared["a"], prepared["a#2"])
+
+
+def test_a_sweep_over_widths_compiles_the_rounding_once():
+    traces = []
+
+    def counted(w, *, format, scale_shape):
+        traces.append(None)
+        return calibration.absmax(w, format=format, scale_shape=scale_shape)
+
+    for bits in range(2, 9):
+        recipe = precision.uniform(SITES, weight_bits=bits, activation_bits=None, globs=["conv/*"])
+        precision.prepare(WEIGHTS, SITES, recipe, calibrate=counted)
+    assert len(traces) == 1
+
+
+def test_weight_operands_take_parameters_of_any_dtype():
+    w = normal(1, 4, 4, dtype=jnp.bfloat16)
+
+    def fn(p, x, t):
+        return x @ p
+
+    args = (w, normal(2, 3, 4, dtype=jnp.bfloat16), 0.0)
+    listed = list_sites(fn, *args)
+    weights = precision.weight_operands(fn, *args)
+    recipe = precision.uniform(listed, weight_bits=4, activation_bits=None)
+    prepared = precision.prepare(weights, listed, recipe)
+    assert jax.tree.map(lambda a: a.dtype, prepared) == {"params": jnp.bfloat16}
