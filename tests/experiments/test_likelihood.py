@@ -19,7 +19,7 @@ def _compile_fast():
     with pytest.MonkeyPatch.context() as patch:
         options = {"xla_backend_optimization_level": 0}
         patch.setattr(
-            likelihood.subject, "compiled", lambda f: jax.jit(f, compiler_options=options)
+            likelihood.compiling, "compiled", lambda f: jax.jit(f, compiler_options=options)
         )
         yield
 

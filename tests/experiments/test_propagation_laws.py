@@ -9,10 +9,10 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.harness import store, subject
+from experiments.harness import store
 from experiments.propagation_laws import experiment as propagation_laws
 from experiments.propagation_laws import measure as parts
-from qdiffjax import precision
+from qdiffjax import compiling, precision
 from tests import tiny
 from tests.networks.models.tools import quick_jit
 
@@ -62,7 +62,7 @@ def finished(tmp_path_factory):
     try:
         with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as printed:
             patch.setattr(propagation_laws, "PARTS", ("SR",))
-            patch.setattr(subject, "compiled", quick_jit)
+            patch.setattr(compiling, "compiled", quick_jit)
             assert propagation_laws.main(flags) == 0
     finally:
         jax.config.update("jax_disable_most_optimizations", False)

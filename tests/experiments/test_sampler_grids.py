@@ -23,7 +23,7 @@ def _compile_fast(monkeypatch):
     """These tests compile much and compute little."""
     options = {"xla_backend_optimization_level": 0}
     monkeypatch.setattr(
-        sampler_grids.subject, "compiled", lambda f: jax.jit(f, compiler_options=options)
+        sampler_grids.compiling, "compiled", lambda f: jax.jit(f, compiler_options=options)
     )
 
 
