@@ -21,7 +21,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.harness import command, store, subject
+from experiments.harness import old_command as command
+from experiments.harness import store, subject
 from qdiffjax import compiling, diffusion
 from qdiffjax.analysis.errors import ablation, ledger, propagation
 from qdiffjax.diffusion import step

@@ -25,7 +25,8 @@ import jax
 import numpy as np
 from scipy import stats
 
-from experiments.harness import command, store, subject, tables
+from experiments.harness import old_command as command
+from experiments.harness import store, subject, tables
 from qdiffjax import compiling, diffusion
 from qdiffjax.analysis.errors import prediction
 from qdiffjax.networks import denoisers

@@ -20,7 +20,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.harness import command, timing
+from experiments.harness import old_command as command
+from experiments.harness import timing
 from qdiffjax import kernels
 from qdiffjax.kernels import Activation
 from qdiffjax.kernels.operands import rounded_codes

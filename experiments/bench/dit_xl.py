@@ -29,7 +29,8 @@ import numpy as np
 from experiments.bench.kernels import cases
 from experiments.bench.sampler.peers import num_bytes
 from experiments.hardware_cost import measure as hardware_cost_parts
-from experiments.harness import command, tables, timing
+from experiments.harness import old_command as command
+from experiments.harness import tables, timing
 from qdiffjax import diffusion, hardware, precision
 from qdiffjax.kernels import Activation, backends
 from qdiffjax.precision import SiteQuant

@@ -13,7 +13,8 @@ import time
 import jax
 import numpy as np
 
-from experiments.harness import command, subject
+from experiments.harness import old_command as command
+from experiments.harness import subject
 from qdiffjax import diffusion
 from qdiffjax.precision import full_call, quantized_call
 

@@ -23,7 +23,8 @@ import jax.numpy as jnp
 from experiments.bench import dit_xl
 from experiments.bench.dit_xl import BASE
 from experiments.hardware_cost import measure as hardware_cost_parts
-from experiments.harness import command, tables
+from experiments.harness import old_command as command
+from experiments.harness import tables
 from qdiffjax import diffusion, kernels, precision
 from qdiffjax.hardware.ahead import gpu
 from qdiffjax.sites import list_sites

@@ -18,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.bench import torch_twin
-from experiments.harness import command, subject, timing
+from experiments.harness import old_command as command
+from experiments.harness import subject, timing
 from qdiffjax import diffusion
 from qdiffjax.networks import denoisers
 from qdiffjax.sites import list_sites

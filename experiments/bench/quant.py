@@ -19,7 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.harness import command, timing
+from experiments.harness import old_command as command
+from experiments.harness import timing
 from qdiffjax import quant
 
 

@@ -21,7 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.hardware_cost import measure as parts
-from experiments.harness import command, tables
+from experiments.harness import old_command as command
+from experiments.harness import tables
 from qdiffjax import hardware
 from qdiffjax.sites import list_sites
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from experiments.certificates import measure as parts
 from experiments.certificates import plots
-from experiments.harness import command
+from experiments.harness import old_command as command
 from qdiffjax import diffusion, precision
 from qdiffjax.analysis import certificates
 

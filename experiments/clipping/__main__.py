@@ -1,8 +1,6 @@
 """Run the experiment: `python -m experiments.clipping`."""
 
-import sys
+from experiments.clipping.experiment import EXPERIMENT
+from experiments.harness.command import main
 
-from experiments.clipping.experiment import main
-
-if __name__ == "__main__":
-    sys.exit(main())
+raise SystemExit(main(EXPERIMENT))

@@ -1,19 +1,13 @@
 """Figure and table of `experiments.clipping`; needs no JAX."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from experiments.harness import store, tables
+from experiments.harness import tables
 from experiments.harness.looks import BLUE, GREY, ORANGE, tidy
-
-
-def write(folder) -> None:
-    """Write clipping.png of the run in `folder` beside it."""
-    draw(*store.load(folder)).savefig(Path(folder) / "clipping.png", dpi=150)
 
 
 def draw(config, arrays, rows) -> Figure:
@@ -46,14 +40,18 @@ def draw(config, arrays, rows) -> Figure:
     return fig
 
 
-def print_table(rows: list[dict[str, Any]]) -> None:
-    """Print a line a range."""
-    console = tables.console(None)
-    for r in rows:
-        console.print(
-            f"{r['range']} {r['low']:.2f} to {r['high']:.2f}: {r['clipped']} samples clipped; "
-            f"sample {r['sample']} by {r['excess']:+.3f}: error of the pixel "
-            f"{r['pixel_error']:+.2f}, law {r['law']:+.2f}; errors of samples: median "
-            f"{r['error_median']:.4f}, RMS {r['error_rms']:.4f}, largest {r['error_max']:.4f} "
-            f"(sample {r['worst_sample']})"
-        )
+FIGURES = {"clipping": draw}
+COLUMNS = (
+    ("ranges", lambda r: f"{r['range']}\n{r['low']:.2f} to {r['high']:.2f}"),
+    ("samples\nclipped", lambda r: r["clipped"]),
+    ("most clipped\nsample, by", lambda r: f"{r['sample']}, {r['excess']:+.3f}"),
+    ("error of\nthe pixel", lambda r: f"{r['pixel_error']:+.2f}"),
+    ("law", lambda r: f"{r['law']:+.2f}"),
+    ("error of samples\nmedian, RMS", lambda r: f"{r['error_median']:.4f}, {r['error_rms']:.4f}"),
+    ("largest\n(sample)", lambda r: f"{r['error_max']:.4f} ({r['worst_sample']})"),
+)
+
+
+def table(rows) -> list:
+    """Return the table on the screen: a line for each range."""
+    return [tables.columns(rows, COLUMNS)]

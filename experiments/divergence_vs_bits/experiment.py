@@ -28,7 +28,8 @@ import dataclasses
 
 from experiments.divergence_vs_bits import plots
 from experiments.divergence_vs_bits.measure import Study
-from experiments.harness import command, subject
+from experiments.harness import old_command as command
+from experiments.harness import subject
 from qdiffjax.precision.recipe import check_bits
 
 

@@ -33,7 +33,8 @@ from collections.abc import Callable
 
 from experiments.error_bounds import measure as parts
 from experiments.error_bounds import plots
-from experiments.harness import command, subject, tables
+from experiments.harness import old_command as command
+from experiments.harness import subject, tables
 from qdiffjax import labels
 from qdiffjax.analysis import divergences
 from qdiffjax.analysis.bounds import pathwise

@@ -19,7 +19,8 @@ import dataclasses
 
 from experiments.first_order_failure import plots
 from experiments.first_order_failure.measure import Study, confusion, parse_width
-from experiments.harness import command, subject
+from experiments.harness import old_command as command
+from experiments.harness import subject
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,7 +24,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.group_sensitivity import plots
-from experiments.harness import command, store, subject
+from experiments.harness import old_command as command
+from experiments.harness import store, subject
 from qdiffjax import compiling, diffusion
 from qdiffjax.analysis.errors import prediction
 from qdiffjax.precision import gated_call

@@ -14,7 +14,8 @@ from typing import Any
 
 from experiments.hardware_cost import measure as parts
 from experiments.hardware_cost import plots
-from experiments.harness import command, store
+from experiments.harness import old_command as command
+from experiments.harness import store
 from qdiffjax import hardware, labels
 from qdiffjax.networks import denoisers
 

@@ -2,56 +2,139 @@
 
 import argparse
 import dataclasses
+import inspect
+import operator
+import runpy
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import MappingProxyType
+from types import MappingProxyType, ModuleType
 from typing import Any, NamedTuple
 
-from experiments.harness import store
+from experiments.harness import store, tables
+from qdiffjax._checks import require
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
+LIMITS: dict[str, tuple[Callable[[Any, Any], bool], str]] = {
+    "least": (operator.ge, "at least"), "most": (operator.le, "at most"),
+    "above": (operator.gt, "more than"), "below": (operator.lt, "less than"),
+}  # fmt: skip
 
 
-def print_lines(rows: list[dict[str, Any]]) -> None:
-    """Print a row a line: texts as they are, numbers after their names."""
-    for row in rows:
-        cells = (value if isinstance(value, str) else f"{name} {_short(value)}"
-                 for name, value in row.items())  # fmt: skip
-        print("  ".join(cells))
+def option(
+    default: Any,
+    help: str,
+    *,
+    least: float | None = None,
+    most: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    choices: Iterable[str] | None = None,
+    each: Callable[[Any], Any] | None = None,
+) -> Any:
+    """Return a field of a Config: a flag, its help and its check in one place.
+
+    Args:
+      default: its type is the flag's; a tuple takes many values (an empty one texts), False is a
+        switch.
+      help: a sentence; choices and default are added.
+      least, most: inclusive limits of every value.
+      above, below: exclusive limits of every value.
+      choices: the values there are.
+      each: called with every value; raises ValueError for what cannot work.
+    """
+    limits = {"least": least, "most": most, "above": above, "below": below}
+    set_limits = {name: bound for name, bound in limits.items() if bound is not None}
+    rules = {"help": help, "limits": set_limits, "choices": tuple(choices or ()), "each": each}
+    return dataclasses.field(default=default, metadata=rules)
 
 
-def _short(value) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+def check(config) -> None:
+    """Raise ValueError for what the options of `config` refuse, or its own method `check`."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        for item in value if isinstance(value, tuple) else (value,):
+            _check_item(field.name, item, field.metadata)
+    if hasattr(config, "check"):
+        config.check()
+
+
+def _check_item(name: str, value, rules: Mapping[str, Any]) -> None:
+    for limit, bound in rules["limits"].items():
+        holds, words = LIMITS[limit]
+        require(holds(value, bound), got=f"{name} = {value}", expected=f"{words} {bound}")
+    choices = rules["choices"]
+    require(not choices or value in choices, got=f"{name} = {value!r}",
+            expected=f"one of {', '.join(map(str, choices))}")  # fmt: skip
+    if rules["each"]:
+        rules["each"](value)
 
 
 class Experiment(NamedTuple):
-    """What `main` runs.
+    """What `main` runs; made by `experiment`.
 
-    name: of the module; doc: for --help; config: its dataclass of defaults; help: a text for
-    every field; check: config -> None, raises ValueError; run: (config, progress=, keep=, kept=)
-    -> (arrays, rows); write: folder -> None, figures from what was saved; print_rows: rows;
-    quick: settings of a flag --quick, if there are any; notes: kept with the provenance; resumes:
-    whether `run` takes keep and kept.
+    name: of the results; prog: the command; doc: for --help; config: the dataclass of options;
+    measure: (config, progress=, keep=, kept=) -> (arrays, rows), or without the last two for what
+    cannot be resumed; figures: {file stem: draw(config, arrays, rows)}, or a function of the
+    results that returns it; table: rows -> lines and tables to print; quick: settings of a flag
+    --quick, if there are any; notes: kept with the provenance.
     """
 
     name: str
+    prog: str
     doc: str
     config: Any
-    help: dict[str, str]
-    check: Callable[[Any], None]
-    run: Callable[..., tuple[dict, list]]
-    write: Callable[[Path], None] | None = None
-    print_rows: Callable[[list], None] = print_lines
-    quick: Mapping[str, Any] = NOTHING
-    notes: Mapping[str, Any] = NOTHING
-    resumes: bool = True
+    measure: Callable[..., tuple[dict, list]]
+    figures: Mapping[str, Callable] | Callable
+    table: Callable[[list], Iterable]
+    quick: Mapping[str, Any]
+    notes: Mapping[str, Any]
+
+    @property
+    def resumes(self) -> bool:
+        """Whether `measure` takes keep and kept, by their names or among its **options."""
+        return not {"kept", "options"}.isdisjoint(inspect.signature(self.measure).parameters)
+
+    def run(self, config, **options) -> tuple[dict, list]:
+        """Check the config, then return arrays and rows; touches no file."""
+        check(config)
+        return self.measure(config, **options)
+
+
+def experiment(
+    config,
+    run: Callable[..., tuple[dict, list]],
+    *,
+    plots: ModuleType | None = None,
+    table: Callable[[list], Iterable] = tables.lines,
+    quick: Mapping[str, Any] = NOTHING,
+    notes: Mapping[str, Any] = NOTHING,
+) -> Experiment:
+    """Make an experiment of a config and a function; the module of the config names it.
+
+    `experiments.spectra.experiment` is "spectra", `experiments.bench.quant` is "bench_quant". The
+    module of plots has FIGURES, and a `table` if none is given here; see `Experiment`.
+    """
+    module = sys.modules[config.__module__]
+    assert module.__spec__ is not None  # also of a module that is run as __main__
+    path = module.__spec__.name.removesuffix(".experiment")
+    return Experiment(
+        path.removeprefix("experiments.").replace(".", "_"), f"python -m {path}",
+        module.__doc__ or "", config, run, getattr(plots, "FIGURES", NOTHING),
+        getattr(plots, "table", table), quick, notes,
+    )  # fmt: skip
 
 
 def parse(experiment: Experiment, argv=None) -> tuple[Any, str]:
     """Return the config and the folder of the results; argparse exits with code 2 on bad flags."""
-    parser = flags(experiment.name, experiment.doc, experiment.config, experiment.help)
+    parser = argparse.ArgumentParser(
+        prog=experiment.prog, description=experiment.doc,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    for field in dataclasses.fields(experiment.config):
+        _add_flag(parser, field)
     resumes = "; an interrupted run resumes there" if experiment.resumes else ""
     parser.add_argument("--output", default=f"runs/{experiment.name}",
                         help=f"folder of the results{resumes} (default: %(default)s)")  # fmt: skip
@@ -60,48 +143,32 @@ def parse(experiment: Experiment, argv=None) -> tuple[Any, str]:
             "--quick", action="store_true", help=f"small settings: {dict(experiment.quick)}"
         )
     args = vars(parser.parse_args(argv))
-    if args.pop("quick", False):  # gives way to what is said
+    if args.pop("quick", False):  # gives way to the flags that are named
         parser.set_defaults(**experiment.quick)
         args = vars(parser.parse_args(argv))
         args.pop("quick")
     output = args.pop("output")
-    return configured(experiment.config, args), output
+    values = {name: tuple(v) if isinstance(v, list) else v for name, v in args.items()}
+    return experiment.config(**values), output
 
 
-def flags(name: str, doc: str | None, config, help: dict[str, str]) -> argparse.ArgumentParser:
-    """A parser with a flag for every field of the dataclass `config`, many values for a tuple.
-
-    An empty tuple takes texts, False is a switch. `help` explains every field; its default is
-    added.
-    """
-    parser = argparse.ArgumentParser(
-        prog=f"python -m experiments.{name}", description=doc,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    for field in dataclasses.fields(config):
-        default: Any = field.default
-        flag, text = "--" + field.name.replace("_", "-"), help[field.name]
-        if default is False:
-            parser.add_argument(flag, action="store_true", help=text)
-            continue
-        options: dict[str, Any] = {"help": f"{text} (default: %(default)s)"}
-        kind = type(default)
-        if isinstance(default, tuple):
-            kind = type(default[0]) if default else str
-            options, default = options | {"nargs": "+", "metavar": "X"}, list(default)
-        parser.add_argument(flag, type=kind, default=default, **options)
-    return parser
-
-
-def configured(config, args: dict[str, Any]):
-    """Make the dataclass `config` from parsed flags, whose many values are lists."""
-    return config(**{k: tuple(v) if isinstance(v, list) else v for k, v in args.items()})
-
-
-def by_part(found: dict[str, tuple[dict, Any]]) -> dict[str, Any]:
-    """Arrays of `parts` under "<part>/<name>"."""
-    return {f"{part}/{name}": value for part, (arrays, _) in found.items()
-            for name, value in arrays.items()}  # fmt: skip
+def _add_flag(parser: argparse.ArgumentParser, field: dataclasses.Field) -> None:
+    default: Any = field.default
+    flag, text = "--" + field.name.replace("_", "-"), field.metadata["help"]
+    if default is False:
+        parser.add_argument(flag, action="store_true", help=text)
+        return
+    choices = field.metadata["choices"]
+    named = f"{', '.join(map(str, choices))}; " if choices else ""
+    kwargs: dict[str, Any] = {
+        "help": f"{text} ({named}default: %(default)s)",
+        "type": type(default),
+    }
+    if isinstance(default, tuple):
+        kind = type(default[0]) if default else str
+        kwargs |= {"nargs": "+", "metavar": "X", "type": kind}
+        default = list(default)
+    parser.add_argument(flag, default=default, **kwargs)
 
 
 def main(experiment: Experiment, argv=None) -> int:
@@ -111,9 +178,9 @@ def main(experiment: Experiment, argv=None) -> int:
     config, output = parse(experiment, argv)
     start = time.perf_counter()
     try:
-        experiment.check(config)
+        check(config)
         folder = store.check_writable(output)
-        arrays, rows = experiment.run(config, **_options(experiment, folder))
+        arrays, rows = experiment.measure(config, **_options(experiment, folder))
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -125,9 +192,11 @@ def main(experiment: Experiment, argv=None) -> int:
     device = str(jax.devices()[0].device_kind)
     store.save(folder, dataclasses.asdict(config), arrays, rows, device=device, seconds=seconds,
                **experiment.notes)  # fmt: skip
-    if experiment.write:
-        experiment.write(folder)
-    experiment.print_rows(rows)
+    results = store.load(folder)
+    figures = experiment.figures
+    for name, draw in (figures(*results) if callable(figures) else figures).items():
+        draw(*results).savefig(folder / f"{name}.png", dpi=150)
+    tables.show(experiment.table(rows))
     print(f"{seconds:.0f} s; results in {folder}")
     return 0
 
@@ -138,6 +207,25 @@ def _options(experiment: Experiment, folder: Path) -> dict[str, Any]:
         options["keep"] = lambda *part: store.save_part(folder, *part)
         options["kept"] = lambda name, mark: store.load_part(folder, name, mark)
     return options
+
+
+def forward(spec: ModuleSpec | None) -> None:
+    """Run `experiments.bench.X` in place of `experiments.bench_X`, if that is run and not imported.
+
+    Args:
+      spec: `__spec__` of the module with the old name.
+    """
+    if spec is None or sys.modules["__main__"].__spec__ is not spec:
+        return
+    name = spec.name.replace("bench_", "bench.")
+    print(f"{spec.name} is now {name}: python -m {name}", file=sys.stderr)
+    runpy.run_module(name, run_name="__main__", alter_sys=True)
+
+
+def by_part(found: dict[str, tuple[dict, Any]]) -> dict[str, Any]:
+    """Return the arrays of `parts` under "<part>/<name>"."""
+    return {f"{part}/{name}": value for part, (arrays, _) in found.items()
+            for name, value in arrays.items()}  # fmt: skip
 
 
 def parts(names, measure, mark: str, *, progress=False, keep=None, kept=None):
@@ -153,7 +241,7 @@ def parts(names, measure, mark: str, *, progress=False, keep=None, kept=None):
     """
     from tqdm import tqdm
 
-    found = {}
+    done = {}
     with tqdm(list(names), disable=not progress, unit="part") as bar:
         for name in bar:
             bar.set_description(name)
@@ -162,5 +250,5 @@ def parts(names, measure, mark: str, *, progress=False, keep=None, kept=None):
                 part = measure(name)
                 if keep:
                     keep(name, mark, *part)
-            found[name] = part
-    return found
+            done[name] = part
+    return done

@@ -1,7 +1,7 @@
 """Tables on the screen, from the rows and arrays of a finished run."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -130,6 +130,40 @@ def blank():
     from rich.table import Table
 
     return Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+
+
+def columns(rows: Iterable, spec: Iterable[tuple[str, Callable[[Any], Any]]], title=None):
+    """Return a table of a line for each row, from (title, row -> cell) of every column.
+
+    The first column is on the left, the others on the right. A cell that is None is empty.
+    """
+    spec = list(spec)
+    table = blank()
+    table.title = title
+    for i, (name, _) in enumerate(spec):
+        table.add_column(name, justify="right" if i else "left", no_wrap=True)
+    for row in rows:
+        cells = (cell(row) for _, cell in spec)
+        table.add_row(*("" if cell is None else str(cell) for cell in cells))
+    return table
+
+
+def lines(rows: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield a line for each row: texts as they are, numbers after their names."""
+    for row in rows:
+        yield "  ".join(value if isinstance(value, str) else f"{name} {_short(value)}"
+                        for name, value in row.items())  # fmt: skip
+
+
+def _short(value) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def show(parts: Iterable, file=None) -> None:
+    """Print lines, as they are, and tables; file: None for the screen."""
+    screen = console(file)
+    for part in parts:
+        screen.print(part, markup=False, soft_wrap=isinstance(part, str))
 
 
 def _summary(rows):

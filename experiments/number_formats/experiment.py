@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.harness import command
+from experiments.harness import old_command as command
 from experiments.number_formats.data import LAWS, ROW, Config, Pool, tensors
 from experiments.number_formats.formats import ENTRIES, FAMILIES, Entry
 from qdiffjax import compiling

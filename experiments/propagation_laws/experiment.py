@@ -21,7 +21,8 @@ The laws fitted to the medians, with the standard error of the fit:
 
 import dataclasses
 
-from experiments.harness import command, subject
+from experiments.harness import old_command as command
+from experiments.harness import subject
 from experiments.propagation_laws import plots
 from experiments.propagation_laws.measure import Case, Study, laws
 from qdiffjax.precision.recipe import check_bits

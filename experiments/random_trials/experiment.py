@@ -17,7 +17,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from experiments.harness import command
+from experiments.harness import old_command as command
 from experiments.random_trials import draws, plots
 from experiments.random_trials import measure as parts
 from qdiffjax import labels

@@ -24,7 +24,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.harness import command, subject
+from experiments.harness import old_command as command
+from experiments.harness import subject
 from experiments.sampler_grids import plots
 from qdiffjax import compiling, diffusion
 from qdiffjax.networks import data, denoisers

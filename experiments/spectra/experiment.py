@@ -22,7 +22,8 @@ samples, not means.
 
 import dataclasses
 
-from experiments.harness import command, subject
+from experiments.harness import old_command as command
+from experiments.harness import subject
 from experiments.spectra import plots
 from experiments.spectra.measure import PARTS, Study, summary
 from qdiffjax.precision.recipe import check_bits

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from experiments.clipping import experiment as clipping
-from experiments.harness import store
+from experiments.harness import command, store
 from tests import tiny
 
 NET = dataclasses.replace(
@@ -29,12 +29,12 @@ def test_a_miniature_run_clips_less_with_the_wider_range(tmp_path):
     jax.config.update("jax_disable_most_optimizations", True)
     try:
         with redirect_stdout(io.StringIO()) as printed:
-            assert clipping.main(argv) == 0
+            assert command.main(clipping.EXPERIMENT, argv) == 0
     finally:
         jax.config.update("jax_disable_most_optimizations", False)
     _, arrays, rows = store.load(tmp_path / "out")
     assert (tmp_path / "out" / "clipping.png").stat().st_size > 10_000
-    assert "samples clipped" in printed.getvalue()
+    assert "clipped" in printed.getvalue()
     before, after = rows
     assert before["clipped"] > after["clipped"] == 0
     assert after["error_max"] != before["error_max"]
@@ -44,6 +44,6 @@ def test_a_miniature_run_clips_less_with_the_wider_range(tmp_path):
 
 def test_what_cannot_be_run_is_refused_first():
     with pytest.raises(ValueError, match="got 17 bits"):
-        clipping.check(clipping.Config(bits=17))
-    with pytest.raises(ValueError, match="widened"):
-        clipping.check(clipping.Config(widen=1.0))
+        command.check(clipping.Config(bits=17))
+    with pytest.raises(ValueError, match=r"got widen = 1\.0, expected more than 1"):
+        command.check(clipping.Config(widen=1.0))

@@ -1,30 +1,40 @@
 """The command line that experiments share."""
 
 import dataclasses
+import runpy
+import sys
+import typing
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
-from experiments.harness import command, store
+from experiments.clipping import experiment as clipping
+from experiments.harness import command, store, tables
+from experiments.harness.command import option
+
+
+def even(bits):
+    if bits % 2 and bits != 1:
+        raise ValueError("got odd bits,\n expected even ones.")
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    checkpoint: str = "net"
-    bits: tuple[int, ...] = (8, 4)
-    tolerance: float = 0.5
-    loud: bool = False
+    checkpoint: str = option("net", "A network.", choices=["net", "small", "another"])
+    bits: tuple[int, ...] = option((8, 4), "Widths.", least=1, most=16, each=even)
+    tolerance: float = option(0.5, "Of what.", above=-1, below=2)
+    loud: bool = option(False, "Shout.")
 
-
-def check(config):
-    if config.tolerance < 0:
-        raise ValueError("got a negative\n tolerance, expected a positive one.")
+    def check(self):
+        if self.tolerance < 0:
+            raise ValueError("got a negative\n tolerance, expected a positive one.")
 
 
 def run(config, **options):
-    found = command.parts(map(str, config.bits), measure, config.checkpoint, **options)
-    arrays = {name: part[0]["double"] for name, part in found.items()}
-    return arrays, [row for _, row in found.values()]
+    done = command.parts(map(str, config.bits), measure, config.checkpoint, **options)
+    arrays = {name: part[0]["double"] for name, part in done.items()}
+    return arrays, [row for _, row in done.values()]
 
 
 def doubled(name):
@@ -34,17 +44,23 @@ def doubled(name):
 measure = doubled
 
 
-HELP = {"checkpoint": "a network", "bits": "widths", "tolerance": "of what", "loud": "shout"}
-DRAWN = []
-EXPERIMENT = command.Experiment(
-    "doubles", "Doubles a number.", Config, HELP, check, run, DRAWN.append, print
-)
+class Plots:
+    FIGURES: typing.ClassVar = {
+        "two": lambda config, arrays, rows: Figure(figsize=(len(arrays), len(rows)))
+    }
+
+    @staticmethod
+    def table(rows):
+        return [tables.columns(rows, [("width", lambda r: r["bits"]), ("none", lambda r: None)])]
+
+
+EXPERIMENT = command.experiment(Config, run, plots=Plots)
 
 
 def test_flags_are_the_fields_of_the_config():
-    config, output = command.parse(EXPERIMENT, ["--bits", "3", "5", "7", "--tolerance", "1"])
-    assert config == Config(bits=(3, 5, 7), tolerance=1.0)
-    assert output == "runs/doubles"
+    config, output = command.parse(EXPERIMENT, ["--bits", "2", "4", "6", "--tolerance", "1"])
+    assert config == Config(bits=(2, 4, 6), tolerance=1.0)
+    assert output == f"runs/{EXPERIMENT.name}"
     assert command.parse(EXPERIMENT, [])[0] == Config()
 
 
@@ -72,7 +88,9 @@ def test_help_explains_every_flag(capsys):
         command.parse(EXPERIMENT, ["--help"])
     assert done.value.code == 0
     text = capsys.readouterr().out
-    assert all(words in text for words in [*HELP.values(), "--output", "[8, 4]", EXPERIMENT.doc])
+    words = ["A network. (net, small, another; default: net)", "Widths. (default: [8, 4])",
+             "Shout.", "--output", EXPERIMENT.doc, f"usage: {EXPERIMENT.prog}"]  # fmt: skip
+    assert all(word in text for word in words)
 
 
 def test_results_are_written_drawn_and_printed(tmp_path, capsys):
@@ -80,8 +98,10 @@ def test_results_are_written_drawn_and_printed(tmp_path, capsys):
     config, arrays, rows = store.load(tmp_path)
     assert (config["tolerance"], int(arrays["8"]), rows) == (0.5, 16, [{"bits": 8}, {"bits": 4}])
     assert config["provenance"]["seconds"] > 0
-    assert DRAWN[-1] == tmp_path
-    assert "{'bits': 4}" in capsys.readouterr().out
+    assert (tmp_path / "two.png").read_bytes().startswith(b"\x89PNG")
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["width", "none"] in lines
+    assert lines.index(["8"]) + 1 == lines.index(["4"])
 
 
 def small(config, *, progress):
@@ -91,8 +111,7 @@ def small(config, *, progress):
 def test_a_small_experiment_keeps_no_parts_draws_nothing_and_prints_names_and_values(
     tmp_path, capsys
 ):
-    experiment = command.Experiment("small", "Adds.", Config, HELP, check, small, resumes=False,
-                                    notes={"unit": "bits"})  # fmt: skip
+    experiment = command.experiment(Config, small, notes={"unit": "bits"})
     assert command.main(experiment, ["--output", str(tmp_path)]) == 0
     config, arrays, _ = store.load(tmp_path)
     assert int(arrays["total"]) == 12
@@ -108,13 +127,13 @@ def interrupted_at_once(config, *, progress):
 
 
 def test_only_an_experiment_that_resumes_promises_it(tmp_path, capsys):
-    experiment = EXPERIMENT._replace(run=interrupted_at_once, resumes=False)
+    experiment = EXPERIMENT._replace(measure=interrupted_at_once)
     assert command.main(experiment, ["--output", str(tmp_path)]) == 130
     assert capsys.readouterr().err == "interrupted\n"
 
 
 def test_what_cannot_be_run_is_one_line_and_code_2(tmp_path, capsys):
-    argv = ["--tolerance", "-1", "--output", str(tmp_path / "out")]
+    argv = ["--tolerance", "-0.5", "--output", str(tmp_path / "out")]
     assert command.main(EXPERIMENT, argv) == 2
     err = capsys.readouterr().err
     assert err == "error: got a negative tolerance, expected a positive one.\n"
@@ -143,3 +162,41 @@ def test_an_interrupted_run_resumes_after_the_last_part_done(tmp_path, monkeypat
     assert done == ["8", "4"]
     assert command.main(EXPERIMENT, [*argv, "--checkpoint", "another"]) == 0
     assert done == ["8", "4", "8", "4"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"bits": (8, 0)}, r"got bits = 0, expected at least 1\."),
+        ({"bits": (17,)}, r"got bits = 17, expected at most 16\."),
+        ({"bits": (3,)}, "got odd bits"),
+        ({"tolerance": -1.0}, r"got tolerance = -1\.0, expected more than -1\."),
+        ({"tolerance": float("nan")}, "got tolerance = nan"),
+        ({"tolerance": 2.0}, r"got tolerance = 2\.0, expected less than 2\."),
+        ({"tolerance": -0.5}, "got a negative"),
+        ({"checkpoint": "big"}, r"got checkpoint = 'big', expected one of net, small, another\."),
+    ],
+)
+def test_what_an_option_or_the_config_refuses_is_not_run(wrong, message):
+    idle = EXPERIMENT._replace(measure=lambda *a, **k: pytest.fail("work began"))
+    with pytest.raises(ValueError, match=message):
+        idle.run(Config(**wrong))
+
+
+def test_an_experiment_is_named_by_its_module():
+    made = clipping.EXPERIMENT
+    assert (made.name, made.prog) == ("clipping", "python -m experiments.clipping")
+    assert made.doc == clipping.__doc__
+    assert made.resumes
+
+
+@pytest.mark.parametrize("name", ["bench_quant", "bench_kernels"])
+def test_a_benchmark_under_its_old_name_says_the_new_one_and_runs(name, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [name, "--help"])
+    with pytest.raises(SystemExit) as done:
+        runpy.run_module(f"experiments.{name}", run_name="__main__", alter_sys=True)
+    assert done.value.code == 0
+    out, err = capsys.readouterr()
+    new = f"experiments.{name.replace('bench_', 'bench.')}"
+    assert err == f"experiments.{name} is now {new}: python -m {new}\n"
+    assert "usage: python -m experiments.bench" in out

@@ -34,7 +34,8 @@ import numpy as np
 from experiments.bench.kernels import cases as parts
 from experiments.bench.kernels import torch_peer as peer
 from experiments.bench.kernels.cases import Case, Problem
-from experiments.harness import command, store, tables
+from experiments.harness import old_command as command
+from experiments.harness import store, tables
 from qdiffjax.kernels import backends
 
 

@@ -26,7 +26,8 @@ import numpy as np
 
 from experiments.bench.sampler import peers
 from experiments.bench.sampler.orders import compared, reordered, rms
-from experiments.harness import command, subject, timing
+from experiments.harness import old_command as command
+from experiments.harness import subject, timing
 from qdiffjax import diffusion, precision
 from qdiffjax.kernels import backends
 from qdiffjax.precision import calibration

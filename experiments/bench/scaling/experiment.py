@@ -18,7 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.harness import command, tables
+from experiments.harness import old_command as command
+from experiments.harness import tables
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,7 +24,8 @@ import jax
 
 from experiments.bench.tpu_aot import products as parts
 from experiments.bench.tpu_aot import scans
-from experiments.harness import command, store
+from experiments.harness import old_command as command
+from experiments.harness import store
 from qdiffjax import kernels
 from qdiffjax.hardware.ahead import tpu
 
