@@ -5,7 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from experiments.hardware_cost import measure as hardware_cost_parts
+from experiments.harness import networks
 from qdiffjax.networks import denoisers
 from qdiffjax.networks.models.dit import DiT
 
@@ -35,6 +35,6 @@ def save(path, config=CONFIG, values=None):
 def instead_of_dit_xl(monkeypatch):
     """Make "tiny", a small DiT on small latents, the only network known by its shapes."""
     small = functools.partial(DiT, patch=2, width=32, depth=1, num_heads=2)
-    monkeypatch.setattr(hardware_cost_parts, "SIZES", {"tiny": small})
-    monkeypatch.setattr(hardware_cost_parts, "NUM_CLASSES", 10)
-    monkeypatch.setattr(hardware_cost_parts, "LATENT", (8, 8, 4))
+    monkeypatch.setattr(networks, "SIZES", {"tiny": small})
+    monkeypatch.setattr(networks, "NUM_CLASSES", 10)
+    monkeypatch.setattr(networks, "LATENT", (8, 8, 4))

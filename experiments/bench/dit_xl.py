@@ -28,9 +28,8 @@ import numpy as np
 
 from experiments.bench.kernels import cases
 from experiments.bench.sampler.peers import num_bytes
-from experiments.hardware_cost import measure as hardware_cost_parts
+from experiments.harness import networks, tables, timing
 from experiments.harness import old_command as command
-from experiments.harness import tables, timing
 from qdiffjax import diffusion, hardware, precision
 from qdiffjax.kernels import Activation, backends
 from qdiffjax.precision import SiteQuant
@@ -99,9 +98,9 @@ def check(config: Config) -> None:
     unknown = sorted({*config.ways} - {*ways()})
     if unknown or BASE not in config.ways:
         raise ValueError(f"ways: got {config.ways}, expected {BASE} and others of {[*ways()]}.")
-    if config.network not in hardware_cost_parts.SIZES:
+    if config.network not in networks.SIZES:
         raise ValueError(f"network: got {config.network!r}, expected one of "
-                         f"{sorted(hardware_cost_parts.SIZES)}.")  # fmt: skip
+                         f"{sorted(networks.SIZES)}.")  # fmt: skip
     if min(config.batch, config.num_steps, config.num_rounds) < 1:
         raise ValueError("batch, steps and rounds must be at least 1.")
 
@@ -115,15 +114,13 @@ def build(name: str):
 
 def shapes(name: str):
     """As `build`, parameters by their shapes."""
-    net = hardware_cost_parts.SIZES[name](
-        num_classes=hardware_cost_parts.NUM_CLASSES, learn_sigma=True, dtype=BF16
-    )
+    net = networks.SIZES[name](num_classes=networks.NUM_CLASSES, learn_sigma=True, dtype=BF16)
 
     def eps_fn(params, x, t):
         eps: Any = net.apply(params, x, t)
         return eps[..., : x.shape[-1]]
 
-    x = jnp.zeros((1, *hardware_cost_parts.LATENT), jnp.float32)
+    x = jnp.zeros((1, *networks.LATENT), jnp.float32)
     params = jax.eval_shape(net.init, jax.random.key(0), x, jnp.float32(0))
     return eps_fn, jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, BF16), params)
 
@@ -209,7 +206,7 @@ def _placed(run, args, way: Way):
 def run(config: Config, *, progress: bool = False):
     """Return `seconds` [num_rounds, ways] and a row for each way, those that failed too."""
     check(config)
-    x = jax.random.normal(jax.random.key(1), (config.batch, *hardware_cost_parts.LATENT))
+    x = jax.random.normal(jax.random.key(1), (config.batch, *networks.LATENT))
     x = x.astype(jnp.float32)
     steps = diffusion.ddim(diffusion.linear(), config.num_steps)
     rows, turns, samples, made = [], {}, {}, compiled_ways(config, x, steps)

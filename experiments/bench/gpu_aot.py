@@ -22,9 +22,8 @@ import jax.numpy as jnp
 
 from experiments.bench import dit_xl
 from experiments.bench.dit_xl import BASE
-from experiments.hardware_cost import measure as hardware_cost_parts
+from experiments.harness import networks, tables
 from experiments.harness import old_command as command
-from experiments.harness import tables
 from qdiffjax import diffusion, kernels, precision
 from qdiffjax.hardware.ahead import gpu
 from qdiffjax.sites import list_sites
@@ -91,7 +90,7 @@ def cost(config: Config, name: str, batch: int, path) -> dict[str, Any]:
 
 def scan(config: Config, name: str, batch: int, path):
     """The sampler, and the shapes of its arguments."""
-    x = jax.ShapeDtypeStruct((batch, *hardware_cost_parts.LATENT), jnp.float32)
+    x = jax.ShapeDtypeStruct((batch, *networks.LATENT), jnp.float32)
     eps_fn, params = dit_xl.shapes(config.network)
     steps = diffusion.ddim(diffusion.linear(), config.num_steps)
     q: Any = params

@@ -20,9 +20,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.hardware_cost import measure as parts
+from experiments.harness import networks, tables
 from experiments.harness import old_command as command
-from experiments.harness import tables
 from qdiffjax import hardware
 from qdiffjax.sites import list_sites
 
@@ -48,7 +47,7 @@ class Config:
 
 
 HELP = {
-    "network": f"one of {', '.join(parts.SIZES)}",
+    "network": f"one of {', '.join(networks.SIZES)}",
     "batch": "samples of a call",
     "side": "of the square products",
     "megabytes": "of the array that is passed over; 4 stay in the cache of a CPU",
@@ -59,8 +58,8 @@ HELP = {
 
 def check(config: Config) -> None:
     """Refuse what cannot work; raises ValueError."""
-    if config.network not in parts.SIZES:
-        raise ValueError(f"got network {config.network!r}, expected one of {list(parts.SIZES)}.")
+    if config.network not in networks.SIZES:
+        raise ValueError(f"got network {config.network!r}, expected one of {list(networks.SIZES)}.")
     if min(config.batch, config.side, config.megabytes, config.num_rounds) < 1:
         raise ValueError(f"expected numbers of at least 1, got {config}.")
 
@@ -90,8 +89,8 @@ def bandwidth(megabytes: int, num_rounds: int) -> dict[str, Any]:
 
 def random_network(name: str, dtype):
     """(eps_fn, params) of a DiT in `dtype`, weights normal and small."""
-    net = parts.SIZES[name](num_classes=parts.NUM_CLASSES, learn_sigma=True, dtype=dtype)
-    arrays = jnp.zeros((1, *parts.LATENT), jnp.float32), jnp.zeros((), jnp.float32)
+    net = networks.SIZES[name](num_classes=networks.NUM_CLASSES, learn_sigma=True, dtype=dtype)
+    arrays = jnp.zeros((1, *networks.LATENT), jnp.float32), jnp.zeros((), jnp.float32)
     shapes = jax.eval_shape(net.init, jax.random.key(0), *arrays)
     leaves, tree = jax.tree.flatten(shapes)
     ends = np.cumsum([math.prod(leaf.shape) for leaf in leaves])
@@ -107,7 +106,7 @@ def random_network(name: str, dtype):
 def call_row(config: Config, name: str, machines: dict[str, hardware.Chip]) -> dict[str, Any]:
     """A call in the format `name`: time, memory and energy, measured and predicted."""
     eps_fn, params = random_network(config.network, DTYPES[name])
-    x = jax.random.normal(jax.random.key(2), (config.batch, *parts.LATENT), jnp.float32)
+    x = jax.random.normal(jax.random.key(2), (config.batch, *networks.LATENT), jnp.float32)
     args = params, x, jnp.float32(500)
     counts = hardware.count(list_sites(eps_fn, *args))
     full = 8 * jnp.dtype(DTYPES[name]).itemsize

@@ -14,8 +14,8 @@ from typing import Any
 
 from experiments.hardware_cost import measure as parts
 from experiments.hardware_cost import plots
+from experiments.harness import networks, store
 from experiments.harness import old_command as command
-from experiments.harness import store
 from qdiffjax import hardware, labels
 from qdiffjax.networks import denoisers
 
@@ -31,7 +31,7 @@ class Config:
 
 
 HELP = {
-    "networks": f"checkpoints, or any of {', '.join(parts.SIZES)}; the first one is measured",
+    "networks": f"checkpoints, or any of {', '.join(networks.SIZES)}; the first one is measured",
     "batches": "samples of a call",
     "measured_batch": "samples of the call that is measured",
     "num_rounds": "times that it is measured",
@@ -41,11 +41,11 @@ HELP = {
 def check(config: Config) -> None:
     """Refuse what cannot work; raises ValueError, FileNotFoundError."""
     for name in config.networks:
-        if name not in parts.SIZES:
+        if name not in networks.SIZES:
             denoisers.find_checkpoint(name)
     if min(*config.batches, config.measured_batch, config.num_rounds) < 1:
         raise ValueError(f"expected batches and rounds of at least 1, got {config}.")
-    if config.networks[0] in parts.SIZES:
+    if config.networks[0] in networks.SIZES:
         raise ValueError(
             f"got {config.networks[0]} first, which has no weights to measure; put a checkpoint "
             "first."
@@ -57,12 +57,12 @@ class Study:
 
     def __init__(self, config: Config):
         self.config = config
-        self.networks = {name: parts.load(name) for name in config.networks}
+        self.networks = {name: networks.load(name) for name in config.networks}
 
     def names(self) -> list[str]:
         """Costs of each network at each batch, the compiler's word, the measurement."""
         costs = [f"{name}/{b}" for name in self.config.networks for b in self.config.batches]
-        real = [name for name in self.config.networks if name not in parts.SIZES]
+        real = [name for name in self.config.networks if name not in networks.SIZES]
         return [*costs, *(f"{name}/compiled" for name in real), "measured"]
 
     def mark(self) -> str:

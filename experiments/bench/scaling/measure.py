@@ -14,8 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.hardware_cost import measure as hardware_cost_parts
-from experiments.harness import subject, timing
+from experiments.harness import networks, subject, timing
 from qdiffjax import diffusion, hardware, precision, quant, sharding
 from qdiffjax.precision import calibration
 
@@ -76,7 +75,7 @@ def _finish(run, args) -> None:
 
 def memory(config: dict[str, Any]) -> list[dict[str, Any]]:
     """Memory of samplers of a large network, as compiled: by steps, tokens, and devices."""
-    network = hardware_cost_parts.load(config["network"])
+    network = networks.load(config["network"])
     most, few = max(config["devices"]), min(config["steps"])
     alone = (1, 1)
     cases = [(side, n, 1, alone) for side in config["sides"] for n in config["steps"]]

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from experiments.bench import roofline
-from experiments.hardware_cost import measure as parts
-from experiments.harness import store
+from experiments.harness import networks, store
 from qdiffjax import hardware
 from qdiffjax.networks.models.dit import DiT
 
@@ -16,7 +15,7 @@ from qdiffjax.networks.models.dit import DiT
 @pytest.fixture
 def _tiny(monkeypatch):
     small = functools.partial(DiT, patch=8, width=16, depth=1, num_heads=2)
-    monkeypatch.setattr(parts, "SIZES", {"tiny": small})
+    monkeypatch.setattr(networks, "SIZES", {"tiny": small})
     jax.config.update("jax_numpy_dtype_promotion", "standard")  # the network computes in bfloat16
     jax.config.update("jax_disable_most_optimizations", True)
     yield

@@ -6,7 +6,7 @@ import pytest
 
 from experiments.bench.scaling import experiment as bench_scaling
 from experiments.bench.scaling import measure as bench_scaling_parts
-from experiments.hardware_cost import measure as hardware_cost_parts
+from experiments.harness import networks
 from qdiffjax.networks.models.dit import DiT
 
 CONFIG = {"network": "tiny", "devices": [1], "sides": [8], "steps": [2, 5]}
@@ -16,7 +16,7 @@ CONFIG = {"network": "tiny", "devices": [1], "sides": [8], "steps": [2, 5]}
 def rows():
     with pytest.MonkeyPatch.context() as patch:
         small = functools.partial(DiT, patch=2, width=16, depth=1, num_heads=2)
-        patch.setattr(hardware_cost_parts, "SIZES", {"tiny": small})
+        patch.setattr(networks, "SIZES", {"tiny": small})
         return bench_scaling_parts.memory(CONFIG)
 
 
