@@ -8,26 +8,86 @@ folder `<experiment>_<name>` beside those of the experiment, become a figure of 
 """
 
 import argparse
-import importlib
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import matplotlib
+from matplotlib.figure import Figure
+
+from experiments.certificates import plots as certificates
+from experiments.clipping import plots as clipping
+from experiments.divergence_vs_bits import plots as divergence_vs_bits
+from experiments.error_bounds import plots as error_bounds
+from experiments.first_order_failure import plots as first_order_failure
+from experiments.hardware_cost import plots as hardware_cost
 from experiments.harness import store
-from paper_figures import style
+from experiments.number_formats import plots as number_formats
+from experiments.propagation_laws import plots as propagation_laws
+from experiments.random_trials import plots as random_trials
+from experiments.spectra import plots as spectra
 
-
-def figures() -> dict:
-    """Return the module of every fig*.py by name; each has EXPERIMENT and draw(results)."""
-    found = [path.stem for path in Path(__file__).parent.glob("fig*.py")]
-    names = sorted(found, key=lambda name: int(name.partition("_")[0].removeprefix("fig")))
-    return {name: importlib.import_module(f"paper_figures.{name}") for name in names}
+OUTPUT = Path(__file__).parent / "output"
+FONTS: dict[Any, Any] = {"pdf.fonttype": 42, "font.size": 9}  # TrueType, which journals ask for
+# By file name: the experiment whose results it shows, draw(config, arrays, rows), and a caption.
+FIGURES: dict[str, tuple[str, Callable[..., Figure], str]] = {
+    "fig1_error_bounds": (
+        "error_bounds", error_bounds.draw_errors,
+        "Accumulated error, measured and predicted, and its bounds along the sampler.",
+    ),
+    "fig2_ledger": (
+        "error_bounds", error_bounds.draw_ledger,
+        "Which site, at which step, makes the error of the samples.",
+    ),
+    "fig3_samples": (
+        "error_bounds", error_bounds.draw_samples,
+        "Samples of the full-precision and the quantized networks on the same noise.",
+    ),
+    "fig4_number_formats": (
+        "number_formats", number_formats.draw,
+        "Signal to quantization noise of every number format, predicted and measured.",
+    ),
+    "fig5_propagation_laws": (
+        "propagation_laws", propagation_laws.draw,
+        "How the error grows with steps, bits and sampler.",
+    ),
+    "fig6_spectra": (
+        "spectra", spectra.draw,
+        "Which errors a sampler damps and which it amplifies.",
+    ),
+    "fig7_first_order_failure": (
+        "first_order_failure", first_order_failure.draw,
+        "Failure of first order, foretold from the full-precision run.",
+    ),
+    "fig8_divergence_vs_bits": (
+        "divergence_vs_bits", divergence_vs_bits.draw,
+        "What quantization costs the law of the samples.",
+    ),
+    "fig9_clipping": (
+        "clipping", clipping.draw,
+        "Clipped noise grows along the sampler.",
+    ),
+    "fig10_certificates": (
+        "certificates", certificates.draw,
+        "Certified errors of one call and of whole runs, beside measured ones.",
+    ),
+    "fig11_random_trials": (
+        "random_trials", random_trials.draw,
+        "Bounds over what they bound, in thousands of random trials.",
+    ),
+    "fig12_hardware_cost": (
+        "hardware_cost", hardware_cost.draw_chips,
+        "Predicted time of a call in every precision on every chip.",
+    ),
+}  # fmt: skip
 
 
 def suffixes(experiment: str, results: Path) -> list[str]:
     """Return what follows the experiment's name in its folders; the first is "", its own."""
-    found = sorted(path.parent.name for path in results.glob(f"{experiment}_*/arrays.npz"))
-    return ["", *(name.removeprefix(experiment) for name in found)]
+    others = sorted(path.parent.name for path in results.glob(f"{experiment}_*/arrays.npz"))
+    return ["", *(name.removeprefix(experiment) for name in others)]
 
 
 def recompute(experiments, results: Path) -> None:
@@ -45,46 +105,57 @@ def recompute(experiments, results: Path) -> None:
             subprocess.run(command, check=True, cwd=Path(__file__).parents[1])
 
 
-def draw(module, name: str, results: Path, output: Path) -> list[Path]:
-    """Write a figure for each of its experiment's folders.
+def save(fig: Figure, name: str, folder: Path = OUTPUT) -> list[Path]:
+    """Write `fig` to <folder>/<name>.png and .pdf; the same figure gives the same bytes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{name}.{suffix}" for suffix in ("png", "pdf")]
+    with matplotlib.rc_context(FONTS):
+        fig.savefig(paths[0], dpi=200)
+        fig.set_layout_engine("none")  # laid out by now
+        fig.savefig(paths[1], dpi=200, metadata={"CreationDate": None})
+    return paths
+
+
+def write(name: str, results: Path, output: Path) -> list[Path]:
+    """Write a figure for each of its experiment's folders, and return the paths.
 
     Raises:
       FileNotFoundError: the experiment has no results.
     """
+    experiment, draw, _ = FIGURES[name]
     written = []
-    for suffix in suffixes(module.EXPERIMENT, results):
-        fig = module.draw(store.load(results / f"{module.EXPERIMENT}{suffix}"))
-        written += style.save(fig, f"{name}{suffix}", output)
+    for suffix in suffixes(experiment, results):
+        figure = draw(*store.load(results / f"{experiment}{suffix}"))
+        written += save(figure, f"{name}{suffix}", output)
     return written
 
 
 def parse(argv=None) -> argparse.Namespace:
     """Read the command line."""
+    captions = "\n".join(f"  {name:26}{caption}" for name, (*_, caption) in FIGURES.items())
     parser = argparse.ArgumentParser(
-        prog="python -m paper_figures", description=__doc__,
+        prog="python -m paper_figures", description=__doc__, epilog=f"figures:\n{captions}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument("--recompute", action="store_true", help="run the experiments first")
     parser.add_argument("--results", type=Path, default=store.RESULTS, help="folder to read")
-    parser.add_argument("--output", type=Path, default=style.OUTPUT, help="folder to write")
+    parser.add_argument("--output", type=Path, default=OUTPUT, help="folder to write")
     return parser.parse_args(argv)
 
 
 def main(argv=None) -> int:
     """Draw and save every figure; exit code 2 when results are missing."""
     args = parse(argv)
-    found, results = figures(), args.results.absolute()
+    results = args.results.absolute()
     try:
         if args.recompute:
-            recompute(sorted({module.EXPERIMENT for module in found.values()}), results)
-        for name, module in found.items():
-            print(*draw(module, name, results, args.output), sep="\n")
-    except FileNotFoundError as error:
-        remedy = "Or all at once: `python -m paper_figures --recompute`."
-        print(f"error: {error} {remedy}", file=sys.stderr)
-        return 2
+            recompute(sorted({experiment for experiment, *_ in FIGURES.values()}), results)
+        for name in FIGURES:
+            print(*write(name, results, args.output), sep="\n")
     except (OSError, subprocess.CalledProcessError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        is_missing = isinstance(error, FileNotFoundError)
+        remedy = " Or all at once: `python -m paper_figures --recompute`." if is_missing else ""
+        print(f"error: {error}{remedy}", file=sys.stderr)
         return 2
     return 0
 

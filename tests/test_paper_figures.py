@@ -9,10 +9,9 @@ import pytest
 
 from experiments.error_bounds import plots
 from experiments.harness import store
-from experiments.number_formats import plots as fig4_number_formats
+from experiments.number_formats import plots as number_formats
 from experiments.random_trials import plots as trials
 from paper_figures import __main__ as paper
-from paper_figures import style
 
 NUM_STEPS, NUM_SAMPLES, SITES = 4, 8, ("input", "conv_in/kernel", "output")
 NAMES = [
@@ -104,12 +103,14 @@ def test_recompute_runs_each_experiment_into_its_own_folder(tmp_path, monkeypatc
     runs = {Path(output).name: (name, more) for name, _, output, *more in commands}
     assert len(runs) == len(commands)
     assert runs.pop("clipping_dit") == ("experiments.clipping", ["--checkpoint", "fashion_dit"])
-    names = {module.EXPERIMENT for module in paper.figures().values()}
+    names = {experiment for experiment, *_ in paper.FIGURES.values()}
     assert runs == {name: (f"experiments.{name}", []) for name in names}
 
 
 def test_figures_are_in_the_order_of_their_numbers():
-    assert list(paper.figures()) == [name for name in NAMES if not name.endswith("_dit")]
+    assert [figure.name for figure in paper.FIGURES] == [
+        name for name in NAMES if not name.endswith("_dit")
+    ]
 
 
 def test_results_of_another_network_are_a_figure_of_their_own(results):
@@ -137,7 +138,7 @@ def test_trials_show_the_saved_ratios_their_tail_and_the_finite_share():
 
 def test_the_same_figure_gives_the_same_bytes(results, tmp_path):
     loaded = store.load(results / "error_bounds")
-    first, again = (style.save(plots.draw_errors(*loaded), name, tmp_path) for name in "ab")
+    first, again = (paper.save(plots.draw_errors(*loaded), name, tmp_path) for name in "ab")
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in again]
 
 
@@ -175,7 +176,7 @@ def test_any_number_of_widths_is_drawn(tmp_path, num):
 
 
 def test_points_of_the_formats_are_the_saved_numbers(results):
-    axes = fig4_number_formats.draw(store.load(results / "number_formats")).axes
+    axes = number_formats.draw(*store.load(results / "number_formats")).axes
     assert [ax.get_title() for ax in axes[:3]] == [
         "Gaussian", "weights, by output channel", "activations, by tensor"
     ]  # fmt: skip

@@ -25,9 +25,8 @@ MAX_BITS = 9
 SMALL = {"fontsize": 8}
 
 
-def draw(results) -> Figure:
+def draw(config, arrays, rows) -> Figure:
     """SQNR against bits for each kind of numbers, and how far off the prediction is."""
-    _, arrays, rows = results
     sources = list(dict.fromkeys(row["source"] for row in rows))
     fig = Figure(figsize=(11, 8.2), layout="constrained")
     halves: Any = fig.subfigures(2, 1, height_ratios=[1.6, 1])
