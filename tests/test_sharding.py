@@ -37,22 +37,23 @@ EIGHT = (
     + """
 from qdiffjax import diffusion, hardware, precision
 from qdiffjax.analysis.errors import ledger
-from tests.analysis import labs
+from tests import worlds
+from tests.analysis import coupled
 
 mesh = sharding.make_mesh()
-x_T, steps = labs.normal(0, 8, 2), labs.DDPM
-operands = labs.weights()
+x_T, steps = worlds.normal(0, 8, 2), worlds.DDPM
+operands = coupled.weights()
 
 def samples(bits, x):
     inputs = {
         s.name: precision.SiteQuant(
-            labs.round_weight(operands[s.name], bits[0]) if s.name in operands else None,
-            (labs.symmetric(4.0, bits[1]),) * len(s.activations),
+            coupled.round_weight(operands[s.name], bits[0]) if s.name in operands else None,
+            (coupled.symmetric(4.0, bits[1]),) * len(s.activations),
         )
-        for s in labs.SITES
+        for s in worlds.SITES
     }
-    call = precision.quantized_call(precision.Quantized(labs.net_fn, labs.PARAMS, inputs))
-    return diffusion.sample(call, x, steps, key=labs.KEY).x_0
+    call = precision.quantized_call(precision.Quantized(worlds.net_fn, worlds.PARAMS, inputs))
+    return diffusion.sample(call, x, steps, key=worlds.KEY).x_0
 
 bits = jnp.asarray(np.random.default_rng(0).integers(2, 9, (11, 2)), jnp.float64)
 one = jax.jit(sharding.sweep(samples))(bits, x_T)
@@ -61,20 +62,20 @@ alone = jax.jit(samples)
 singly = jnp.stack([alone(b, x_T) for b in bits])
 swept = jax.jit(sharding.sweep(samples, mesh)).lower(bits[:8], x_T).compile()
 
-q = labs.quantized(6, 6)
-analyse = jax.jit(lambda x: ledger.attribution(q, x, steps, num_nodes=1, key=labs.KEY))
+q = coupled.quantized(6, 6)
+analyse = jax.jit(lambda x: ledger.attribution(q, x, steps, num_nodes=1, key=worlds.KEY))
 on_one, on_eight = analyse(x_T), analyse(sharding.split(x_T, mesh))
 
 def plain(params, x):
     return diffusion.sample(
-        diffusion.bind(labs.net_fn, params), x, steps, key=labs.KEY, keep_trajectory=False
+        diffusion.bind(worlds.net_fn, params), x, steps, key=worlds.KEY, keep_trajectory=False
     ).x_0
 
 run = jax.jit(plain)
 
 def place(num_batch, num_weights):
     table = sharding.make_mesh(num_batch, num_weights)
-    params = sharding.shard_params(labs.PARAMS, table, min_elements=1)
+    params = sharding.shard_params(worlds.PARAMS, table, min_elements=1)
     return params, sharding.split(x_T, table)
 
 placed = [place(8, 1), place(2, 4), place(1, 8)]
@@ -91,7 +92,7 @@ print(json.dumps({
     "held by each": [sum(a.addressable_shards[i].data.nbytes for a in jax.tree.leaves(sharded))
                      for i in range(8)],
     "total": total, "arguments": cost.arguments,
-    "sharded weights": [gap(run(labs.PARAMS, x_T), run(*args)) for args in placed],
+    "sharded weights": [gap(run(worlds.PARAMS, x_T), run(*args)) for args in placed],
 }))
 """
 )

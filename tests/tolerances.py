@@ -1,5 +1,9 @@
-"""The one place where test tolerances are made."""
+"""The one place where test tolerances are made, and what is compared by them."""
 
+from decimal import Decimal
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 
@@ -17,3 +21,25 @@ def assert_close(actual, expected, *, factor: float = 16.0, scale: float | None 
         scale = max(float(np.max(np.abs(expected), initial=0.0)), 1e-300)
     tolerance = factor * float(eps) * np.sqrt(max(actual.size, 1)) * scale
     np.testing.assert_allclose(actual, expected, rtol=0.0, atol=tolerance)
+
+
+def last_digit(printed: str) -> float:
+    """One unit of the last digit of a printed number."""
+    return 10.0 ** Decimal(printed).as_tuple().exponent
+
+
+def assert_digits(value, printed: str):
+    """Assert that value, rounded to as many digits, is the printed number."""
+    assert abs(value - float(printed)) <= 0.50001 * last_digit(printed), (value, printed)
+
+
+def slope(sizes, values):
+    """Least-squares slope of log value against log size."""
+    return np.polyfit(np.log(np.asarray(sizes)), np.log(np.asarray(values)), 1)[0]
+
+
+def both_modes(function, *primals):
+    """Value, jvp along one direction and vjp of one cotangent."""
+    tangents = jax.tree.map(lambda a: jnp.cos(7 * a + 1), primals)
+    out, forward = jax.jvp(function, primals, tangents)
+    return out, forward, jax.vjp(function, *primals)[1](jnp.sin(5 * out + 2))

@@ -11,6 +11,7 @@ from scipy import integrate, stats
 from qdiffjax import diffusion as d
 from qdiffjax.diffusion import losses
 from tests.tolerances import assert_close
+from tests.worlds import quick_jit
 
 SCHEDULE = d.linear(50, 1e-3, 0.2)
 X_0 = jax.random.normal(jax.random.key(5), (64, 3))
@@ -21,11 +22,6 @@ TARGETS = {
     "v": (d.v_prediction, lambda level: (-level.sigma, level.alpha)),
     "flow": (d.flow_prediction, lambda level: (-1.0, 1.0)),
 }
-
-
-def quick_jit(fn):
-    """Compile in a hurry."""
-    return jax.jit(fn, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def tanh_as(name, process=SCHEDULE):

@@ -10,14 +10,6 @@ from experiments.certificates import measure as parts
 from experiments.harness import store
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _compile_fast():
-    """These tests compile much and compute little."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def test_every_input_is_in_the_box_that_is_said_to_hold_it():
     x = np.random.default_rng(0).uniform(-2, 2, (500, 2))
     low, high = parts.grid_boxes(2.0, 7)

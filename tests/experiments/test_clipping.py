@@ -4,16 +4,15 @@ import dataclasses
 import io
 from contextlib import redirect_stdout
 
-import jax
 import numpy as np
 import pytest
 
 from experiments.clipping import experiment as clipping
 from experiments.harness import command, store
-from tests import tiny
+from tests import worlds
 
 NET = dataclasses.replace(
-    tiny.CONFIG, network="dit", arguments={"patch": 4, "width": 8, "depth": 1, "num_heads": 2}
+    worlds.TINY, network="dit", arguments={"patch": 4, "width": 8, "depth": 1, "num_heads": 2}
 )
 
 
@@ -23,15 +22,11 @@ def test_excess_is_the_signed_distance_to_the_range():
 
 
 def test_a_miniature_run_clips_less_with_the_wider_range(tmp_path):
-    argv = ["--checkpoint", str(tiny.save(tmp_path / "net", NET, tiny.params(NET))), "--output",
+    argv = ["--checkpoint", str(worlds.save_tiny(tmp_path / "net", NET)), "--output",
             str(tmp_path / "out"), "--num-steps", "2", "--num-samples", "64", "--sites", "input",
             "patchify*", "output", "--widen", "100"]  # fmt: skip
-    jax.config.update("jax_disable_most_optimizations", True)
-    try:
-        with redirect_stdout(io.StringIO()) as printed:
-            assert command.main(clipping.EXPERIMENT, argv) == 0
-    finally:
-        jax.config.update("jax_disable_most_optimizations", False)
+    with redirect_stdout(io.StringIO()) as printed:
+        assert command.main(clipping.EXPERIMENT, argv) == 0
     _, arrays, rows = store.load(tmp_path / "out")
     assert (tmp_path / "out" / "clipping.png").stat().st_size > 10_000
     assert "clipped" in printed.getvalue()

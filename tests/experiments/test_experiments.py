@@ -13,7 +13,7 @@ import pytest
 from experiments.error_bounds import experiment as error_bounds
 from experiments.error_bounds import measure as parts
 from experiments.harness import command, store, tables
-from tests import tiny
+from tests import worlds
 
 NUM_PIXELS = 64
 KEYS = {
@@ -30,17 +30,9 @@ def flags(checkpoint, output, *more):
     return ["--checkpoint", str(checkpoint), "--output", str(output), *small, *sites, *more]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _compile_fast():
-    """These tests compile much and compute little."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    return tiny.save(tmp_path_factory.mktemp("checkpoint"))
+    return worlds.save_tiny(tmp_path_factory.mktemp("checkpoint"))
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +150,7 @@ def test_a_missing_checkpoint_is_refused(tmp_path, refused):
 
 
 def test_a_checkpoint_of_another_network_is_refused(tmp_path, refused):
-    path = tiny.save(tmp_path / "wrong")
+    path = worlds.save_tiny(tmp_path / "wrong")
     config = json.loads((path / "config.json").read_text())
     config["arguments"]["channels"] = [16]
     (path / "config.json").write_text(json.dumps(config))
@@ -166,8 +158,8 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path, refused):
 
 
 def test_a_checkpoint_with_nan_is_refused(tmp_path, refused):
-    values = jax.tree.map(lambda a: jnp.full_like(a, jnp.nan), tiny.params())
-    path = tiny.save(tmp_path / "nan", values=values)
+    values = jax.tree.map(lambda a: jnp.full_like(a, jnp.nan), worlds.tiny_params())
+    path = worlds.save_tiny(tmp_path / "nan", values=values)
     assert "NaN" in refused(flags(path, tmp_path / "out"))
 
 

@@ -4,14 +4,13 @@ import dataclasses
 import io
 from contextlib import redirect_stdout
 
-import jax
 import numpy as np
 import pytest
 
 from experiments.first_order_failure import experiment
 from experiments.first_order_failure import measure as parts
 from experiments.harness import store
-from tests import tiny
+from tests import worlds
 
 CONFIG = experiment.Config()
 
@@ -55,15 +54,11 @@ def test_what_cannot_be_run_is_refused_first(change, message):
 
 def test_a_miniature_run_measures_and_predicts(tmp_path):
     flags = [
-        "--checkpoint", str(tiny.save(tmp_path / "net")), "--output", str(tmp_path / "out"),
+        "--checkpoint", str(worlds.save_tiny(tmp_path / "net")), "--output", str(tmp_path / "out"),
         "--num-steps", "3", "--num-samples", "4", "--widths", "W8", "W3", "--sites", "conv_*",
     ]  # fmt: skip
-    jax.config.update("jax_disable_most_optimizations", True)
-    try:
-        with redirect_stdout(io.StringIO()) as printed:
-            assert experiment.main(flags) == 0
-    finally:
-        jax.config.update("jax_disable_most_optimizations", False)
+    with redirect_stdout(io.StringIO()) as printed:
+        assert experiment.main(flags) == 0
     _, arrays, rows = store.load(tmp_path / "out")
     assert (tmp_path / "out" / "failure.png").stat().st_size > 10_000
     assert "area under ROC" in printed.getvalue()

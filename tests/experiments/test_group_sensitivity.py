@@ -4,17 +4,16 @@ import dataclasses
 import io
 from contextlib import redirect_stdout
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from experiments.group_sensitivity import experiment
 from experiments.harness import store
-from tests import tiny
+from tests import worlds
 
 NET = dataclasses.replace(
-    tiny.CONFIG, network="dit", arguments={"patch": 4, "width": 8, "depth": 1, "num_heads": 2}
+    worlds.TINY, network="dit", arguments={"patch": 4, "width": 8, "depth": 1, "num_heads": 2}
 )
 
 
@@ -51,15 +50,11 @@ def test_shares_are_of_squares_and_leave_the_whole_out():
 
 
 def test_in_a_miniature_run_fewer_bits_cost_more_in_every_group(tmp_path):
-    argv = ["--checkpoint", str(tiny.save(tmp_path / "net", NET, tiny.params(NET))), "--output",
+    argv = ["--checkpoint", str(worlds.save_tiny(tmp_path / "net", NET)), "--output",
             str(tmp_path / "out"), "--num-steps", "2", "--num-samples", "2", "--bits", "8",
             "3"]  # fmt: skip
-    jax.config.update("jax_disable_most_optimizations", True)
-    try:
-        with redirect_stdout(io.StringIO()) as printed:
-            assert experiment.main(argv) == 0
-    finally:
-        jax.config.update("jax_disable_most_optimizations", False)
+    with redirect_stdout(io.StringIO()) as printed:
+        assert experiment.main(argv) == 0
     _, arrays, rows = store.load(tmp_path / "out")
     assert (tmp_path / "out" / "groups.png").stat().st_size > 10_000
     assert "attention products" in printed.getvalue()

@@ -11,10 +11,10 @@ import pytest
 from experiments.hardware_cost import experiment as hardware_cost
 from experiments.hardware_cost import measure as parts
 from experiments.harness import store
-from tests import tiny
+from tests import worlds
 
 NET = dataclasses.replace(
-    tiny.CONFIG, network="dit", arguments={"patch": 4, "width": 8, "depth": 1, "num_heads": 2}
+    worlds.TINY, network="dit", arguments={"patch": 4, "width": 8, "depth": 1, "num_heads": 2}
 )
 COMMAND = ["--batches", "1", "--measured-batch", "2", "--num-rounds", "2"]
 
@@ -23,14 +23,10 @@ COMMAND = ["--batches", "1", "--measured-batch", "2", "--num-rounds", "2"]
 def finished(tmp_path_factory):
     """A miniature run from the command line: config, arrays, rows, and what it printed."""
     folder = tmp_path_factory.mktemp("hardware")
-    jax.config.update("jax_disable_most_optimizations", True)
-    try:
-        net = str(tiny.save(folder / "net", NET, jax.jit(lambda: tiny.params(NET))()))
-        argv = ["--networks", net, "dit_s_2", *COMMAND, "--output", str(folder / "out")]
-        with redirect_stdout(io.StringIO()) as printed:
-            assert hardware_cost.main(argv) == 0
-    finally:
-        jax.config.update("jax_disable_most_optimizations", False)
+    net = str(worlds.save_tiny(folder / "net", NET, jax.jit(lambda: worlds.tiny_params(NET))()))
+    argv = ["--networks", net, "dit_s_2", *COMMAND, "--output", str(folder / "out")]
+    with redirect_stdout(io.StringIO()) as printed:
+        assert hardware_cost.main(argv) == 0
     for name in ("layers", "chips", "roofline"):
         assert (folder / "out" / f"{name}.png").stat().st_size > 10_000
     return *store.load(folder / "out"), printed.getvalue()

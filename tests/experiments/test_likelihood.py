@@ -10,18 +10,7 @@ from scipy import stats
 
 from experiments import likelihood
 from experiments.harness import store
-from tests import tiny
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _compile_fast():
-    """These tests compile much and compute little."""
-    with pytest.MonkeyPatch.context() as patch:
-        options = {"xla_backend_optimization_level": 0}
-        patch.setattr(
-            likelihood.compiling, "compiled", lambda f: jax.jit(f, compiler_options=options)
-        )
-        yield
+from tests import worlds
 
 
 @pytest.fixture
@@ -38,7 +27,7 @@ def refused(capsys):
 
 
 CONFIG = dataclasses.replace(
-    tiny.CONFIG, network="dit", num_classes=10,
+    worlds.TINY, network="dit", num_classes=10,
     arguments={"patch": 4, "width": 8, "depth": 1, "num_heads": 2},
 )  # fmt: skip
 
@@ -49,7 +38,10 @@ def flags(checkpoint, output, *more):
 
 
 def test_a_miniature_run_writes_bits_of_every_image(tmp_path, capsys):
-    folder, name = tmp_path / "out", str(tiny.save(tmp_path / "net", CONFIG, tiny.params(CONFIG)))
+    folder, name = (
+        tmp_path / "out",
+        str(worlds.save_tiny(tmp_path / "net", CONFIG, worlds.tiny_params(CONFIG))),
+    )
     assert likelihood.main([str(a) for a in flags(name, folder)]) == 0
     config, arrays, (row,) = store.load(folder)
     assert config["num_images"] == row["images"] == 5
@@ -121,18 +113,18 @@ def test_a_pixel_far_from_its_mean_has_a_finite_log_probability():
 
 
 def test_images_of_another_shape_are_refused(tmp_path, refused):
-    config = dataclasses.replace(tiny.CONFIG, shape=(6, 6, 1))
-    path = tiny.save(tmp_path / "six", config)
+    config = dataclasses.replace(worlds.TINY, shape=(6, 6, 1))
+    path = worlds.save_tiny(tmp_path / "six", config)
     assert "(8, 8, 1)" in refused(flags(path, tmp_path / "out"))
 
 
 def test_more_images_than_there_are_is_refused(tmp_path, refused):
-    path = tiny.save(tmp_path / "net")
+    path = worlds.save_tiny(tmp_path / "net")
     assert "1797" in refused(flags(path, tmp_path / "out", "--num-images", 5000))
 
 
 def test_no_data_is_refused(tmp_path, refused):
-    path = tiny.save(tmp_path / "net")
+    path = worlds.save_tiny(tmp_path / "net")
     error = refused(flags(path, tmp_path / "out", "--data", tmp_path / "nowhere"))
     assert "No data at" in error
 
@@ -142,7 +134,7 @@ def test_a_missing_checkpoint_is_refused(tmp_path, refused):
 
 
 def test_levels_that_do_not_descend_are_refused(tmp_path, refused):
-    path = tiny.save(tmp_path / "net")
+    path = worlds.save_tiny(tmp_path / "net")
     assert "sigma_min" in refused(flags(path, tmp_path / "out", "--sigma-min", 200))
 
 

@@ -1,6 +1,5 @@
 """The experiment that compares number formats."""
 
-import jax
 import numpy as np
 import pytest
 
@@ -8,15 +7,7 @@ from experiments.harness import store
 from experiments.number_formats import experiment as number_formats
 from experiments.number_formats.data import ROW, Pool, in_rows
 from experiments.number_formats.formats import ENTRIES
-from tests import tiny
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _compile_fast():
-    """These tests compile much and compute little."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+from tests import worlds
 
 
 def entry(name):
@@ -60,7 +51,7 @@ def test_each_channel_gets_the_best_of_the_shrunken_ranges():
 def test_a_miniature_run_has_a_row_for_every_format_and_source(tmp_path, capsys, monkeypatch):
     names = ["int4", "mxfp4"]
     monkeypatch.setattr(number_formats, "ENTRIES", tuple(entry(name) for name in names))
-    checkpoint = tiny.save(tmp_path / "checkpoint")
+    checkpoint = worlds.save_tiny(tmp_path / "checkpoint")
     flags = ["--num-steps", "2", "--steps", "1", "--num-samples", "2", "--num-random", "16384"]
     argv = ["--checkpoint", str(checkpoint), *flags, "--num-elements", "512"]
     assert number_formats.main([*argv, "--output", str(tmp_path / "out")]) == 0

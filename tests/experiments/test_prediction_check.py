@@ -2,28 +2,23 @@
 
 import dataclasses
 
-import jax
 import numpy as np
 import pytest
 
 from experiments import prediction_check
 from experiments.harness import store
-from tests import tiny
+from tests import worlds
 
 NET = dataclasses.replace(
-    tiny.CONFIG, network="dit", arguments={"patch": 4, "width": 8, "depth": 1, "num_heads": 2}
+    worlds.TINY, network="dit", arguments={"patch": 4, "width": 8, "depth": 1, "num_heads": 2}
 )
 
 
 def test_in_a_miniature_run_rows_are_ratios_of_the_arrays(tmp_path, capsys):
-    net = tiny.save(tmp_path / "net", NET, tiny.params(NET))
+    net = worlds.save_tiny(tmp_path / "net", NET)
     argv = ["--checkpoints", str(net), "--output", str(tmp_path / "out"), "--num-steps", "2",
             "--num-samples", "8", "--widths", "W4A4", "--input-steps", "2"]  # fmt: skip
-    jax.config.update("jax_disable_most_optimizations", True)
-    try:
-        assert prediction_check.main(argv) == 0
-    finally:
-        jax.config.update("jax_disable_most_optimizations", False)
+    assert prediction_check.main(argv) == 0
     _, arrays, (row, alone) = store.load(tmp_path / "out")
     for part, found, names in (("net W4A4", row, prediction_check.PREDICTIONS),
                                ("net input 2", alone, ("frozen",))):  # fmt: skip

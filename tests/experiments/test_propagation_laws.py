@@ -12,9 +12,8 @@ import pytest
 from experiments.harness import store
 from experiments.propagation_laws import experiment as propagation_laws
 from experiments.propagation_laws import measure as parts
-from qdiffjax import compiling, precision
-from tests import tiny
-from tests.networks.models.tools import quick_jit
+from qdiffjax import precision
+from tests import worlds
 
 CONFIG = propagation_laws.Config()
 
@@ -52,20 +51,15 @@ def test_the_law_in_bits_leaves_out_errors_as_large_as_the_signal():
 def finished(tmp_path_factory):
     """A miniature run from the command line: its folder and what it printed."""
     folder = tmp_path_factory.mktemp("laws")
-    checkpoint = tiny.save(tmp_path_factory.mktemp("checkpoint"))
+    checkpoint = worlds.save_tiny(tmp_path_factory.mktemp("checkpoint"))
     flags = [
         "--checkpoint", str(checkpoint), "--output", str(folder), "--num-steps", "2", "3", "4",
         "--middle", "4", "--bits", "8", "6", "4", "--samplers", "dpmpp-2m", "--num-samples", "3",
         "--num-checked", "2", "--num-draws", "2", "--sites", "conv_in*",
     ]  # fmt: skip
-    jax.config.update("jax_disable_most_optimizations", True)
-    try:
-        with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as printed:
-            patch.setattr(propagation_laws, "PARTS", ("SR",))
-            patch.setattr(compiling, "compiled", quick_jit)
-            assert propagation_laws.main(flags) == 0
-    finally:
-        jax.config.update("jax_disable_most_optimizations", False)
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as printed:
+        patch.setattr(propagation_laws, "PARTS", ("SR",))
+        assert propagation_laws.main(flags) == 0
     return folder, printed.getvalue()
 
 

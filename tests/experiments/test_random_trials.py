@@ -1,20 +1,11 @@
 """The experiment that tries the bounds on random worlds."""
 
-import jax
 import numpy as np
 import pytest
 
 from experiments.harness import store
 from experiments.random_trials import draws
 from experiments.random_trials import experiment as random_trials
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _compile_fast():
-    """These tests compile much and compute little."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def test_a_violation_is_counted_and_rounding_is_not():

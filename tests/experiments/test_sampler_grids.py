@@ -2,29 +2,19 @@
 
 import dataclasses
 
-import jax
 import numpy as np
 import pytest
 
 from experiments.harness import store
 from experiments.sampler_grids import experiment as sampler_grids
 from qdiffjax import diffusion
-from tests import tiny
+from tests import worlds
 
 PROCESSES = {
     "linear": diffusion.Interpolated(diffusion.linear()),
     "cosine": diffusion.Interpolated(diffusion.cosine()),
     "flow": diffusion.Flow(),
 }
-
-
-@pytest.fixture(autouse=True)
-def _compile_fast(monkeypatch):
-    """These tests compile much and compute little."""
-    options = {"xla_backend_optimization_level": 0}
-    monkeypatch.setattr(
-        sampler_grids.compiling, "compiled", lambda f: jax.jit(f, compiler_options=options)
-    )
 
 
 @pytest.mark.parametrize("name", PROCESSES)
@@ -40,10 +30,10 @@ def test_every_sampler_reaches_clean_data_in_about_the_calls_it_is_given(entry, 
 
 def test_a_miniature_run_draws_each_sampler_from_the_same_noise(tmp_path, capsys):
     config = dataclasses.replace(
-        tiny.CONFIG, network="dit", num_classes=3,
+        worlds.TINY, network="dit", num_classes=3,
         arguments={"patch": 4, "width": 8, "depth": 1, "num_heads": 2},
     )  # fmt: skip
-    path = tiny.save(tmp_path / "net", config, tiny.params(config))
+    path = worlds.save_tiny(tmp_path / "net", config, worlds.tiny_params(config))
     names, folder = ["DDIM", "DEIS", "one step"], tmp_path / "out"
     argv = ["--checkpoints", path, "--nfe", 8, "--num-samples", 4, "--samplers", *names,
             "--output", folder]  # fmt: skip

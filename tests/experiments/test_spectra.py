@@ -4,18 +4,17 @@ import dataclasses
 import io
 from contextlib import redirect_stdout
 
-import jax
 import numpy as np
 import pytest
 
 from experiments.harness import store
 from experiments.spectra import experiment as spectra
 from experiments.spectra.measure import summary
-from tests import tiny
+from tests import worlds
 
 CONFIG = spectra.Config()
 NET = dataclasses.replace(
-    tiny.CONFIG, network="dit", arguments={"patch": 4, "width": 8, "depth": 1, "num_heads": 2}
+    worlds.TINY, network="dit", arguments={"patch": 4, "width": 8, "depth": 1, "num_heads": 2}
 )
 
 
@@ -60,18 +59,14 @@ def test_what_cannot_be_run_is_refused_first(change, message):
 
 def test_in_a_miniature_run_the_parts_agree_with_each_other(tmp_path):
     flags = [
-        "--checkpoint", str(tiny.save(tmp_path / "net", NET, tiny.params(NET))), "--output",
+        "--checkpoint", str(worlds.save_tiny(tmp_path / "net", NET)), "--output",
         str(tmp_path / "out"), "--num-steps", "2", "--num-samples", "2", "--num-gain-samples", "3",
         "--num-values", "12",
         "--num-shown", "2", "--num-nodes", "4", "--num-probes", "2", "--num-starts", "2",
         "--sites", "*attention*",
     ]  # fmt: skip
-    jax.config.update("jax_disable_most_optimizations", True)
-    try:
-        with redirect_stdout(io.StringIO()) as printed:
-            assert spectra.main(flags) == 0
-    finally:
-        jax.config.update("jax_disable_most_optimizations", False)
+    with redirect_stdout(io.StringIO()) as printed:
+        assert spectra.main(flags) == 0
     _, arrays, rows = store.load(tmp_path / "out")
     assert (tmp_path / "out" / "spectra.png").stat().st_size > 10_000
     assert "log volume per dimension" in printed.getvalue()

@@ -10,14 +10,7 @@ from qdiffjax.networks import denoisers
 TINY = ["--width", "8", "--depth", "1", "--patch", "4", "--steps", "2", "--batch", "4"]
 
 
-@pytest.fixture(autouse=True)
-def _a_users_defaults():
-    with (
-        jax.enable_x64(False),
-        jax.numpy_dtype_promotion("standard"),
-        jax.numpy_rank_promotion("allow"),
-    ):
-        yield
+pytestmark = pytest.mark.usefixtures("users_defaults")
 
 
 def test_a_run_leaves_a_checkpoint_with_its_curve_and_pictures_and_the_same_command_adds_nothing(

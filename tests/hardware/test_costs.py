@@ -13,25 +13,24 @@ from qdiffjax.hardware import costs
 from qdiffjax.networks.models import dit
 from qdiffjax.quant import QTensor
 from qdiffjax.sites import list_sites
-from tests.hardware import nets
-from tests.sites import networks
+from tests import worlds
 
-T = nets.shape()
+T = worlds.shape()
 
 
 def count(fn, params, *x):
-    return hardware.count(list_sites(fn, params, nets.shape(*x), T))
+    return hardware.count(list_sites(fn, params, worlds.shape(*x), T))
 
 
 @functools.cache
 def unet():
-    net = networks.linen_unet()
+    net = worlds.linen_unet()
     sites = list_sites(net.fn, *net.args)
     return sites, hardware.count(sites), net.params
 
 
 def test_dense_layers_counted_by_hand():
-    c = count(nets.dense, nets.DENSE, 5, 3)
+    c = count(worlds.dense, worlds.DENSE, 5, 3)
     assert c.names == ("first/kernel", "second/kernel")
     np.testing.assert_array_equal(c.macs, [5 * 3 * 7, 5 * 7 * 3])
     np.testing.assert_array_equal(c.weights, [21, 21])
@@ -45,13 +44,13 @@ def test_dense_layers_counted_by_hand():
     np.testing.assert_array_equal(hardware.traffic(c, w), [8 + 28 + 15 + 140, 8 + 12 + 35 + 60])
     np.testing.assert_array_equal(hardware.bops(c, w), [105 * 24, 105 * 24])
     assert hardware.working_set(c, w) == 15 + 140
-    other = hardware.other_elements(nets.DENSE, c)
+    other = hardware.other_elements(worlds.DENSE, c)
     assert other == 7
     assert hardware.model_bytes(c, w, other) == 36 + 20 + 28
 
 
 def test_a_product_of_activations_has_no_weight_and_costs_the_square_of_its_width():
-    c = count(nets.attention, {"query": {"kernel": nets.shape(4, 4)}}, 2, 5, 4)
+    c = count(worlds.attention, {"query": {"kernel": worlds.shape(4, 4)}}, 2, 5, 4)
     np.testing.assert_array_equal(c.macs, [2 * 5 * 16, 2 * 25 * 4, 2 * 25 * 4])
     np.testing.assert_array_equal(c.activations, [40, 80, 90])
     w = hardware.uniform(4, 8)
@@ -61,7 +60,7 @@ def test_a_product_of_activations_has_no_weight_and_costs_the_square_of_its_widt
 
 
 def test_tied_weights_are_stored_once_and_read_twice():
-    c = count(nets.tied, {"kernel": nets.shape(3, 3)}, 5, 3)
+    c = count(worlds.tied, {"kernel": worlds.shape(3, 3)}, 5, 3)
     w = hardware.uniform(32, 32)
     np.testing.assert_array_equal(hardware.weight_bytes(c, w), [36, 0])
     np.testing.assert_array_equal(hardware.traffic(c, w), [36 + 120, 36 + 120])
@@ -73,8 +72,8 @@ def test_bytes_of_weights_are_those_of_packed_storage(bits):
     format = quant.IntFormat(bits)
     found = dict(zip(c.names, hardware.weight_bytes(c, hardware.uniform(bits, 8)), strict=True))
     for s in (s for s in sites if s.weight is not None):
-        codes = nets.shape(*s.shapes[s.weight], dtype=format.storage_dtype)
-        scale = nets.shape(*precision.output_channels(s))
+        codes = worlds.shape(*s.shapes[s.weight], dtype=format.storage_dtype)
+        scale = worlds.shape(*precision.output_channels(s))
         assert found[s.name] == quant.footprint(QTensor(codes, scale, None, format)).total
 
 
@@ -89,29 +88,29 @@ def test_memory_is_the_surveys_share_of_float32_but_for_the_scales():
 
 def test_products_without_padding_have_the_compilers_flops():
     for fn, params, x in (
-        (nets.dense, nets.DENSE, (5, 3)),
-        (nets.attention, {"query": {"kernel": nets.shape(4, 4)}}, (2, 5, 4)),
-        (nets.conv("VALID"), {"kernel": nets.shape(3, 3, 2, 4)}, (2, 8, 8, 2)),
+        (worlds.dense, worlds.DENSE, (5, 3)),
+        (worlds.attention, {"query": {"kernel": worlds.shape(4, 4)}}, (2, 5, 4)),
+        (worlds.conv("VALID"), {"kernel": worlds.shape(3, 3, 2, 4)}, (2, 8, 8, 2)),
     ):
         c = count(fn, params, *x)
-        found = hardware.compiled_cost(fn, params, nets.shape(*x), T)
-        bias = 35 if fn is nets.dense else 0
+        found = hardware.compiled_cost(fn, params, worlds.shape(*x), T)
+        bias = 35 if fn is worlds.dense else 0
         assert found.flops == 2 * c.macs.sum() + bias
 
 
 def test_the_compiler_leaves_the_products_with_padding_out():
-    n, params = 8, {"kernel": nets.shape(3, 3, 2, 4)}
-    c = count(nets.conv("SAME"), params, 2, n, n, 2)
+    n, params = 8, {"kernel": worlds.shape(3, 3, 2, 4)}
+    c = count(worlds.conv("SAME"), params, 2, n, n, 2)
     assert c.macs[0] == 2 * n**2 * 9 * 2 * 4
-    found = hardware.compiled_cost(nets.conv("SAME"), params, nets.shape(2, n, n, 2), T)
+    found = hardware.compiled_cost(worlds.conv("SAME"), params, worlds.shape(2, n, n, 2), T)
     assert found.flops == 2 * 2 * (3 * n - 2) ** 2 * 2 * 4
 
 
 def test_traffic_of_one_product_is_what_the_compiler_reads_and_writes():
     fn = lambda p, x, t: x @ p["kernel"]  # noqa: E731
-    params = {"kernel": nets.shape(3, 7)}
+    params = {"kernel": worlds.shape(3, 7)}
     c = count(fn, params, 5, 3)
-    found = hardware.compiled_cost(fn, params, nets.shape(5, 3), T)
+    found = hardware.compiled_cost(fn, params, worlds.shape(5, 3), T)
     assert found.accessed == hardware.traffic(c, hardware.uniform(32, 32)).sum()
     assert found.outputs == hardware.output_bytes(c, hardware.uniform(32, 32))[0]
 
@@ -119,7 +118,7 @@ def test_traffic_of_one_product_is_what_the_compiler_reads_and_writes():
 def test_dit_xl_2_has_the_published_size():
     # Peebles & Xie 2023, table 4: 675 million parameters, 118.64 G multiply-adds at 32 x 32 x 4.
     net = dit.dit_xl_2(num_classes=1000, learn_sigma=True)
-    x, label = nets.shape(1, 32, 32, 4), nets.shape(1, dtype=jnp.int32)
+    x, label = worlds.shape(1, 32, 32, 4), worlds.shape(1, dtype=jnp.int32)
     params = jax.eval_shape(net.init, jax.random.key(0), x, T, label)
     c = hardware.count(list_sites(net.apply, params, x, T, label))
     assert round(c.macs.sum() / 1e9, 1) == 118.6
@@ -188,7 +187,7 @@ def test_derivatives_of_costs_in_the_widths():
 def test_parameters_of_another_network_are_refused():
     _, c, _ = unet()
     with pytest.raises(ValueError, match="expected the parameters"):
-        hardware.other_elements({"a": nets.shape(3)}, c)
+        hardware.other_elements({"a": worlds.shape(3)}, c)
 
 
 def test_layers_of_a_scan_store_a_weight_each():
@@ -196,7 +195,7 @@ def test_layers_of_a_scan_store_a_weight_each():
         twice = lambda h, w: ((h @ w) @ w, None)  # noqa: E731
         return jax.lax.scan(twice, x, params["layers"])[0]
 
-    params = {"layers": nets.shape(3, 4, 4)}
+    params = {"layers": worlds.shape(3, 4, 4)}
     c = count(fn, params, 5, 4)
     assert set(c.names) == {f"layers{use}[{i}]" for use in ("", "#2") for i in range(3)}
     assert c.stored.sum() == 3 * 16
@@ -205,7 +204,7 @@ def test_layers_of_a_scan_store_a_weight_each():
 
 
 def test_a_lowered_network_takes_the_bytes_that_are_counted():
-    net = networks.linen_layers()
+    net = worlds.linen_layers()
     sites = list_sites(net.fn, *net.args)
     recipe = precision.uniform(sites, weight_bits=8, activation_bits=None, globs=("*",))
     codes = precision.prepare_codes(precision.weight_operands(net.fn, *net.args), sites, recipe)

@@ -10,8 +10,8 @@ import pytest
 from qdiffjax import hardware
 from qdiffjax.hardware import measured
 from qdiffjax.hardware.energy import integral
-from tests.hardware import nets
-from tests.hardware.test_roofline import product
+from tests import worlds
+from tests.worlds import product
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,9 @@ def test_the_compiler_counts_the_body_of_a_loop_once():
         return jax.lax.scan(lambda c, _: (c @ w, None), x, None, length=length)[0]
 
     found = [
-        hardware.compiled_cost(lambda x, w, n=n: loop(x, w, n), nets.shape(16, 8), nets.shape(8, 8))
+        hardware.compiled_cost(
+            lambda x, w, n=n: loop(x, w, n), worlds.shape(16, 8), worlds.shape(8, 8)
+        )
         for n in (10, 100)
     ]
     assert found[0].flops == found[1].flops
@@ -107,7 +109,7 @@ def test_the_compiler_counts_the_body_of_a_loop_once():
 
 
 def test_memory_of_a_program_is_its_arguments_its_results_and_what_it_needs_between():
-    shape = nets.shape(64, 64)
+    shape = worlds.shape(64, 64)
     found = hardware.compiled_cost(lambda a, b: (a @ b) @ b, shape, shape)
     n = 64 * 64 * 4
     assert (found.arguments, found.outputs) == (2 * n, n)

@@ -7,13 +7,7 @@ import pytest
 
 from qdiffjax import hardware
 from qdiffjax.hardware import chips, costs
-
-
-def product(m, k, n):
-    """Counts of one product [m, k] x [k, n]."""
-    columns = [[m * k * n], [k * n], [k * n], [n], [m * k], [m * n]]
-    return costs.Counts(("kernel",), *(np.array(c, np.int64) for c in columns))
-
+from tests.worlds import product
 
 TOY = chips.Chip("toy", {"int8": 8e9, "bf16": 2e9, "f32": 1e9}, 1e8, 1e9)
 

@@ -1,8 +1,5 @@
 """The paths that every test of kernels runs, and operands for it."""
 
-import functools
-
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -15,20 +12,12 @@ PATHS = [XLA, TPU_INTERPRETED]
 fast_paths = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.name)
 all_paths = pytest.mark.parametrize("path", [REFERENCE, *PATHS], ids=lambda path: path.name)
 
-# Exactness does not wait for LLVM's optimizations.
-compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-
 INT8, INT4, UINT8 = IntFormat(8), IntFormat(4), IntFormat(8, signed=False)
 STATIC = Activation(INT8, jnp.float32(0.02))
 DYNAMIC = Activation(INT8)
 AFFINE = Activation(UINT8, jnp.float32(0.02), jnp.int32(77))
 FP8 = Activation(E4M3FN, jnp.float32(0.005))
 FP8_DYNAMIC = Activation(E5M2)
-
-
-def normal(seed: int, shape, dtype=jnp.float32):
-    """Gaussian numbers from a seed."""
-    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), dtype)
 
 
 def by_numpy(x, scale, zero, format) -> QTensor:

@@ -10,8 +10,9 @@ from qdiffjax import kernels
 from qdiffjax.kernels.tpu.grid import Blocks, fitted
 from qdiffjax.kernels.tpu.matmul import Job, _block
 from qdiffjax.quant import IntFormat
-from tests.kernels.paths import DYNAMIC, compiled, exact, exact_operand, normal, weight
+from tests.kernels.paths import DYNAMIC, exact, exact_operand, weight
 from tests.tolerances import assert_close
+from tests.worlds import normal32, quick_jit
 
 
 @given(st.integers(1, 8), st.integers(1, 5000), st.sampled_from([32, 128]))
@@ -22,11 +23,11 @@ def test_a_block_is_the_whole_or_an_aligned_part(parts, length, unit):
 
 
 def test_blocks_do_not_change_the_product():
-    x, w = normal(0, (70, 40)), weight((40, 150))
+    x, w = normal32(0, 70, 40), weight((40, 150))
     expected = exact_operand(x, DYNAMIC, (1,)) @ exact(w)
     for blocks in (Blocks(32, 128, 2**20), Blocks(32, 128, 2**12)):
         path = kernels.tpu_path(interpret=True, blocks=blocks)  # the last one holds nothing: XLA
-        run = compiled(lambda x, path=path: kernels.matmul(x, w, activation=DYNAMIC, path=path))
+        run = quick_jit(lambda x, path=path: kernels.matmul(x, w, activation=DYNAMIC, path=path))
         assert_close(run(x), expected)
 
 
@@ -38,7 +39,7 @@ def test_one_block_holds_all_columns_while_memory_does():
 
 
 def test_memory_that_nobody_wrote_does_not_reach_the_product():
-    x, w = normal(0, (40, 24)), weight((24, 150))
+    x, w = normal32(0, 40, 24), weight((24, 150))
     params = pltpu.InterpretParams(uninitialized_memory="nan")
     path = kernels.tpu_path(interpret=params, blocks=Blocks(32, 128, 2**22))
     expected = exact_operand(x, DYNAMIC, (1,)) @ exact(w)

@@ -8,8 +8,9 @@ import pytest
 from qdiffjax import kernels
 from qdiffjax.kernels import Activation
 from qdiffjax.quant import dequantize, fake_quant
-from tests.kernels.paths import INT8, UINT8, compiled, fast_paths, normal, weight
+from tests.kernels.paths import INT8, UINT8, fast_paths, weight
 from tests.tolerances import assert_close
+from tests.worlds import normal32, quick_jit
 
 ZERO = jnp.int32(90)
 
@@ -47,14 +48,14 @@ def test_both_modes_give_the_derivative_of_the_simulation(path, name):
         how = Activation(UINT8, scale, ZERO)
         return kernel(x, w, activation=how, bias=bias, act_fn=jax.nn.silu, path=path)
 
-    primals = (normal(0, x_shape), scale, normal(1, 5))
-    tangents = (normal(2, x_shape), jnp.float32(0.3), normal(3, 5))
+    primals = (normal32(0, *x_shape), scale, normal32(1, 5))
+    tangents = (normal32(2, *x_shape), jnp.float32(0.3), normal32(3, 5))
 
     def both(fn, primals, tangents):
         y, dy = jax.jvp(fn, primals, tangents)
         return y, dy, jax.vjp(fn, *primals)[1](jnp.cos(y))
 
-    both = compiled(both, static_argnums=0)
+    both = quick_jit(both, static_argnums=0)
     y, dy, gradients = both(run, primals, tangents)
     expected = both(lambda *a: simulation(*a, w), primals, tangents)
     assert_close(y, expected[0])
@@ -76,15 +77,15 @@ def test_rounding_lets_tangents_through_inside_the_range_only(path):
 
 @fast_paths
 def test_a_dynamic_scale_is_constant_to_derivatives(path):
-    x, w = normal(0, (4, 12)), weight((12, 5))
-    dx = normal(1, (4, 12))
+    x, w = normal32(0, 4, 12), weight((12, 5))
+    dx = normal32(1, 4, 12)
     run = lambda x: kernels.matmul(x, w, activation=Activation(INT8), path=path)  # noqa: E731
-    dy = compiled(lambda x, dx: jax.jvp(run, (x,), (dx,))[1])(x, dx)  # nothing clips
+    dy = quick_jit(lambda x, dx: jax.jvp(run, (x,), (dx,))[1])(x, dx)  # nothing clips
     assert_close(dy, np.asarray(dx, np.float64) @ np.asarray(dequantize(w), np.float64))
 
 
 def test_scales_of_weights_have_the_derivative_of_dequantize():
-    x, w = normal(0, (4, 12)), weight((12, 5))
+    x, w = normal32(0, 4, 12), weight((12, 5))
     with_scale = lambda s: type(w)(w.codes, s, None, w.format)  # noqa: E731
     got = jax.grad(lambda s: jnp.sum(kernels.matmul(x, with_scale(s))))(w.scale)
     expected = np.asarray(x, np.float64).sum(0) @ np.asarray(w.codes, np.float64)

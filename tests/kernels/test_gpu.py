@@ -21,9 +21,9 @@ from tests.kernels.paths import (
     UINT8,
     exact,
     exact_operand,
-    normal,
     weight,
 )
+from tests.worlds import normal, normal32
 
 needs_hopper = pytest.mark.skipif(not chip.is_hopper(), reason="JAX runs on no Hopper GPU here")
 MOSAIC, TRITON, PLAIN = "mosaic_gpu", "triton", "XLA alone"
@@ -68,7 +68,7 @@ CONVS = {
 
 def operands(case):
     tokens, k, n, how, format, groups, zeros, _ = case
-    return normal(0, (tokens, k), BF16), weight((k, n), format, (groups, n), zeros), how
+    return normal(0, tokens, k, dtype=BF16), weight((k, n), format, (groups, n), zeros), how
 
 
 def matmul(x, w, how, bias=None, act_fn=None):
@@ -127,7 +127,7 @@ def test_gpu_multiplies_what_the_codes_stand_for(name):
 @pytest.mark.parametrize("act_fn", [jax.nn.gelu, jax.nn.silu, jnp.tanh])
 def test_gpu_adds_the_bias_and_applies_the_function(name, act_fn):
     x, w, how = operands(MATMULS[name])
-    bias = normal(3, w.shape[1:])
+    bias = normal32(3, *w.shape[1:])
     sums = exact_operand(x, how, (1,)) @ exact(w) + np.asarray(bias, np.float64)
     expected = np.asarray(act_fn(jnp.asarray(sums)))
     y = jax.jit(lambda *a: matmul(*a, act_fn=act_fn))(x, w, how, bias)
@@ -141,7 +141,7 @@ def test_gpu_adds_the_bias_and_applies_the_function(name, act_fn):
 @pytest.mark.parametrize("name", CONVS)
 def test_gpu_convolves_what_the_codes_stand_for(name):
     shape, w_shape, how, format, stride, dilation, _ = CONVS[name]
-    x, w = normal(0, shape, BF16), weight(w_shape, format)
+    x, w = normal(0, *shape, dtype=BF16), weight(w_shape, format)
     expected = jax.lax.conv_general_dilated(
         exact_operand(x, how, (1, 2, 3)), exact(w), (stride, stride), "SAME",
         rhs_dilation=dilation, dimension_numbers=("NHWC", "HWIO", "NHWC"),
@@ -158,7 +158,7 @@ def test_each_product_takes_the_kernel_made_for_it(name):
 @pytest.mark.parametrize("name", CONVS)
 def test_each_convolution_takes_the_kernel_made_for_it(name):
     shape, w_shape, how, format, stride, dilation, expected = CONVS[name]
-    x, w = normal(0, shape, BF16), weight(w_shape, format)
+    x, w = normal(0, *shape, dtype=BF16), weight(w_shape, format)
     assert compiler(lambda *a: conv(*a, stride, dilation), x, w, how) == expected
 
 

@@ -174,5 +174,5 @@ def test_a_sampler_keeps_no_wider_copy_of_its_weights(monkeypatch):
 
         return jax.lax.scan(step, x, length=4)[0]
 
-    compiled = jax.jit(sampler).lower(jnp.ones((rows, n), jnp.float32), weight).compile()
-    assert compiled.memory_analysis().temp_size_in_bytes < n * n
+    quick_jit = jax.jit(sampler).lower(jnp.ones((rows, n), jnp.float32), weight).compile()
+    assert quick_jit.memory_analysis().temp_size_in_bytes < n * n

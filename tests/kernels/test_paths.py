@@ -22,14 +22,13 @@ from tests.kernels.paths import (
     UINT8,
     all_paths,
     by_numpy,
-    compiled,
     exact,
     exact_operand,
     fast_paths,
-    normal,
     weight,
 )
 from tests.tolerances import assert_close
+from tests.worlds import normal32, quick_jit
 
 # name: (how x becomes codes, format of w, groups of inputs (0: one scale for all), zeros of w)
 MATMULS = {
@@ -53,13 +52,13 @@ def product(path, x, w, how, bias=None, act_fn=None, out_dtype=jnp.float32):
             x, w, activation=how, bias=bias, act_fn=act_fn, out_dtype=out_dtype, path=path
         )
 
-    return compiled(run)(x, w, how, bias)
+    return quick_jit(run)(x, w, how, bias)
 
 
 @functools.cache
 def matmul_case(name):
     how, format, groups, zeros = MATMULS[name]
-    x = normal(0, (2, 19, 96))
+    x = normal32(0, 2, 19, 96)
     w = weight((96, 37), format, (1, 1) if groups == 0 else (groups, 37), zeros)
     return x, w, how, exact_operand(x, how, (2,)) @ exact(w)
 
@@ -80,14 +79,14 @@ def test_reference_multiplies_what_the_codes_stand_for(name):
 @fast_paths
 def test_matmul_of_codes_of_tokens(path):
     scale = np.random.default_rng(3).uniform(0.01, 0.03, (5, 1))
-    x = by_numpy(normal(0, (5, 24)), scale, np.arange(5)[:, None], UINT8)
+    x = by_numpy(normal32(0, 5, 24), scale, np.arange(5)[:, None], UINT8)
     w = weight((24, 9))
     assert_close(product(path, x, w, None), exact(x) @ exact(w))
 
 
 @all_paths
 def test_epilogue_is_bias_then_function_then_dtype(path):
-    x, w, bias = normal(0, (7, 16)), weight((16, 9)), normal(5, 9)
+    x, w, bias = normal32(0, 7, 16), weight((16, 9)), normal32(5, 9)
     y = exact_operand(x, STATIC, (1,)) @ exact(w) + np.asarray(bias)
     gain = jnp.float32(3.0)
     for act_fn in (jax.nn.relu, lambda y: jnp.maximum(y, 0) * gain):  # one holds an array
@@ -126,13 +125,13 @@ def test_codes_of_the_prologue_are_those_of_quantize(path, how):
     format = INT8 if isinstance(how.format, IntFormat) else how.format
     identity = by_numpy(np.eye(32), np.ones((1, 1)), None, format)
     got = product(path, x, identity, how)
-    np.testing.assert_array_equal(got, compiled(lambda x: dequantize(quantized(x, how, (1,))))(x))
+    np.testing.assert_array_equal(got, quick_jit(lambda x: dequantize(quantized(x, how, (1,))))(x))
     np.testing.assert_array_equal(got, exact_operand(x, how, (1,)).astype(np.float32))
 
 
 @fast_paths
 def test_matmul_under_vmap_and_scan(path):
-    x, w = normal(0, (3, 4, 16)), weight((16, 9))
+    x, w = normal32(0, 3, 4, 16), weight((16, 9))
     scales = jnp.asarray([0.01, 0.02, 0.04], jnp.float32)
 
     def run(x, scale):
@@ -141,9 +140,9 @@ def test_matmul_under_vmap_and_scan(path):
     def scanned(x, scales):
         return jax.lax.scan(lambda c, a: (c, run(*a)), None, (x, scales))[1]
 
-    one_by_one = jnp.stack([compiled(run)(a, s) for a, s in zip(x, scales, strict=True)])
+    one_by_one = jnp.stack([quick_jit(run)(a, s) for a, s in zip(x, scales, strict=True)])
     for many in (jax.vmap(run), scanned):
-        assert_close(compiled(many)(x, scales), one_by_one)
+        assert_close(quick_jit(many)(x, scales), one_by_one)
 
 
 # name: (x shape, w shape, how, format of w, strides, padding)
@@ -162,7 +161,7 @@ CONVS = {
 
 def convolved(path, x, w, how, **options):
     run = lambda x, w, how: kernels.conv(x, w, activation=how, path=path, **options)  # noqa: E731
-    return compiled(run)(x, w, how)
+    return quick_jit(run)(x, w, how)
 
 
 def expected_conv(x, w, how, strides=(1, 1), padding="SAME", rhs_dilation=None, groups=1):
@@ -175,7 +174,7 @@ def expected_conv(x, w, how, strides=(1, 1), padding="SAME", rhs_dilation=None, 
 @functools.cache
 def conv_case(name):
     x_shape, w_shape, how, format, strides, padding = CONVS[name]
-    x, w = normal(0, x_shape), weight(w_shape, format)
+    x, w = normal32(0, *x_shape), weight(w_shape, format)
     options = {"strides": strides, "padding": padding}
     return (x, w, how), options, expected_conv(x, w, how, **options)
 
@@ -195,21 +194,21 @@ def test_reference_convolves_what_the_codes_stand_for(name):
 
 def test_conv_of_8_bit_floats():
     # On the path of its own only: XLA takes seconds to compile one for a CPU.
-    x, w = normal(0, (2, 4, 3, 8)), weight((1, 2, 8, 5), E4M3FN)
+    x, w = normal32(0, 2, 4, 3, 8), weight((1, 2, 8, 5), E4M3FN)
     assert_close(convolved(TPU_INTERPRETED, x, w, FP8), expected_conv(x, w, FP8))
 
 
 @fast_paths
 def test_conv_of_codes_of_samples(path):
     scale, zero = (np.reshape(a, (2, 1, 1, 1)) for a in ([0.01, 0.03], [3, 120]))
-    x = by_numpy(normal(0, (2, 2, 3, 8)), scale, zero, UINT8)
+    x = by_numpy(normal32(0, 2, 2, 3, 8), scale, zero, UINT8)
     w = weight((3, 3, 8, 5), scale_shape=(1, 1, 1, 1))
     assert_close(convolved(path, x, w, None), expected_conv(x, w, None))
 
 
 @fast_paths
 def test_conv_with_dilation_and_groups(path):
-    x, w = normal(0, (2, 5, 6, 8)), weight((3, 3, 4, 6))
+    x, w = normal32(0, 2, 5, 6, 8), weight((3, 3, 4, 6))
     options = {"rhs_dilation": (2, 1)}
     expected = expected_conv(x, w, AFFINE, groups=2, **options)
     assert_close(convolved(path, x, w, AFFINE, feature_group_count=2, **options), expected)

@@ -7,7 +7,8 @@ import pytest
 
 from qdiffjax import kernels
 from qdiffjax.quant import E2M1, E4M3FN, E5M2, IntFormat, fake_quant
-from tests.kernels.paths import INT4, UINT8, compiled, fast_paths, normal
+from tests.kernels.paths import INT4, UINT8, fast_paths
+from tests.worlds import normal32, quick_jit
 
 GRIDS = {
     "per tensor": (INT4, (1, 1, 1), None),
@@ -28,8 +29,8 @@ def test_rounded_is_fake_quant(path, name):
     x = jnp.asarray(x, jnp.bfloat16)
     scale = jnp.asarray(np.random.default_rng(1).uniform(0.01, 0.2, groups), jnp.float32)
     zero = None if zero is None else jnp.full(groups, zero, jnp.int32)
-    got = compiled(lambda x: kernels.rounded(x, scale, zero, format=format, path=path))(x)
-    expected = compiled(lambda x: fake_quant(x, scale, zero, format=format))(x)
+    got = quick_jit(lambda x: kernels.rounded(x, scale, zero, format=format, path=path))(x)
+    expected = quick_jit(lambda x: fake_quant(x, scale, zero, format=format))(x)
     assert got.dtype == x.dtype
     np.testing.assert_array_equal(got.astype(jnp.float32), expected.astype(jnp.float32))
 
@@ -42,7 +43,7 @@ def test_averaged_over_all_bits_stochastic_codes_are_x(path, format):
     x = np.broadcast_to(eighths / 16 * 0.5, (256, eighths.size))
     bits = jnp.asarray(np.broadcast_to(np.arange(256)[:, None] << 24, x.shape), jnp.uint32)
     scale = jnp.full((1, 1), 0.5, jnp.float32)
-    run = compiled(lambda x: kernels.stochastic_codes(x, scale, bits, format=format, path=path))
+    run = quick_jit(lambda x: kernels.stochastic_codes(x, scale, bits, format=format, path=path))
     codes = run(jnp.asarray(x, jnp.float32))
     assert codes.dtype == format.storage_dtype
     np.testing.assert_array_equal(np.asarray(codes, np.float64).mean(0), x[0] / 0.5)
@@ -50,9 +51,9 @@ def test_averaged_over_all_bits_stochastic_codes_are_x(path, format):
 
 @fast_paths
 def test_stochastic_codes_saturate_and_neighbour_x(path):
-    x, scale = normal(0, (5, 33)), jnp.full((5, 1), 0.01, jnp.float32)
+    x, scale = normal32(0, 5, 33), jnp.full((5, 1), 0.01, jnp.float32)
     bits = jax.random.bits(jax.random.key(0), x.shape, jnp.uint32)
-    run = compiled(
+    run = quick_jit(
         lambda x: kernels.stochastic_codes(x, scale, bits, format=IntFormat(8), path=path)
     )
     codes = run(x)
@@ -64,7 +65,7 @@ def test_stochastic_codes_saturate_and_neighbour_x(path):
 
 
 def test_stochastic_codes_refuse_other_bits():
-    x, scale = normal(0, (2, 3)), jnp.ones((1, 1), jnp.float32)
+    x, scale = normal32(0, 2, 3), jnp.ones((1, 1), jnp.float32)
     with pytest.raises(ValueError, match=r"got int32 \(2, 3\).*jax.random.bits"):
         kernels.stochastic_codes(x, scale, jnp.zeros((2, 3), jnp.int32), format=INT4)
     with pytest.raises(ValueError, match="at least 2 bits"):

@@ -10,19 +10,16 @@ import pytest
 from experiments.train import measure as train_parts
 from qdiffjax.networks import denoisers
 from qdiffjax.networks.denoisers import ModelConfig
-from tests.networks.models.tools import normal, quick_jit, random_params
 from tests.tolerances import assert_close
+from tests.worlds import normal32, quick_jit, random_params
 
-X = normal(2, 4, 4, 1)
+X = normal32(0, 2, 4, 4, 1)
 DIT = ModelConfig((4, 4, 1), "dit", {"patch": 2, "width": 8, "depth": 1, "num_heads": 2})
 CODEC = ModelConfig((8, 4, 2), "autoencoder", {"channels": (8,), "image_channels": 2})
-IMAGES = np.asarray(normal(6, 8, 4, 2))
+IMAGES = np.asarray(normal32(0, 6, 8, 4, 2))
 
 
-@pytest.fixture(autouse=True)
-def _standard_promotion():
-    with jax.numpy_dtype_promotion("standard"):
-        yield
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
 def random_network(config):

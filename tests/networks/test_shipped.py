@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from qdiffjax.networks import denoisers
-from tests.networks.models.tools import quick_jit
+from tests.worlds import quick_jit
 
 NAMES = sorted(path.parent.name for path in denoisers.SHIPPED.glob("*/config.json"))
 

@@ -11,11 +11,7 @@ from qdiffjax.diffusion import losses
 from qdiffjax.networks import data, denoisers, training
 from tests.tolerances import assert_close
 
-
-@pytest.fixture(autouse=True)
-def _standard_promotion():
-    with jax.numpy_dtype_promotion("standard"):  # optax raises floats to integer powers
-        yield
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
 CONFIG = training.TrainConfig(

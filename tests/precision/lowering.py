@@ -1,4 +1,4 @@
-"""Networks of one operation, and the distance of `lower` from the simulation at a site."""
+"""Operands at a site, and the distance of `lower` from the simulation there."""
 
 import functools
 
@@ -18,18 +18,10 @@ from qdiffjax.quant import (
     quantize,
 )
 from qdiffjax.sites import list_sites, rules, transform
-from tests.sites import networks
-from tests.sites.networks import normal
+from tests.worlds import quick_jit
 
 UNSIGNED = IntFormat(8, signed=False)
 LOWER = precision.lower()
-NETWORKS = {
-    f.__name__: f
-    for f in (
-        networks.linen_unet, networks.nnx_net, networks.eqx_net, networks.handwritten,
-        networks.layers, networks.linen_layers,
-    )
-}  # fmt: skip
 
 
 def in_float64(site, op, operands, inputs):
@@ -66,12 +58,8 @@ def _wide(op, values):
     return eqn.primitive.bind(*values, **params)
 
 
-# Exactness does not wait for LLVM's optimizations.
-compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-
-
 def ranges_of(net):
-    return compiled(transform(net.fn, rules.observe(ptq.range_of)))(*net.args)[1]
+    return quick_jit(transform(net.fn, rules.observe(ptq.range_of)))(*net.args)[1]
 
 
 def lowered(net, weight_bits, activation_bits):
@@ -79,30 +67,14 @@ def lowered(net, weight_bits, activation_bits):
     recipe = precision.uniform(sites, weight_bits=weight_bits, activation_bits=activation_bits)
     weights = precision.weight_operands(net.fn, *net.args)
     codes = precision.prepare_codes(weights, sites, recipe)
-    inputs = compiled(functools.partial(ptq.code_inputs, recipe))(codes, ranges_of(net))
+    inputs = quick_jit(functools.partial(ptq.code_inputs, recipe))(codes, ranges_of(net))
     return sites, precision.Quantized(net.fn, net.params, inputs, LOWER)
-
-
-def one_site(fn, *shapes, weight=None, seed=0):
-    """A network of one operation: (fn, params, x, t) and its only site but the edges."""
-    arrays = [normal(seed + i, *shape, dtype=np.float32) for i, shape in enumerate(shapes)]
-    x, w = arrays
-    if weight is None:  # both operands from the input, as in attention
-        sizes = np.cumsum([x.size, w.size])
-
-        def both(params, z, t):
-            return fn(z[: sizes[0]].reshape(shapes[0]), z[sizes[0] :].reshape(shapes[1]))
-
-        return networks.Network(both, {}, jnp.concatenate([x.ravel(), w.ravel()]), jnp.float32(0))
-    if weight == 0:
-        return networks.Network(lambda p, z, t: fn(p["w"], z), {"w": x}, w, jnp.float32(0))
-    return networks.Network(lambda p, z, t: fn(z, p["w"]), {"w": w}, x, jnp.float32(0))
 
 
 def check_site(net, inputs_fn, tolerance=4e-7):
     (site,) = [s for s in list_sites(net.fn, *net.args) if s.product]
     inputs = {site.name: inputs_fn(site, net)}
-    g = compiled(transform(net.fn, audit))
+    g = quick_jit(transform(net.fn, audit))
     error = g(*net.args, site_inputs=inputs)[1][site.name]
     assert error < tolerance
     return precision.lowering_of([site], inputs)[site.name]
@@ -155,20 +127,3 @@ def groups(site, net):
         for a, n in enumerate(precision.output_channels(site))
     )
     return precision.SiteQuant(codes_of(w, format, shape), activations(site, net))
-
-
-DOTS = {
-    "x w": (((3, 4, 8), (8, 6)), (((2,), (0,)), ((), ())), 1),
-    "w x": (((6, 8), (4, 8, 3)), (((1,), (1,)), ((), ())), 0),
-    "rows of w": (((5, 8), (6, 8)), (((1,), (1,)), ((), ())), 1),
-    "two axes": (((3, 2, 4, 5), (4, 7, 2)), (((1, 2), (2, 0)), ((), ())), 1),
-    "w in the middle": (((8, 5), (2, 8, 3)), (((0,), (1,)), ((), ())), 1),
-    "batch of w": (((4, 3, 8), (4, 8, 5)), (((2,), (1,)), ((0,), (0,))), 1),
-    "q k": (((2, 5, 3, 4), (2, 6, 3, 4)), (((3,), (3,)), ((0, 2), (0, 2))), None),
-    "p v": (((2, 6, 3, 4), (2, 3, 5, 6)), (((1,), (3,)), ((0, 2), (0, 1))), None),
-}
-
-
-def dot(name):
-    shapes, dims, weight = DOTS[name]
-    return one_site(lambda a, b: jax.lax.dot_general(a, b, dims), *shapes, weight=weight)

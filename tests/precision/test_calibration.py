@@ -8,9 +8,10 @@ import pytest
 from qdiffjax import diffusion, precision
 from qdiffjax.precision import calibration
 from qdiffjax.sites import list_sites
-from tests.sites import by_hand, networks
-from tests.sites.networks import normal
+from tests import worlds
+from tests.sites import by_hand
 from tests.tolerances import assert_close
+from tests.worlds import normal
 
 PARAMS = {"a": normal(1, 4, 16), "b": normal(2, 16, 4)}
 X = normal(3, 64, 4)
@@ -77,7 +78,7 @@ def prepared(net, bits, steps=None):
 
 
 def test_ranges_by_step_become_inputs_by_step():
-    net = networks.Network(dense_fn, PARAMS, X, jnp.float64(1))
+    net = worlds.Network(dense_fn, PARAMS, X, jnp.float64(1))
     steps = diffusion.ddim(SCHEDULE, 3)
     _, recipe, weights, ranges = prepared(net, 4, steps)
     per_call = calibration.site_inputs(recipe, {}, ranges)
@@ -97,7 +98,7 @@ def test_ranges_by_step_become_inputs_by_step():
 
 def test_each_bit_divides_the_error_of_a_quantized_denoiser_by_four():
     """Rounding error is uniform over a step, and the step halves with each bit (Bennett 1948)."""
-    net = networks.Network(dense_fn, PARAMS, X, FIRST)
+    net = worlds.Network(dense_fn, PARAMS, X, FIRST)
     exact = jax.jit(net.fn)(*net.args)
     run = jax.jit(lambda q: precision.quantized_call(q)(X, FIRST, None)[0])
     widths, errors = (6, 8, 10, 12), []
@@ -109,7 +110,7 @@ def test_each_bit_divides_the_error_of_a_quantized_denoiser_by_four():
 
 
 def test_eight_bits_are_close_to_float_on_a_network_with_attention_and_convolution():
-    net = networks.nnx_net()
+    net = worlds.nnx_net()
     net = net._replace(t=FIRST.astype(jnp.float32))
     q = calibration.quantize_denoiser(net.fn, net.params, *prepared(net, 8))
     got = jax.jit(lambda q: precision.quantized_call(q)(net.x, net.t, None)[0])(q)
@@ -120,7 +121,7 @@ def test_eight_bits_are_close_to_float_on_a_network_with_attention_and_convoluti
 
 
 def test_a_recipe_without_activation_bits_rounds_weights_only():
-    net = networks.Network(dense_fn, PARAMS, X, jnp.float64(1))
+    net = worlds.Network(dense_fn, PARAMS, X, jnp.float64(1))
     sites = list_sites(net.fn, *net.args)
     recipe = precision.uniform(sites, weight_bits=4, activation_bits=None, globs=["a"])
     weights = precision.prepare(precision.weight_operands(net.fn, *net.args), sites, recipe)

@@ -22,30 +22,21 @@ from qdiffjax.quant import (
 )
 from qdiffjax.sites import list_sites, site, transform
 from tests.precision.lowering import (
-    DOTS,
     LOWER,
     UNSIGNED,
     activations,
     check_site,
     codes_of,
-    compiled,
-    dot,
     dynamic,
     groups,
-    one_site,
     symmetric,
     w8a8,
     weight_only,
 )
-from tests.sites.networks import normal
 from tests.tolerances import assert_close
+from tests.worlds import DOTS, dot, normal, one_site, quick_jit
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _compile_fast():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("compile_fast")
 
 
 @pytest.mark.parametrize("name", DOTS)
@@ -206,7 +197,7 @@ def test_derivatives_are_the_simulation_s(name):
     def derivative(rule, given):
         g = transform(net.fn, rule)
         fn = lambda x: g(net.params, x, net.t, site_inputs={site.name: given})[0]  # noqa: E731
-        return compiled(lambda x, d: jax.jvp(fn, (x,), (d,))[1])(net.x, tangent)
+        return quick_jit(lambda x, d: jax.jvp(fn, (x,), (d,))[1])(net.x, tangent)
 
     lowered = derivative(LOWER, inputs)
     simulated = derivative(precision.quantize_site, precision.SiteQuant(weight, hows))

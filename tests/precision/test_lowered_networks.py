@@ -14,27 +14,19 @@ from qdiffjax.quant import (
     dequantize,
 )
 from qdiffjax.sites import list_sites, rules, transform
+from tests import worlds
 from tests.precision.lowering import (
     LOWER,
-    NETWORKS,
     UNSIGNED,
     audit,
-    compiled,
-    dot,
     lowered,
     ranges_of,
     w8a8,
 )
-from tests.sites import networks
-from tests.sites.networks import normal
 from tests.tolerances import assert_close
+from tests.worlds import NETWORKS, dot, normal, quick_jit
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _compile_fast():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("compile_fast")
 
 
 @pytest.mark.parametrize(
@@ -45,7 +37,7 @@ def _compile_fast():
 def test_every_site_of_a_network_is_the_simulation_at_its_operands(name, bits):
     net = NETWORKS[name]()
     sites, q = lowered(net, *bits)
-    errors = compiled(transform(q.eps_fn, audit))(*net.args, site_inputs=q.site_inputs)[1]
+    errors = quick_jit(transform(q.eps_fn, audit))(*net.args, site_inputs=q.site_inputs)[1]
     assert set(errors) == set(q.site_inputs)
     how = precision.lowering_of(sites, q.site_inputs)
     expected = {"weight codes"} if bits[1] is None else {"codes", "rounded"}
@@ -69,7 +61,7 @@ def test_codes_of_weights_stand_for_what_the_simulation_rounds_to(bits, calibrat
 
 
 def test_a_recipe_by_step_goes_through_per_call():
-    net = networks.linen_layers()
+    net = worlds.linen_layers()
     sites, q = lowered(net, 8, 8)
     steps = diffusion.ddim(diffusion.linear(50), 3)
     ranges = {
@@ -99,7 +91,7 @@ def test_a_recipe_by_step_goes_through_per_call():
 
 
 def test_it_maps_over_batches_and_compiles_once_for_other_scales():
-    net = networks.nnx_net()
+    net = worlds.nnx_net()
     _, q = lowered(net, 8, 8)
     traces = []
 
@@ -130,7 +122,7 @@ def test_dropped_weights_take_no_bytes_and_change_no_bit(name):
     net = NETWORKS[name]()
     sites, q = lowered(net, 8, 8)
     light = precision.drop_weights(q, net.x, net.t)
-    run = compiled(lambda q, x: precision.quantized_call(q)(x, net.t, None)[0])
+    run = quick_jit(lambda q, x: precision.quantized_call(q)(x, net.t, None)[0])
     np.testing.assert_array_equal(run(light, net.x), run(q, net.x))
     kernels = sum(s.parameters for s in sites)
     assert size(q.params) - size(light.params) == kernels
@@ -147,7 +139,7 @@ def test_a_weight_that_something_else_reads_stays():
         return (x @ params["both"]) @ params["alone"] + jnp.sum(params["both"]) * x
 
     params = {"both": normal(0, 4, 4), "alone": normal(1, 4, 4)}
-    net = networks.Network(fn, params, normal(2, 3, 4), jnp.float64(0))
+    net = worlds.Network(fn, params, normal(2, 3, 4), jnp.float64(0))
     _, q = lowered(net, 8, 8)
     light = precision.drop_weights(q, net.x, net.t)
     assert [a.shape for a in jax.tree.leaves(light.params)] == [(4, 4)]
@@ -155,7 +147,7 @@ def test_a_weight_that_something_else_reads_stays():
 
 
 def test_a_network_without_its_weights_says_what_it_misses():
-    net = networks.handwritten()
+    net = worlds.handwritten()
     _, q = lowered(net, 8, 8)
     light = precision.drop_weights(q, net.x, net.t)
     with pytest.raises(ValueError, match=r"conv/kernel.*dropped"):
@@ -192,7 +184,7 @@ def test_bad_input_says_what_to_do():
 
 
 def test_weights_are_codes_and_nothing_else():
-    sites, q = lowered(networks.handwritten(), 4, 8)
+    sites, q = lowered(worlds.handwritten(), 4, 8)
     stored = {n: s.weight for n, s in q.site_inputs.items() if s.weight is not None}
     assert set(stored) == {s.name for s in sites if s.weight is not None}
     assert all(isinstance(w, QTensor) and w.codes.dtype == jnp.int4 for w in stored.values())

@@ -7,11 +7,12 @@ import pytest
 
 from qdiffjax import precision
 from qdiffjax.sites import list_sites, transform
-from tests.sites import by_hand, networks
-from tests.sites.networks import normal
+from tests import worlds
+from tests.sites import by_hand
 from tests.tolerances import assert_close
+from tests.worlds import normal
 
-NET = networks.handwritten()
+NET = worlds.handwritten()
 SITES = list_sites(NET.fn, *NET.args)
 G = jax.jit(transform(NET.fn, precision.quantize_site))
 KERNELS = {
@@ -160,7 +161,7 @@ def test_stochastic_rounding_takes_neighbours_and_is_right_on_average():
 
 
 def test_in_a_scan_every_iteration_has_its_own_grid_and_weight():
-    net = networks.layers()
+    net = worlds.layers()
     kernels = np.asarray(net.params["layers"]["kernel"])
     grids = [by_hand.affine(-2.0, 2.0, bits) for bits in (2, 3, 8)]
     rounded = [by_hand.weight(w, bits, (0,)) for w, bits in zip(kernels, (8, 3, 2), strict=True)]
@@ -178,7 +179,7 @@ def test_in_a_scan_every_iteration_has_its_own_grid_and_weight():
 
 
 def test_stochastic_keys_reach_each_iteration_of_a_scan():
-    net = networks.layers()
+    net = worlds.layers()
     keys = jax.random.split(jax.random.key(0), 3)
     grid = by_hand.affine(-2.0, 2.0, 3)
     inputs = {

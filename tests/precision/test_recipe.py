@@ -11,11 +11,12 @@ from qdiffjax import precision
 from qdiffjax.precision import Recipe, SiteBits
 from qdiffjax.quant import calibration
 from qdiffjax.sites import list_sites
-from tests.sites import by_hand, networks
-from tests.sites.networks import normal
+from tests import worlds
+from tests.sites import by_hand
 from tests.tolerances import assert_close
+from tests.worlds import normal
 
-NET = networks.handwritten()
+NET = worlds.handwritten()
 SITES = list_sites(NET.fn, *NET.args)
 WEIGHTS = precision.weight_operands(NET.fn, *NET.args)
 
@@ -89,7 +90,7 @@ def test_weight_operands_are_the_weights_as_sites_see_them():
 
 
 def test_weights_in_a_scan_come_out_by_iteration():
-    net = networks.layers()
+    net = worlds.layers()
     weights = precision.weight_operands(net.fn, *net.args)
     for i in range(3):
         np.testing.assert_array_equal(

@@ -13,20 +13,15 @@ from qdiffjax.precision import calibration
 from qdiffjax.precision.codes import Stored, unstored
 from qdiffjax.precision.lowering import as_matrix
 from qdiffjax.sites import list_sites, transform
+from tests import worlds
 from tests.precision.lowering import (
-    DOTS,
-    NETWORKS,
     activations,
-    compiled,
-    dot,
     lowered,
-    one_site,
     ranges_of,
     w8a8,
     weight_only,
 )
-from tests.sites import networks
-from tests.sites.networks import normal
+from tests.worlds import DOTS, NETWORKS, dot, normal, one_site, quick_jit
 
 # Kernels of XLA that ask for the order of the GPU's; those leave small sizes to XLA as well.
 ORDERED = dataclasses.replace(kernels.XLA, sums_last=True)
@@ -34,11 +29,7 @@ WEIGHTED = [name for name in DOTS if DOTS[name][2] is not None]
 LAST, MIXED = ("NHWC", "HWIO", "NHWC"), ("CNWH", "IWOH", "HNWC")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _compile_fast():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("compile_fast")
 
 
 def mixed():
@@ -54,7 +45,7 @@ def the_site(net):
 
 
 def run(net, path, inputs):
-    g = compiled(transform(net.fn, precision.lower(path)))
+    g = quick_jit(transform(net.fn, precision.lower(path)))
     return g(*net.args, site_inputs=inputs)[0]
 
 
@@ -155,7 +146,7 @@ def test_networks_run_alike_without_their_float_weights(name):
     for inputs in (q.site_inputs, precision.stored(q.site_inputs, sites, path)):
         light = precision.Quantized(q.eps_fn, q.params, inputs, precision.lower(path))
         light = precision.drop_weights(light, net.x, net.t)
-        call = compiled(lambda q, x: precision.quantized_call(q)(x, net.t, None)[0])
+        call = quick_jit(lambda q, x: precision.quantized_call(q)(x, net.t, None)[0])
         runs.append(call(light, net.x))
     np.testing.assert_array_equal(*runs)
 
@@ -170,14 +161,14 @@ def test_derivatives_batches_and_changes_of_scale_by_step_pass_stored_codes():
         q = precision.Quantized(net.fn, net.params, inputs, precision.lower(path))
         call = lambda x, q=q: precision.quantized_call(q)(x, net.t, other)[0]  # noqa: E731
         tangent = normal(5, *net.x.shape, dtype=np.float32)
-        derivative = compiled(lambda x, call=call, d=tangent: jax.jvp(call, (x,), (d,)))
-        batch = compiled(jax.vmap(call))(jnp.stack([net.x, 2 * net.x]))
+        derivative = quick_jit(lambda x, call=call, d=tangent: jax.jvp(call, (x,), (d,)))
+        batch = quick_jit(jax.vmap(call))(jnp.stack([net.x, 2 * net.x]))
         results.append((*derivative(net.x), batch))
     jax.tree.map(np.testing.assert_array_equal, *results)
 
 
 def test_a_lowered_denoiser_is_stored_for_its_path():
-    net = networks.nnx_net()
+    net = worlds.nnx_net()
     sites, q = lowered(net, 8, 8)
     recipe = precision.uniform(sites, weight_bits=8, activation_bits=8)
     codes = {n: i.weight for n, i in q.site_inputs.items() if i.weight is not None}

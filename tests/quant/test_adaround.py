@@ -16,8 +16,7 @@ from qdiffjax.quant.adaround import (
     fake_quant_adaround,
     rectified_sigmoid,
 )
-from tests.quant.test_learned import both_modes
-from tests.tolerances import assert_close
+from tests.tolerances import assert_close, both_modes
 
 X = jax.random.normal(jax.random.key(0), (4, 6), jnp.float64)
 SCALE = jax.random.uniform(jax.random.key(1), (4, 2), X.dtype, 0.2, 0.5)

@@ -12,8 +12,7 @@ from qdiffjax.quant.learned import (
     fake_quant_parametric,
     scale_at,
 )
-from tests.quant.test_learned import both_modes
-from tests.tolerances import assert_close
+from tests.tolerances import assert_close, both_modes
 
 X = jax.random.normal(jax.random.key(0), (4, 6), jnp.float64)
 CLIP = jax.random.uniform(jax.random.key(1), (4, 2), X.dtype, 0.8, 1.6)

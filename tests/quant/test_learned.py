@@ -16,20 +16,13 @@ from qdiffjax.quant.learned import (
     lsq_plus_activation_init,
     lsq_plus_weight_init,
 )
-from tests.tolerances import assert_close
+from tests.tolerances import assert_close, both_modes
 
 X = 1.5 * jax.random.normal(jax.random.key(0), (4, 6), jnp.float64)
 SCALE = jax.random.uniform(jax.random.key(1), (4, 2), X.dtype, 0.2, 0.5)
 BETA = jnp.linspace(-0.4, 0.6, 6)[None]
 WIDTHS = jnp.array([2, 3, 4, 8])
 hold = jax.lax.stop_gradient
-
-
-def both_modes(function, *primals):
-    """Value, jvp along one direction and vjp of one cotangent."""
-    tangents = jax.tree.map(lambda a: jnp.cos(7 * a + 1), primals)
-    out, forward = jax.jvp(function, primals, tangents)
-    return out, forward, jax.vjp(function, *primals)[1](jnp.sin(5 * out + 2))
 
 
 def check_against_plain(ours, plain, *primals):

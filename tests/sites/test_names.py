@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from qdiffjax.sites import list_sites, match, transform
-from tests.sites import networks
-from tests.sites.networks import normal
+from tests import worlds
+from tests.worlds import normal
 
 X, T = normal(1, 3, 4), jnp.float64(0.3)
 
@@ -18,13 +18,13 @@ def names(fn, *args):
 
 
 def test_a_scan_over_layers_is_one_site_per_iteration():
-    net = networks.layers()
+    net = worlds.layers()
     listed = list_sites(net.fn, *net.args)[1:-1]
     expected = ["layers/kernel[0]", "layers/kernel[1]", "layers/kernel[2]", "out/kernel"]
     assert [s.name for s in listed] == expected
     assert [s.macs for s in listed] == [2 * 4 * 4] * 4
     assert [s.parameters for s in listed] == [16] * 4
-    net = networks.linen_layers()  # nn.scan over nn.remat
+    net = worlds.linen_layers()  # nn.scan over nn.remat
     expected = [f"layers/dense/kernel[{i}]" for i in range(3)] + ["out/kernel"]
     assert names(net.fn, *net.args) == expected
 
@@ -65,7 +65,7 @@ def record(seen):
 
 
 def test_names_are_stable_under_jit_vmap_grad_and_checkpoint():
-    net = networks.handwritten()
+    net = worlds.handwritten()
     expected = [s.name for s in list_sites(net.fn, *net.args)]
     shaped = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), net.args)
     assert [s.name for s in list_sites(net.fn, *shaped)] == expected
@@ -91,7 +91,7 @@ def test_names_are_stable_under_jit_vmap_grad_and_checkpoint():
 
 
 def test_match_takes_globs_in_order_and_an_exclamation_mark_takes_away():
-    net = networks.layers()
+    net = worlds.layers()
     listed = list_sites(net.fn, *net.args)
     assert match(listed, ["layers/*"]) == tuple(f"layers/kernel[{i}]" for i in range(3))
     assert match(listed, ["layers/kernel[1]"]) == ("layers/kernel[1]",)
@@ -100,13 +100,13 @@ def test_match_takes_globs_in_order_and_an_exclamation_mark_takes_away():
 
 
 def test_an_unknown_glob_names_the_nearest_sites():
-    net = networks.handwritten()
+    net = worlds.handwritten()
     listed = list_sites(net.fn, *net.args)
     with pytest.raises(ValueError, match=r"No site matches 'attn/querry/\*'.*attn/query/kernel"):
         match(listed, ["*", "attn/querry/*"])
 
 
 def test_names_do_not_depend_on_values():
-    net = networks.layers()
+    net = worlds.layers()
     zeros = jax.tree.map(np.zeros_like, net.args)
     assert list_sites(net.fn, *zeros) == list_sites(net.fn, *net.args)

@@ -7,7 +7,7 @@ import pytest
 
 from qdiffjax import precision
 from qdiffjax.sites import list_sites, opaque, rules, site, transform
-from tests.sites.networks import normal
+from tests.worlds import normal
 
 A, X, T = normal(1, 4, 4), normal(2, 3, 4), jnp.float64(0.3)
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from qdiffjax.sites import rules, site, transform
-from tests.sites import networks
-from tests.sites.networks import normal
+from tests import worlds
+from tests.worlds import normal
 
 PARAMS = {"a": normal(1, 4, 4), "b": normal(2, 4, 4), "bias": normal(3, 4), "gain": normal(4, 4)}
 X, T = normal(5, 3, 4), jnp.float64(0.3)
@@ -28,8 +28,8 @@ def assert_plain_is_bit_identical(fn, *args):
 @pytest.mark.parametrize(
     "network",
     [
-        networks.linen_unet, networks.nnx_net, networks.eqx_net, networks.handwritten,
-        networks.layers, networks.linen_layers,
+        worlds.linen_unet, worlds.nnx_net, worlds.eqx_net, worlds.handwritten,
+        worlds.layers, worlds.linen_layers,
     ],
     ids=lambda network: network.__name__,
 )  # fmt: skip
@@ -104,7 +104,7 @@ def test_plain_is_bit_identical_through_every_construct(fn):
 
 def test_plain_is_bit_identical_in_bfloat16_compute_with_linen():
     dense, x = nn.Dense(4, dtype=jnp.bfloat16), normal(1, 3, 8, dtype=np.float32)
-    params = networks.randomized(jax.eval_shape(lambda key: dense.init(key, x), jax.random.key(0)))
+    params = worlds.randomized(jax.eval_shape(lambda key: dense.init(key, x), jax.random.key(0)))
     assert_plain_is_bit_identical(
         lambda p, x, t: dense.apply(p, x) * t, params, x, jnp.bfloat16(0.5)
     )
@@ -119,7 +119,7 @@ def test_plain_takes_python_numbers_keys_and_extra_arguments():
 
 
 def test_plain_gradients_are_those_of_the_function():
-    net = networks.layers()
+    net = worlds.layers()
     plain = transform(net.fn, rules.plain)
     expected = jax.jit(jax.grad(lambda p: jnp.sum(net.fn(p, net.x, net.t) ** 2)))(net.params)
     actual = jax.jit(jax.grad(lambda p: jnp.sum(plain(p, net.x, net.t)[0] ** 2)))(net.params)

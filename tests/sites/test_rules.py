@@ -8,11 +8,12 @@ import pytest
 from qdiffjax import precision
 from qdiffjax.precision.calibration import range_of
 from qdiffjax.sites import list_sites, rules, transform
-from tests.sites import by_hand, networks
-from tests.sites.networks import normal
+from tests import worlds
+from tests.sites import by_hand
 from tests.tolerances import assert_close
+from tests.worlds import normal
 
-NET = networks.handwritten()
+NET = worlds.handwritten()
 SITES = list_sites(NET.fn, *NET.args)
 NAMES = [s.name for s in SITES]
 
@@ -51,7 +52,7 @@ def test_observe_returns_the_exact_extremes_of_every_operand_and_changes_nothing
 
 
 def test_observe_in_a_scan_sees_each_iteration():
-    net = networks.layers()
+    net = worlds.layers()
     _, seen = apply(net, rules.observe(range_of))
     h = np.asarray(net.x)
     for i, w in enumerate(np.asarray(net.params["layers"]["kernel"])):
@@ -102,15 +103,15 @@ def test_a_tap_adds_to_the_result_of_its_operation_and_nowhere_else():
     out, _ = apply(NET, rules.perturb, {"conv/kernel": tap})
 
     def shifted(params, x, t):
-        h = jnp.tanh(networks.convolve(x, params["conv"]["kernel"]) + tap + jnp.sin(t))
+        h = jnp.tanh(worlds.convolve(x, params["conv"]["kernel"]) + tap + jnp.sin(t))
         y = h.reshape(2, 9, 6)
-        y = y + networks.attend(params["attn"], y)
+        y = y + worlds.attend(params["attn"], y)
         return (y @ params["out"]["kernel"]).reshape(x.shape)
 
     assert_close(out, jax.jit(shifted)(*NET.args), factor=64)
 
 
-@pytest.mark.parametrize("network", [networks.handwritten, networks.layers], ids=["attn", "scan"])
+@pytest.mark.parametrize("network", [worlds.handwritten, worlds.layers], ids=["attn", "scan"])
 def test_local_errors_injected_into_the_plain_run_reproduce_the_quantized_run(network):
     """Induction over sites: equal operands, plus the recorded error, give equal results."""
     net = network()
@@ -145,7 +146,7 @@ def test_only_sites_with_inputs_commit_errors():
     assert set(errors) == {"attn/dot_0"}
 
 
-@pytest.mark.parametrize("network", [networks.handwritten, networks.layers], ids=["attn", "scan"])
+@pytest.mark.parametrize("network", [worlds.handwritten, worlds.layers], ids=["attn", "scan"])
 def test_a_gate_is_the_rule_when_on_and_plain_when_off(network):
     net = network()
     inputs = coarse(net)

@@ -6,8 +6,8 @@ import pytest
 
 from qdiffjax import precision
 from qdiffjax.sites import list_sites, site
-from tests.sites import networks
-from tests.sites.networks import normal
+from tests import worlds
+from tests.worlds import normal
 
 X, T = normal(1, 3, 4), jnp.float64(0.3)
 A, B = normal(2, 4, 4), normal(3, 4, 5)
@@ -30,7 +30,7 @@ def block(level, *parts):
 
 
 def test_a_linen_unet_lists_its_kernels_and_attention_products_in_order():
-    net = networks.linen_unet()
+    net = worlds.linen_unet()
     three = ("0/conv_1", "0/time", "0/conv_2")
     attention = [f"mid_attn_0/{part}/kernel" for part in ("query", "key", "value")]
     attention += ["mid_attn_0/dot_0", "mid_attn_0/dot_1", "mid_attn_0/out/kernel"]
@@ -44,7 +44,7 @@ def test_a_linen_unet_lists_its_kernels_and_attention_products_in_order():
 
 
 def test_an_nnx_network_drops_value_from_its_paths():
-    net = networks.nnx_net()
+    net = worlds.nnx_net()
     attn = [f"attn/{part}/kernel" for part in ("query", "key", "value", "out")]
     attn += ["attn/dot_0", "attn/dot_1"]
     assert sorted(names(net.fn, *net.args)) == sorted(
@@ -53,7 +53,7 @@ def test_an_nnx_network_drops_value_from_its_paths():
 
 
 def test_an_equinox_network_is_named_by_its_fields():
-    net = networks.eqx_net()
+    net = worlds.eqx_net()
     attn = [f"attn/{part}" for part in
             ("query_proj/weight", "key_proj/weight", "value_proj/weight", "dot_0", "dot_1",
              "output_proj/weight")]  # fmt: skip
@@ -64,7 +64,7 @@ def test_an_equinox_network_is_named_by_its_fields():
 
 
 def test_costs_and_shapes_of_the_handwritten_network_are_those_of_algebra():
-    net = networks.handwritten()
+    net = worlds.handwritten()
     listed = by_name(net.fn, *net.args)
     # x [2, 3, 3, 2], 9 tokens of 6 channels, 2 images.
     macs = {
@@ -99,7 +99,7 @@ def test_costs_and_shapes_of_the_handwritten_network_are_those_of_algebra():
 @pytest.mark.parametrize("groups", [1, 2, 4])
 def test_a_grouped_convolution_costs_one_group_of_input_channels_per_output(groups):
     x, kernel = jnp.zeros((2, 5, 5, 4)), jnp.zeros((3, 3, 4 // groups, 8))
-    listed = by_name(lambda p, x, t: networks.convolve(x, p, groups), kernel, x, T)
+    listed = by_name(lambda p, x, t: worlds.convolve(x, p, groups), kernel, x, T)
     # Every output pixel of every channel sees 3 x 3 taps of its own 4 / groups channels.
     assert listed["params"].macs == 2 * 5 * 5 * 8 * 9 * (4 // groups)
     assert precision.output_channels(listed["params"]) == (1, 1, 1, 8)
@@ -208,7 +208,7 @@ def test_a_mark_is_a_site_and_repeated_marks_are_numbered():
 
 
 def test_macs_of_a_network_grow_in_proportion_to_the_batch():
-    net = networks.nnx_net()
+    net = worlds.nnx_net()
     once = list_sites(net.fn, net.params, net.x[:1], net.t)
     twice = list_sites(net.fn, net.params, net.x, net.t)
     for a, b in zip(once, twice, strict=True):

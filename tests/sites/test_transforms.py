@@ -7,9 +7,10 @@ import pytest
 
 from qdiffjax import diffusion, precision
 from qdiffjax.sites import list_sites, rules, transform
-from tests.sites import by_hand, networks
-from tests.sites.networks import normal
+from tests import worlds
+from tests.sites import by_hand
 from tests.tolerances import assert_close
+from tests.worlds import normal
 
 
 def dense_fn(params, x, t):
@@ -123,7 +124,7 @@ def test_gradients_reach_scales_and_weights_given_as_site_inputs():
 
 
 def test_gradients_pass_through_checkpoint_and_scan_under_a_rule():
-    net = networks.linen_layers()
+    net = worlds.linen_layers()
     g = transform(net.fn, rules.perturb)
 
     def loss(fn):
@@ -191,14 +192,14 @@ def test_an_unknown_site_is_refused_and_the_nearest_named():
 
 
 def test_a_scanned_site_named_without_its_iteration_is_refused():
-    net = networks.layers()
+    net = worlds.layers()
     g = transform(net.fn, precision.quantize_site)
     with pytest.raises(ValueError, match=r"no site: 'layers/kernel'.*layers/kernel\[0\]"):
         g(*net.args, site_inputs={"layers/kernel": precision.SiteQuant()})
 
 
 def test_a_scan_wants_inputs_for_all_its_iterations():
-    net = networks.layers()
+    net = worlds.layers()
     g = transform(net.fn, rules.perturb)
     with pytest.raises(ValueError, match=r"2 of the 3 iterations of layers/kernel.*neutral"):
         g(*net.args, site_inputs={f"layers/kernel[{i}]": jnp.zeros((2, 4)) for i in (0, 2)})

@@ -14,19 +14,12 @@ from qdiffjax.analysis import certificates
 from qdiffjax.analysis.errors.runs import noises
 from qdiffjax.precision import calibration
 from qdiffjax.sites import list_sites, rules, transform
+from tests.worlds import normal
 
 SLACK = 1e-12  # the runs themselves are computed in float64
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _compile_fast():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
-def normal(seed, *shape, scale=1.0):
-    return jnp.asarray(scale * np.random.default_rng(seed).normal(size=shape))
+pytestmark = pytest.mark.usefixtures("compile_fast")
 
 
 def mlp(params, x, t):

@@ -12,11 +12,7 @@ from qdiffjax.analysis.certificates import forms, functions
 SMOOTH = sorted(functions.SCALARS)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _compile_fast():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("compile_fast")
 
 
 def exact_dot(a, b):

@@ -25,22 +25,24 @@ from qdiffjax.analysis.errors import (
     runs as trajectories,
 )
 from qdiffjax.diffusion import gaussian
-from tests.analysis import labs
-from tests.analysis.gains.test_spectra import CASES, Dense
+from tests import worlds
+from tests.analysis import coupled
+from tests.analysis.coupled import DENSE_CASES, Dense
 from tests.tolerances import assert_close
+from tests.worlds import normal
 
 
-@pytest.fixture(scope="module", params=CASES)
+@pytest.fixture(scope="module", params=DENSE_CASES)
 def dense(request):
-    return Dense(*CASES[request.param])
+    return Dense(*DENSE_CASES[request.param])
 
 
 def random_errors(dense, seed=70):
-    return labs.normal(seed, *dense.xs[1:].shape, scale=0.1)
+    return normal(seed, *dense.xs[1:].shape, scale=0.1)
 
 
 def flat(e):
-    return np.asarray(e).reshape(labs.NUM_STEPS, labs.BATCH, -1)
+    return np.asarray(e).reshape(worlds.NUM_STEPS, worlds.BATCH, -1)
 
 
 # ------------------------------------------------------------------ Gram matrices
@@ -51,7 +53,7 @@ def test_the_probed_gram_matrix_is_that_of_the_densely_propagated_errors(dense):
     terms = np.einsum("ibjk,ibk->ibj", dense.to_end[1:], flat(e))
     expected = np.einsum("nbj,mbj->bnm", terms, terms)
     run = jax.jit(lambda v: coherence.probed_gram(dense.call, dense.xs, dense.steps, e, v))
-    np.testing.assert_allclose(run(probes.axes(labs.X_T)), expected, atol=1e-13)
+    np.testing.assert_allclose(run(probes.axes(worlds.X_T)), expected, atol=1e-13)
     np.testing.assert_allclose(coherence.gram(jnp.asarray(terms)), expected, atol=1e-14)
     # Its sum is the squared first-order error, which one forward sweep gives.
     error = jax.jit(lambda xs: propagation.propagate(dense.call, xs, dense.steps, e))(dense.xs)[-1]
@@ -72,13 +74,13 @@ def test_coherence_is_n_for_equal_one_for_orthogonal_and_zero_for_cancelling_ter
 
 def test_independent_errors_have_coherence_one_on_average(dense):
     """Summed over 400 draws of signs; a single draw is anywhere."""
-    e = jax.random.rademacher(labs.KEY, (400, *dense.xs[1:].shape)).astype(dense.xs.dtype)
+    e = jax.random.rademacher(worlds.KEY, (400, *dense.xs[1:].shape)).astype(dense.xs.dtype)
     run = jax.jit(lambda e: jax.lax.map(lambda e: coherence.probed_gram(
-        dense.call, dense.xs, dense.steps, e, probes.axes(labs.X_T)
+        dense.call, dense.xs, dense.steps, e, probes.axes(worlds.X_T)
     ), e))  # fmt: skip
     grams = np.asarray(run(e))
     assert np.max(np.abs(coherence.coherence(grams.sum(0)) - 1)) < 0.25
-    unlike = np.asarray(coherence.correlation(grams.sum(0))) - np.eye(labs.NUM_STEPS)
+    unlike = np.asarray(coherence.correlation(grams.sum(0))) - np.eye(worlds.NUM_STEPS)
     assert np.max(np.abs(unlike)) < 0.25
     assert np.max(coherence.coherence(grams)) > 2
 
@@ -87,30 +89,30 @@ def test_independent_errors_have_coherence_one_on_average(dense):
 
 
 def test_the_shares_of_weights_and_activations_add_up_to_the_error_that_happened():
-    q = labs.quantized(6, 6)
-    full, hat = labs.calls(q)
-    _, weights = labs.calls(coherence.weights_only(q))
+    q = coupled.quantized(6, 6)
+    full, hat = coupled.calls(q)
+    _, weights = coupled.calls(coherence.weights_only(q))
 
     @jax.jit
     def run(x_T):
-        pair = trajectories.couple(full, hat, x_T, labs.MULTISTEP)
-        w = trajectories.local_errors(full, weights, pair.xs_hat, labs.MULTISTEP)
-        a = trajectories.local_errors(weights, hat, pair.xs_hat, labs.MULTISTEP)
+        pair = trajectories.couple(full, hat, x_T, coupled.MULTISTEP)
+        w = trajectories.local_errors(full, weights, pair.xs_hat, coupled.MULTISTEP)
+        a = trajectories.local_errors(weights, hat, pair.xs_hat, coupled.MULTISTEP)
         parts = jnp.stack([w, a])
-        return pair, parts, coherence.split_error(full, x_T, labs.MULTISTEP, parts, num_nodes=5)
+        return pair, parts, coherence.split_error(full, x_T, coupled.MULTISTEP, parts, num_nodes=5)
 
-    pair, parts, shares = run(labs.X_T)
+    pair, parts, shares = run(worlds.X_T)
     assert_close(parts.sum(0), pair.local_errors, factor=1e3)
     np.testing.assert_allclose(shares.sum(0), pair.errors[-1][:, 0], rtol=1e-6, atol=1e-9)
     assert np.all(np.linalg.norm(shares, axis=2) > 1e-4)
 
 
 def test_without_activations_nothing_is_left_for_them():
-    q = labs.quantized(6, None)
-    hat = labs.calls(q)[1]
-    weights = labs.calls(coherence.weights_only(q))[1]
-    xs = jax.jit(lambda x: diffusion.sample(hat, x, labs.DDIM).states)(labs.X_T)
-    rest = jax.jit(lambda xs: trajectories.local_errors(weights, hat, xs, labs.DDIM))(xs)
+    q = coupled.quantized(6, None)
+    hat = coupled.calls(q)[1]
+    weights = coupled.calls(coherence.weights_only(q))[1]
+    xs = jax.jit(lambda x: diffusion.sample(hat, x, worlds.DDIM).states)(worlds.X_T)
+    rest = jax.jit(lambda xs: trajectories.local_errors(weights, hat, xs, worlds.DDIM))(xs)
     assert_close(rest, np.zeros(rest.shape), scale=1.0)
     with pytest.raises(ValueError, match="SiteQuant"):
         coherence.weights_only(type(q)(q.eps_fn, q.params, {"in": (True, None)}))
@@ -170,7 +172,7 @@ def test_a_fitted_exponent_is_that_of_a_power_law_and_its_error_that_of_a_regres
     np.testing.assert_allclose(exact.exponent, [-0.5, 0.0], atol=1e-12)
     np.testing.assert_allclose(exact.prefactor, [3, 2], rtol=1e-12)
     np.testing.assert_allclose(exact.standard_error, 0, atol=1e-12)
-    noisy = 3 * sizes**-0.5 * np.exp(np.asarray(labs.normal(71, 5, scale=0.1)))
+    noisy = 3 * sizes**-0.5 * np.exp(np.asarray(normal(71, 5, scale=0.1)))
     found = laws.fit_exponent(sizes, noisy)
     line = scipy.stats.linregress(np.log(sizes), np.log(noisy))
     np.testing.assert_allclose(found.exponent, line.slope, rtol=1e-10)

@@ -14,35 +14,36 @@ from qdiffjax.analysis.errors import (
 from qdiffjax.analysis.errors import (
     propagation as curvature,
 )
-from tests.analysis import labs
-from tests.analysis.gains.test_spectra import CASES, Dense
-from tests.tolerances import assert_close
+from tests import worlds
+from tests.analysis.coupled import DENSE_CASES, Dense
+from tests.tolerances import assert_close, slope
+from tests.worlds import normal
 
 # ------------------------------------------------------------------ variance
 
 
-@pytest.fixture(scope="module", params=CASES)
+@pytest.fixture(scope="module", params=DENSE_CASES)
 def dense(request):
-    return Dense(*CASES[request.param])
+    return Dense(*DENSE_CASES[request.param])
 
 
 def local_covariances(steps, variances, slots):
     """R_i of the state [N, batch, K n, K n]: one error of the prediction enters every slot."""
-    weights = np.asarray(steps.coeffs.eps).reshape(labs.NUM_STEPS, 1, slots)
+    weights = np.asarray(steps.coeffs.eps).reshape(worlds.NUM_STEPS, 1, slots)
     placed = np.einsum("nbk,ij->nbkij", weights, np.eye(2))
     return np.einsum("nbkij,nbj,nblmj->nbkilm", placed, variances, placed).reshape(
-        labs.NUM_STEPS, labs.BATCH, 2 * slots, 2 * slots
+        worlds.NUM_STEPS, worlds.BATCH, 2 * slots, 2 * slots
     )
 
 
 def test_the_final_variance_is_the_trace_of_the_propagated_covariance(dense):
     """tr of sum_i J_{i+1} R_i J_{i+1}^T, step by step, by dense algebra; exact probes."""
-    variances = np.abs(labs.normal(50, labs.NUM_STEPS, labs.BATCH, 2))
+    variances = np.abs(normal(50, worlds.NUM_STEPS, worlds.BATCH, 2))
     r = local_covariances(dense.steps, variances, dense.size // 2)
     j = dense.to_end[1:]
     by_step = np.einsum("nbij,nbjk,nbik->nb", j, r, j)
     found = jax.jit(lambda xs: random_errors.final_variance(
-        dense.call, xs, dense.steps, variances, runs.axes(labs.X_T)
+        dense.call, xs, dense.steps, variances, runs.axes(worlds.X_T)
     ))(dense.xs)  # fmt: skip
     np.testing.assert_allclose(found.by_step.value, by_step, rtol=1e-11)
     np.testing.assert_allclose(found.total.value, by_step.sum(0), rtol=1e-11)
@@ -52,14 +53,14 @@ def test_the_final_variance_is_the_trace_of_the_propagated_covariance(dense):
 
 
 def test_random_signs_estimate_it_within_their_own_error_bar(dense):
-    variances = np.abs(labs.normal(50, labs.NUM_STEPS, labs.BATCH, 2))
+    variances = np.abs(normal(50, worlds.NUM_STEPS, worlds.BATCH, 2))
     run = jax.jit(
         lambda v: (
             random_errors.final_variance(dense.call, dense.xs, dense.steps, variances, v).total
         )
     )
-    exact = run(runs.axes(labs.X_T)).value
-    found = run(runs.signs(labs.KEY, 200, labs.X_T))
+    exact = run(runs.axes(worlds.X_T)).value
+    found = run(runs.signs(worlds.KEY, 200, worlds.X_T))
     assert np.all(np.abs(found.value - exact) < 4 * found.standard_error)
     assert np.all(found.standard_error > 0)
 
@@ -88,7 +89,7 @@ def scalar_run(x, e):
 
 def test_first_and_second_order_of_a_quadratic_map_are_its_taylor_coefficients():
     """error(s) of local errors s e is a polynomial; its coefficients by differences are exact."""
-    x, e = np.array([[0.5], [-0.8]]), labs.normal(51, 3, 2, 1)
+    x, e = np.array([[0.5], [-0.8]]), normal(51, 3, 2, 1)
     xs = scalar_run(x, 0 * e)
     found = curvature.propagate_second_order(square, jnp.asarray(xs), SCALAR, e)
     s = np.linspace(-1, 1, 9)  # degree 8 after three squarings
@@ -99,7 +100,7 @@ def test_first_and_second_order_of_a_quadratic_map_are_its_taylor_coefficients()
 
 
 def test_the_predicted_failure_is_the_relative_error_of_first_order_to_leading_order():
-    x, e = np.array([[0.5], [-0.8]]), labs.normal(51, 3, 2, 1)
+    x, e = np.array([[0.5], [-0.8]]), normal(51, 3, 2, 1)
     xs, sizes, gaps = scalar_run(x, 0 * e), np.array([4e-3, 2e-3, 1e-3]), []
     for size in sizes:
         found = curvature.propagate_second_order(square, jnp.asarray(xs), SCALAR, size * e)
@@ -108,17 +109,17 @@ def test_the_predicted_failure_is_the_relative_error_of_first_order_to_leading_o
         actual = np.abs(found.first[-1, :, 0] - error) / np.abs(error)
         assert np.all(actual > 1e-4)
         gaps.append(np.max(np.abs(predicted - actual)))
-    assert labs.slope(sizes, gaps) == pytest.approx(2, abs=0.15)  # both are of first order in size
+    assert slope(sizes, gaps) == pytest.approx(2, abs=0.15)  # both are of first order in size
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", DENSE_CASES)
 def test_what_second_order_leaves_is_of_third_order_for_any_sampler(case):
-    steps, call = CASES[case]
+    steps, call = DENSE_CASES[case]
     slots = diffusion.num_slots(steps.coeffs)
 
     @jax.jit
     def leftover(size):
-        pair = runs.couple(call, bent(size), labs.X_T, steps, key=labs.KEY)
+        pair = runs.couple(call, bent(size), worlds.X_T, steps, key=worlds.KEY)
         found = curvature.propagate_second_order(call, pair.xs, steps, pair.local_errors)
         first = propagation.propagate(call, pair.xs, steps, pair.local_errors)
         gap = pair.errors - found.first - found.second
@@ -129,7 +130,7 @@ def test_what_second_order_leaves_is_of_third_order_for_any_sampler(case):
 
     sizes = np.array([4e-3, 2e-3, 1e-3])
     found = [leftover(size) for size in sizes]
-    assert labs.slope(sizes, [f[0] for f in found]) == pytest.approx(3, abs=0.1)
+    assert slope(sizes, [f[0] for f in found]) == pytest.approx(3, abs=0.1)
     assert max(f[1] for f in found) < 1e-14
     ratio = curvature.predicted_failure(found[0][2], steps)
     second, first = (np.asarray(a)[-1] for a in (found[0][2].second, found[0][2].first))
@@ -141,8 +142,8 @@ def test_what_second_order_leaves_is_of_third_order_for_any_sampler(case):
 def test_the_mean_bias_of_a_quadratic_map_is_its_closed_form():
     """m' = (a + 2 g x) m + g S + e_mean, S' = (a + 2 g x)^2 S + r, g = b c, by hand."""
     x = np.array([[0.5], [-0.8]])
-    xs, eps_variances = scalar_run(x, np.zeros(3)), np.abs(labs.normal(52, 3, 2, 1, scale=0.1))
-    eps_means = labs.normal(53, 3, 2, 1, scale=0.01)
+    xs, eps_variances = scalar_run(x, np.zeros(3)), np.abs(normal(52, 3, 2, 1, scale=0.1))
+    eps_means = normal(53, 3, 2, 1, scale=0.01)
     m, s = np.zeros((2, 1)), np.zeros((2, 1))
     for i, (a, b, c) in enumerate(zip(A, B, C, strict=True)):
         j, g = a + 2 * b * c * xs[i], b * c
@@ -150,16 +151,16 @@ def test_the_mean_bias_of_a_quadratic_map_is_its_closed_form():
     run = jax.jit(lambda num_key: random_errors.mean_bias(
         square, jnp.asarray(xs), SCALAR, eps_variances, key=num_key, num=4000, eps_means=eps_means
     ))  # fmt: skip
-    found = run(labs.KEY)
+    found = run(worlds.KEY)
     assert np.all(np.abs(found.value - m) < 4 * found.standard_error)
     assert np.all(found.standard_error < 0.1 * np.abs(m))
 
 
 def test_the_mean_error_of_random_rounding_is_the_bias_to_second_order():
     """Signs added to the prediction in 4096 runs of the sampler, and their opposites."""
-    steps, call, size = labs.DDIM, labs.fast, 0.1
-    many = jnp.repeat(labs.X_T[:1], 8192, axis=0)
-    noise = size * jax.random.rademacher(labs.KEY, (labs.NUM_STEPS, 4096, 2)).astype(many.dtype)
+    steps, call, size = worlds.DDIM, worlds.fast, 0.1
+    many = jnp.repeat(worlds.X_T[:1], 8192, axis=0)
+    noise = size * jax.random.rademacher(worlds.KEY, (worlds.NUM_STEPS, 4096, 2)).astype(many.dtype)
     noise = jnp.concatenate([noise, -noise], axis=1)  # first order cancels in pairs
 
     @jax.jit
@@ -168,12 +169,12 @@ def test_the_mean_error_of_random_rounding_is_the_bias_to_second_order():
         noisy = diffusion.sample(
             lambda x, t, z: (call(x, t, None)[0] + z, None), many, steps, per_call=noise
         )
-        v = jnp.full((labs.NUM_STEPS, 1, 2), size**2)
+        v = jnp.full((worlds.NUM_STEPS, 1, 2), size**2)
         bias = random_errors.mean_bias(call, xs, steps, v, key=key, num=4096)
         var = random_errors.final_variance(call, xs, steps, v, runs.axes(many[:1]))
         return noisy.x_0 - xs[-1], bias, var.total.value
 
-    errors, bias, variance = run(labs.KEY)
+    errors, bias, variance = run(worlds.KEY)
     pairs = (np.asarray(errors)[:4096] + np.asarray(errors)[4096:]) / 2
     measured, error = np.mean(pairs, 0), np.std(pairs, 0) / 64
     combined = 4 * np.hypot(error, bias.standard_error[0])

@@ -17,8 +17,9 @@ from qdiffjax import diffusion, precision
 from qdiffjax.networks.models.unet import UNet
 from qdiffjax.precision import calibration
 from qdiffjax.sites import list_sites, transform
-from tests.analysis import labs
+from tests import worlds
 from tests.tolerances import assert_close
+from tests.worlds import normal
 
 BITS = 8
 
@@ -113,7 +114,7 @@ class Subject:
 
 def unet():
     net = UNet(channels=(8,), num_blocks=0, attention=(False,), patch=1, dtype=jnp.float64)
-    x_T = labs.normal(50, 1, 8, 8, 1)
+    x_T = normal(50, 1, 8, 8, 1)
 
     def fn(params, x, t):
         return net.apply(params, x, t)
@@ -121,11 +122,11 @@ def unet():
     shapes = jax.eval_shape(lambda key: net.init(key, x_T, jnp.float64(1)), jax.random.key(0))
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda s: jnp.asarray(0.3 * rng.normal(size=s.shape)), shapes)
-    return Subject(fn, params, x_T, diffusion.ddim(labs.SCHEDULE, 3), None)
+    return Subject(fn, params, x_T, diffusion.ddim(worlds.SCHEDULE, 3), None)
 
 
 def network():
-    return Subject(labs.net_fn, labs.PARAMS, labs.X_T, labs.DDPM, labs.KEY)
+    return Subject(worlds.net_fn, worlds.PARAMS, worlds.X_T, worlds.DDPM, worlds.KEY)
 
 
 @functools.cache
@@ -188,7 +189,7 @@ def test_the_derivative_is_that_of_the_sampler_with_frozen_rounding(make, along)
 @ALONG
 def test_forward_and_reverse_mode_are_adjoint(make, along):
     s, _, _, derivative, _ = studied(make)
-    tangent, u = direction(s, along), labs.normal(61, *s.x_T.shape)
+    tangent, u = direction(s, along), normal(61, *s.x_T.shape)
     _, jv, pulled = derivative(*tangent, u)
     pairs = zip(jax.tree.leaves(pulled), jax.tree.leaves(tangent), strict=True)
     np.testing.assert_allclose(sum(np.vdot(a, b) for a, b in pairs), np.vdot(u, jv), rtol=1e-9)

@@ -19,6 +19,7 @@ from qdiffjax.networks.models.unet import UNet
 from qdiffjax.networks.models.video import VideoDiT
 from qdiffjax.precision import calibration
 from qdiffjax.sites import list_sites
+from tests.worlds import quick_jit
 
 SCHEDULE = diffusion.linear(100, 1e-3, 0.1)
 VP = diffusion.VP()
@@ -77,11 +78,6 @@ def pair_net(params, u, t):
     batch, _, size = u.shape
     h = jnp.tanh(u.reshape(batch, 2 * size) @ params["in"] + t * params["time"][None])
     return (h @ params["out"]).reshape(batch, 2, size)
-
-
-def quick_jit(fn):
-    """Compile in a hurry: the runs are tiny."""
-    return jax.jit(fn, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def random_params(model, *inputs):

@@ -10,8 +10,9 @@ import pytest
 from qdiffjax import diffusion, quant
 from qdiffjax.analysis.errors import laws, random_errors, runs
 from qdiffjax.diffusion import gaussian
-from tests.analysis import labs
+from tests import worlds
 from tests.tolerances import assert_close
+from tests.worlds import normal
 
 W = 7.5
 
@@ -28,7 +29,7 @@ def test_the_gain_is_the_mean_square_of_the_guided_combination():
 
 
 def test_the_gain_of_a_measured_correlation_is_exact_for_equal_mean_squares():
-    d_u, d_c = labs.normal(80, 100, 3), labs.normal(81, 100, 3) + 0.4
+    d_u, d_c = normal(80, 100, 3), normal(81, 100, 3) + 0.4
     d_c = d_c * jnp.sqrt(jnp.sum(d_u**2) / jnp.sum(d_c**2))
     rho = laws.error_correlation(d_u, d_c)
     guided = jnp.sum(((1 - W) * d_u + W * d_c) ** 2) / jnp.sum(d_u**2)
@@ -53,17 +54,17 @@ def test_the_covariance_of_roundings_with_shared_bits_is_an_integral_over_the_bi
 # ------------------------------------------------------------------ a sampler that rounds
 
 SCALE = 0.05
-STEPS = diffusion.ddim(labs.SCHEDULE, 10)
+STEPS = diffusion.ddim(worlds.SCHEDULE, 10)
 COV = np.diag([0.5, 0.3])
-EXACT = gaussian.eps_fn_for(labs.SCHEDULE)
+EXACT = gaussian.eps_fn_for(worlds.SCHEDULE)
 NUM = 2048
 
 
 def eps_fn(params, x, t, cond):
     """Exact denoisers of Gaussians of one covariance and mean cond: affine, with one J for all."""
-    shift = gaussian.marginal(gaussian.gaussian(np.zeros(2), COV), labs.SCHEDULE(t)).covs[0]
-    mean = labs.SCHEDULE(t).alpha * cond
-    return labs.SCHEDULE(t).sigma * (x - mean) @ jnp.linalg.inv(shift)
+    shift = gaussian.marginal(gaussian.gaussian(np.zeros(2), COV), worlds.SCHEDULE(t)).covs[0]
+    mean = worlds.SCHEDULE(t).alpha * cond
+    return worlds.SCHEDULE(t).sigma * (x - mean) @ jnp.linalg.inv(shift)
 
 
 def rounding(key):
@@ -79,7 +80,7 @@ def rounding(key):
 
 
 # A mean for each sample, so that the fractional parts of the two branches are unrelated.
-COND, NULL = labs.normal(83, NUM, 2), jnp.array([-0.3, 0.2])
+COND, NULL = normal(83, NUM, 2), jnp.array([-0.3, 0.2])
 
 
 @functools.partial(jax.jit, static_argnums=1)
@@ -112,14 +113,14 @@ def measured(key, map_branches):
 
 @pytest.mark.parametrize(("map_branches", "rho"), [(False, 0.0), (True, 0.5)])
 def test_shared_bits_halve_what_guidance_adds_to_the_error(map_branches, rho):
-    found, mse, error, unit = measured(labs.KEY, map_branches)
+    found, mse, error, unit = measured(worlds.KEY, map_branches)
     assert abs(found - rho) < 0.06  # 4096 products of standard deviation about 1
     predicted = float(laws.guidance_gain(W, rho) * unit.total.value[0])
     assert abs(mse - predicted) < 4 * error + 0.03 * predicted
 
 
 def test_mapped_branches_are_the_same_guidance():
-    x, t = labs.normal(82, NUM, 2), jnp.float64(20)
+    x, t = normal(82, NUM, 2), jnp.float64(20)
     one, other = (
         jax.jit(diffusion.guided(eps_fn, NULL, W, map_branches=m))(None, x, t, COND)
         for m in (False, True)

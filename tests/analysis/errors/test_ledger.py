@@ -9,8 +9,10 @@ import pytest
 
 from qdiffjax import diffusion, precision
 from qdiffjax.analysis.errors import ablation, ledger, propagation, runs
-from tests.analysis import labs
-from tests.tolerances import assert_close
+from tests import worlds
+from tests.analysis import coupled
+from tests.tolerances import assert_close, slope
+from tests.worlds import normal
 
 G = jnp.array([0.6, -1.1])
 
@@ -38,29 +40,31 @@ def _attribute(q, x_T, steps, per_call, picks, *, num_nodes):
         return sum(picks[name] * phi(*args) for name, phi in FUNCTIONALS.items())
 
     return ledger.attribution(
-        q, x_T, steps, functional, num_nodes=num_nodes, key=labs.KEY, per_call=per_call
+        q, x_T, steps, functional, num_nodes=num_nodes, key=worlds.KEY, per_call=per_call
     )
 
 
 @jax.jit
 def two_runs(q, x_T, steps, per_call=None):
-    full, hat = labs.calls(q)
-    x_0 = diffusion.sample(full, x_T, steps, key=labs.KEY).x_0
-    return x_0, diffusion.sample(hat, x_T, steps, key=labs.KEY, per_call=per_call).x_0
+    full, hat = coupled.calls(q)
+    x_0 = diffusion.sample(full, x_T, steps, key=worlds.KEY).x_0
+    return x_0, diffusion.sample(hat, x_T, steps, key=worlds.KEY, per_call=per_call).x_0
 
 
 @functools.cache
 def made(sampler="ddim", chosen="linear"):
-    return attribute(labs.quantized(), labs.X_T, labs.ALL_SAMPLERS[sampler][0], chosen=chosen)
+    return attribute(
+        coupled.quantized(), worlds.X_T, coupled.ALL_SAMPLERS[sampler][0], chosen=chosen
+    )
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
 def test_known_final_samples_give_the_same_ledger(sampler):
-    q, steps = labs.quantized(), labs.ALL_SAMPLERS[sampler][0]
-    run = jax.jit(lambda x_0: ledger.attribution(q, labs.X_T, steps, num_nodes=2, x_0=x_0,
-                                                 key=labs.KEY))  # fmt: skip
+    q, steps = coupled.quantized(), coupled.ALL_SAMPLERS[sampler][0]
+    run = jax.jit(lambda x_0: ledger.attribution(q, worlds.X_T, steps, num_nodes=2, x_0=x_0,
+                                                 key=worlds.KEY))  # fmt: skip
     plain = run(None)
-    x_0, _ = two_runs(q, labs.X_T, steps)
+    x_0, _ = two_runs(q, worlds.X_T, steps)
     jax.tree.map(lambda a, b: assert_close(a, b, factor=100), run(x_0), plain)
 
 
@@ -68,10 +72,10 @@ def test_known_final_samples_give_the_same_ledger(sampler):
 
 
 @pytest.mark.parametrize("functional", FUNCTIONALS)
-@pytest.mark.parametrize("sampler", labs.ALL_SAMPLERS)
+@pytest.mark.parametrize("sampler", coupled.ALL_SAMPLERS)
 def test_the_entries_sum_to_the_change_of_the_functional(sampler, functional):
     found = made(sampler, functional)
-    x_0, x_hat_0 = two_runs(labs.quantized(), labs.X_T, labs.ALL_SAMPLERS[sampler][0])
+    x_0, x_hat_0 = two_runs(coupled.quantized(), worlds.X_T, coupled.ALL_SAMPLERS[sampler][0])
     phi = jax.vmap(FUNCTIONALS[functional])
     change = phi(x_hat_0, x_0, x_hat_0) - phi(x_0, x_0, x_hat_0)
     total = sum(np.sum(c, axis=1) for c in found.contributions.values())
@@ -91,42 +95,42 @@ def test_the_share_functional_changes_by_the_mean_squared_error():
 
 def test_every_site_has_an_entry_of_each_sample_and_step_with_or_without_batch_axis_or_loop():
     contributions = made().contributions
-    assert set(contributions) == set(labs.NAMES) == {s.name for s in labs.SITES}
+    assert set(contributions) == set(worlds.NAMES) == {s.name for s in worlds.SITES}
     for entries in contributions.values():
-        assert entries.shape == (labs.BATCH, labs.NUM_STEPS)
+        assert entries.shape == (worlds.BATCH, worlds.NUM_STEPS)
         assert np.all(np.max(np.abs(entries), axis=0) > 0)
 
 
 def by_step(bits):
     """Activation grids of every site whose width varies by step."""
-    grids = [labs.symmetric(4.0, b) for b in bits]
+    grids = [coupled.symmetric(4.0, b) for b in bits]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *grids)
     return {
-        s.name: precision.SiteQuant(None, (stacked,) * len(s.activations)) for s in labs.SITES
+        s.name: precision.SiteQuant(None, (stacked,) * len(s.activations)) for s in worlds.SITES
     }  # fmt: skip
 
 
 def test_formats_that_vary_by_step_and_sites_left_alone_are_attributed_as_they_run():
     touched = ("input", "time", "in", "layers[0]", "layers[1]", "dot_0")
-    q = labs.quantized(8, None)
+    q = coupled.quantized(8, None)
     q = precision.Quantized(q.eps_fn, q.params, {name: q.site_inputs[name] for name in touched})
     per_call = {name: how for name, how in by_step((9, 8, 7, 9, 8, 7)).items() if name in touched}
-    found = attribute(q, labs.X_T, labs.DDPM, per_call)
-    x_0, x_hat_0 = two_runs(q, labs.X_T, labs.DDPM, per_call)
+    found = attribute(q, worlds.X_T, worlds.DDPM, per_call)
+    x_0, x_hat_0 = two_runs(q, worlds.X_T, worlds.DDPM, per_call)
     assert set(found.contributions) == set(touched)
     assert_close(found.x_hat_0, x_hat_0, factor=256)
     np.testing.assert_allclose(ledger.total(found), (x_hat_0 - x_0) @ G, rtol=1e-8)
 
 
 def test_stochastic_rounding_is_attributed_with_its_own_bits():
-    keys = jax.random.split(jax.random.key(3), labs.NUM_STEPS)
+    keys = jax.random.split(jax.random.key(3), worlds.NUM_STEPS)
     per_call = jax.tree.map(
-        lambda how: how._replace(key=keys), by_step((8,) * labs.NUM_STEPS),
+        lambda how: how._replace(key=keys), by_step((8,) * worlds.NUM_STEPS),
         is_leaf=lambda node: isinstance(node, precision.ActivationQuant),
     )  # fmt: skip
-    q, x_T = labs.quantized(8, None), labs.X_T[:1]
-    found = attribute(q, x_T, labs.DDIM, per_call)
-    x_0, x_hat_0 = two_runs(q, x_T, labs.DDIM, per_call)
+    q, x_T = coupled.quantized(8, None), worlds.X_T[:1]
+    found = attribute(q, x_T, worlds.DDIM, per_call)
+    x_0, x_hat_0 = two_runs(q, x_T, worlds.DDIM, per_call)
     assert_close(found.x_hat_0, x_hat_0, factor=256)
     np.testing.assert_allclose(ledger.total(found), (x_hat_0 - x_0) @ G, rtol=1e-8)
 
@@ -138,8 +142,8 @@ def test_stochastic_rounding_is_attributed_with_its_own_bits():
 def sized(num_nodes):
     """Ledgers of weight errors of three sizes."""
     sizes = np.array([0.05, 0.025, 0.0125])
-    make = functools.partial(attribute, x_T=labs.X_T, steps=labs.DDIM)
-    return sizes, [make(labs.nudged(s), num_nodes=num_nodes) for s in sizes]
+    make = functools.partial(attribute, x_T=worlds.X_T, steps=worlds.DDIM)
+    return sizes, [make(coupled.nudged(s), num_nodes=num_nodes) for s in sizes]
 
 
 @pytest.mark.parametrize("num_nodes", [1, 2])
@@ -148,7 +152,7 @@ def test_the_defect_of_k_nodes_is_of_order_2k(num_nodes):
     defects = [
         np.linalg.norm(ledger.total(f) - f.change) / np.linalg.norm(f.change) for f in ledgers
     ]
-    assert labs.slope(sizes, defects) == pytest.approx(2 * num_nodes, abs=0.25)
+    assert slope(sizes, defects) == pytest.approx(2 * num_nodes, abs=0.25)
 
 
 def test_the_sites_of_a_step_sum_to_its_term_of_the_fan_to_first_order():
@@ -156,42 +160,42 @@ def test_the_sites_of_a_step_sum_to_its_term_of_the_fan_to_first_order():
 
     @jax.jit
     def terms(q):
-        full, hat = labs.calls(q)
-        pair = runs.couple(full, hat, labs.X_T, labs.DDIM)
-        return (propagation.fan(full, pair.xs_hat, labs.DDIM) @ G).T
+        full, hat = coupled.calls(q)
+        pair = runs.couple(full, hat, worlds.X_T, worlds.DDIM)
+        return (propagation.fan(full, pair.xs_hat, worlds.DDIM) @ G).T
 
     differences = []
     for size, found in zip(sizes, ledgers, strict=True):
         steps = sum(found.contributions.values())
-        expected = terms(labs.nudged(size))
+        expected = terms(coupled.nudged(size))
         differences.append(np.linalg.norm(steps - expected) / np.linalg.norm(expected))
-    assert labs.slope(sizes, differences) == pytest.approx(1, abs=0.2)
+    assert slope(sizes, differences) == pytest.approx(1, abs=0.2)
     assert differences[-1] < 0.1
 
 
 def test_two_sites_that_play_the_same_part_share_equally():
-    twins = {**labs.PARAMS, "key": labs.PARAMS["query"]}
-    found = attribute(labs.quantized(params=twins), labs.X_T, labs.DDIM).contributions
+    twins = {**worlds.PARAMS, "key": worlds.PARAMS["query"]}
+    found = attribute(coupled.quantized(params=twins), worlds.X_T, worlds.DDIM).contributions
     assert np.min(np.abs(found["query"])) > 0
     np.testing.assert_allclose(found["key"], found["query"], rtol=1e-9, atol=1e-15)
 
 
 def test_an_entry_does_not_know_the_other_samples():
-    others = labs.X_T.at[1:].set(labs.normal(30, labs.BATCH - 1, 2))
-    found = attribute(labs.quantized(), others, labs.DDIM)
+    others = worlds.X_T.at[1:].set(normal(30, worlds.BATCH - 1, 2))
+    found = attribute(coupled.quantized(), others, worlds.DDIM)
     for name, entries in made().contributions.items():
         assert_close(found.contributions[name][0], entries[0], factor=256)
 
 
 # ------------------------------------------------------------------ worked cases, one step
 
-X, C_X, C_EPS = labs.normal(40, 3, 2), 0.9, -0.7
+X, C_X, C_EPS = normal(40, 3, 2), 0.9, -0.7
 ONE_STEP = diffusion.Steps(
     jnp.ones(1), jnp.zeros(1),
     diffusion.StepCoeffs(jnp.full(1, C_X), jnp.full(1, C_EPS), jnp.zeros(1)),
 )  # fmt: skip
-A, B = labs.normal(41, 2, 2), labs.normal(42, 2, 2)
-A_HAT, B_HAT = labs.grid(A, 0.5), labs.grid(B, 0.5)
+A, B = normal(41, 2, 2), normal(42, 2, 2)
+A_HAT, B_HAT = worlds.grid(A, 0.5), worlds.grid(B, 0.5)
 
 
 def test_one_matrix_in_one_step_is_attributed_its_whole_effect():
@@ -248,24 +252,24 @@ def test_a_ledger_is_summed_and_laid_out_as_written():
 # ------------------------------------------------------------------ injection
 
 
-@pytest.mark.parametrize("sampler", labs.ALL_SAMPLERS)
+@pytest.mark.parametrize("sampler", coupled.ALL_SAMPLERS)
 def test_injecting_all_errors_gives_the_quantized_run_and_none_the_full_run(sampler):
-    q, steps = labs.quantized(4, 4), labs.ALL_SAMPLERS[sampler][0]
+    q, steps = coupled.quantized(4, 4), coupled.ALL_SAMPLERS[sampler][0]
     inject = jax.jit(lambda amounts, steps: ledger.inject(
-        q, labs.X_T, steps, dict.fromkeys(labs.NAMES, amounts), key=labs.KEY
+        q, worlds.X_T, steps, dict.fromkeys(worlds.NAMES, amounts), key=worlds.KEY
     ))  # fmt: skip
-    x_0, x_hat_0 = two_runs(q, labs.X_T, steps)
-    assert_close(inject(jnp.zeros(labs.NUM_STEPS), steps), x_0, factor=256)
-    assert_close(inject(jnp.ones(labs.NUM_STEPS), steps), x_hat_0, factor=256)
+    x_0, x_hat_0 = two_runs(q, worlds.X_T, steps)
+    assert_close(inject(jnp.zeros(worlds.NUM_STEPS), steps), x_0, factor=256)
+    assert_close(inject(jnp.ones(worlds.NUM_STEPS), steps), x_hat_0, factor=256)
     assert np.max(np.abs(x_hat_0 - x_0)) > 0.01
 
 
 def test_without_the_key_of_a_noisy_sampler_no_ledger_is_made():
     q = precision.Quantized(lambda p, x, t: x @ p["a"], {"a": A}, {"a": precision.SiteQuant(A_HAT)})
     for make in (
-        lambda: ledger.attribution(q, X, labs.DDPM),
-        lambda: ablation.forecast(q, X, labs.DDPM, lambda x: x @ G),
-        lambda: ledger.inject(q, X, labs.DDPM, {"a": jnp.ones(labs.NUM_STEPS)}),
+        lambda: ledger.attribution(q, X, worlds.DDPM),
+        lambda: ablation.forecast(q, X, worlds.DDPM, lambda x: x @ G),
+        lambda: ledger.inject(q, X, worlds.DDPM, {"a": jnp.ones(worlds.NUM_STEPS)}),
     ):
         with pytest.raises(ValueError, match="got key=None for steps with noise"):
             make()

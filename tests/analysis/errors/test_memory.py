@@ -11,23 +11,24 @@ from qdiffjax import diffusion
 from qdiffjax.analysis import divergences
 from qdiffjax.analysis.bounds import pathwise
 from qdiffjax.analysis.errors import ledger, prediction, propagation, runs
-from tests.analysis import labs
+from tests import worlds
+from tests.analysis import coupled
 
-STEPS = labs.MULTISTEP
-Q = labs.quantized(5, 5)
-FULL, HAT = labs.calls(Q)
+STEPS = coupled.MULTISTEP
+Q = coupled.quantized(5, 5)
+FULL, HAT = coupled.calls(Q)
 
 
 @pytest.fixture(scope="module")
 def pair():
-    return jax.jit(lambda: runs.couple(FULL, HAT, labs.X_T, STEPS))()
+    return jax.jit(lambda: runs.couple(FULL, HAT, worlds.X_T, STEPS))()
 
 
 def by_hand(call):
     """The two-step method as a loop over x and the last prediction; returns x_0."""
-    x, last, c = labs.X_T, None, labs.DDIM.coeffs
-    for i in range(labs.NUM_STEPS):
-        eps = call(x, labs.DDIM.t[i], None)[0]
+    x, last, c = worlds.X_T, None, worlds.DDIM.coeffs
+    for i in range(worlds.NUM_STEPS):
+        eps = call(x, worlds.DDIM.t[i], None)[0]
         mixed = eps if last is None else 1.5 * eps - 0.5 * last
         x, last = c.x[i] * x + c.eps[i] * mixed, eps
     return x
@@ -56,20 +57,20 @@ def test_first_order_with_its_remainders_is_exact(pair):
 
 def test_the_homotopy_gives_the_final_error(pair):
     found = jax.jit(
-        lambda e: propagation.homotopy(FULL, labs.X_T, STEPS, e, num_nodes=5)
+        lambda e: propagation.homotopy(FULL, worlds.X_T, STEPS, e, num_nodes=5)
     )(pair.local_errors)  # fmt: skip
     np.testing.assert_allclose(found, pair.errors[-1], rtol=1e-6, atol=1e-8)
 
 
 def test_all_amounts_injected_are_the_quantized_run(pair):
-    ones = {name: jnp.ones(labs.NUM_STEPS) for name in labs.NAMES}
-    found = jax.jit(lambda: ledger.inject(Q, labs.X_T, STEPS, ones))()
+    ones = {name: jnp.ones(worlds.NUM_STEPS) for name in worlds.NAMES}
+    found = jax.jit(lambda: ledger.inject(Q, worlds.X_T, STEPS, ones))()
     np.testing.assert_allclose(found, pair.xs_hat[-1][:, 0], rtol=1e-10, atol=1e-12)
 
 
 def test_the_groenwall_bound_holds_for_the_norm_of_the_state(pair):
     gains = jax.jit(
-        lambda p: pathwise.segment_gains(FULL, p.xs, p.xs_hat, STEPS, key=labs.KEY)
+        lambda p: pathwise.segment_gains(FULL, p.xs, p.xs_hat, STEPS, key=worlds.KEY)
     )(pair)  # fmt: skip
     bound = pathwise.gronwall(gains.norms, runs.norms(pair.local_errors))
     assert np.all(runs.norms(pair.errors) <= bound * (1 + 1e-9))
@@ -84,7 +85,7 @@ def test_the_prediction_is_first_order_in_a_priori_local_errors(pair):
 
 def test_what_needs_a_first_order_sampler_says_so():
     with pytest.raises(ValueError, match="memory"):
-        divergences.path_kl(FULL, HAT, labs.X_T, STEPS, key=labs.KEY)
-    xs = diffusion.sample(FULL, labs.X_T, STEPS).states
+        divergences.path_kl(FULL, HAT, worlds.X_T, STEPS, key=worlds.KEY)
+    xs = diffusion.sample(FULL, worlds.X_T, STEPS).states
     with pytest.raises(ValueError, match="memory"):
-        pathwise.log_norm_gains(FULL, xs, STEPS, key=labs.KEY)
+        pathwise.log_norm_gains(FULL, xs, STEPS, key=worlds.KEY)

@@ -12,8 +12,10 @@ from qdiffjax import diffusion, precision
 from qdiffjax.analysis.errors import prediction
 from qdiffjax.diffusion import gaussian
 from qdiffjax.sites import rules
-from tests.analysis import labs
-from tests.tolerances import assert_close
+from tests import worlds
+from tests.analysis import coupled
+from tests.tolerances import assert_close, slope
+from tests.worlds import normal
 
 MEAN, COV = np.array([0.3, -0.5]), np.array([[1.5, 0.6], [0.6, 0.4]])
 BIAS = np.array([0.1, -0.3])
@@ -25,7 +27,7 @@ def stretch(site, op, operands, inputs):
     return (y if inputs is None else (1 + inputs) * y), None
 
 
-EPS_FN = gaussian.eps_fn_for(labs.SCHEDULE)
+EPS_FN = gaussian.eps_fn_for(worlds.SCHEDULE)
 
 
 def on_gaussian_data(rule, inputs):
@@ -36,22 +38,22 @@ def on_gaussian_data(rule, inputs):
 
 @functools.partial(jax.jit, static_argnames="followed")
 def predicted(q, x_T, followed=prediction.EDGES):
-    xs = diffusion.sample(precision.full_call(q), x_T, labs.DDIM).xs
-    return prediction.predict_errors(q, xs, labs.DDIM, followed=followed)
+    xs = diffusion.sample(precision.full_call(q), x_T, worlds.DDIM).xs
+    return prediction.predict_errors(q, xs, worlds.DDIM, followed=followed)
 
 
 @jax.jit
 def predicted_first_order(q, x_T):
-    xs = diffusion.sample(precision.full_call(q), x_T, labs.DDIM).xs
-    return prediction.predict_first_order(q, xs, labs.DDIM)
+    xs = diffusion.sample(precision.full_call(q), x_T, worlds.DDIM).xs
+    return prediction.predict_first_order(q, xs, worlds.DDIM)
 
 
 def closed_form_error(**kwargs):
     """Errors of the disturbed sampler by its affine maps."""
     runs = []
     for disturbance in ({}, kwargs):
-        maps = gaussian.affine_steps(MEAN, COV, labs.SCHEDULE, labs.DDIM, **disturbance)
-        xs = [np.asarray(labs.X_T)]
+        maps = gaussian.affine_steps(MEAN, COV, worlds.SCHEDULE, worlds.DDIM, **disturbance)
+        xs = [np.asarray(worlds.X_T)]
         for matrix, offset in zip(*map(np.asarray, maps), strict=True):
             xs.append(xs[-1] @ matrix.T + offset)
         runs.append(np.stack(xs))
@@ -62,18 +64,18 @@ def closed_form_error(**kwargs):
 def test_on_gaussian_data_an_error_that_ignores_the_state_is_predicted_exactly(forecast):
     q = on_gaussian_data(rules.perturb, jnp.asarray(BIAS)[None])
     if forecast is predicted:
-        assert_close(forecast(q, labs.X_T, followed=()), closed_form_error(bias=BIAS), factor=256)
-    assert_close(forecast(q, labs.X_T), closed_form_error(bias=BIAS), factor=256)
+        assert_close(forecast(q, worlds.X_T, followed=()), closed_form_error(bias=BIAS), factor=256)
+    assert_close(forecast(q, worlds.X_T), closed_form_error(bias=BIAS), factor=256)
 
 
 def test_an_error_that_ignores_the_state_is_predicted_exactly_by_any_network_however_large():
     """First order is not: the network bends, and the error is as large as the signal."""
     q = precision.Quantized(
-        labs.net_fn, labs.PARAMS, {"output": 5 * jnp.asarray(BIAS)[None]}, rules.perturb
+        worlds.net_fn, worlds.PARAMS, {"output": 5 * jnp.asarray(BIAS)[None]}, rules.perturb
     )
-    actual = measured(q, labs.X_T)
-    assert_close(predicted(q, labs.X_T, followed=()), actual, factor=1024)
-    miss = np.linalg.norm(predicted_first_order(q, labs.X_T)[-1] - actual[-1])
+    actual = measured(q, worlds.X_T)
+    assert_close(predicted(q, worlds.X_T, followed=()), actual, factor=1024)
+    miss = np.linalg.norm(predicted_first_order(q, worlds.X_T)[-1] - actual[-1])
     assert miss > 0.05 * np.linalg.norm(actual[-1])
 
 
@@ -81,11 +83,11 @@ def test_the_two_predictions_differ_by_the_square_of_the_error():
     sizes, gaps = np.array([0.4, 0.2, 0.1, 0.05]), []
     for size in sizes:
         bias = size * jnp.asarray(BIAS)[None]
-        q = precision.Quantized(labs.net_fn, labs.PARAMS, {"output": bias}, rules.perturb)
+        q = precision.Quantized(worlds.net_fn, worlds.PARAMS, {"output": bias}, rules.perturb)
         gaps.append(
-            predicted(q, labs.X_T, followed=())[-1] - predicted_first_order(q, labs.X_T)[-1]
+            predicted(q, worlds.X_T, followed=())[-1] - predicted_first_order(q, worlds.X_T)[-1]
         )
-    assert labs.slope(sizes, [np.linalg.norm(g) for g in gaps]) == pytest.approx(2, abs=0.1)
+    assert slope(sizes, [np.linalg.norm(g) for g in gaps]) == pytest.approx(2, abs=0.1)
 
 
 def test_on_gaussian_data_a_relative_error_is_predicted_to_first_order():
@@ -93,25 +95,25 @@ def test_on_gaussian_data_a_relative_error_is_predicted_to_first_order():
     for kappa in kappas:
         expected = closed_form_error(kappa=kappa)[-1]
         q = on_gaussian_data(stretch, jnp.float64(kappa))
-        actual = predicted(q, labs.X_T, followed=())[-1]
+        actual = predicted(q, worlds.X_T, followed=())[-1]
         errors.append(np.linalg.norm(actual - expected) / np.linalg.norm(expected))
-    assert labs.slope(kappas, errors) == pytest.approx(1, abs=0.1)
+    assert slope(kappas, errors) == pytest.approx(1, abs=0.1)
     assert errors[-1] < 0.05
 
 
-MANY = labs.normal(70, 2000, 2)
+MANY = normal(70, 2000, 2)
 
 
 @jax.jit
 def measured(q, x_T):
-    full, hat = labs.calls(q)
-    runs = (diffusion.sample(call, x_T, labs.DDIM).xs for call in (hat, full))
+    full, hat = coupled.calls(q)
+    runs = (diffusion.sample(call, x_T, worlds.DDIM).xs for call in (hat, full))
     return jnp.subtract(*runs)
 
 
 def test_activation_rounding_at_10_bits_is_predicted_in_root_mean_square():
     """Within three standard errors of the difference of the two means, which are below 2%."""
-    q = labs.quantized(None, 10, high=8.0)
+    q = coupled.quantized(None, 10, high=8.0)
     actual, forecast = measured(q, MANY)[-1] ** 2, predicted(q, MANY)[-1] ** 2
     difference = np.mean(forecast - actual, axis=1)
     standard_error = np.std(difference) / np.sqrt(difference.size)
@@ -120,7 +122,7 @@ def test_activation_rounding_at_10_bits_is_predicted_in_root_mean_square():
 
 
 def test_weight_rounding_at_8_bits_is_predicted_sample_by_sample():
-    q = labs.quantized(8, None)
+    q = coupled.quantized(8, None)
     actual, forecast = measured(q, MANY)[-1], predicted(q, MANY)[-1]
     assert np.linalg.norm(forecast - actual) < 0.1 * np.linalg.norm(actual)
 
@@ -129,22 +131,22 @@ def test_weight_rounding_at_8_bits_is_predicted_sample_by_sample():
     ((4, 4), ("input", "in", "out", "output")), ((None, 3), prediction.EDGES)])  # fmt: skip
 def test_what_is_followed_is_exact_however_coarse(widths, followed):
     """All sites followed are the quantized run; so are the edges where nothing else is rounded."""
-    q = labs.quantized(*widths)
+    q = coupled.quantized(*widths)
     q = dataclasses.replace(q, site_inputs={n: q.site_inputs[n] for n in followed})
-    actual = measured(q, labs.X_T)
-    assert np.linalg.norm(actual[-1]) > 0.05 * np.linalg.norm(labs.X_T)
-    assert_close(predicted(q, labs.X_T, followed), actual, factor=1024)
+    actual = measured(q, worlds.X_T)
+    assert np.linalg.norm(actual[-1]) > 0.05 * np.linalg.norm(worlds.X_T)
+    assert_close(predicted(q, worlds.X_T, followed), actual, factor=1024)
 
 
 def test_a_sample_alone_takes_its_own_frozen_errors():
     """As if the other sample had no error: e_i at x_i itself."""
-    q = labs.quantized(4, 4)
-    xs = diffusion.sample(precision.full_call(q), labs.X_T[:1], labs.DDIM).xs
-    found = prediction.predict_errors(q, xs, labs.DDIM, followed=())
-    full, hat = labs.calls(q)
+    q = coupled.quantized(4, 4)
+    xs = diffusion.sample(precision.full_call(q), worlds.X_T[:1], worlds.DDIM).xs
+    found = prediction.predict_errors(q, xs, worlds.DDIM, followed=())
+    full, hat = coupled.calls(q)
     d = jnp.zeros_like(xs[0])
-    for i, t in enumerate(labs.DDIM.t):
-        c = jax.tree.map(lambda leaf, i=i: leaf[i], labs.DDIM.coeffs)
+    for i, t in enumerate(worlds.DDIM.t):
+        c = jax.tree.map(lambda leaf, i=i: leaf[i], worlds.DDIM.coeffs)
         move = lambda call, x, t=t, c=c: diffusion.step(x, call(x, t, None)[0], c)  # noqa: E731
         d = move(full, xs[i] + d) - 2 * move(full, xs[i]) + move(hat, xs[i])
     assert_close(found[-1], d, factor=1024)
@@ -152,16 +154,16 @@ def test_a_sample_alone_takes_its_own_frozen_errors():
 
 def test_inputs_by_call_are_predicted_at_their_step():
     """Steps left in full precision commit nothing: the error starts at the first quantized one."""
-    q = labs.quantized(8, None)
+    q = coupled.quantized(8, None)
     plain = precision.Quantized(q.eps_fn, q.params, {})
     amount = jnp.array([0.0, 0.0, 0.5, 0.0, 0.0, 0.0])
-    out = precision.weight_operands(labs.net_fn, labs.PARAMS, labs.X_T, jnp.float64(1))["out"]
+    out = precision.weight_operands(worlds.net_fn, worlds.PARAMS, worlds.X_T, jnp.float64(1))["out"]
     per_call = {"out": precision.SiteQuant(out[None] * (1 + amount)[:, None, None])}
-    xs = diffusion.sample(precision.full_call(q), labs.X_T, labs.DDIM).xs
-    errors = prediction.predict_errors(plain, xs, labs.DDIM, per_call=per_call)
+    xs = diffusion.sample(precision.full_call(q), worlds.X_T, worlds.DDIM).xs
+    errors = prediction.predict_errors(plain, xs, worlds.DDIM, per_call=per_call)
     np.testing.assert_array_equal(errors[:3], 0)
-    eps = labs.net_fn(labs.PARAMS, xs[2], labs.DDIM.t[2])
-    assert_close(errors[3], labs.DDIM.coeffs.eps[2] * 0.5 * eps, factor=64)
+    eps = worlds.net_fn(worlds.PARAMS, xs[2], worlds.DDIM.t[2])
+    assert_close(errors[3], worlds.DDIM.coeffs.eps[2] * 0.5 * eps, factor=64)
 
 
 def test_the_root_mean_square_is_over_all_but_the_step():

@@ -10,8 +10,10 @@ import pytest
 from qdiffjax import diffusion
 from qdiffjax.analysis.errors import propagation, runs
 from qdiffjax.diffusion import gaussian
-from tests.analysis import labs
-from tests.tolerances import assert_close
+from tests import worlds
+from tests.analysis import coupled
+from tests.tolerances import assert_close, slope
+from tests.worlds import normal
 
 couple = functools.partial(jax.jit, static_argnums=(0, 1))(runs.couple)
 
@@ -26,9 +28,9 @@ homotopy = functools.partial(jax.jit, static_argnums=0, static_argnames="num_nod
 @pytest.fixture(scope="module", params=["ddim", "ddpm"])
 def fanned(request):
     """Sampler, coupled runs of a doubly rounded mixture denoiser, and the terms of their fan."""
-    steps, key = labs.SAMPLERS[request.param]
-    pair = couple(labs.EXACT, labs.rounded, labs.X_T, steps, key=labs.KEY)
-    return steps, key, pair, fan(labs.EXACT, pair.xs_hat, steps, key=labs.KEY)
+    steps, key = coupled.SAMPLERS[request.param]
+    pair = couple(worlds.EXACT, worlds.rounded, worlds.X_T, steps, key=worlds.KEY)
+    return steps, key, pair, fan(worlds.EXACT, pair.xs_hat, steps, key=worlds.KEY)
 
 
 def test_the_terms_of_the_fan_sum_to_the_error(fanned):
@@ -41,18 +43,18 @@ def test_a_term_of_the_fan_is_the_path_integrated_jacobian_of_the_rest_times_the
     fanned,
 ):
     steps, key, pair, terms = fanned
-    zs = labs.noise_path(steps, key, labs.X_T)
+    zs = coupled.noise_path(steps, key, worlds.X_T)
     nodes, weights = np.polynomial.legendre.leggauss(20)
 
     def at_node(i, x, e, u):
-        suffix = lambda x: labs.run_from(labs.EXACT, x, i + 1, steps, zs)  # noqa: E731
+        suffix = lambda x: coupled.run_from(worlds.EXACT, x, i + 1, steps, zs)  # noqa: E731
         return jax.jvp(suffix, (x - (1 - u) * e,), (e,))[1]  # from F_i(x_hat_i) to x_hat_i+1
 
     def integral(slices):
         values = jax.vmap(functools.partial(at_node, *slices))(jnp.asarray((nodes + 1) / 2))
         return jnp.tensordot(jnp.asarray(weights / 2), values, 1)
 
-    index = jnp.arange(labs.NUM_STEPS)
+    index = jnp.arange(worlds.NUM_STEPS)
     expected = jax.jit(functools.partial(jax.lax.map, integral))(
         (index, pair.xs_hat[1:], pair.local_errors)
     )
@@ -65,15 +67,15 @@ def test_a_term_of_the_fan_is_the_path_integrated_jacobian_of_the_rest_times_the
 @pytest.fixture(scope="module")
 def smooth():
     """Runs of the trained network and its rounded self, dense Jacobians along the first."""
-    q = labs.quantized(6, 6)
-    full, hat = labs.calls(q)
-    pair = couple(full, hat, labs.X_T, labs.DDIM)
+    q = coupled.quantized(6, 6)
+    full, hat = coupled.calls(q)
+    pair = couple(full, hat, worlds.X_T, worlds.DDIM)
 
     def jacobian(x, t, c):
         return jax.jacfwd(lambda x: c.x * x + c.eps * full(x[None], t, None)[0][0])(x)
 
     over_batch = jax.vmap(jacobian, in_axes=(0, None, None))
-    jacobians = jax.jit(jax.vmap(over_batch))(pair.xs[:-1], labs.DDIM.t, labs.DDIM.coeffs)
+    jacobians = jax.jit(jax.vmap(over_batch))(pair.xs[:-1], worlds.DDIM.t, worlds.DDIM.coeffs)
     return full, pair, np.asarray(jacobians)
 
 
@@ -81,7 +83,7 @@ def test_propagation_is_the_sum_of_dense_jacobian_products_of_the_steps_still_to
     full, pair, jacobians = smooth
     e = np.asarray(pair.local_errors)
     expected = [np.zeros_like(e[0])]
-    for end in range(labs.NUM_STEPS):
+    for end in range(worlds.NUM_STEPS):
         total = np.zeros_like(e[0])
         for i in range(end + 1):
             product = np.eye(2)
@@ -89,35 +91,35 @@ def test_propagation_is_the_sum_of_dense_jacobian_products_of_the_steps_still_to
                 product = jacobians[j] @ product
             total += np.squeeze(product @ e[i][..., None], -1)
         expected.append(total)
-    actual = propagation.propagate(full, pair.xs, labs.DDIM, pair.local_errors)
+    actual = propagation.propagate(full, pair.xs, worlds.DDIM, pair.local_errors)
     assert_close(actual, np.stack(expected), factor=64)
 
 
 def test_with_the_remainders_first_order_is_exact(smooth):
     full, pair, jacobians = smooth
-    rho = propagation.remainders(full, pair.xs, pair.xs_hat, labs.DDIM)
+    rho = propagation.remainders(full, pair.xs, pair.xs_hat, worlds.DDIM)
     moved = np.squeeze(jacobians @ np.asarray(pair.errors)[:-1, ..., None], -1)
     assert_close(moved + pair.local_errors + rho, pair.errors[1:], factor=64, scale=3.0)
-    exact = propagation.propagate(full, pair.xs, labs.DDIM, pair.local_errors + rho)
+    exact = propagation.propagate(full, pair.xs, worlds.DDIM, pair.local_errors + rho)
     assert_close(exact, pair.errors, factor=64, scale=3.0)
     assert np.max(np.abs(rho)) > 1e-5  # first order alone is not
 
 
 def test_remainders_are_of_second_order(smooth):
     full, pair, _ = smooth
-    direction, sizes = labs.normal(20, *pair.xs.shape), jnp.array([4e-3, 2e-3, 1e-3])
+    direction, sizes = normal(20, *pair.xs.shape), jnp.array([4e-3, 2e-3, 1e-3])
     rho = jax.jit(jax.vmap(
-        lambda s: propagation.remainders(full, pair.xs, pair.xs + s * direction, labs.DDIM)
+        lambda s: propagation.remainders(full, pair.xs, pair.xs + s * direction, worlds.DDIM)
     ))  # fmt: skip
     norms = np.linalg.norm(rho(sizes).reshape(3, -1), axis=1)
-    assert labs.slope(sizes, norms) == pytest.approx(2, abs=0.1)
+    assert slope(sizes, norms) == pytest.approx(2, abs=0.1)
 
 
 # ------------------------------------------------------------------ Gaussian data: affine, exact
 
 MEAN, COV = np.array([0.3, -0.5]), np.array([[1.5, 0.6], [0.6, 0.4]])
 KAPPA, BIAS = 0.2, np.array([0.1, -0.3])
-gaussian_full = diffusion.bind(gaussian.eps_fn_for(labs.SCHEDULE), gaussian.gaussian(MEAN, COV))
+gaussian_full = diffusion.bind(gaussian.eps_fn_for(worlds.SCHEDULE), gaussian.gaussian(MEAN, COV))
 
 
 def gaussian_hat(x, t, inputs):
@@ -126,8 +128,8 @@ def gaussian_hat(x, t, inputs):
 
 def affine_run(**kwargs):
     """States of the sampler by its closed-form affine maps."""
-    maps = gaussian.affine_steps(MEAN, COV, labs.SCHEDULE, labs.DDIM, **kwargs)
-    xs = [np.asarray(labs.X_T)]
+    maps = gaussian.affine_steps(MEAN, COV, worlds.SCHEDULE, worlds.DDIM, **kwargs)
+    xs = [np.asarray(worlds.X_T)]
     for matrix, offset in zip(*map(np.asarray, maps), strict=True):
         xs.append(xs[-1] @ matrix.T + offset)
     return np.stack(xs)
@@ -135,20 +137,20 @@ def affine_run(**kwargs):
 
 @pytest.fixture(scope="module")
 def gaussian_pair():
-    return couple(gaussian_full, gaussian_hat, labs.X_T, labs.DDIM)
+    return couple(gaussian_full, gaussian_hat, worlds.X_T, worlds.DDIM)
 
 
 def test_on_gaussian_data_first_order_is_the_closed_form_error(gaussian_pair):
     pair = gaussian_pair
     expected = affine_run(kappa=KAPPA, bias=BIAS) - affine_run()
-    actual = propagation.propagate(gaussian_full, pair.xs, labs.DDIM, pair.local_errors)
+    actual = propagation.propagate(gaussian_full, pair.xs, worlds.DDIM, pair.local_errors)
     assert np.min(np.abs(expected[-1])) > 1e-2
     assert_close(actual, expected, factor=256)
 
 
 def test_an_affine_denoiser_leaves_no_remainder(gaussian_pair):
     pair = gaussian_pair
-    rho = propagation.remainders(gaussian_full, pair.xs, pair.xs_hat, labs.DDIM)
+    rho = propagation.remainders(gaussian_full, pair.xs, pair.xs_hat, worlds.DDIM)
     assert_close(rho, np.zeros(rho.shape), factor=64, scale=3.0)
 
 
@@ -179,44 +181,46 @@ def test_jacobians_multiply_over_the_steps_still_to_do_not_over_those_done():
 # ------------------------------------------------------------------ homotopy
 
 
-MANY = labs.normal(21, 64, 2)  # so that no leading coefficient vanishes by chance
+MANY = normal(21, 64, 2)  # so that no leading coefficient vanishes by chance
 
 
 @jax.jit
 def relative_errors(size, steps):
     """Of the homotopy estimate with K = 1, 2, 3 nodes, for a smooth error of some size."""
-    pair = runs.couple(labs.fast, bent(size), MANY, steps, key=labs.KEY)
+    pair = runs.couple(worlds.fast, bent(size), MANY, steps, key=worlds.KEY)
     e, scale = pair.local_errors, jnp.linalg.norm(pair.errors[-1])
     estimates = [
-        propagation.homotopy(labs.fast, MANY, steps, e, num_nodes=k, key=labs.KEY)
+        propagation.homotopy(worlds.fast, MANY, steps, e, num_nodes=k, key=worlds.KEY)
         for k in (1, 2, 3)
     ]
     return jnp.stack([jnp.linalg.norm(h - pair.errors[-1]) / scale for h in estimates])
 
 
 def bent(size):
-    return lambda x, t, i: (labs.fast(x, t, i)[0] + size * jnp.sin(2 * x + t / 20), None)
+    return lambda x, t, i: (worlds.fast(x, t, i)[0] + size * jnp.sin(2 * x + t / 20), None)
 
 
-@pytest.mark.parametrize("sampler", labs.SAMPLERS)
+@pytest.mark.parametrize("sampler", coupled.SAMPLERS)
 @pytest.mark.parametrize("num_nodes", [1, 2, 3])
 def test_k_nodes_of_the_homotopy_have_relative_error_of_order_2k(sampler, num_nodes):
     sizes = np.array([0.04, 0.02])  # larger: not yet asymptotic; smaller: round-off at K = 3
-    steps = labs.SAMPLERS[sampler][0]
+    steps = coupled.SAMPLERS[sampler][0]
     errors = [relative_errors(s, steps)[num_nodes - 1] for s in sizes]
-    assert labs.slope(sizes, errors) == pytest.approx(2 * num_nodes, abs=0.2)
+    assert slope(sizes, errors) == pytest.approx(2 * num_nodes, abs=0.2)
 
 
 def test_the_homotopy_reconstructs_the_error_of_a_piecewise_constant_denoiser(fanned):
     steps, _, pair, _ = fanned
-    actual = homotopy(labs.EXACT, labs.X_T, steps, pair.local_errors, num_nodes=6, key=labs.KEY)
+    actual = homotopy(
+        worlds.EXACT, worlds.X_T, steps, pair.local_errors, num_nodes=6, key=worlds.KEY
+    )
     np.testing.assert_allclose(actual, pair.errors[-1], rtol=1e-8)
 
 
 def test_local_errors_injected_at_full_strength_turn_one_run_into_the_other(fanned):
     steps, key, pair, _ = fanned
-    zs = labs.noise_path(steps, key, labs.X_T)
-    end = labs.run_from(labs.EXACT, labs.X_T, 0, steps, zs, pair.local_errors)
+    zs = coupled.noise_path(steps, key, worlds.X_T)
+    end = coupled.run_from(worlds.EXACT, worlds.X_T, 0, steps, zs, pair.local_errors)
     assert_close(end, pair.xs_hat[-1], factor=256)
 
 

@@ -8,10 +8,12 @@ import pytest
 from qdiffjax import diffusion, precision
 from qdiffjax.analysis.errors import ledger, random_errors, runs
 from qdiffjax.sites import list_sites, transform
-from tests.analysis import labs
+from tests import worlds
+from tests.analysis import coupled
+from tests.worlds import normal
 
-STEPS = labs.MULTISTEP
-PROBES = runs.axes(labs.X_T)
+STEPS = coupled.MULTISTEP
+PROBES = runs.axes(worlds.X_T)
 
 
 def how(scale, high, key=None):
@@ -22,16 +24,16 @@ def how(scale, high, key=None):
 
 def test_the_variance_of_one_rounding_is_its_two_point_variance_or_a_twelfth():
     x = np.array([0.3, 0.5, -0.7, 1.0, 0.0, 30.0])
-    given = random_errors.conditional_variance(x, how(0.5, 7, labs.KEY))
+    given = random_errors.conditional_variance(x, how(0.5, 7, worlds.KEY))
     f = np.array([0.6, 0.0, 0.6, 0.0, 0.0])
     np.testing.assert_allclose(given[:5], 0.25 * f * (1 - f), atol=1e-15)
     nearest = random_errors.conditional_variance(x, how(0.5, 7))
     np.testing.assert_allclose(nearest[:5], 0.25 / 12 * (f > 0), atol=1e-15)
     assert given[5] == nearest[5] == 0  # clipped: an error, but no rounding
-    for random, share in ((None, 12), (labs.KEY, 6)):
+    for random, share in ((None, 12), (worlds.KEY, 6)):
         average = random_errors.average_variance(x, how(0.5, 7, random))
         np.testing.assert_allclose(average[:5], 0.25 / share * (f > 0), atol=1e-15)
-    keys = jax.random.split(labs.KEY, 40_000)
+    keys = jax.random.split(worlds.KEY, 40_000)
     drawn = jax.vmap(lambda key: precision.round_activation(jnp.asarray(x), how(0.5, 7, key)))(keys)
     np.testing.assert_allclose(np.var(drawn, axis=0)[:5], given[:5], atol=2e-3)
 
@@ -43,8 +45,8 @@ def tiny_fn(params, x, t):
     return g + jnp.einsum("bi,bi->b", h, h)[:, None] * g / 8
 
 
-TINY = {"in": labs.normal(60, 2, 3), "out": labs.normal(61, 3, 2)}
-SITES = list_sites(tiny_fn, TINY, labs.X_T, jnp.float64(1))
+TINY = {"in": normal(60, 2, 3), "out": normal(61, 3, 2)}
+SITES = list_sites(tiny_fn, TINY, worlds.X_T, jnp.float64(1))
 
 
 # Of each site; no two alike, as a second rounding on the same grid would add nothing.
@@ -65,7 +67,7 @@ def test_activation_variances_are_squared_derivatives_by_every_rounded_element()
     q = quantized()
     found = jax.jit(
         lambda x: random_errors.activation_variances(q, x, STEPS, PROBES)
-    )(labs.X_T)  # fmt: skip
+    )(worlds.X_T)  # fmt: skip
 
     def tap(site, op, operands, inputs):
         return op(*(o + i for o, i in zip(operands, inputs, strict=True))), None
@@ -80,10 +82,10 @@ def test_activation_variances_are_squared_derivatives_by_every_rounded_element()
         def call(x, t, inputs):
             return tapped(TINY, x, t, site_inputs=inputs)[0], None
 
-        return diffusion.sample(call, labs.X_T[:1], STEPS, per_call=taps).x_0[0]
+        return diffusion.sample(call, worlds.X_T[:1], STEPS, per_call=taps).x_0[0]
 
     zeros = {
-        name: tuple(jnp.zeros((labs.NUM_STEPS, *(1 if n == labs.BATCH else n for n in shape)))
+        name: tuple(jnp.zeros((worlds.NUM_STEPS, *(1 if n == worlds.BATCH else n for n in shape)))
                     for shape in operands[name])
         for name in names
     }  # fmt: skip
@@ -105,8 +107,8 @@ def test_their_sum_is_the_mean_squared_error_of_stochastic_rounding():
     At one start alone neither variance is right: fractional parts are those of the full-precision
     run at the first rounding, and of any value once earlier roundings have moved their operand.
     """
-    x_T, num, probe = labs.X_T[:1], 4096, PROBES[:, :1]
-    q = quantized(labs.KEY)
+    x_T, num, probe = worlds.X_T[:1], 4096, PROBES[:, :1]
+    q = quantized(worlds.KEY)
     found = jax.jit(
         lambda x: random_errors.activation_variances(q, x, STEPS, probe)
     )(x_T)  # fmt: skip
@@ -114,7 +116,7 @@ def test_their_sum_is_the_mean_squared_error_of_stochastic_rounding():
     full = precision.full_call(q)
 
     def error(key):
-        keys = jax.random.split(key, (labs.NUM_STEPS, len(SITES)))
+        keys = jax.random.split(key, (worlds.NUM_STEPS, len(SITES)))
         start = x_T + 64 * 2.0**-10 * (jax.random.uniform(key, x_T.shape) - 0.5)
 
         def call(x, t, keys):
@@ -130,7 +132,7 @@ def test_their_sum_is_the_mean_squared_error_of_stochastic_rounding():
         rounded = diffusion.sample(call, start, STEPS, per_call=keys).x_0
         return rounded - diffusion.sample(full, start, STEPS).x_0
 
-    errors = np.asarray(jax.jit(jax.vmap(error))(jax.random.split(labs.KEY, num)))
+    errors = np.asarray(jax.jit(jax.vmap(error))(jax.random.split(worlds.KEY, num)))
     squares = np.sum(errors**2, axis=(1, 2))
     assert abs(np.mean(squares) - total) < 3 * np.std(squares) / num**0.5 + 0.02 * total
     assert total > 1e-6
@@ -139,14 +141,14 @@ def test_their_sum_is_the_mean_squared_error_of_stochastic_rounding():
 @pytest.mark.parametrize("stochastic", [False, True], ids=["ode", "sde"])
 def test_weight_variances_sum_over_steps_before_squaring(stochastic):
     """|A|_F^2 by the dense derivative of the whole sampler by the weight."""
-    steps, key = (labs.DDPM, labs.KEY) if stochastic else (STEPS, None)
-    variances = {"in": 1e-4, "out": np.abs(labs.normal(62, 1, 2))}
+    steps, key = (worlds.DDPM, worlds.KEY) if stochastic else (STEPS, None)
+    variances = {"in": 1e-4, "out": np.abs(normal(62, 1, 2))}
     found = jax.jit(lambda x: random_errors.weight_variances(
         quantized(), x, steps, variances, PROBES, key=key
-    ))(labs.X_T)  # fmt: skip
+    ))(worlds.X_T)  # fmt: skip
 
     def final(params):
-        return diffusion.sample(diffusion.bind(tiny_fn, params), labs.X_T, steps, key=key).x_0
+        return diffusion.sample(diffusion.bind(tiny_fn, params), worlds.X_T, steps, key=key).x_0
 
     jacobians = jax.jit(jax.jacrev(final))(TINY)
     for name, r in variances.items():

@@ -9,7 +9,8 @@ import pytest
 
 from qdiffjax import diffusion
 from qdiffjax.analysis.errors import propagation, runs
-from tests.analysis import labs
+from tests import worlds
+from tests.analysis import coupled
 from tests.tolerances import assert_close
 
 couple = functools.partial(jax.jit, static_argnums=(0, 1))(runs.couple)
@@ -17,20 +18,20 @@ couple = functools.partial(jax.jit, static_argnums=(0, 1))(runs.couple)
 
 @pytest.fixture(scope="module", params=["ddim", "ddpm"])
 def sampler(request):
-    return labs.SAMPLERS[request.param]
+    return coupled.SAMPLERS[request.param]
 
 
 @pytest.fixture(scope="module")
 def pair(sampler):
-    return couple(labs.EXACT, labs.rounded, labs.X_T, sampler[0], key=labs.KEY)
+    return couple(worlds.EXACT, worlds.rounded, worlds.X_T, sampler[0], key=worlds.KEY)
 
 
-exact = jax.jit(jax.vmap(lambda x, t: labs.EXACT(x, t, None)[0]))
+exact = jax.jit(jax.vmap(lambda x, t: worlds.EXACT(x, t, None)[0]))
 
 
 def test_a_full_step_plus_its_local_error_is_the_quantized_step(sampler, pair):
     steps, key = sampler
-    zs = labs.noise_path(steps, key, labs.X_T)
+    zs = coupled.noise_path(steps, key, worlds.X_T)
     for xs, e in ((pair.xs, 0 * pair.local_errors), (pair.xs_hat, pair.local_errors)):
         c = jax.tree.map(lambda leaf: leaf[:, None, None], steps.coeffs)
         following = c.x * xs[:-1] + c.eps * exact(xs[:-1], steps.t) + c.noise * zs + e
@@ -49,24 +50,24 @@ def test_norms_are_euclidean_and_per_sample():
 
 
 def test_identical_denoisers_commit_no_error():
-    pair = couple(labs.fast, labs.fast, labs.X_T, labs.DDPM, key=labs.KEY)
+    pair = couple(worlds.fast, worlds.fast, worlds.X_T, worlds.DDPM, key=worlds.KEY)
     np.testing.assert_array_equal(pair.errors, 0)
     np.testing.assert_array_equal(pair.local_errors, 0)
 
 
 def test_a_sample_does_not_know_its_batch():
-    coarse = lambda x, t, i: (labs.grid(labs.fast(labs.grid(x), t, i)[0]), None)  # noqa: E731
-    together = couple(labs.fast, coarse, labs.X_T, labs.DDIM)
-    for b in range(labs.BATCH):
-        alone = couple(labs.fast, coarse, labs.X_T[b : b + 1], labs.DDIM)
+    coarse = lambda x, t, i: (worlds.grid(worlds.fast(worlds.grid(x), t, i)[0]), None)  # noqa: E731
+    together = couple(worlds.fast, coarse, worlds.X_T, worlds.DDIM)
+    for b in range(worlds.BATCH):
+        alone = couple(worlds.fast, coarse, worlds.X_T[b : b + 1], worlds.DDIM)
         jax.tree.map(lambda a, t, b=b: assert_close(a[:, 0], t[:, b]), alone, together)
 
 
 def test_inputs_by_call_reach_the_quantized_denoiser_of_their_step():
-    offsets = jnp.arange(1.0, 1 + labs.NUM_STEPS)
-    shifted = lambda x, t, d: (labs.fast(x, t, None)[0] + d, None)  # noqa: E731
-    pair = runs.couple(labs.fast, shifted, labs.X_T, labs.DDIM, per_call=offsets)
-    expected = (labs.DDIM.coeffs.eps * offsets)[:, None, None] * jnp.ones((1, labs.BATCH, 2))
+    offsets = jnp.arange(1.0, 1 + worlds.NUM_STEPS)
+    shifted = lambda x, t, d: (worlds.fast(x, t, None)[0] + d, None)  # noqa: E731
+    pair = runs.couple(worlds.fast, shifted, worlds.X_T, worlds.DDIM, per_call=offsets)
+    expected = (worlds.DDIM.coeffs.eps * offsets)[:, None, None] * jnp.ones((1, worlds.BATCH, 2))
     assert_close(pair.local_errors, expected, factor=256)
 
 
@@ -77,15 +78,15 @@ def strict(x, t, inputs):
 
 
 def test_float32_states_meet_float32_times_as_in_the_sampler():
-    x_T = labs.X_T.astype(jnp.float32)
-    finer = lambda x, t, i: (labs.grid(strict(x, t, i)[0]), None)  # noqa: E731
-    pair = runs.couple(strict, finer, x_T, labs.DDIM)
+    x_T = worlds.X_T.astype(jnp.float32)
+    finer = lambda x, t, i: (worlds.grid(strict(x, t, i)[0]), None)  # noqa: E731
+    pair = runs.couple(strict, finer, x_T, worlds.DDIM)
     e = pair.local_errors
     results = (
-        propagation.propagate(strict, pair.xs, labs.DDIM, e),
-        propagation.remainders(strict, pair.xs, pair.xs_hat, labs.DDIM),
-        propagation.fan(strict, pair.xs_hat, labs.DDIM),
-        propagation.homotopy(strict, x_T, labs.DDIM, e, num_nodes=1),
+        propagation.propagate(strict, pair.xs, worlds.DDIM, e),
+        propagation.remainders(strict, pair.xs, pair.xs_hat, worlds.DDIM),
+        propagation.fan(strict, pair.xs_hat, worlds.DDIM),
+        propagation.homotopy(strict, x_T, worlds.DDIM, e, num_nodes=1),
     )
     assert {a.dtype for a in (*jax.tree.leaves(pair), *results)} == {jnp.dtype(jnp.float32)}
 
@@ -93,12 +94,12 @@ def test_float32_states_meet_float32_times_as_in_the_sampler():
 @pytest.mark.parametrize(
     "fn",
     [
-        lambda: propagation.fan(labs.fast, jnp.zeros((7, 1, 2)), labs.DDPM),
-        lambda: propagation.run_suffix(labs.fast, labs.X_T, 0, labs.DDPM),
+        lambda: propagation.fan(worlds.fast, jnp.zeros((7, 1, 2)), worlds.DDPM),
+        lambda: propagation.run_suffix(worlds.fast, worlds.X_T, 0, worlds.DDPM),
         lambda: propagation.homotopy(
-            labs.fast, labs.X_T, labs.DDPM, jnp.zeros((6, 4, 2)), num_nodes=1
+            worlds.fast, worlds.X_T, worlds.DDPM, jnp.zeros((6, 4, 2)), num_nodes=1
         ),
-        lambda: runs.couple(labs.fast, labs.fast, labs.X_T, labs.DDPM),
+        lambda: runs.couple(worlds.fast, worlds.fast, worlds.X_T, worlds.DDPM),
     ],
     ids=["fan", "run_suffix", "homotopy", "couple"],
 )
@@ -109,9 +110,9 @@ def test_a_sampler_that_adds_noise_asks_for_its_key(fn):
 
 def test_the_sampler_that_the_identities_replay_is_the_library_s(sampler):
     steps, key = sampler
-    zs = labs.noise_path(steps, key, labs.X_T)
-    expected = diffusion.sample(labs.fast, labs.X_T, steps, key=key).x_0
-    assert_close(labs.run_from(labs.fast, labs.X_T, 0, steps, zs), expected, factor=64)
+    zs = coupled.noise_path(steps, key, worlds.X_T)
+    expected = diffusion.sample(worlds.fast, worlds.X_T, steps, key=key).x_0
+    assert_close(coupled.run_from(worlds.fast, worlds.X_T, 0, steps, zs), expected, factor=64)
     assert_close(
-        propagation.run_suffix(labs.fast, labs.X_T, 0, steps, key=key), expected, factor=64
+        propagation.run_suffix(worlds.fast, worlds.X_T, 0, steps, key=key), expected, factor=64
     )

@@ -14,8 +14,10 @@ from qdiffjax import diffusion
 from qdiffjax.analysis.bounds import pathwise
 from qdiffjax.analysis.gains import flows
 from qdiffjax.diffusion import NoiseLevel, gaussian
-from tests.analysis import labs
-from tests.tolerances import assert_close
+from tests import worlds
+from tests.analysis import coupled
+from tests.tolerances import assert_close, slope
+from tests.worlds import normal
 
 VP, VE = diffusion.VP(), diffusion.VE()
 VARIANCES = np.array([4.0, 1.0, 0.09])
@@ -61,14 +63,14 @@ def test_down_to_data_the_flow_gain_is_c_over_the_root_of_c2_plus_s2():
 @pytest.mark.parametrize("num_steps", [1, 8])
 def test_ancestral_steps_of_gaussian_data_telescope_whatever_the_grid(num_steps):
     """Their product is alpha_T c^2 / v_T, by the sampler's own table of coefficients."""
-    steps = diffusion.ddpm(labs.SCHEDULE, num_steps)
-    matrices, _ = gaussian.affine_steps(np.zeros(3), np.diag(VARIANCES), labs.SCHEDULE, steps)
+    steps = diffusion.ddpm(worlds.SCHEDULE, num_steps)
+    matrices, _ = gaussian.affine_steps(np.zeros(3), np.diag(VARIANCES), worlds.SCHEDULE, steps)
     product = functools.reduce(lambda p, m: m @ p, np.asarray(matrices))
-    top, data = labs.SCHEDULE.exact(np.array(40)), level(1, 0)
+    top, data = worlds.SCHEDULE.exact(np.array(40)), level(1, 0)
     expected = top.alpha * VARIANCES / (top.alpha**2 * VARIANCES + top.sigma**2)
     assert_close(np.diag(product), expected, factor=64)
     assert_close(flows.gaussian_mean_gain(top, data, VARIANCES), expected)
-    mid = labs.SCHEDULE.exact(np.array(17))
+    mid = worlds.SCHEDULE.exact(np.array(17))
     first = flows.gaussian_mean_gain(top, mid, VARIANCES)
     assert_close(first * flows.gaussian_mean_gain(mid, data, VARIANCES), expected)
 
@@ -180,28 +182,28 @@ def test_errors_can_grow_exactly_below_the_onset():
 
 def test_the_log_volumes_of_a_gaussian_chain_sum_to_its_change_of_entropy():
     mean, cov = np.array([0.3, -0.5]), np.array([[1.5, 0.6], [0.6, 0.4]])
-    call = diffusion.bind(gaussian.eps_fn_for(labs.SCHEDULE), gaussian.gaussian(mean, cov))
-    run = jax.jit(lambda x_T: diffusion.sample(call, x_T, labs.DDIM).states)
-    xs = run(labs.X_T)
-    chain = gaussian.gaussian_chain(mean, cov, labs.SCHEDULE, labs.DDIM)
+    call = diffusion.bind(gaussian.eps_fn_for(worlds.SCHEDULE), gaussian.gaussian(mean, cov))
+    run = jax.jit(lambda x_T: diffusion.sample(call, x_T, worlds.DDIM).states)
+    xs = run(worlds.X_T)
+    chain = gaussian.gaussian_chain(mean, cov, worlds.SCHEDULE, worlds.DDIM)
     log_dets = np.linalg.slogdet(np.asarray(chain.covs))[1] / 2
-    found = jax.jit(lambda xs: flows.log_volumes(call, xs, labs.DDIM))(xs)
-    assert_close(found, np.repeat(np.diff(log_dets)[:, None], labs.BATCH, 1), factor=100)
+    found = jax.jit(lambda xs: flows.log_volumes(call, xs, worlds.DDIM))(xs)
+    assert_close(found, np.repeat(np.diff(log_dets)[:, None], worlds.BATCH, 1), factor=100)
 
 
 def test_volumes_of_a_mixture_contract_on_average_by_its_change_of_entropy():
     """DDIM in the plane against E log p_t - E log p_s, within the discretization's 1/N."""
     schedule = diffusion.linear(400, 1e-4, 0.03)
     steps = diffusion.ddim(schedule, 50)
-    mixture = labs.mixture()
+    mixture = worlds.mixture()
     call = diffusion.bind(gaussian.eps_fn_for(schedule), mixture)
     top, bottom = schedule.exact(np.array(400)), schedule.exact(np.array(0))
-    x_T = gaussian.sample_mixture(labs.KEY, gaussian.marginal(mixture, top), 256)
+    x_T = gaussian.sample_mixture(worlds.KEY, gaussian.marginal(mixture, top), 256)
 
     @jax.jit
     def both(x_T):
         xs = diffusion.sample(call, x_T, steps).states
-        change = flows.entropy_change(mixture, top, bottom, key=labs.KEY, num=20_000)
+        change = flows.entropy_change(mixture, top, bottom, key=worlds.KEY, num=20_000)
         return jnp.sum(flows.log_volumes(call, xs, steps), axis=0), change
 
     total, change = both(x_T)
@@ -213,7 +215,7 @@ def test_volumes_of_a_mixture_contract_on_average_by_its_change_of_entropy():
 
 def test_a_sampler_with_memory_has_no_volumes():
     with pytest.raises(ValueError, match="memory"):
-        flows.log_volumes(labs.EXACT, jnp.zeros((7, 4, 2, 2)), labs.MULTISTEP)
+        flows.log_volumes(worlds.EXACT, jnp.zeros((7, 4, 2, 2)), coupled.MULTISTEP)
 
 
 # ------------------------------------------------------------------ one dimension
@@ -270,7 +272,7 @@ def test_the_mean_log_gain_in_one_dimension_is_the_change_of_entropy():
     np.testing.assert_allclose(mean_log, entropies[0] - entropies[1], rtol=1e-7)
     change = jax.jit(
         lambda key: flows.entropy_change(LINE, t, s, key=key, num=20_000)
-    )(labs.KEY)  # fmt: skip
+    )(worlds.KEY)  # fmt: skip
     assert abs(change.value - mean_log) < 3 * (change.high - change.value) / 1.96
     assert np.exp(mean_log) < 1 < np.sqrt(np.trapezoid(density * gain**2, y))
 
@@ -279,9 +281,9 @@ def test_the_mean_log_gain_in_one_dimension_is_the_change_of_entropy():
 
 
 def test_flips_and_the_rest_share_out_the_squared_error():
-    x_0 = labs.normal(40, 50, 3)
-    x_hat_0 = x_0 + labs.normal(41, 50, 3, scale=0.4)
-    centres = labs.normal(42, 4, 3)
+    x_0 = normal(40, 50, 3)
+    x_hat_0 = x_0 + normal(41, 50, 3, scale=0.4)
+    centres = normal(42, 4, 3)
     found = flows.mode_flips(x_0, x_hat_0, flows.nearest(centres))
     distances = [np.linalg.norm(x[:, None] - centres[None], axis=2) for x in (x_0, x_hat_0)]
     flipped = np.argmin(distances[0], axis=1) != np.argmin(distances[1], axis=1)
@@ -317,4 +319,4 @@ def test_the_flipped_mass_is_density_times_displacement_to_first_order():
         )
         assert_close(at_start, at_end, factor=1e5)  # the same mass at either end
         gaps.append(abs(float(at_end) - exact))
-    assert labs.slope(sizes, gaps) == pytest.approx(2, abs=0.15)
+    assert slope(sizes, gaps) == pytest.approx(2, abs=0.15)

@@ -13,8 +13,10 @@ from qdiffjax.analysis.gains import spectra
 from qdiffjax.analysis.gains import spectra as lyapunov
 from qdiffjax.analysis.gains import steps as gains
 from qdiffjax.diffusion import gaussian
-from tests.analysis import labs
+from tests import worlds
+from tests.analysis.coupled import DENSE_CASES, Dense
 from tests.tolerances import assert_close
+from tests.worlds import normal
 
 # ------------------------------------------------------------------ one linear map
 
@@ -36,7 +38,7 @@ def found_of(matrix, v0, num):
 def test_singular_values_and_vectors_are_those_the_matrix_was_built_from(dtype):
     values = np.array([9.0, 5.0, 4.0, 2.5, 1.0, 0.3])
     matrix = jnp.asarray(built(values, 9, 6), dtype)
-    found = found_of(matrix, jnp.asarray(labs.normal(1, 6), dtype), 6)
+    found = found_of(matrix, jnp.asarray(normal(1, 6), dtype), 6)
     precise = np.finfo(dtype).eps
     np.testing.assert_allclose(found.values, values, atol=200 * precise)
     for u, s, v in zip(found.left, found.values, found.right, strict=True):
@@ -49,7 +51,7 @@ def test_singular_values_and_vectors_are_those_the_matrix_was_built_from(dtype):
 )
 def test_an_exhausted_krylov_space_leaves_zeros_and_no_false_values(values):
     """Each distinct value is found once: the identity has no second Krylov direction."""
-    found = found_of(jnp.asarray(built(np.array(values), 6, 6, seed=2)), labs.normal(3, 6), 6)
+    found = found_of(jnp.asarray(built(np.array(values), 6, 6, seed=2)), normal(3, 6), 6)
     expected = sorted(set(values), reverse=True)
     expected = np.array(expected + [0.0] * (6 - len(expected)))
     np.testing.assert_allclose(found.values, expected, atol=1e-12)
@@ -58,7 +60,7 @@ def test_an_exhausted_krylov_space_leaves_zeros_and_no_false_values(values):
 
 
 def test_values_come_from_below_and_the_first_is_the_spectral_norm_of_the_other_krylov_method():
-    matrix, v0 = labs.normal(4, 30, 20), labs.normal(5, 20)
+    matrix, v0 = normal(4, 30, 20), normal(5, 20)
     truth = np.linalg.svd(matrix)[1]
     for num in (4, 8):
         found = found_of(matrix, v0, num).values
@@ -71,7 +73,7 @@ def test_values_come_from_below_and_the_first_is_the_spectral_norm_of_the_other_
 
 def test_the_derivative_of_a_singular_value_is_the_product_of_its_vectors():
     """d sigma = u^T dA v, in both modes, through matfree's iteration."""
-    matrix, v0, tangent = labs.normal(4, 5, 4), labs.normal(5, 4), labs.normal(6, 5, 4)
+    matrix, v0, tangent = normal(4, 5, 4), normal(5, 4), normal(6, 5, 4)
     left, _, right = np.linalg.svd(matrix)
     expected = np.outer(left[:, 0], right[0])
 
@@ -90,73 +92,48 @@ def test_more_values_than_dimensions_are_refused():
 
 # ------------------------------------------------------------------ steps and samplers
 
-CASES = {"ddpm": (labs.DDPM, labs.fast), "multistep": (labs.MULTISTEP, labs.fast)}
 
-
-class Dense:
-    """States of a run and dense Jacobians of its steps [N, batch, K n, K n], by forward mode."""
-
-    def __init__(self, steps, call):
-        self.steps, self.call = steps, call
-        self.xs = jax.jit(lambda: diffusion.sample(call, labs.X_T, steps, key=labs.KEY).states)()
-        self.size = self.xs[0, 0].size
-        jacobians = jax.jit(jax.vmap(jax.vmap(self.jacobian, (0, None, None))))
-        self.steps_of = np.asarray(jacobians(self.xs[:-1], steps.t, steps.coeffs))
-        done = [np.broadcast_to(np.eye(self.size)[:2], (labs.BATCH, 2, self.size))]
-        for jacobian in self.steps_of[::-1]:
-            done.append(done[-1] @ jacobian)
-        self.to_end = np.stack(done[::-1])  # d x_0 / d state_i [N+1, batch, 2, K n]
-
-    def jacobian(self, state, t, coeffs):
-        def move(flat):
-            y = flat.reshape(1, *state.shape)
-            eps = self.call(diffusion.read(y, coeffs), t, None)[0]
-            return diffusion.step(y, eps, coeffs).ravel()
-
-        return jax.jacfwd(move)(state.ravel())
-
-
-@pytest.fixture(scope="module", params=CASES)
+@pytest.fixture(scope="module", params=DENSE_CASES)
 def dense(request):
-    return Dense(*CASES[request.param])
+    return Dense(*DENSE_CASES[request.param])
 
 
 def test_the_spectrum_of_every_step_is_that_of_its_dense_jacobian(dense):
     run = jax.jit(
-        lambda xs: spectra.step_spectra(dense.call, xs, dense.steps, num=dense.size, key=labs.KEY)
+        lambda xs: spectra.step_spectra(dense.call, xs, dense.steps, num=dense.size, key=worlds.KEY)
     )
     expected = np.linalg.svd(dense.steps_of)[1]
     found = run(dense.xs)
     np.testing.assert_allclose(found.values, expected, atol=1e-10)
-    assert found.right.shape == (labs.NUM_STEPS, labs.BATCH, dense.size, *dense.xs.shape[2:])
+    assert found.right.shape == (worlds.NUM_STEPS, worlds.BATCH, dense.size, *dense.xs.shape[2:])
 
 
 def test_the_spectrum_of_the_sampler_is_that_of_the_product_of_dense_jacobians(dense):
     run = jax.jit(
         lambda xs, i: (
             spectra.sampler_spectrum(
-                dense.call, xs, dense.steps, num=2, key=labs.KEY, first=i
+                dense.call, xs, dense.steps, num=2, key=worlds.KEY, first=i
             ).values
         )
     )
-    for first in (0, 3, labs.NUM_STEPS - 1):
+    for first in (0, 3, worlds.NUM_STEPS - 1):
         expected = np.linalg.svd(dense.to_end[first])[1]
         np.testing.assert_allclose(run(dense.xs, first), expected, rtol=1e-9, atol=1e-12)
 
 
 def test_adjoints_are_rows_of_the_dense_jacobians_and_their_squares_average_to_the_norm(dense):
-    v = labs.normal(6, labs.BATCH, 2)
+    v = normal(6, worlds.BATCH, 2)
     found = jax.jit(lambda xs: runs.adjoints(dense.call, xs, dense.steps, v))(dense.xs)
     expected = np.einsum("ibjk,bj->ibk", dense.to_end, v)
     np.testing.assert_allclose(found.reshape(expected.shape), expected, atol=1e-12)
     norms = jax.jit(lambda xs, v: spectra.squared_frobenius(dense.call, xs, dense.steps, v))
-    probed = norms(dense.xs, runs.signs(labs.KEY, 64, labs.X_T))
+    probed = norms(dense.xs, runs.signs(worlds.KEY, 64, worlds.X_T))
     truth = np.sum(dense.to_end**2, axis=(2, 3))
     np.testing.assert_allclose(probed.value[-1], 2.0, rtol=1e-12)  # |I|_F^2 = n, without variance
     error = np.abs(probed.value - truth)
     assert np.all(error <= 4 * probed.standard_error + 1e-12)
     assert np.mean(error[:-1]) > 1e-6  # it is an estimate
-    exact = norms(dense.xs, runs.axes(labs.X_T)).value
+    exact = norms(dense.xs, runs.axes(worlds.X_T)).value
     np.testing.assert_allclose(exact, truth, rtol=1e-11)
     with pytest.raises(ValueError, match="at least 2"):
         runs.probed(lambda v: v, jnp.ones((1, 3)))
@@ -164,7 +141,7 @@ def test_adjoints_are_rows_of_the_dense_jacobians_and_their_squares_average_to_t
 
 def test_log_volumes_are_log_determinants_in_the_mean_over_signs():
     """In the plane the probes (1, 1) and (1, -1) are orthogonal: their mean is exact."""
-    dense = Dense(*CASES["ddpm"])
+    dense = Dense(*DENSE_CASES["ddpm"])
     run = jax.jit(
         lambda key: spectra.probed_log_volumes(dense.call, dense.xs, dense.steps, num=2, key=key)
     )
@@ -174,10 +151,10 @@ def test_log_volumes_are_log_determinants_in_the_mean_over_signs():
 
 
 def test_too_few_nodes_hide_contraction_but_do_not_invent_it():
-    dense = Dense(*CASES["ddpm"])
+    dense = Dense(*DENSE_CASES["ddpm"])
     few, enough = (
         jax.jit(lambda n=n: spectra.probed_log_volumes(
-            dense.call, dense.xs, dense.steps, num=n, key=labs.KEY
+            dense.call, dense.xs, dense.steps, num=n, key=worlds.KEY
         ))()
         for n in (1, 2)
     )  # fmt: skip
@@ -190,23 +167,23 @@ def test_too_few_nodes_hide_contraction_but_do_not_invent_it():
 
 @functools.partial(jax.jit, static_argnums=(0, 3), static_argnames="every")
 def stretches(call, xs, steps, num, every=1):
-    return lyapunov.stretches(call, xs, steps, num=num, key=labs.KEY, every=every)
+    return lyapunov.stretches(call, xs, steps, num=num, key=worlds.KEY, every=every)
 
 
 def test_log_stretches_of_all_directions_sum_to_the_log_volume():
-    dense = Dense(*CASES["ddpm"])
+    dense = Dense(*DENSE_CASES["ddpm"])
     volumes = np.cumsum(np.linalg.slogdet(dense.steps_of)[1], axis=0)
     found = stretches(dense.call, dense.xs, dense.steps, 2)
     np.testing.assert_allclose(np.sum(found[1:], axis=2), volumes, rtol=1e-11)
-    assert_close(found[0], np.zeros((labs.BATCH, 2)), scale=1.0)
+    assert_close(found[0], np.zeros((worlds.BATCH, 2)), scale=1.0)
     sparse = stretches(dense.call, dense.xs, dense.steps, 2, every=4)
     np.testing.assert_allclose(sparse[-1], found[-1], rtol=1e-10)
     np.testing.assert_allclose(sparse[4], found[4], rtol=1e-10)
-    assert_close(sparse[3], np.zeros((labs.BATCH, 2)), scale=1.0)
+    assert_close(sparse[3], np.zeros((worlds.BATCH, 2)), scale=1.0)
 
 
 def test_partial_sums_of_log_stretches_are_at_most_those_of_log_singular_values():
-    dense = Dense(*CASES["multistep"])
+    dense = Dense(*DENSE_CASES["multistep"])
     product = functools.reduce(lambda p, m: m @ p, dense.steps_of)
     found = stretches(dense.call, dense.xs, dense.steps, 2)[-1]
     singular = np.log(np.linalg.svd(product)[1][:, :2])
@@ -239,8 +216,8 @@ def test_log_norms_of_the_flow_of_gaussian_data_are_their_closed_form():
     field = diffusion.pf_ode(
         gaussian.eps_fn_for(VP), gaussian.gaussian(np.zeros(3), np.diag(variances)), VP
     )
-    xs = labs.normal(8, 3, 2, 3)
-    run = jax.jit(lambda xs: lyapunov.log_norms(field, TS, xs, key=labs.KEY, num_iterations=3))
+    xs = normal(8, 3, 2, 3)
+    run = jax.jit(lambda xs: lyapunov.log_norms(field, TS, xs, key=worlds.KEY, num_iterations=3))
     found = run(xs)
     rates, levels = VP.exact_rates(TS), VP.exact(TS)
     v = levels.alpha[:, None] ** 2 * variances + levels.sigma[:, None] ** 2
@@ -253,12 +230,12 @@ def test_the_one_sided_quotient_is_the_rate_of_separation_and_lies_between_the_l
     def field(t, x):
         return jnp.tanh(x @ MATRIX + t) @ MATRIX.T - x
 
-    xs, xs_hat = labs.normal(9, 3, 5, 4), labs.normal(10, 3, 5, 4)
+    xs, xs_hat = normal(9, 3, 5, 4), normal(10, 3, 5, 4)
 
     @jax.jit
     def run(xs, xs_hat):
         at = [
-            lyapunov.log_norms(field, TS, xs + u * (xs_hat - xs), key=labs.KEY, num_iterations=4)
+            lyapunov.log_norms(field, TS, xs + u * (xs_hat - xs), key=worlds.KEY, num_iterations=4)
             for u in np.linspace(0, 1, 9)
         ]
         return lyapunov.one_sided_constants(field, TS, xs, xs_hat), at
@@ -273,4 +250,4 @@ def test_the_one_sided_quotient_is_the_rate_of_separation_and_lies_between_the_l
     assert np.all(quotient >= np.min([a.smallest for a in at], axis=0) - 1e-2)
 
 
-MATRIX = labs.normal(11, 4, 4, scale=0.8)
+MATRIX = normal(11, 4, 4, scale=0.8)

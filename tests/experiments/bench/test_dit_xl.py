@@ -6,17 +6,9 @@ import pytest
 
 from experiments.bench import dit_xl
 from qdiffjax.sites import list_sites
-from tests.tiny import instead_of_dit_xl
 
 
-@pytest.fixture
-def tiny(monkeypatch):
-    instead_of_dit_xl(monkeypatch)
-    with jax.numpy_dtype_promotion("standard"):  # Flax promotes bfloat16 in its norms
-        yield
-
-
-def test_codes_of_8_bits_stay_near_bfloat16_and_take_half_the_arguments(tiny):
+def test_codes_of_8_bits_stay_near_bfloat16_and_take_half_the_arguments(tiny_dit_xl):
     config = dit_xl.Config(
         network="tiny", batch=16, num_steps=2, num_rounds=1, ways=("bf16", "W8A8 dynamic")
     )
@@ -29,7 +21,7 @@ def test_codes_of_8_bits_stay_near_bfloat16_and_take_half_the_arguments(tiny):
     assert ours["argument_bits"] < base["argument_bits"]
 
 
-def test_only_layers_that_see_many_tokens_round_their_activations(tiny):
+def test_only_layers_that_see_many_tokens_round_their_activations(tiny_dit_xl):
     eps_fn, params = dit_xl.build("tiny")
     x = jnp.zeros((16, 8, 8, 4), jnp.float32)
     sites = list_sites(eps_fn, params, x, jnp.float32(0))

@@ -9,14 +9,11 @@ import pytest
 from experiments.bench import gpu_aot
 from qdiffjax.hardware.ahead import gpu
 from qdiffjax.precision import Stored
-from tests.tiny import instead_of_dit_xl
 
 
 @pytest.fixture
-def tiny(monkeypatch):
-    instead_of_dit_xl(monkeypatch)
-    with jax.numpy_dtype_promotion("standard"):  # Flax promotes bfloat16 in its norms
-        yield gpu_aot.Config(network="tiny", batches=(16,), num_steps=2)
+def tiny(tiny_dit_xl):
+    return gpu_aot.Config(network="tiny", batches=(16,), num_steps=2)
 
 
 def test_both_orders_hold_the_same_codes_of_the_same_weights(tiny):

@@ -10,32 +10,17 @@ import pytest
 from experiments.bench import convolutions, networks, torch_twin
 from experiments.harness import store, timing
 from qdiffjax.networks.models.unet import UNet
-from tests import tiny
-from tests.networks.models.tools import normal, quick_jit, random_params
+from tests import worlds
+from tests.worlds import normal32, quick_jit, random_params
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _compile_fast():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
-@pytest.fixture(autouse=True)
-def _a_users_defaults():
-    with (
-        jax.enable_x64(False),
-        jax.numpy_dtype_promotion("standard"),
-        jax.numpy_rank_promotion("allow"),
-    ):
-        yield
+pytestmark = pytest.mark.usefixtures("users_defaults")
 
 
 @pytest.mark.parametrize(("patch", "shape"), [(1, (2, 7, 5, 3)), (2, (1, 8, 12, 2))])
 def test_the_twin_in_torch_is_the_unet(patch, shape):
     torch = pytest.importorskip("torch")
     arguments = {"channels": (8, 16), "num_blocks": 2, "attention": (True, False), "patch": patch}
-    net, x, t = UNet(**arguments), normal(*shape), jnp.float32(321)
+    net, x, t = UNet(**arguments), normal32(0, *shape), jnp.float32(321)
     params = random_params(net, x, t, scale=0.2)
     expected = quick_jit(net.apply)(params, x, t)
     there = torch_twin.unet(params, **arguments)(
@@ -46,7 +31,7 @@ def test_the_twin_in_torch_is_the_unet(patch, shape):
 
 
 def test_a_run_has_a_row_and_a_column_for_each_contender_and_says_who_is_missing(tmp_path, capsys):
-    checkpoint = tiny.save(tmp_path / "model")
+    checkpoint = worlds.save_tiny(tmp_path / "model")
     command = ["--checkpoint", str(checkpoint), "--batch", "2", "--num-steps", "2"]
     command += ["--num-rounds", "3", "--output", str(tmp_path / "out")]
     assert networks.main(command) == 0
@@ -67,7 +52,7 @@ def test_a_network_of_another_kind_is_refused(tmp_path, capsys):
 
 @pytest.mark.parametrize("size", [1, 3])
 def test_every_way_to_convolve_is_the_convolution(size):
-    x, kernel = normal(4, 5, 5, 3), normal(size, size, 3, 2, seed=1)
+    x, kernel = normal32(0, 4, 5, 5, 3), normal32(1, size, size, 3, 2)
     ways = {name: fn for name, (fn, options) in convolutions.WAYS.items() if not options}
     found = jax.jit(lambda x, kernel: {name: fn(x, kernel) for name, fn in ways.items()})(x, kernel)
     padded = np.pad(np.float64(x), ((0, 0), (size // 2,) * 2, (size // 2,) * 2, (0, 0)))
@@ -80,7 +65,7 @@ def test_every_way_to_convolve_is_the_convolution(size):
 
 
 def test_codes_convolve_to_within_their_steps():
-    x, kernel = normal(4, 5, 5, 3), normal(3, 3, 3, 2, seed=1)
+    x, kernel = normal32(0, 4, 5, 5, 3), normal32(1, 3, 3, 3, 2)
     w = convolutions.coded(kernel)
     exact = convolutions.convolve(x, kernel)
     found = {name: fn(x, w) for name, fn in convolutions.CODED.items()}

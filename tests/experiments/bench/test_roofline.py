@@ -17,9 +17,7 @@ def _tiny(monkeypatch):
     small = functools.partial(DiT, patch=8, width=16, depth=1, num_heads=2)
     monkeypatch.setattr(networks, "SIZES", {"tiny": small})
     jax.config.update("jax_numpy_dtype_promotion", "standard")  # the network computes in bfloat16
-    jax.config.update("jax_disable_most_optimizations", True)
     yield
-    jax.config.update("jax_disable_most_optimizations", False)
     jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 

@@ -16,13 +16,13 @@ from experiments.bench.sampler import (
 )
 from qdiffjax import precision
 from qdiffjax.sites import list_sites, transform
-from tests.sites import networks
+from tests import worlds
 from tests.tolerances import assert_close
 
 
 @pytest.mark.parametrize("name", ["nnx_net", "handwritten"])
 def test_sums_in_another_order_are_the_same_sums(name):
-    net = getattr(networks, name)()
+    net = worlds.NETWORKS[name]()
     sites = list_sites(net.fn, *net.args)
     recipe = precision.uniform(sites, weight_bits=8, activation_bits=None)
     weights = precision.prepare(precision.weight_operands(net.fn, *net.args), sites, recipe)

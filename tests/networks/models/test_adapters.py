@@ -10,10 +10,10 @@ from flax import nnx
 from qdiffjax import diffusion
 from qdiffjax.networks.models.adapters import from_equinox, from_nnx
 from qdiffjax.sites import list_sites, rules, transform
-from tests.networks.models.tools import normal, quick_jit
 from tests.tolerances import assert_close
+from tests.worlds import normal32, quick_jit
 
-X, T = normal(3, 4, 4, 3), jnp.float32(0.5)
+X, T = normal32(0, 3, 4, 4, 3), jnp.float32(0.5)
 STEPS = diffusion.ddim(diffusion.linear(), 3)
 
 

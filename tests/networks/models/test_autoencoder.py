@@ -6,17 +6,14 @@ import numpy as np
 import pytest
 
 from qdiffjax.networks.models.autoencoder import Autoencoder
-from tests.networks.models.tools import normal, quick_jit, random_params
 from tests.tolerances import assert_close
+from tests.worlds import normal32, quick_jit, random_params
 
 NET = Autoencoder(channels=(8, 16), latent_channels=3, image_channels=2)
-X = normal(2, 8, 4, 2)
+X = normal32(0, 2, 8, 4, 2)
 
 
-@pytest.fixture(autouse=True)
-def _standard_promotion():
-    with jax.numpy_dtype_promotion("standard"):  # flax's norms mix dtypes
-        yield
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
@@ -42,7 +39,7 @@ def test_the_latent_is_the_mean_or_a_gaussian_draw_around_it():
     plain, mean, log_var = run(params, X)
     np.testing.assert_array_equal(plain, mean)
     drawn, _, _ = run(params, X, key)
-    noise = jax.random.normal(key, mean.shape, mean.dtype)
+    noise = jax.random.normal32(0, key, mean.shape, mean.dtype)
     assert_close(drawn, mean + np.exp(np.asarray(log_var) / 2) * noise, factor=64)
 
 

@@ -9,17 +9,18 @@ import pytest
 
 from qdiffjax.networks.models import dit
 from qdiffjax.networks.models.dit import Block, DiT, position_table
-from tests.networks.models.tools import count, normal, quick_jit, random_params
 from tests.tolerances import assert_close
+from tests.worlds import normal32, quick_jit, random_params
 
 T = jnp.float32(7.0)
 SMALL = {"patch": 2, "width": 8, "depth": 1, "num_heads": 2}
 
 
-@pytest.fixture(autouse=True)
-def _standard_promotion():
-    with jax.numpy_dtype_promotion("standard"):  # flax's norms mix dtypes
-        yield
+def count(shapes) -> int:
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes))
+
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
 @pytest.mark.parametrize(
@@ -50,10 +51,10 @@ def test_the_output_has_the_shape_and_dtype_of_x_and_parameters_are_float32(shap
 
 
 def test_a_fresh_block_is_the_identity_and_a_fresh_network_predicts_zero():
-    block, x, emb = Block(2), normal(2, 3, 8), normal(2, 8, seed=1)
-    out, _ = quick_jit(block.init_with_output)(jax.random.key(0), x, emb, normal(1, 2, 5, seed=2))
+    block, x, emb = Block(2), normal32(0, 2, 3, 8), normal32(1, 2, 8)
+    out, _ = quick_jit(block.init_with_output)(jax.random.key(0), x, emb, normal32(2, 1, 2, 5))
     np.testing.assert_array_equal(out, x)
-    net, x = DiT(**SMALL), normal(1, 4, 4, 1)
+    net, x = DiT(**SMALL), normal32(0, 1, 4, 4, 1)
     out, _ = quick_jit(net.init_with_output)(jax.random.key(0), x, T)
     np.testing.assert_array_equal(out, np.zeros(x.shape))
 
@@ -97,7 +98,11 @@ def block_by_hand(params, x, emb, num_heads):
 
 
 def test_a_block_is_the_equations_of_the_paper():
-    block, x, emb = Block(2, jnp.float64), np.float64(normal(3, 5, 8)), np.float64(normal(3, 8))
+    block, x, emb = (
+        Block(2, jnp.float64),
+        np.float64(normal32(0, 3, 5, 8)),
+        np.float64(normal32(0, 3, 8)),
+    )
     params = jax.tree.map(np.float64, random_params(block, x, emb))
     got = quick_jit(block.apply)(params, x, emb)
     expected = [block_by_hand(params["params"], a, e, 2) for a, e in zip(x, emb, strict=True)]
@@ -105,7 +110,7 @@ def test_a_block_is_the_equations_of_the_paper():
 
 
 NET = DiT(**SMALL, num_classes=3, token_features=5)
-X, TOKENS = normal(2, 4, 4, 1), normal(2, 3, 5, seed=3)
+X, TOKENS = normal32(0, 2, 4, 4, 1), normal32(3, 2, 3, 5)
 TIMES, LABELS = jnp.asarray([3.0, 500.0], jnp.float32), jnp.asarray([0, 2])
 run = quick_jit(NET.apply)
 

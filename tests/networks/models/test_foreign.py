@@ -8,16 +8,13 @@ import pytest
 
 from qdiffjax.networks.models import foreign
 from qdiffjax.networks.models.layers import MultiHead
-from tests.networks.models.tools import quick_jit
 from tests.tolerances import assert_close
+from tests.worlds import quick_jit
 
 RNG = np.random.default_rng(0)
 
 
-@pytest.fixture(autouse=True)
-def _standard_promotion():
-    with jax.numpy_dtype_promotion("standard"):
-        yield
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
 def normal(*shape):

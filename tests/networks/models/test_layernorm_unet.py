@@ -14,18 +14,15 @@ import pytest
 
 from qdiffjax.networks.models import foreign
 from qdiffjax.networks.models.layernorm_unet import STAGES, TIMES, UNUSED, LayerNormUNet, sources
-from tests.networks.models.tools import quick_jit
 from tests.tolerances import assert_close
+from tests.worlds import quick_jit
 
 SIZES = {"b1": 28, "b2": 14, "b3": 7, "b_mid": 3, "b4": 7, "b5": 14, "b_out": 28}
 INPUTS = {"b1": 1, "b2": 10, "b3": 20, "b_mid": 40, "b4": 80, "b5": 40, "b_out": 20}
 NET, X = LayerNormUNet(), jnp.zeros((1, 28, 28, 1), jnp.float32)
 
 
-@pytest.fixture(autouse=True)
-def _standard_promotion():
-    with jax.numpy_dtype_promotion("standard"):
-        yield
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
 def foreign_shapes():

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from qdiffjax.networks.models.unet import UNet, depth_to_space, space_to_depth, time_features
-from tests.networks.models.tools import normal, quick_jit, random_params
 from tests.tolerances import assert_close
+from tests.worlds import normal32, quick_jit, random_params
 
 T = jnp.float32(7.0)
 
 
 NET = UNet(channels=(8,), attention=(False,), patch=2)
-X, TIMES = normal(2, 4, 4, 1), jnp.asarray([3.0, 500.0], jnp.float32)
+X, TIMES = normal32(0, 2, 4, 4, 1), jnp.asarray([3.0, 500.0], jnp.float32)
 run = quick_jit(NET.apply)
 
 
@@ -84,7 +84,7 @@ def test_depth_to_space_undoes_space_to_depth(patch):
 
 def test_a_float64_network_is_float64_throughout():
     net = UNet(channels=(8,), attention=(True,), patch=1, dtype=jnp.float64)
-    x, step = normal(1, 2, 2, 1).astype(jnp.float64), 1e-7
+    x, step = normal32(0, 1, 2, 2, 1).astype(jnp.float64), 1e-7
     params = jax.tree.map(lambda p: p.astype(jnp.float64), random_params(net, x, T))
     points = jnp.concatenate([x + step, x - step, x])
     tangents = jnp.ones_like(points)
@@ -124,7 +124,7 @@ def test_names_of_an_unconditional_network_are_those_of_the_shipped_checkpoints(
 
 def test_each_image_has_its_own_class_and_tokens_and_none_are_the_null_ones():
     net = UNet(channels=(8,), attention=(False,), patch=2, num_classes=2, token_features=5)
-    labels, tokens = jnp.asarray([0, 1]), normal(2, 3, 5, seed=1)
+    labels, tokens = jnp.asarray([0, 1]), normal32(1, 2, 3, 5)
     params, apply = random_params(net, X, T), quick_jit(net.apply)
     both = apply(params, X, TIMES, labels, tokens)
     for change in ((labels.at[1].set(2), tokens), (labels, tokens.at[1].set(0.0))):

@@ -7,18 +7,25 @@ import pytest
 
 from qdiffjax.networks.models.dit import DiT
 from qdiffjax.networks.models.video import VideoDiT
-from tests.networks.models.tools import normal, quick_jit, random_params, with_zeros
 from tests.tolerances import assert_close
+from tests.worlds import normal32, quick_jit, random_params
 
 T = jnp.float32(7.0)
 NET = VideoDiT(patch=2, width=8, depth=1, num_heads=2, num_classes=3)
-X = normal(2, 3, 4, 4, 1)
+X = normal32(0, 2, 3, 4, 4, 1)
 
 
-@pytest.fixture(autouse=True)
-def _standard_promotion():
-    with jax.numpy_dtype_promotion("standard"):  # flax's norms mix dtypes
-        yield
+def with_zeros(params, *names):
+    """The same parameters with every array below one of these modules set to zero."""
+
+    def zero(path, leaf):
+        keys = {entry.key for entry in path}
+        return jnp.zeros_like(leaf) if keys & set(names) else leaf
+
+    return jax.tree_util.tree_map_with_path(zero, params)
+
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
 @pytest.fixture(scope="module")

@@ -12,11 +12,11 @@ from qdiffjax.quant.formats import floats
 from qdiffjax.quant.formats.codebook_fits import LAPLACE, lloyd_max
 from qdiffjax.quant.formats.codebooks import nf4
 from qdiffjax.quant.formats.integers import IntFormat
-from tests.quant.noise.cases import GAUSSIAN, LAPLACIAN, MANY, MIXTURE, assert_digits
-from tests.tolerances import assert_close
+from tests.tolerances import assert_close, assert_digits
+from tests.worlds import GAUSSIAN, HISTOGRAM, LAPLACIAN, MANY
 
 
-@pytest.mark.parametrize("law", [GAUSSIAN, LAPLACIAN, MIXTURE, noise.uniform(-0.3, 1.1)])
+@pytest.mark.parametrize("law", [GAUSSIAN, LAPLACIAN, HISTOGRAM, noise.uniform(-0.3, 1.1)])
 @pytest.mark.parametrize("scale", [0.3, 1.0, 3.0])
 def test_widrows_series_is_the_sum_over_cells(law, scale):
     exact = noise.predict(MANY, scale, law).mse

@@ -17,14 +17,14 @@ from qdiffjax.quant.formats.codebooks import nf4
 from qdiffjax.quant.formats.integers import IntFormat
 from qdiffjax.quant.formats.logarithmic import LogFormat
 from qdiffjax.quant.qtensor import quantization_error
-from tests.quant.noise.cases import GAUSSIAN, LAPLACIAN, MIXTURE
 from tests.tolerances import assert_close
+from tests.worlds import GAUSSIAN, HISTOGRAM, LAPLACIAN
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
 
 NUM_SAMPLES = 2**16
 INFINITY = np.array(np.inf)
-MC_LAWS = (GAUSSIAN, LAPLACIAN, noise.uniform(-1.7, 1.7), MIXTURE)
+MC_LAWS = (GAUSSIAN, LAPLACIAN, noise.uniform(-1.7, 1.7), HISTOGRAM)
 # Format, scale, zero point. The scales clip often or never: a few clipped samples are no sample.
 MC_FORMATS = {
     "int2": (IntFormat(2), 1.2, None), "int3": (IntFormat(3), 0.6, None),

@@ -16,8 +16,8 @@ from qdiffjax.quant.formats.codebooks import nf4
 from qdiffjax.quant.formats.integers import IntFormat
 from qdiffjax.quant.formats.logarithmic import LogFormat
 from qdiffjax.quant.qtensor import quantization_error
-from tests.quant.noise.cases import GAUSSIAN, LAPLACIAN, MANY, MIXTURE
 from tests.tolerances import assert_close
+from tests.worlds import GAUSSIAN, HISTOGRAM, LAPLACIAN, MANY
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
 
@@ -26,7 +26,7 @@ LAWS = {
     "laplace": (noise.Laplace(0.7), scipy.stats.laplace(0, 0.7 / math.sqrt(2))),
     "uniform": (noise.uniform(-0.5, 2.0), scipy.stats.uniform(-0.5, 2.5)),
     "histogram": (
-        MIXTURE, scipy.stats.rv_histogram((MIXTURE.masses, MIXTURE.edges), density=False)),
+        HISTOGRAM, scipy.stats.rv_histogram((HISTOGRAM.masses, HISTOGRAM.edges), density=False)),
 }  # fmt: skip
 
 
@@ -35,7 +35,7 @@ def test_moments_up_to_a_point_are_the_integrals(name):
     law, reference = LAWS[name]
     points = np.array([-40.0, -2.0, -0.5, -0.1, 0.0, 0.3, 1.7, 60.0])
     found = law.cumulative(points)
-    kinks = MIXTURE.edges if name == "histogram" else np.array([-0.5, 0.0, 2.0])
+    kinks = HISTOGRAM.edges if name == "histogram" else np.array([-0.5, 0.0, 2.0])
     for j, point in enumerate(points):
         ends = np.unique(np.clip(np.concatenate([[-40.0, point], kinks]), -40.0, point))
         for k in range(4):
@@ -125,7 +125,9 @@ FINE = {"nearest": (0, 1 / 12), "floor": (-1 / 2, 1 / 3), "stochastic": (0, 1 / 
 
 
 @pytest.mark.parametrize("how", FINE)
-@pytest.mark.parametrize("law", [GAUSSIAN, LAPLACIAN, MIXTURE], ids=["gaussian", "laplace", "mix"])
+@pytest.mark.parametrize(
+    "law", [GAUSSIAN, LAPLACIAN, HISTOGRAM], ids=["gaussian", "laplace", "mix"]
+)
 def test_with_a_fine_step_every_rounding_has_its_textbook_error(how, law):
     scale = 2.0**-9
     mean, mse = FINE[how]

@@ -12,8 +12,8 @@ from qdiffjax.quant.formats.codebook_fits import lloyd_max
 from qdiffjax.quant.formats.codebooks import CodebookFormat
 from qdiffjax.quant.formats.integers import IntFormat
 from qdiffjax.quant.formats.logarithmic import LogFormat
-from tests.quant.noise.cases import GAUSSIAN, LAPLACIAN, MIXTURE, assert_digits, last_digit
-from tests.tolerances import assert_close
+from tests.tolerances import assert_close, assert_digits, last_digit
+from tests.worlds import GAUSSIAN, HISTOGRAM, LAPLACIAN
 
 UNIT_MEAN = noise.Laplace(math.sqrt(2))  # E|x| = 1
 
@@ -127,7 +127,7 @@ TRIED = np.geomspace(0.02, 20, 250)  # 2.8 % apart
 @pytest.mark.parametrize("rounding", [noise.nearest, noise.floor, noise.stochastic])
 def test_no_scale_is_better_than_the_optimal_one(rounding):
     for format in (IntFormat(3), IntFormat(4, signed=False), floats.E2M1, LogFormat(4, 1.0, True)):
-        for law in (GAUSSIAN, LAPLACIAN, MIXTURE):
+        for law in (GAUSSIAN, LAPLACIAN, HISTOGRAM):
             least = noise.predict(
                 format, noise.optimal_scale(format, law, rounding), law, rounding
             ).mse
