@@ -23,9 +23,8 @@ import numpy as np
 from experiments.harness import old_command as command
 from experiments.harness import timing
 from qdiffjax import kernels
-from qdiffjax.kernels import Activation
 from qdiffjax.kernels.operands import rounded_codes
-from qdiffjax.quant import IntFormat, QTensor, calibration, quantize
+from qdiffjax.quant import ActivationGrid, IntFormat, QTensor, calibration, quantize
 
 # (batch, side, channels in, channels out, kernel): the shipped UNet's, then larger ones.
 SHAPES = (
@@ -33,7 +32,7 @@ SHAPES = (
     (64, 7, 128, 64, 3), (64, 14, 64, 32, 1), (16, 16, 64, 64, 3), (16, 16, 128, 128, 3),
 )  # fmt: skip
 INT8 = IntFormat(8)
-STATIC = Activation(INT8, np.float32(5 / 127))  # of numbers from a normal distribution
+STATIC = ActivationGrid(INT8, np.float32(5 / 127))  # of numbers from a normal distribution
 NO_YNNPACK = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT"}
 LEVEL_1 = {"xla_backend_optimization_level": 1}
 
@@ -111,7 +110,7 @@ def static(x, w: QTensor):
 
 def dynamic(x, w: QTensor):
     """Codes of 8 bits, a scale for each image from its largest entry."""
-    return kernels.conv(x, w, activation=Activation(INT8))
+    return kernels.conv(x, w, activation=ActivationGrid(INT8))
 
 
 def int8(x, w: QTensor):

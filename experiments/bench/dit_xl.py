@@ -31,10 +31,10 @@ from experiments.bench.sampler.peers import num_bytes
 from experiments.harness import networks, tables, timing
 from experiments.harness import old_command as command
 from qdiffjax import diffusion, hardware, precision
-from qdiffjax.kernels import Activation, backends
+from qdiffjax.kernels import backends
 from qdiffjax.precision import SiteQuant
 from qdiffjax.precision.lowering import lower
-from qdiffjax.quant import E4M3FN, IntFormat
+from qdiffjax.quant import E4M3FN, ActivationGrid, IntFormat
 from qdiffjax.sites import list_sites
 
 BF16, LEAST_TOKENS = jnp.bfloat16, 128
@@ -46,13 +46,13 @@ class Way(NamedTuple):
     """Formats of weights and activations; None for bfloat16; and whether XLA chooses layouts."""
 
     weight: Any = None
-    activation: Activation | None = None
+    activation: ActivationGrid | None = None
     is_free: bool = False
 
 
-def affine() -> Activation:
+def affine() -> ActivationGrid:
     """What `precision.calibration` makes of the range -RANGE/2 .. RANGE/2."""
-    return Activation(UINT8, jnp.float32(RANGE / 255), jnp.int32(128))
+    return ActivationGrid(UINT8, jnp.float32(RANGE / 255), jnp.int32(128))
 
 
 def ways() -> dict[str, Way]:
@@ -61,10 +61,10 @@ def ways() -> dict[str, Way]:
         "bf16": Way(),
         "W8A8 static": Way(INT8, affine()),
         "W4A16": Way(INT4),
-        "fp8 static": Way(E4M3FN, Activation(E4M3FN, jnp.float32(RANGE / 448))),
-        "W8A8 dynamic": Way(INT8, Activation(INT8)),
+        "fp8 static": Way(E4M3FN, ActivationGrid(E4M3FN, jnp.float32(RANGE / 448))),
+        "W8A8 dynamic": Way(INT8, ActivationGrid(INT8)),
         "W8A8 static, XLA's layouts": Way(INT8, affine(), True),
-        "W4A8 dynamic": Way(INT4, Activation(INT8)),
+        "W4A8 dynamic": Way(INT4, ActivationGrid(INT8)),
         "W8A16": Way(INT8),
     }
 

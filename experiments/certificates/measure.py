@@ -1,5 +1,6 @@
 """What `certificates` certifies: a tiny trained denoiser, its quantized versions, bad luck."""
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -101,7 +102,9 @@ def prepare(params, num_steps: int, seed: int) -> Subject:
 def randomized(q: precision.Quantized, key) -> precision.Quantized:
     """The same with stochastic rounding of the activations."""
     inputs = {
-        name: how._replace(activations=tuple(a._replace(key=key) for a in how.activations))
+        name: how._replace(
+            activations=tuple(dataclasses.replace(a, key=key) for a in how.activations)
+        )
         for name, how in q.site_inputs.items()
     }
     return precision.Quantized(q.eps_fn, q.params, inputs)

@@ -57,7 +57,7 @@ def excess(x, low: float, high: float) -> np.ndarray:
 def common_range(q) -> tuple[float, float]:
     """Return the range that neither the network's input nor its output clips."""
     grids = [q.site_inputs[name].activations[0] for name in ENDS]
-    lows, highs = ([(float(getattr(grid, edge)) - float(grid.zero_point)) * float(grid.scale)
+    lows, highs = ([(float(getattr(grid.format, edge)) - float(grid.zero_point)) * float(grid.scale)
                     for grid in grids] for edge in ("qmin", "qmax"))  # fmt: skip
     return max(lows), min(highs)
 

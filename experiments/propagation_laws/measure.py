@@ -49,10 +49,12 @@ def rounding_keys(q: Quantized, num_calls: int, key) -> dict[str, Any]:
     found = {}
     for i, (name, how) in enumerate(q.site_inputs.items()):
         keys = jax.random.split(jax.random.fold_in(key, i), (len(how.activations), num_calls))
+        grids = jax.tree.map(
+            lambda leaf: jnp.broadcast_to(leaf, (num_calls, *leaf.shape)),
+            tuple(dataclasses.replace(grid, key=None) for grid in how.activations),
+        )
         found[name] = precision.SiteQuant(None, tuple(
-            jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (num_calls, *leaf.shape)),
-                         a._replace(key=None))._replace(key=k)
-            for a, k in zip(how.activations, keys, strict=True)
+            dataclasses.replace(grid, key=k) for grid, k in zip(grids, keys, strict=True)
         ))  # fmt: skip
     return found
 

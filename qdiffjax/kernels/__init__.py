@@ -1,8 +1,8 @@
 """Low precision that really runs: products and convolutions of codes, a reference beside each.
 
     matmul, conv    codes times codes (W8A8, W4A8, fp8), real times codes (W8A16, W4A16); a real
-                    operand is rounded inside the kernel if an `Activation` says how; scales, bias
-                    and activation function in the epilogue
+                    operand is rounded inside the kernel if a `quant.ActivationGrid` says how;
+                    scales, bias and activation function in the epilogue
     rounded         fake quantization in one pass over memory
     stochastic_codes    rounding at random, with given bits
 
@@ -12,7 +12,7 @@ the simulation with `quant.fake_quant`, forward and reverse.
 """
 
 from qdiffjax.kernels.backends import GPU, REFERENCE, TPU, TPU_INTERPRETED, XLA, Path, tpu_path
-from qdiffjax.kernels.operands import Activation, narrow
+from qdiffjax.kernels.operands import narrow
 from qdiffjax.kernels.ops import conv, matmul, rounded, stochastic_codes
 
 __all__ = [
@@ -21,7 +21,6 @@ __all__ = [
     "TPU",
     "TPU_INTERPRETED",
     "XLA",
-    "Activation",
     "Path",
     "conv",
     "matmul",

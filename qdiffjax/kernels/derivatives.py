@@ -15,9 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from qdiffjax._typing import Array
-from qdiffjax.kernels.operands import Activation, token_scale
 from qdiffjax.kernels.reference import finish
-from qdiffjax.quant import QTensor, dequantize, fake_quant
+from qdiffjax.quant import ActivationGrid, QTensor, dequantize, fake_quant
 
 
 class Operands(NamedTuple):
@@ -25,7 +24,7 @@ class Operands(NamedTuple):
 
     x: Any
     w: Any
-    activation: Activation | None
+    activation: ActivationGrid | None
     bias: Any
 
 
@@ -57,20 +56,13 @@ def simulated_conv(window: dict, act_fn, out_dtype, operands: Operands) -> Array
     return finish(y, bias, act_fn, out_dtype)
 
 
-def straight_through(x, how: Activation | None, axes: tuple[int, ...]) -> Array:
+def straight_through(x, how: ActivationGrid | None, axes: tuple[int, ...]) -> Array:
     """Float32 of x as a kernel sees it, whose derivative passes the rounding."""
     if how is None:
         return dequantize(x) if isinstance(x, QTensor) else x.astype(jnp.float32)
-    scale = how.scale
-    scale = jax.lax.stop_gradient(token_scale(x, how.format, axes)) if scale is None else scale
-    scale, zero = (_ranked(p, x.ndim) for p in (scale, how.zero_point))
+    scale, zero = how.parameters(x, axes)
+    scale = jax.lax.stop_gradient(scale) if how.scale is None else scale
     return fake_quant(x, scale, zero, format=how.format).astype(jnp.float32)
-
-
-def _ranked(param: Any, ndim: int) -> Any:
-    """A scalar as [1, ..., 1]; the rest as it is."""
-    is_scalar = param is not None and jnp.ndim(param) == 0
-    return jnp.asarray(param).reshape((1,) * ndim) if is_scalar else param
 
 
 def holds_arrays(fn: Callable | None) -> bool:

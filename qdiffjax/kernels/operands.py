@@ -8,7 +8,15 @@ import jax
 import jax.numpy as jnp
 
 from qdiffjax._typing import Array
-from qdiffjax.quant import E4M3B11FNUZ, E4M3FN, E5M2, IntFormat, QTensor, quantize, scale_from_range
+from qdiffjax.quant import (
+    E4M3B11FNUZ,
+    E4M3FN,
+    E5M2,
+    ActivationGrid,
+    IntFormat,
+    QTensor,
+    quantize,
+)
 from qdiffjax.quant.formats.integers import Format
 from qdiffjax.quant.granularity import inverse
 from qdiffjax.quant.qtensor import check_arguments
@@ -18,29 +26,6 @@ FLOAT8: dict[Any, Any] = {
     E5M2: jnp.float8_e5m2,
     E4M3B11FNUZ: jnp.float8_e4m3b11fnuz,
 }
-
-
-@functools.partial(
-    jax.tree_util.register_dataclass,
-    data_fields=("scale", "zero_point"),
-    meta_fields=("format",),
-)
-@dataclasses.dataclass(frozen=True)
-class Activation:
-    """How a kernel rounds a real operand before it multiplies.
-
-        x ≈ scale * (codes - zero_point),  codes = clip(round(x / scale) + zero_point, qmin, qmax)
-
-    Attributes:
-      format: the codes; integers of at most 8 bits or an 8-bit float; static.
-      scale: [] in units of x (static quantization), or None: absmax / high of each token, that is
-        of each row of a matrix product and of each sample of a convolution (dynamic).
-      zero_point: integer code that means 0.0 [], or None for symmetric.
-    """
-
-    format: Format
-    scale: Any = None
-    zero_point: Any = None
 
 
 @functools.partial(
@@ -125,39 +110,21 @@ def check_format(format: Format) -> None:
     )
 
 
-def token_scale(x: Array, format: Format, axes: tuple[int, ...]) -> Array:
-    """Dynamic scale: absmax / high over `axes`, which are kept with length 1; 1 where x is 0."""
-    absmax = jnp.max(jnp.abs(x.astype(jnp.float32)), axes, keepdims=True)
-    high = format.high
-    scale, _ = scale_from_range(-absmax, absmax, qmin=-high, qmax=high, symmetric=True)
-    return scale
-
-
-def quantized(x: Array, how: Activation, axes: tuple[int, ...]) -> QTensor:
+def quantized(x: Array, how: ActivationGrid, axes: tuple[int, ...]) -> QTensor:
     """Codes of a real operand; `axes` share a scale where it is dynamic.
 
     Bit-identical to the codes that `fake_quant` with the same scale rounds to.
     """
-    scale, zero_point = granules(x, how, axes)
+    scale, zero_point = how.parameters(x, axes)
     return quantize(x, scale, zero_point, format=how.format)
 
 
-def granules(x: Array, how: Activation, axes: tuple[int, ...]):
-    """Scale and zero point with the rank of x."""
-    scale = token_scale(x, how.format, axes) if how.scale is None else jnp.asarray(how.scale)
-    scale = scale.reshape((1,) * x.ndim) if scale.ndim == 0 else scale
-    zero_point = None if how.zero_point is None else jnp.asarray(how.zero_point)
-    if zero_point is not None and zero_point.ndim == 0:
-        zero_point = zero_point.reshape((1,) * x.ndim)
-    return scale, zero_point
-
-
-def rounded_codes(x: Array, how: Activation, axes: tuple[int, ...]) -> Native:
+def rounded_codes(x: Array, how: ActivationGrid, axes: tuple[int, ...]) -> Native:
     """Return native(quantized(x, how, axes)), on a CPU in fewer operations; NaN has no code."""
     if not isinstance(how.format, IntFormat) or x.dtype == jnp.float64:
         return native(quantized(x, how, axes))
     check_format(how.format)
-    scale, zero_point = granules(x, how, axes)
+    scale, zero_point = how.parameters(x, axes)
     scale = scale.astype(jnp.float32)
     check_arguments(x, scale, zero_point, how.format)
     is_shifted = not how.format.signed and how.format.bits == 8

@@ -14,8 +14,8 @@ from qdiffjax.kernels.derivatives import (
     simulated_matmul,
     with_derivative,
 )
-from qdiffjax.kernels.operands import Activation, check_format
-from qdiffjax.quant import IntFormat, QTensor, fake_quant
+from qdiffjax.kernels.operands import check_format
+from qdiffjax.quant import ActivationGrid, IntFormat, QTensor, fake_quant
 from qdiffjax.quant.formats.integers import Format
 
 
@@ -23,7 +23,7 @@ def matmul(
     x: Array | QTensor,
     w: QTensor,
     *,
-    activation: Activation | None = None,
+    activation: ActivationGrid | None = None,
     bias: Array | None = None,
     act_fn: Callable | None = None,
     out_dtype=jnp.float32,
@@ -76,7 +76,7 @@ def conv(
     x: Array | QTensor,
     w: QTensor,
     *,
-    activation: Activation | None = None,
+    activation: ActivationGrid | None = None,
     strides: Sequence[int] = (1, 1),
     padding: str | Sequence[tuple[int, int]] = "SAME",
     rhs_dilation: Sequence[int] | None = None,
@@ -181,7 +181,7 @@ def check_weight(w: QTensor, ndim: int) -> None:
         raise ValueError(f"w: got shape {w.shape}, expected {ndim} axes.")
 
 
-def check_operand(x, activation: Activation | None) -> None:
+def check_operand(x, activation: ActivationGrid | None) -> None:
     """Raise unless x is codes, or real with or without a way to round it."""
     if activation is not None:
         check_format(activation.format)

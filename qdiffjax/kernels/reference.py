@@ -6,19 +6,21 @@ import jax
 import jax.numpy as jnp
 
 from qdiffjax._typing import Array
-from qdiffjax.kernels.operands import Activation, quantized
-from qdiffjax.quant import QTensor, dequantize, fake_quant, quantize, rounding
+from qdiffjax.kernels.operands import quantized
+from qdiffjax.quant import ActivationGrid, QTensor, dequantize, fake_quant, quantize, rounding
 
 HIGHEST = jax.lax.Precision.HIGHEST
 
 
-def matmul(x, w: QTensor, *, activation: Activation | None, bias, act_fn, out_dtype) -> Array:
+def matmul(x, w: QTensor, *, activation: ActivationGrid | None, bias, act_fn, out_dtype) -> Array:
     """Return act(x_hat w_hat + bias) [M, N] for x [M, K] and w [K, N]."""
     y = jnp.matmul(real(x, activation, axes=(1,)), dequantize(w), precision=HIGHEST)
     return finish(y, bias, act_fn, out_dtype)
 
 
-def conv(x, w: QTensor, *, activation: Activation | None, window: dict, bias, act_fn, out_dtype):
+def conv(
+    x, w: QTensor, *, activation: ActivationGrid | None, window: dict, bias, act_fn, out_dtype
+):
     """Return act(x_hat * w_hat + bias) [B, *out, N] for x [B, *space, K] and w [*window, K, N]."""
     x = real(x, activation, axes=tuple(range(1, x.ndim)))
     y = jax.lax.conv_general_dilated(x, dequantize(w), precision=HIGHEST, **window)
@@ -40,7 +42,7 @@ def stochastic_codes(x, scale, bits, *, format) -> Array:
     return quantize(x, scale, format=format, round_fn=round_fn).codes
 
 
-def real(x, activation: Activation | None, axes: tuple[int, ...]) -> Array:
+def real(x, activation: ActivationGrid | None, axes: tuple[int, ...]) -> Array:
     """Float32 of an operand as the kernel sees it: codes, or real numbers it rounds first."""
     if activation is not None:
         x = quantized(x, activation, axes)

@@ -12,7 +12,6 @@ from qdiffjax._typing import Array
 from qdiffjax.kernels import integers
 from qdiffjax.kernels.integers import paddings
 from qdiffjax.kernels.operands import (
-    Activation,
     Native,
     is_integer,
     native,
@@ -21,12 +20,12 @@ from qdiffjax.kernels.operands import (
     widened,
 )
 from qdiffjax.kernels.reference import finish, rounded
-from qdiffjax.quant import QTensor, dequantize
+from qdiffjax.quant import ActivationGrid, QTensor, dequantize
 
 __all__ = ["conv", "matmul", "rounded"]
 
 
-def matmul(x, w: QTensor, *, activation: Activation | None, bias, act_fn, out_dtype) -> Array:
+def matmul(x, w: QTensor, *, activation: ActivationGrid | None, bias, act_fn, out_dtype) -> Array:
     """As `reference.matmul`; codes of both operands multiply as codes."""
     if activation is None and not isinstance(x, QTensor):
         return finish(_weight_only(x, w), bias, act_fn, out_dtype)
@@ -39,7 +38,7 @@ def matmul(x, w: QTensor, *, activation: Activation | None, bias, act_fn, out_dt
     return finish(y, bias, act_fn, out_dtype)
 
 
-def _codes(x, activation: Activation | None, axes: tuple[int, ...]) -> Native:
+def _codes(x, activation: ActivationGrid | None, axes: tuple[int, ...]) -> Native:
     return native(x) if activation is None else rounded_codes(x, activation, axes)
 
 
@@ -88,7 +87,9 @@ def _grouped(x: QTensor, w: QTensor) -> Array:
     return a.scale * jnp.sum(b.scale[:, None] * y.astype(jnp.float32), 0)
 
 
-def conv(x, w: QTensor, *, activation: Activation | None, window: dict, bias, act_fn, out_dtype):
+def conv(
+    x, w: QTensor, *, activation: ActivationGrid | None, window: dict, bias, act_fn, out_dtype
+):
     """As `reference.conv`; codes of both operands multiply as codes, if 0 is a weight's code 0."""
     axes, codes = tuple(range(1, x.ndim)), native(w)
     if activation is None and not isinstance(x, QTensor):

@@ -17,7 +17,6 @@ from .recipe import prepare as prepare
 from .recipe import uniform as uniform
 from .recipe import weight_operands as weight_operands
 from .recipe import whole_tensor as whole_tensor
-from .rules import ActivationQuant as ActivationQuant
 from .rules import SiteQuant as SiteQuant
 from .rules import quantize_site as quantize_site
 from .rules import round_activation as round_activation

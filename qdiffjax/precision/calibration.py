@@ -8,12 +8,12 @@ import jax.numpy as jnp
 
 from qdiffjax import diffusion, precision
 from qdiffjax._typing import EpsFn
-from qdiffjax.kernels import Activation, Path
+from qdiffjax.kernels import Path
 from qdiffjax.precision.codes import stored
 from qdiffjax.precision.lowering import lower
 from qdiffjax.precision.quantized import Quantized
 from qdiffjax.precision.recipe import Recipe
-from qdiffjax.quant import calibration
+from qdiffjax.quant import ActivationGrid, activation_grid
 from qdiffjax.quant.formats.integers import Format, IntFormat
 from qdiffjax.sites import rules
 from qdiffjax.sites.plan import Site
@@ -89,16 +89,6 @@ def _is_range(node) -> bool:
     return isinstance(node, tuple) and len(node) == 2 and not isinstance(node[0], tuple)
 
 
-def activation_quant(low, high, bits: int) -> precision.ActivationQuant:
-    """Affine unsigned grid over a range; all fields are arrays, with the shape of the range."""
-    format = IntFormat(bits, signed=False)
-    scale, zero_point = calibration.scale_from_range(
-        low, high, qmin=format.qmin, qmax=format.qmax, symmetric=False
-    )
-    qmin, qmax = (jnp.full_like(scale, q) for q in (format.qmin, format.qmax))
-    return precision.ActivationQuant(scale, zero_point, qmin, qmax)
-
-
 def site_inputs(recipe: Recipe, weights: dict[str, Any], ranges: Ranges) -> dict[str, Any]:
     """Return the inputs of the rule `quantize` under a recipe.
 
@@ -108,17 +98,21 @@ def site_inputs(recipe: Recipe, weights: dict[str, Any], ranges: Ranges) -> dict
       ranges: static ranges from `over_steps`; with a leading step axis (from `observe_ranges`)
         the result is for the sampler's `per_call`.
     """
-    return _inputs(recipe, weights, ranges, activation_quant)
+
+    def grid_fn(low, high, bits: int) -> ActivationGrid:
+        return activation_grid(low, high, _unsigned(bits)).with_bits_as_data()
+
+    return _inputs(recipe, weights, ranges, grid_fn)
 
 
-def _inputs(recipe: Recipe, weights, ranges: Ranges, how: Callable) -> dict[str, Any]:
-    """A `SiteQuant` for each site of a recipe; how(low, high, bits) rounds an activation."""
+def _inputs(recipe: Recipe, weights, ranges: Ranges, grid_fn: Callable) -> dict[str, Any]:
+    """A `SiteQuant` for each site of a recipe; grid_fn(low, high, bits) is an activation's grid."""
     inputs = {}
     for name, bits in recipe.bits.items():
         activations: tuple = ()
         if bits.activation is not None:
             width = bits.activation
-            activations = tuple(how(low, high, width) for low, high in ranges[name])
+            activations = tuple(grid_fn(low, high, width) for low, high in ranges[name])
         inputs[name] = precision.SiteQuant(weights.get(name), activations)
     return inputs
 
@@ -147,15 +141,10 @@ def code_inputs(
         without sign, else symmetric about 0.
     """
 
-    def how(low, high, bits: int) -> Activation:
-        format = format_fn(bits)
-        affine = isinstance(format, IntFormat) and not format.signed
-        scale, zero_point = calibration.scale_from_range(
-            low, high, qmin=format.low, qmax=format.high, symmetric=not affine
-        )
-        return Activation(format, scale, zero_point)
+    def grid_fn(low, high, bits: int) -> ActivationGrid:
+        return activation_grid(low, high, format_fn(bits))
 
-    return _inputs(recipe, weights, ranges, how)
+    return _inputs(recipe, weights, ranges, grid_fn)
 
 
 def lower_denoiser(

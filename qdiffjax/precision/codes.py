@@ -7,11 +7,11 @@ from typing import Any
 
 import jax
 
-from qdiffjax.kernels import Activation, Path, backends, narrow
+from qdiffjax.kernels import Path, backends, narrow
 from qdiffjax.kernels.operands import check_format, summed
 from qdiffjax.precision import SiteQuant
 from qdiffjax.precision.recipe import Recipe, output_channels
-from qdiffjax.quant import QTensor, calibration, quantize
+from qdiffjax.quant import ActivationGrid, QTensor, calibration, quantize
 from qdiffjax.quant.formats.integers import Format, IntFormat
 from qdiffjax.sites.plan import Site
 
@@ -127,16 +127,16 @@ def _sums_last(site: Site, inputs: SiteQuant) -> SiteQuant:
         return inputs
     order = site.product.sums_last(site.weight, inputs.weight.ndim)
     weight = inputs.weight
-    if any(_shifts(how) for how in inputs.activations):
+    if any(map(_shifts, inputs.activations)):
         weight = summed(weight, site.contract_axes[site.weight])
     return inputs._replace(weight=Stored(_transposed(weight, order), order))
 
 
-def _shifts(how: Any) -> bool:
+def _shifts(grid: ActivationGrid | None) -> bool:
     """Whether codes of an activation mean 0.0 by another one than 0, as kernels hold them."""
-    if not isinstance(how, Activation) or not isinstance(how.format, IntFormat):
+    if grid is None or not isinstance(grid.format, IntFormat) or not grid.format.is_static:
         return False
-    return how.zero_point is not None or not how.format.signed
+    return grid.zero_point is not None or not grid.format.signed
 
 
 def _transposed(q: QTensor, order: Sequence[int]) -> QTensor:

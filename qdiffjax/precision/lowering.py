@@ -9,8 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from qdiffjax import kernels, precision
-from qdiffjax.kernels import Activation, Path, products, xla
+from qdiffjax import kernels
+from qdiffjax._checks import require
+from qdiffjax.kernels import Path, products, xla
 from qdiffjax.kernels.derivatives import (
     Operands,
     simulated_conv,
@@ -20,14 +21,13 @@ from qdiffjax.kernels.derivatives import (
 from qdiffjax.kernels.operands import (
     Summed,
     check_format,
-    granules,
     native,
     quantized,
     rounded_codes,
 )
-from qdiffjax.precision import SiteQuant
 from qdiffjax.precision.codes import unstored
-from qdiffjax.quant import QTensor, dequantize
+from qdiffjax.precision.rules import SiteQuant, quantize_site, token_axes
+from qdiffjax.quant import ActivationGrid, QTensor, dequantize
 from qdiffjax.quant.granularity import expand
 from qdiffjax.sites.plan import Site
 from qdiffjax.sites.products import Conv, Dot
@@ -42,7 +42,7 @@ def lower(path: Path | None = None) -> Rule:
 
     Where `quantize` multiplies q's real values, so that the two differ by the order of float
     sums. Inputs of a site are a `SiteQuant` with a `QTensor` (or a `Stored` one) for the weight
-    operand, and an `Activation`, or None, for each activation operand; see
+    operand, and an `ActivationGrid`, or None, for each activation operand; see
     `precision.prepare_codes` and `calibration.code_inputs`. What kernels do not multiply is
     simulated: `lowering_of` says where and why. Derivatives are the simulation's.
     """
@@ -53,10 +53,10 @@ def lower(path: Path | None = None) -> Rule:
         _check_inputs(site, inputs)
         inputs = unstored(inputs)
         if why_simulated(site, inputs):
-            return _simulate(site, op, operands, inputs), None
+            return _simulate(site, op, operands, inputs)
         if site.product is None:
-            how = (inputs.activations or (None,))[0]
-            return _rounded(operands[0], how, _token_axes(site, 0), path), None
+            grid = (inputs.activations or (None,))[0]
+            return _rounded(operands[0], grid, token_axes(site, 0), path), None
         return _multiply(site, operands, inputs, path), None
 
     return rule
@@ -81,9 +81,11 @@ def _how(site: Site, inputs: SiteQuant | None) -> str:
 
 def why_simulated(site: Site, inputs: SiteQuant) -> str | None:
     """Say why a site runs on floats that hold rounded numbers, or None where codes multiply."""
-    given = [how for how in inputs.activations if how is not None]
-    if any(isinstance(how, precision.ActivationQuant) for how in given):
+    given = [grid for grid in inputs.activations if grid is not None]
+    if not all(grid.format.is_static for grid in given):
         return "the width of an activation is data"
+    if any(grid.key is not None for grid in given):
+        return "an activation is rounded at random"
     if site.product is None:
         return None
     if site.weight is None:
@@ -124,40 +126,30 @@ def _why_not_conv(site: Site, product: Conv, weight: QTensor) -> str | None:
 def _check_inputs(site: Site, inputs: SiteQuant) -> None:
     if not isinstance(inputs, SiteQuant):
         raise TypeError(f"{site.name}: got {type(inputs).__name__}, expected a SiteQuant.")
-    for how in inputs.activations:
-        if isinstance(how, Activation):
-            check_format(how.format)
-            if how.scale is not None and jnp.ndim(how.scale):
-                raise ValueError(
-                    f"{site.name}: got an activation scale of shape {jnp.shape(how.scale)}, "
-                    "expected a scalar; scales by step go through the sampler's `per_call`."
-                )
+    for grid in inputs.activations:
+        if grid is None or not grid.format.is_static:
+            continue
+        check_format(grid.format)
+        require(
+            grid.scale is None or not jnp.ndim(grid.scale),
+            f"{site.name}, scale of an activation", got=f"shape {jnp.shape(grid.scale)}",
+            expected="a scalar", remedy="scales by step go through the sampler's `per_call`",
+        )  # fmt: skip
 
 
 def _simulate(site: Site, op: Callable, operands: tuple, inputs: SiteQuant):
     """The rule `quantize`, on the numbers that the codes stand for."""
-    values = list(operands)
-    if site.weight is not None and inputs.weight is not None:
-        dtype, w = values[site.weight].dtype, inputs.weight
-        values[site.weight] = dequantize(w, dtype) if isinstance(w, QTensor) else w.astype(dtype)
-    for index, how in zip(site.activations, inputs.activations, strict=False):
-        if isinstance(how, Activation):
-            values[index] = _rounded(values[index], how, _token_axes(site, index))
-        elif how is not None:
-            values[index] = precision.round_activation(values[index], how)
-    return op(*values)
+    if site.weight is not None and isinstance(inputs.weight, QTensor):
+        dtype = operands[site.weight].dtype
+        inputs = inputs._replace(weight=dequantize(inputs.weight, dtype))
+    return quantize_site(site, op, operands, inputs)
 
 
-def _token_axes(site: Site, index: int) -> tuple[int, ...]:
-    """Axes that share a dynamic scale: what is summed; everything at an edge or mark."""
-    return site.contract_axes[index] or tuple(range(len(site.shapes[index])))
-
-
-def _rounded(x, how: Activation | None, axes: tuple[int, ...], path: Path | None = None):
-    if how is None:
+def _rounded(x, grid: ActivationGrid | None, axes: tuple[int, ...], path: Path | None):
+    if grid is None:
         return x
-    scale, zero_point = granules(x, how, axes)
-    return kernels.rounded(x, scale, zero_point, format=how.format, path=path)
+    scale, zero_point = grid.parameters(x, axes)
+    return kernels.rounded(x, scale, zero_point, format=grid.format, path=path)
 
 
 def _multiply(site: Site, operands, inputs: SiteQuant, path: Path | None):
@@ -172,7 +164,7 @@ def _multiply(site: Site, operands, inputs: SiteQuant, path: Path | None):
 def _codes_dot(site: Site, product: Dot, operands, inputs: SiteQuant):
     """A product without a kernel of its own: activations with each other, a batch of weights."""
     dims = (product.contract, product.batch)
-    hows = dict(zip(site.activations, inputs.activations, strict=False))
+    grids = dict(zip(site.activations, inputs.activations, strict=False))
     values = tuple(inputs.weight if i == site.weight else x for i, x in enumerate(operands))
 
     def run(args):
@@ -188,19 +180,19 @@ def _codes_dot(site: Site, product: Dot, operands, inputs: SiteQuant):
         )
         return jax.lax.dot_general(a, b, dims).astype(product.dtype)
 
-    return with_derivative(run, simulation, (values, hows))
+    return with_derivative(run, simulation, (values, grids))
 
 
 def _dot(site: Site, product: Dot, x, inputs: SiteQuant, path: Path | None):
     """X [*free, *summed] times w [summed, free], whatever the order of their axes."""
     side = site.weight or 0
-    w, how = inputs.weight, (inputs.activations or (None,))[0]
+    w, grid = inputs.weight, (inputs.activations or (None,))[0]
     rows, columns = product.contract[side], product.free(side, w.ndim)
     free = product.free(1 - side, x.ndim)
     kept = tuple(x.shape[a] for a in free)
-    x = _narrowed(x, how).transpose(*free, *product.contract[1 - side]).reshape(*kept, -1)
+    x = _narrowed(x, grid).transpose(*free, *product.contract[1 - side]).reshape(*kept, -1)
     y = kernels.matmul(
-        x, as_matrix(w, rows, columns), activation=how, out_dtype=product.dtype, path=path
+        x, as_matrix(w, rows, columns), activation=grid, out_dtype=product.dtype, path=path
     )
     y = y.reshape(*kept, *(w.shape[a] for a in columns))
     if side == 1:
@@ -208,9 +200,9 @@ def _dot(site: Site, product: Dot, x, inputs: SiteQuant, path: Path | None):
     return y.transpose(*range(len(kept), y.ndim), *range(len(kept)))
 
 
-def _narrowed(x, how: Activation | None):
+def _narrowed(x, grid: ActivationGrid | None):
     # Kernels sum in float32; but codes are those of the simulation, rounded in float64 like x.
-    return x.astype(jnp.float32) if how is None and x.dtype == jnp.float64 else x
+    return x.astype(jnp.float32) if grid is None and x.dtype == jnp.float64 else x
 
 
 def as_matrix(w: QTensor, rows: tuple[int, ...], columns: tuple[int, ...]) -> QTensor:
@@ -234,22 +226,22 @@ def as_matrix(w: QTensor, rows: tuple[int, ...], columns: tuple[int, ...]) -> QT
 
 def _conv(product: Conv, x, inputs: SiteQuant, path: Path | None):
     """A convolution in the layout of the kernels: channels last."""
-    w, how = inputs.weight, (inputs.activations or (None,))[0]
-    x = _narrowed(x, how).transpose(product.lhs[0], *product.lhs[2:], product.lhs[1])
+    w, grid = inputs.weight, (inputs.activations or (None,))[0]
+    x = _narrowed(x, grid).transpose(product.lhs[0], *product.lhs[2:], product.lhs[1])
     order = (*product.rhs[2:], product.rhs[1], product.rhs[0])
     w = jax.tree.map(lambda a: a.transpose(order), w)
-    y = _channels_last(product, x, w, how, path)
+    y = _channels_last(product, x, w, grid, path)
     last = y.ndim - 1
     places = dict(zip(product.out, (0, last, *range(1, last)), strict=True))
     return y.transpose(*(places[a] for a in range(y.ndim)))
 
 
-def _channels_last(product: Conv, x, w: QTensor, how: Activation | None, path: Path | None):
+def _channels_last(product: Conv, x, w: QTensor, grid: ActivationGrid | None, path: Path | None):
     strides, dilation = product.strides, product.rhs_dilation
-    x, how, padding = _cropped(x, how, product.padding)
+    x, grid, padding = _cropped(x, grid, product.padding)
     if x.ndim == 4:
         return kernels.conv(
-            x, w, activation=how, strides=strides, padding=padding,
+            x, w, activation=grid, strides=strides, padding=padding,
             rhs_dilation=dilation, out_dtype=product.dtype, path=path,
         )  # fmt: skip
     space = "DHWXYZ"[: x.ndim - 2]
@@ -259,21 +251,21 @@ def _channels_last(product: Conv, x, w: QTensor, how: Activation | None, path: P
     }  # fmt: skip
     run = functools.partial(xla.conv, window=window, act_fn=None, out_dtype=product.dtype)
     simulation = functools.partial(simulated_conv, window, None, product.dtype)
-    operands = Operands(x, w, how, None)
+    operands = Operands(x, w, grid, None)
     return with_derivative(lambda operands: run(**operands._asdict()), simulation, operands)
 
 
-def _cropped(x, how: Activation | None, padding):
+def _cropped(x, grid: ActivationGrid | None, padding):
     """Cut off what negative padding leaves out: XLA on a CPU reads beyond the image there."""
     if all(n >= 0 for pair in padding for n in pair):
-        return x, how, padding
+        return x, grid, padding
     codes = None
-    if how is not None and how.scale is None:  # a dynamic scale is that of the whole image
-        codes = quantized(x, how, tuple(range(1, x.ndim)))
+    if grid is not None and grid.scale is None:  # a dynamic scale is that of the whole image
+        codes = quantized(x, grid, tuple(range(1, x.ndim)))
     x = x if codes is None else codes.codes
     for axis, (low, high) in enumerate(padding, 1):
         x = jax.lax.slice_in_dim(x, max(-low, 0), x.shape[axis] - max(-high, 0), axis=axis)
     padding = tuple((max(low, 0), max(high, 0)) for low, high in padding)
     if codes is None:
-        return x, how, padding
+        return x, grid, padding
     return dataclasses.replace(codes, codes=x), None, padding

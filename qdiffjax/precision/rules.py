@@ -7,33 +7,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from qdiffjax.quant import rounding
-from qdiffjax.quant.straight_through import fake_quant_codes
-from qdiffjax.sites.plan import Site
-
-
-class ActivationQuant(NamedTuple):
-    """How one activation operand is rounded.
-
-        x_hat = scale * (clip(round(x / scale) + zero_point, qmin, qmax) - zero_point)
-
-    All fields are data, so that bits and scales may vary by step and sweep without recompiling.
-    `scale` is a scalar or divides the operand's shape; `zero_point` None is symmetric; a `key`
-    makes the rounding stochastic.
-    """
-
-    scale: Any
-    zero_point: Any
-    qmin: Any
-    qmax: Any
-    key: Any = None
+from qdiffjax.quant import ActivationGrid, fake_quant, rounding
+from qdiffjax.sites import Site
 
 
 class SiteQuant(NamedTuple):
     """Inputs of `quantize_site` at one site.
 
     weight: the quantized weight operand, in real units, or None to leave it alone;
-    activations: an `ActivationQuant` or None for each activation operand, in order; () for none.
+    activations: an `ActivationGrid` or None for each activation operand, in order; () for none.
     """
 
     weight: Any = None
@@ -46,35 +28,35 @@ def quantize_site(site: Site, op: Callable, operands: tuple, inputs: SiteQuant |
         y = op(Q(activation), Q(weight))
 
     Survey, section 2.3 and eq. 11: Q(theta), Q(h_t), and at the sites `input` and `output`
-    Q(x_t) and Q(eps). The weight was quantized before the loop over steps, see `prepare`.
+    Q(x_t) and Q(eps). The weight was quantized before the loop over steps, see `quantize`.
     """
     if inputs is None:
         return op(*operands), None
     values = list(operands)
     if site.weight is not None and inputs.weight is not None:
         values[site.weight] = inputs.weight.astype(values[site.weight].dtype)
-    for index, how in zip(site.activations, inputs.activations, strict=False):
-        if how is not None:
-            values[index] = round_activation(values[index], how)
+    for index, grid in zip(site.activations, inputs.activations, strict=False):
+        if grid is not None:
+            values[index] = round_activation(values[index], grid, axes=token_axes(site, index))
     return op(*values), None
 
 
-def round_activation(x, how: ActivationQuant, round_fn: rounding.RoundFn | None = None):
+def token_axes(site: Site, index: int) -> tuple[int, ...]:
+    """Return the axes of an operand that share a dynamic scale: all at an edge or a mark."""
+    return site.contract_axes[index] or tuple(range(len(site.shapes[index])))
+
+
+def round_activation(
+    x, grid: ActivationGrid, round_fn: rounding.RoundFn | None = None, *, axes: tuple[int, ...] = ()
+):
     """Fake-quantize an activation operand [*shape], with the straight-through derivative.
 
-    A `round_fn` takes the place of the rounding that `how` asks for.
+    A `round_fn` takes the place of the rounding that the grid asks for; `axes` share a dynamic
+    scale.
     """
-
-    def shaped(value):
-        value = jnp.asarray(value)
-        return value.reshape((1,) * x.ndim) if value.ndim == 0 else value
-
-    zero_point = None if how.zero_point is None else shaped(how.zero_point)
-    args = (x, shaped(how.scale), zero_point, shaped(how.qmin), shaped(how.qmax))
-    if round_fn is not None:
-        return fake_quant_codes(*args, round_fn=round_fn)
-    if how.key is None:
-        return fake_quant_codes(*args)
-    uniform = jax.random.uniform(how.key, x.shape, jnp.float32)
-    round_fn = functools.partial(rounding.stochastic, uniform=uniform)
-    return fake_quant_codes(*args, round_fn=round_fn)
+    scale, zero_point = grid.parameters(x, axes)
+    if round_fn is None and grid.key is not None:
+        uniform = jax.random.uniform(grid.key, x.shape, jnp.float32)
+        round_fn = functools.partial(rounding.stochastic, uniform=uniform)
+    round_fn = round_fn or rounding.nearest_even
+    return fake_quant(x, scale, zero_point, format=grid.format, round_fn=round_fn)

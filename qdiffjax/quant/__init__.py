@@ -116,6 +116,7 @@ from qdiffjax.quant.formats.floats import (
 )
 from qdiffjax.quant.formats.integers import Format, IntFormat, effective_bits
 from qdiffjax.quant.formats.logarithmic import E8M0, LogFormat, ScaleFormat
+from qdiffjax.quant.grids import ActivationGrid, activation_grid
 from qdiffjax.quant.learned import (
     bit_width,
     fake_quant_fractional,
@@ -183,6 +184,7 @@ __all__ = [
     "MXINT8",
     "NVFP4",
     "TF32",
+    "ActivationGrid",
     "BlockFormat",
     "CodebookFormat",
     "FloatFormat",
@@ -198,6 +200,7 @@ __all__ = [
     "ScaleFormat",
     "absmax",
     "absmax_scale",
+    "activation_grid",
     "adaround_init",
     "adaround_regularizer",
     "adaround_schedule",

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from qdiffjax.quant import IntFormat
+from qdiffjax.quant import ActivationGrid
 from qdiffjax import diffusion, precision
 from tests.worlds import BATCH, DDIM, DDPM, KEY, NUM_STEPS, PARAMS, SITES, X_T, fast, net_fn
 
@@ -36,10 +38,7 @@ def round_weight(w, bits):
 
 def symmetric(high, bits):
     """Activation grid -high ... high."""
-    qmax = 2.0 ** (bits - 1) - 1
-    return precision.ActivationQuant(
-        jnp.float64(high / qmax), None, jnp.float64(-qmax), jnp.float64(qmax)
-    )
+    return ActivationGrid(IntFormat(jnp.int32(bits)), jnp.float64(high / (2.0 ** (bits - 1) - 1)))
 
 
 def weights(fn=net_fn, params=PARAMS):

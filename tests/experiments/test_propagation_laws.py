@@ -12,6 +12,8 @@ import pytest
 from experiments.harness import store
 from experiments.propagation_laws import experiment as propagation_laws
 from experiments.propagation_laws import measure as parts
+from qdiffjax.quant import IntFormat
+from qdiffjax.quant import ActivationGrid
 from qdiffjax import precision
 from tests import worlds
 
@@ -90,7 +92,7 @@ def test_fewer_bits_and_other_random_bits_change_the_error(finished):
 def test_every_call_and_operand_rounds_with_bits_of_its_own():
     from qdiffjax.precision import Quantized
 
-    how = precision.ActivationQuant(1.0, None, -8.0, 7.0)
+    how = ActivationGrid(IntFormat(np.asarray(4), narrow=False), 1.0)
     how = jax.tree.map(np.float32, how)
     inputs = {"a": precision.SiteQuant(None, (how,)), "b": precision.SiteQuant(None, (how, how))}
     q = Quantized(None, {}, inputs)

@@ -10,9 +10,8 @@ from qdiffjax import kernels
 from qdiffjax.hardware.ahead import tpu
 from qdiffjax.hardware.ahead.bundles import cycles_of
 from qdiffjax.hardware.ahead.schedule import START, operations
-from qdiffjax.kernels import Activation
 from qdiffjax.kernels.tpu.grid import TABLE
-from qdiffjax.quant import IntFormat, QTensor
+from qdiffjax.quant import ActivationGrid, IntFormat, QTensor
 
 needs_compiler = pytest.mark.skipif(
     bool(tpu.missing()), reason="no libtpu: pip install 'qdiffjax[aot]'"
@@ -110,7 +109,7 @@ def test_a_fused_product_of_codes_takes_at_most_six_tenths_of_bfloat16():
         fused = tpu.tpu_cost(
             lambda x, codes, s, step: kernels.matmul(
                 x, QTensor(codes, s, None, IntFormat(8)), out_dtype=jnp.bfloat16, path=path,
-                activation=Activation(IntFormat(8), step),
+                activation=ActivationGrid(IntFormat(8), step),
             ),
             x, codes, scale, shape((), jnp.float32),
         )  # fmt: skip

@@ -9,9 +9,8 @@ import pytest
 from qdiffjax import kernels, precision
 from qdiffjax.hardware.ahead import gpu
 from qdiffjax.hardware.ahead.launches import Launches, launches
-from qdiffjax.kernels import Activation
 from qdiffjax.precision import SiteQuant
-from qdiffjax.quant import E4M3FN, IntFormat
+from qdiffjax.quant import E4M3FN, ActivationGrid, IntFormat
 from qdiffjax.sites import list_sites
 
 needs_compiler = pytest.mark.skipif(
@@ -70,14 +69,14 @@ def test_without_the_compiler_the_error_says_how_to_get_it():
 
 IMAGE = (2, 16, 16, 128)
 WAYS = {
-    "W8A8": (IntFormat(8), Activation(IntFormat(8, signed=False), 0.02, 77), 256),
+    "W8A8": (IntFormat(8), ActivationGrid(IntFormat(8, signed=False), 0.02, 77), 256),
     "W4A16, many tokens": (IntFormat(4), None, 256),
     "W8A16, many tokens": (IntFormat(8), None, 256),
     "W4A16, one token": (IntFormat(4), None, 1),
-    "fp8": (E4M3FN, Activation(E4M3FN, 0.01), 256),
+    "fp8": (E4M3FN, ActivationGrid(E4M3FN, 0.01), 256),
     "fp8 weights, one token": (E4M3FN, None, 1),
-    "W8A8, images": (IntFormat(8), Activation(IntFormat(8, signed=False), 0.02, 77), IMAGE),
-    "fp8, small images": (E4M3FN, Activation(E4M3FN, 0.01), (2, 8, 8, 128)),
+    "W8A8, images": (IntFormat(8), ActivationGrid(IntFormat(8, signed=False), 0.02, 77), IMAGE),
+    "fp8, small images": (E4M3FN, ActivationGrid(E4M3FN, 0.01), (2, 8, 8, 128)),
 }
 
 

@@ -4,20 +4,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qdiffjax.kernels import REFERENCE, TPU_INTERPRETED, XLA, Activation, narrow
+from qdiffjax.kernels import REFERENCE, TPU_INTERPRETED, XLA, narrow
 from qdiffjax.kernels.operands import FLOAT8
-from qdiffjax.quant import E4M3FN, E5M2, IntFormat, QTensor
+from qdiffjax.quant import E4M3FN, E5M2, ActivationGrid, IntFormat, QTensor
 
 PATHS = [XLA, TPU_INTERPRETED]
 fast_paths = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.name)
 all_paths = pytest.mark.parametrize("path", [REFERENCE, *PATHS], ids=lambda path: path.name)
 
 INT8, INT4, UINT8 = IntFormat(8), IntFormat(4), IntFormat(8, signed=False)
-STATIC = Activation(INT8, jnp.float32(0.02))
-DYNAMIC = Activation(INT8)
-AFFINE = Activation(UINT8, jnp.float32(0.02), jnp.int32(77))
-FP8 = Activation(E4M3FN, jnp.float32(0.005))
-FP8_DYNAMIC = Activation(E5M2)
+STATIC = ActivationGrid(INT8, jnp.float32(0.02))
+DYNAMIC = ActivationGrid(INT8)
+AFFINE = ActivationGrid(UINT8, jnp.float32(0.02), jnp.int32(77))
+FP8 = ActivationGrid(E4M3FN, jnp.float32(0.005))
+FP8_DYNAMIC = ActivationGrid(E5M2)
 
 
 def by_numpy(x, scale, zero, format) -> QTensor:
@@ -58,7 +58,7 @@ def exact(q: QTensor) -> np.ndarray:
     return spread(np.asarray(q.scale, np.float64), q.shape) * (values.astype(np.float64) - zero)
 
 
-def exact_operand(x, how: Activation | None, axes: tuple[int, ...]) -> np.ndarray:
+def exact_operand(x, how: ActivationGrid | None, axes: tuple[int, ...]) -> np.ndarray:
     """What a kernel makes of x, in float64; a dynamic scale is absmax / high over axes."""
     if isinstance(x, QTensor):
         return exact(x)

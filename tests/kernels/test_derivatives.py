@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from qdiffjax.quant import ActivationGrid
 from qdiffjax import kernels
-from qdiffjax.kernels import Activation
 from qdiffjax.quant import dequantize, fake_quant
 from tests.kernels.paths import INT8, UINT8, fast_paths, weight
 from tests.tolerances import assert_close
@@ -45,7 +45,7 @@ def test_both_modes_give_the_derivative_of_the_simulation(path, name):
     w, scale = weight(w_shape), jnp.float32(0.01)  # clips some of x
 
     def run(x, scale, bias):
-        how = Activation(UINT8, scale, ZERO)
+        how = ActivationGrid(UINT8, scale, ZERO)
         return kernel(x, w, activation=how, bias=bias, act_fn=jax.nn.silu, path=path)
 
     primals = (normal32(0, *x_shape), scale, normal32(1, 5))
@@ -79,7 +79,7 @@ def test_rounding_lets_tangents_through_inside_the_range_only(path):
 def test_a_dynamic_scale_is_constant_to_derivatives(path):
     x, w = normal32(0, 4, 12), weight((12, 5))
     dx = normal32(1, 4, 12)
-    run = lambda x: kernels.matmul(x, w, activation=Activation(INT8), path=path)  # noqa: E731
+    run = lambda x: kernels.matmul(x, w, activation=ActivationGrid(INT8), path=path)  # noqa: E731
     dy = quick_jit(lambda x, dx: jax.jvp(run, (x,), (dx,))[1])(x, dx)  # nothing clips
     assert_close(dy, np.asarray(dx, np.float64) @ np.asarray(dequantize(w), np.float64))
 

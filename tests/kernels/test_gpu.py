@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from qdiffjax import kernels
-from qdiffjax.kernels import XLA, Activation, backends, chip
+from qdiffjax.kernels import XLA, backends, chip
 from qdiffjax.kernels.gpu import few_tokens, tiles
 from qdiffjax.kernels.gpu.products import check_tile
-from qdiffjax.quant import E4M3B11FNUZ, E4M3FN, E5M2
+from qdiffjax.quant import E4M3B11FNUZ, E4M3FN, E5M2, ActivationGrid
 from tests.kernels.paths import (
     AFFINE,
     DYNAMIC,
@@ -27,7 +27,7 @@ from tests.worlds import normal, normal32
 
 needs_hopper = pytest.mark.skipif(not chip.is_hopper(), reason="JAX runs on no Hopper GPU here")
 MOSAIC, TRITON, PLAIN = "mosaic_gpu", "triton", "XLA alone"
-FP8_TOKENS, OTHER_FP8 = Activation(E4M3FN), Activation(E4M3B11FNUZ)
+FP8_TOKENS, OTHER_FP8 = ActivationGrid(E4M3FN), ActivationGrid(E4M3B11FNUZ)
 BF16 = jnp.bfloat16
 
 # name: (tokens, K, N, how x becomes codes, format of w, groups of inputs, zeros of w, compiler)

@@ -9,7 +9,7 @@ import pytest
 
 from qdiffjax import kernels
 from qdiffjax.kernels import chip, integers, unsigned
-from qdiffjax.quant import IntFormat, quantize
+from qdiffjax.quant import ActivationGrid, IntFormat, quantize
 
 RNG = np.random.default_rng(0)
 
@@ -139,7 +139,7 @@ def test_convolution_has_the_same_bits_with_either_instructions(monkeypatch):
     x = jnp.asarray(RNG.normal(size=(2, 6, 6, 8)), jnp.float32)
     w = jnp.asarray(RNG.normal(size=(3, 3, 8, 4)), jnp.float32)
     weight = quantize(w, jnp.full((1, 1, 1, 4), 0.03), format=IntFormat(8))
-    how = kernels.Activation(IntFormat(8, signed=False), jnp.float32(0.02), jnp.int32(90))
+    how = ActivationGrid(IntFormat(8, signed=False), jnp.float32(0.02), jnp.int32(90))
     found = []
     for answer in (False, True):
         monkeypatch.setattr(integers, "multiplies_unsigned", lambda answer=answer: answer)
@@ -166,7 +166,7 @@ def test_a_sampler_keeps_no_wider_copy_of_its_weights(monkeypatch):
     monkeypatch.setattr(integers, "multiplies_unsigned", lambda: True)
     n, rows = 1024, 8
     weight = quantize(jnp.ones((n, n), jnp.float32), jnp.ones((1, n)), format=IntFormat(8))
-    how = kernels.Activation(IntFormat(8, signed=False), jnp.float32(0.02), jnp.int32(90))
+    how = ActivationGrid(IntFormat(8, signed=False), jnp.float32(0.02), jnp.int32(90))
 
     def sampler(x, w):
         def step(x, _):

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from qdiffjax import kernels
-from qdiffjax.kernels import REFERENCE, TPU_INTERPRETED, Activation
+from qdiffjax.kernels import REFERENCE, TPU_INTERPRETED
 from qdiffjax.kernels.operands import quantized
-from qdiffjax.quant import E4M3FN, IntFormat, QTensor, dequantize
+from qdiffjax.quant import E4M3FN, ActivationGrid, IntFormat, QTensor, dequantize
 from tests.kernels.paths import (
     AFFINE,
     DYNAMIC,
@@ -113,7 +113,7 @@ def test_integer_sums_are_exact(path):
     "how",
     [
         DYNAMIC, AFFINE, FP8, FP8_DYNAMIC,
-        Activation(IntFormat(8, narrow=False), jnp.float32(0.02), jnp.int32(-100)),
+        ActivationGrid(IntFormat(8, narrow=False), jnp.float32(0.02), jnp.int32(-100)),
     ],
     ids=["dynamic", "affine", "e4m3", "e5m2", "signed affine"],
 )  # fmt: skip
@@ -135,7 +135,7 @@ def test_matmul_under_vmap_and_scan(path):
     scales = jnp.asarray([0.01, 0.02, 0.04], jnp.float32)
 
     def run(x, scale):
-        return kernels.matmul(x, w, activation=Activation(INT8, scale), path=path)
+        return kernels.matmul(x, w, activation=ActivationGrid(INT8, scale), path=path)
 
     def scanned(x, scales):
         return jax.lax.scan(lambda c, a: (c, run(*a)), None, (x, scales))[1]

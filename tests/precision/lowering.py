@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from qdiffjax import precision
-from qdiffjax.kernels import Activation, narrow
+from qdiffjax.kernels import narrow
 from qdiffjax.kernels.operands import quantized
 from qdiffjax.precision import calibration as ptq
 from qdiffjax.quant import (
+    ActivationGrid,
     IntFormat,
     absmax,
     calibration,
@@ -88,12 +89,12 @@ def codes_of(w, format, scale_shape):
 
 @functools.partial(jax.jit, static_argnums=1)
 def affine(x, format=UNSIGNED):
-    return Activation(format, *map(jnp.squeeze, calibration.minmax(x, format=format)))
+    return ActivationGrid(format, *map(jnp.squeeze, calibration.minmax(x, format=format)))
 
 
 @functools.partial(jax.jit, static_argnums=1)
 def symmetric(x, format):
-    return Activation(format, jnp.squeeze(absmax(x, format=format)[0]))
+    return ActivationGrid(format, jnp.squeeze(absmax(x, format=format)[0]))
 
 
 def activations(site, net, how_fn=affine):
@@ -116,7 +117,7 @@ def weight_only(site, net):
 
 
 def dynamic(site, net):
-    how = Activation(IntFormat(8))
+    how = ActivationGrid(IntFormat(8))
     return w8a8(site, net)._replace(activations=(how,) * len(site.activations))
 
 

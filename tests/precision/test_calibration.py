@@ -7,6 +7,7 @@ import pytest
 
 from qdiffjax import diffusion, precision
 from qdiffjax.precision import calibration
+from qdiffjax.quant import IntFormat, activation_grid
 from qdiffjax.sites import list_sites
 from tests import worlds
 from tests.sites import by_hand
@@ -59,12 +60,12 @@ def test_over_steps_keeps_the_widest_range_of_each_operand():
 
 @pytest.mark.parametrize(("low", "high"), [(-1.0, 3.0), (0.5, 2.0), (-4.0, -1.0), (0.0, 0.0)])
 def test_activation_grids_cover_the_range_and_hold_zero(low, high):
-    how = calibration.activation_quant(jnp.float64(low), jnp.float64(high), 4)
+    how = activation_grid(jnp.float64(low), jnp.float64(high), IntFormat(4, signed=False))
     if low == high:
         assert float(how.scale) > 0
         return
     expected = by_hand.affine(low, high, 4)
-    got = [float(v) for v in (how.scale, how.zero_point, how.qmin, how.qmax)]
+    got = [float(v) for v in (how.scale, how.zero_point, how.format.qmin, how.format.qmax)]
     np.testing.assert_allclose(got, expected, rtol=1e-12)
 
 

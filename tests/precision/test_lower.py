@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from qdiffjax import precision
-from qdiffjax.kernels import Activation
 from qdiffjax.kernels.operands import _codes_anywhere, native, quantized, rounded_codes
 from qdiffjax.quant import (
     E4M3FN,
     E5M2,
+    ActivationGrid,
     IntFormat,
     dequantize,
     fake_quant,
@@ -130,7 +130,7 @@ def test_codes_of_activations_are_the_simulation_s_bit_for_bit(format, dtype):
         3 * normal(0, 4096), jnp.linspace(-50, 50, 401), jnp.asarray([jnp.inf, -jnp.inf, 1e30])
     ]).astype(dtype)  # fmt: skip
     zero_point = jnp.int32(format.qmax // 3) if not format.signed else None
-    how = Activation(format, jnp.float32(0.5), zero_point)
+    how = ActivationGrid(format, jnp.float32(0.5), zero_point)
     fast = jax.jit(lambda x: rounded_codes(x, how, (0,)))(x)
     plain = native(quantized(x, how, (0,)))
     np.testing.assert_array_equal(fast.values, plain.values)
@@ -167,15 +167,10 @@ def test_input_output_and_marks_round_as_the_simulation_does():
 
     x, how = (
         normal(0, 3, 5, dtype=np.float32),
-        Activation(UNSIGNED, jnp.float32(0.03), jnp.int32(99)),
+        ActivationGrid(UNSIGNED, jnp.float32(0.03), jnp.int32(99)),
     )
     inputs = {name: precision.SiteQuant(None, (how,)) for name in ("input", "mark", "output")}
-    simulated = {
-        name: precision.SiteQuant(
-            None, (precision.ActivationQuant(how.scale, how.zero_point, 0, 255),)
-        )
-        for name in inputs
-    }
+    simulated = {name: precision.SiteQuant(None, (how.with_bits_as_data(),)) for name in inputs}
     run = [
         jax.jit(transform(fn, rule))({}, x, jnp.float32(0), site_inputs=given)[0]
         for rule, given in ((LOWER, inputs), (precision.quantize_site, simulated))
@@ -189,9 +184,7 @@ def test_derivatives_are_the_simulation_s(name):
     (site,) = [s for s in list_sites(net.fn, *net.args) if s.product]
     inputs = w8a8(site, net)
     weight = None if inputs.weight is None else dequantize(inputs.weight)
-    hows = tuple(
-        precision.ActivationQuant(a.scale, a.zero_point, 0, 255) for a in inputs.activations
-    )
+    hows = tuple(a.with_bits_as_data() for a in inputs.activations)
     tangent = normal(9, *net.x.shape, dtype=np.float32)
 
     def derivative(rule, given):

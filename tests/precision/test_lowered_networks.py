@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from qdiffjax import diffusion, precision
-from qdiffjax.kernels import Activation
 from qdiffjax.precision import calibration as ptq
 from qdiffjax.quant import (
+    ActivationGrid,
     QTensor,
     calibration,
     dequantize,
@@ -108,7 +108,7 @@ def test_it_maps_over_batches_and_compiles_once_for_other_scales():
     inputs = {
         n: s._replace(
             activations=tuple(
-                Activation(a.format, a.scale * 2, a.zero_point) for a in s.activations
+                ActivationGrid(a.format, a.scale * 2, a.zero_point) for a in s.activations
             )
         )
         for n, s in other.site_inputs.items()
@@ -175,7 +175,7 @@ def test_bad_input_says_what_to_do():
     recipe = precision.uniform(sites, weight_bits=9, activation_bits=None)
     with pytest.raises(ValueError, match=r"w: got 9 bits, expected 2\.\.8"):
         precision.prepare_codes(weights, sites, recipe)
-    how = Activation(UNSIGNED, jnp.ones(3, jnp.float32), jnp.zeros(3, jnp.int32))
+    how = ActivationGrid(UNSIGNED, jnp.ones(3, jnp.float32), jnp.zeros(3, jnp.int32))
     inputs = {"w": w8a8(sites[1], net)._replace(activations=(how,))}
     with pytest.raises(ValueError, match=r"scalar.*per_call"):
         transform(net.fn, LOWER)(*net.args, site_inputs=inputs)

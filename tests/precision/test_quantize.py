@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from qdiffjax import precision
+from qdiffjax.quant import ActivationGrid, IntFormat
 from qdiffjax.sites import list_sites, transform
 from tests import worlds
 from tests.sites import by_hand
@@ -119,10 +120,7 @@ def test_a_left_hand_weight_is_replaced_on_its_side():
 def test_a_scale_per_channel_of_an_activation_rounds_each_channel_by_itself():
     w, x = normal(1, 4, 3), normal(2, 5, 4)
     scale = jnp.asarray([[0.1, 0.5, 1.0, 0.25]])
-    one = jnp.float64(1)
-    quant = precision.SiteQuant(
-        None, (precision.ActivationQuant(scale, None, -100 * one, 100 * one),)
-    )
+    quant = precision.SiteQuant(None, (ActivationGrid(IntFormat(jnp.int32(8)), scale),))
     got, _ = transform(lambda p, x, t: x @ p, precision.quantize_site)(
         w, x, 0.0, site_inputs={"params": quant}
     )
@@ -146,7 +144,7 @@ def test_stochastic_rounding_takes_neighbours_and_is_right_on_average():
     one = jnp.float64(1)
 
     def rounded(key):
-        quant = precision.ActivationQuant(one, None, -8 * one, 8 * one, key)
+        quant = ActivationGrid(IntFormat(jnp.int32(5)), one, key=key)
         g = transform(lambda p, x, t: x, precision.quantize_site)
         return jax.jit(g)(None, x, 0.0, site_inputs={"input": precision.SiteQuant(None, (quant,))})[
             0

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from qdiffjax import precision
+from qdiffjax.quant import ActivationGrid, IntFormat
 
 
 def affine(low, high, bits):
@@ -28,7 +28,9 @@ def weight(w, bits, axes):
 
 def how(grid, key=None):
     """The grid as the rule `quantize` wants it."""
-    return precision.ActivationQuant(*(jnp.float64(value) for value in grid), key=key)
+    scale, zero_point, _, qmax = grid
+    format = IntFormat(jnp.int32(np.log2(qmax + 1)), signed=False)
+    return ActivationGrid(format, jnp.float64(scale), jnp.float64(zero_point), key)
 
 
 def convolve(x, kernel):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from qdiffjax import precision
+from qdiffjax.quant import ActivationGrid, IntFormat
 from qdiffjax.sites import list_sites, opaque, rules, site, transform
 from tests.worlds import normal
 
@@ -60,11 +61,7 @@ HIDING = {
 
 def rounding_inputs():
     one = jnp.float64(1.0)
-    return {
-        "input": precision.SiteQuant(
-            None, (precision.ActivationQuant(one, None, -4 * one, 4 * one),)
-        )
-    }
+    return {"input": precision.SiteQuant(None, (ActivationGrid(IntFormat(jnp.int32(2)), one),))}
 
 
 @pytest.mark.parametrize(("fn", "report"), HIDING.items(), ids=[f.__name__ for f in HIDING])
@@ -76,7 +73,7 @@ def test_hidden_products_are_reported_and_run_unchanged(fn, report):
     assert np.asarray(plain).tobytes() == np.asarray(jax.jit(fn)(A, X, T)).tobytes()
     # The rest of the network is still under the rule: here its input, rounded to integers.
     rounded, _ = g(A, X, T, site_inputs=rounding_inputs())
-    np.testing.assert_allclose(rounded, fn(A, jnp.clip(jnp.round(X), -4, 4), T), rtol=1e-12)
+    np.testing.assert_allclose(rounded, fn(A, jnp.clip(jnp.round(X), -1, 1), T), rtol=1e-12)
 
 
 def while_plain(p, x, t):

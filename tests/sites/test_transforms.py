@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from qdiffjax import diffusion, precision
+from qdiffjax.quant import ActivationGrid, IntFormat
 from qdiffjax.sites import list_sites, rules, transform
 from tests import worlds
 from tests.sites import by_hand
@@ -112,7 +113,7 @@ def test_gradients_reach_scales_and_weights_given_as_site_inputs():
     w, one = normal(1, 4, 3), jnp.float64(1)
 
     def loss(w_hat, scale):
-        how = precision.ActivationQuant(scale, None, -8 * one, 8 * one)
+        how = ActivationGrid(IntFormat(jnp.int32(5)), scale)
         return jnp.sum(g(w, X, T, site_inputs={"params": precision.SiteQuant(w_hat, (how,))})[0])
 
     dw, dscale = jax.jit(jax.grad(loss, (0, 1)))(w, 0.5 * one)

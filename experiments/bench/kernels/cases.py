@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from qdiffjax import kernels
-from qdiffjax.kernels import Activation, backends, narrow
+from qdiffjax.kernels import backends, narrow
 from qdiffjax.kernels.operands import FLOAT8, quantized
-from qdiffjax.quant import E4M3FN, E5M2, IntFormat, QTensor, dequantize
+from qdiffjax.quant import E4M3FN, E5M2, ActivationGrid, IntFormat, QTensor, dequantize
 
 INT8, INT4 = IntFormat(8), IntFormat(4)
 BF16, STATIC = jnp.bfloat16, jnp.float32(0.03)
@@ -65,7 +65,7 @@ def weight(codes, scale, format, shape) -> QTensor:
     return narrow(QTensor(codes, scale.reshape((1,) * (len(shape) - 1) + (-1,)), None, format))
 
 
-def as_operand(x, format, how: Activation | None):
+def as_operand(x, format, how: ActivationGrid | None):
     """Numbers as they are, codes with one scale."""
     if how is not None or format is None:
         return x
@@ -124,7 +124,7 @@ def floats(p: Problem, name: str, *, dtype=jnp.float32, is_transposed=False, alo
 
 
 def codes(
-    p: Problem, name: str, x_format, w_format, *, how: Activation | None = None, path=None,
+    p: Problem, name: str, x_format, w_format, *, how: ActivationGrid | None = None, path=None,
     is_transposed=True, alone=False,
 ) -> Case:  # fmt: skip
     """A product of `kernels`: x codes, or numbers that `how` rounds, or that stay (no format)."""
@@ -168,14 +168,16 @@ def many(p: Problem) -> list[Callable[[], Case]]:
         found += [lambda: floats(p, "bf16, XLA, sums leave as bf16", dtype=BF16)]
     found += [
         lambda: codes(p, "int8", INT8, INT8),
-        lambda: codes(p, "int8, x rounded, static", INT8, INT8, how=Activation(INT8, STATIC)),
-        lambda: codes(p, "int8, x rounded, dynamic", INT8, INT8, how=Activation(INT8)),
+        lambda: codes(p, "int8, x rounded, static", INT8, INT8, how=ActivationGrid(INT8, STATIC)),
+        lambda: codes(p, "int8, x rounded, dynamic", INT8, INT8, how=ActivationGrid(INT8)),
         lambda: codes(p, "e4m3", E4M3FN, E4M3FN),
         lambda: codes(p, "int8, XLA", INT8, INT8, path=backends.XLA),
     ]
     if is_matrix:
         found += [
-            lambda: codes(p, "e4m3, x rounded, dynamic", E4M3FN, E4M3FN, how=Activation(E4M3FN)),
+            lambda: codes(
+                p, "e4m3, x rounded, dynamic", E4M3FN, E4M3FN, how=ActivationGrid(E4M3FN)
+            ),
             lambda: codes(p, "e5m2", E5M2, E5M2),
             lambda: codes(p, "int8, w held as [K, N]", INT8, INT8, is_transposed=False),
         ]

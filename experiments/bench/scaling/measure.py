@@ -22,7 +22,7 @@ from qdiffjax.precision import calibration
 def samples(bits, shared, *, study: subject.Subject, steps):
     """Final samples of the recipe with these widths [2] of weights and activations, traced."""
     params, weights, ranges, x_T = shared
-    format = quant.IntFormat(bits[0])
+    format, activations = quant.IntFormat(bits[0]), quant.IntFormat(bits[1], signed=False)
     shapes = {s.name: precision.output_channels(s) for s in study.sites if s.weight is not None}
     rounded = {
         name: quant.fake_quant(w, *quant.absmax(w, format=format, scale_shape=shapes[name]),
@@ -32,7 +32,7 @@ def samples(bits, shared, *, study: subject.Subject, steps):
     inputs = {
         name: precision.SiteQuant(
             rounded.get(name),
-            tuple(calibration.activation_quant(low, high, bits[1]) for low, high in operands),
+            tuple(quant.activation_grid(low, high, activations) for low, high in operands),
         )
         for name, operands in ranges.items()
     }

@@ -10,9 +10,8 @@ import jax.numpy as jnp
 
 from qdiffjax import hardware, kernels
 from qdiffjax.hardware.ahead import tpu
-from qdiffjax.kernels import Activation
 from qdiffjax.kernels.tpu.grid import TABLE
-from qdiffjax.quant import E4M3FN, E5M2, IntFormat, QTensor
+from qdiffjax.quant import E4M3FN, E5M2, ActivationGrid, IntFormat, QTensor
 
 S = jax.ShapeDtypeStruct
 BF16, F32 = jnp.bfloat16, jnp.float32
@@ -98,7 +97,7 @@ def code_cost(shape: Shape, how: How, chip: str, path: kernels.Path | None = Non
 
     def run(x, codes, w_scale, bias, scale, zero):
         affine = how.x is UINT8
-        activation = how.x and Activation(
+        activation = how.x and ActivationGrid(
             how.x, scale if how.static else None, zero if affine else None
         )
         w = QTensor(codes, w_scale, None, how.w)

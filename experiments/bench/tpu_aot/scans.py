@@ -10,11 +10,10 @@ import jax.numpy as jnp
 from experiments.bench.tpu_aot import products as parts
 from qdiffjax import diffusion, kernels, precision
 from qdiffjax.hardware.ahead import tpu
-from qdiffjax.kernels import Activation
 from qdiffjax.kernels.tpu.grid import TABLE
 from qdiffjax.networks.models.dit import DiT
 from qdiffjax.networks.models.unet import UNet
-from qdiffjax.quant import IntFormat, QTensor
+from qdiffjax.quant import ActivationGrid, IntFormat, QTensor
 from qdiffjax.sites import Site, list_sites
 
 S = jax.ShapeDtypeStruct
@@ -60,7 +59,7 @@ def _w8a8(site: Site) -> precision.SiteQuant:
     codes: Any = S(site.shapes[site.weight or 0], jnp.int8)
     scale: Any = S(precision.output_channels(site), F32)
     w = QTensor(codes, scale, None, INT8)
-    return precision.SiteQuant(w, (Activation(INT8, S((), F32)),))
+    return precision.SiteQuant(w, (ActivationGrid(INT8, S((), F32)),))
 
 
 def scan_cost(network: Network, how: str, num_steps: int, chip: str) -> tpu.TpuCost:

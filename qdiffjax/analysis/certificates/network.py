@@ -7,12 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qdiffjax import _compat, precision
+from qdiffjax import _compat
 from qdiffjax.analysis.certificates import forms, pairs, primitives
 from qdiffjax.analysis.certificates.forms import Form
 from qdiffjax.analysis.certificates.pairs import Pair
 from qdiffjax.labels import Kind, bound
-from qdiffjax.precision.quantized import Quantized
+from qdiffjax.precision import Quantized, quantize_site
+from qdiffjax.quant import ActivationGrid
 from qdiffjax.quant.granularity import expand as expand_scale
 from qdiffjax.sites.listing import expand, suggest, trace
 from qdiffjax.sites.plan import CALLS, Plan, Site
@@ -72,8 +73,8 @@ def _check(q: Quantized) -> None:
             "got JAX without float64, in which certificates compute; run them under "
             "`with jax.enable_x64(True):`"
         )
-    if q.rule is not precision.quantize_site:
-        raise TypeError(f"got the rule {q.rule}, expected rules.quantize, which is enclosed here")
+    if q.rule is not quantize_site:
+        raise TypeError(f"got the rule {q.rule}, expected quantize_site, which is enclosed here")
 
 
 def _check_names(given, names) -> None:
@@ -192,13 +193,13 @@ class Walk:
         self.count += num
         return forms.symbolize(form, self.count - num)
 
-    def round(self, value: Pair, grid: precision.ActivationQuant | None) -> Pair:
+    def round(self, value: Pair, grid: ActivationGrid | None) -> Pair:
         """Round one operand to its grid."""
         if grid is None:
             return value
         zero = 0.0 if grid.zero_point is None else grid.zero_point
         scale, zero, qmin, qmax = (
-            _shaped(v, value.shape) for v in (grid.scale, zero, grid.qmin, grid.qmax)
+            _shaped(v, value.shape) for v in (grid.scale, zero, grid.format.low, grid.format.high)
         )
         low, high = scale * (qmin - zero), scale * (qmax - zero)
         error = pairs.rounding_error(value, scale, low, high, is_random=grid.key is not None)

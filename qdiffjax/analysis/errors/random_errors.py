@@ -24,6 +24,7 @@ from qdiffjax.analysis.errors.runs import Probed, adjoints, noises, probed, time
 from qdiffjax.compiling import canonical_convolutions
 from qdiffjax.diffusion import Steps, commit, current, read, start, step
 from qdiffjax.precision.quantized import Quantized, merge
+from qdiffjax.quant import ActivationGrid
 from qdiffjax.sites import rules
 from qdiffjax.sites.transforming import transform
 
@@ -124,7 +125,7 @@ def covariance(jacobians, local_covariances) -> Array:
     return jnp.concatenate([zero[None], found])
 
 
-def conditional_variance(x, how: precision.ActivationQuant) -> Array:
+def conditional_variance(x, how: ActivationGrid) -> Array:
     """Return the variance of rounding each element of an activation operand x [*shape], given x.
 
         stochastic (how has a key):   (up - x) (x - down) = s^2 f (1 - f),   exact
@@ -139,7 +140,7 @@ def conditional_variance(x, how: precision.ActivationQuant) -> Array:
     return jnp.maximum((up - x) * (x - down), 0)
 
 
-def average_variance(x, how: precision.ActivationQuant) -> Array:
+def average_variance(x, how: ActivationGrid) -> Array:
     """Return `conditional_variance` averaged over a uniform fractional part [*shape].
 
         stochastic:   s^2 / 6,      nearest:   s^2 / 12
@@ -157,7 +158,7 @@ def activation_variances(
     steps: Steps,
     probes: Array,
     *,
-    variance_fn: Callable[[Array, precision.ActivationQuant], Array] = average_variance,
+    variance_fn: Callable[[Array, ActivationGrid], Array] = average_variance,
     key: Key | None = None,
     per_call: PyTree = None,
 ) -> Ledger:
@@ -329,6 +330,6 @@ def _wide(x) -> Array:
     return x.astype(float_dtype(x))
 
 
-def _neighbours(x, how: precision.ActivationQuant) -> tuple[Array, Array]:
+def _neighbours(x, how: ActivationGrid) -> tuple[Array, Array]:
     """Return the grid's neighbours of x below and above [*shape]; one number if x is on it."""
     return tuple(precision.round_activation(x, how, fn) for fn in (jnp.floor, jnp.ceil))

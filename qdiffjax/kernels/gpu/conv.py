@@ -7,11 +7,13 @@ from qdiffjax.kernels import xla
 from qdiffjax.kernels.gpu.matmul import of_codes, takes, tile_of
 from qdiffjax.kernels.gpu.products import Taps
 from qdiffjax.kernels.integers import paddings
-from qdiffjax.kernels.operands import Activation, Native, Summed, native, rounded_codes, widened
-from qdiffjax.quant import QTensor
+from qdiffjax.kernels.operands import Native, Summed, native, rounded_codes, widened
+from qdiffjax.quant import ActivationGrid, QTensor
 
 
-def conv(x, w: QTensor, *, activation: Activation | None, window: dict, bias, act_fn, out_dtype):
+def conv(
+    x, w: QTensor, *, activation: ActivationGrid | None, window: dict, bias, act_fn, out_dtype
+):
     """As `reference.conv`.
 
     The kernel takes what `gpu.matmul` does, for strides of 1 and one group of channels, where

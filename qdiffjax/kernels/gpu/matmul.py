@@ -14,16 +14,16 @@ from qdiffjax.kernels.gpu import few_tokens, products
 from qdiffjax.kernels.gpu.few_tokens import Stripe
 from qdiffjax.kernels.gpu.products import Taps, Vectors
 from qdiffjax.kernels.gpu.tiles import Tile, choose
-from qdiffjax.kernels.operands import Activation, Native, Summed, native, rounded_codes, widened
+from qdiffjax.kernels.operands import Native, Summed, native, rounded_codes, widened
 from qdiffjax.kernels.reference import finish
-from qdiffjax.quant import E4M3FN, E5M2, IntFormat, QTensor
+from qdiffjax.quant import E4M3FN, E5M2, ActivationGrid, IntFormat, QTensor
 
 LEAST_TOKENS = 128  # below, most of a block would be padding
 # What the kernels' compiler has been seen to take; other functions follow as a pass of their own.
 FUSED = (jax.nn.relu, jax.nn.silu, jax.nn.gelu)
 
 
-def matmul(x, w: QTensor, *, activation: Activation | None, bias, act_fn, out_dtype) -> Array:
+def matmul(x, w: QTensor, *, activation: ActivationGrid | None, bias, act_fn, out_dtype) -> Array:
     """As `reference.matmul`.
 
     Kernels take codes of 8 bits or 4 (both operands integers, or both the same 8-bit float) for at
@@ -47,7 +47,7 @@ def matmul(x, w: QTensor, *, activation: Activation | None, bias, act_fn, out_dt
     return xla.matmul(x, w, activation=activation, **rest)
 
 
-def takes(x, w: QTensor, activation: Activation | None) -> bool:
+def takes(x, w: QTensor, activation: ActivationGrid | None) -> bool:
     """Whether the tensor cores multiply such codes: w symmetric, x with one zero point at most."""
     how = x if activation is None else activation
     if native(w).zero is not None:

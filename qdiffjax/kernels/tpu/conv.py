@@ -24,13 +24,13 @@ from jax.experimental.pallas import tpu as pltpu
 from qdiffjax._typing import Array
 from qdiffjax.kernels import xla
 from qdiffjax.kernels.integers import paddings
-from qdiffjax.kernels.operands import Activation, is_integer, native, quantized
+from qdiffjax.kernels.operands import is_integer, native, quantized
 from qdiffjax.kernels.reference import finish
 from qdiffjax.kernels.tpu import conv as images
 from qdiffjax.kernels.tpu import products, prologue
 from qdiffjax.kernels.tpu.grid import Blocks, Operand, Run, call, fitted, of_device
 from qdiffjax.kernels.tpu.matmul import Job, job_of
-from qdiffjax.quant import QTensor
+from qdiffjax.quant import ActivationGrid, QTensor
 
 
 class Window(NamedTuple):
@@ -168,7 +168,7 @@ def _copy_rows(window: Window, refs: dict, image: int, i: int, shift, rows, lane
 
 
 def conv(
-    x, w: QTensor, *, activation: Activation | None, window: dict, bias, act_fn, out_dtype,
+    x, w: QTensor, *, activation: ActivationGrid | None, window: dict, bias, act_fn, out_dtype,
     interpret: Any = False, blocks: Blocks | None = None,
 ) -> Array:  # fmt: skip
     """As `reference.conv`, for windows of images without dilation.
@@ -234,7 +234,7 @@ def _dtypes(job: Job, dtype) -> tuple:
     return jnp.int32 if is_integer(job.left) else jnp.float32, prologue.code_dtype(job.left)
 
 
-def _left(x, activation: Activation | None, images: int) -> dict[str, Operand]:
+def _left(x, activation: ActivationGrid | None, images: int) -> dict[str, Operand]:
     """Operands that belong to x: itself, and how it is scaled."""
     if activation is not None:
         given = prologue.operands(activation, 3)

@@ -16,11 +16,11 @@ from jax.experimental.pallas import tpu as pltpu
 
 from qdiffjax._typing import Array
 from qdiffjax.kernels import xla
-from qdiffjax.kernels.operands import Activation, is_integer, native, quantized
+from qdiffjax.kernels.operands import is_integer, native, quantized
 from qdiffjax.kernels.reference import finish
 from qdiffjax.kernels.tpu import products, prologue
 from qdiffjax.kernels.tpu.grid import Blocks, Operand, Run, call, fitted, of_device
-from qdiffjax.quant import QTensor
+from qdiffjax.quant import ActivationGrid, QTensor
 
 
 class Job(NamedTuple):
@@ -36,14 +36,14 @@ class Job(NamedTuple):
     act_fn: Any
 
 
-def job_of(x, w: QTensor, activation: Activation | None, act_fn) -> Job:
+def job_of(x, w: QTensor, activation: ActivationGrid | None, act_fn) -> Job:
     """Return the job that x, w and activation make."""
     left = x.format if isinstance(x, QTensor) else activation and activation.format
     return Job(activation is not None, left, w.format, act_fn)
 
 
 def matmul(
-    x, w: QTensor, *, activation: Activation | None, bias, act_fn, out_dtype,
+    x, w: QTensor, *, activation: ActivationGrid | None, bias, act_fn, out_dtype,
     interpret: Any = False, blocks: Blocks | None = None,
 ) -> Array:  # fmt: skip
     """As `reference.matmul`. What vector memory cannot hold with all of K goes to `xla.matmul`.
@@ -80,7 +80,7 @@ def _run(job: Job, operands: dict[str, Operand], shape, out_dtype, run: Run) -> 
     return call(functools.partial(_body, job), grid, operands, out, run, scratch)
 
 
-def _left(x, activation: Activation | None, rows: int) -> dict[str, Operand]:
+def _left(x, activation: ActivationGrid | None, rows: int) -> dict[str, Operand]:
     """Operands that belong to x: itself, and how it is scaled."""
     if activation is not None:
         given = prologue.operands(activation, 2)

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from qdiffjax._typing import Array
-from qdiffjax.kernels.operands import FLOAT8, Activation, is_integer
-from qdiffjax.quant import IntFormat
+from qdiffjax.kernels.operands import FLOAT8, is_integer
+from qdiffjax.quant import ActivationGrid, IntFormat
 from qdiffjax.quant.formats.integers import Format
 
 # 3 * 2^22: added to |v| < 2^22, it leaves round(v), ties to even, in the low bits of the sum.
@@ -79,13 +79,13 @@ def steps(x: Array, step: Step, format: Any) -> Array:
     return jnp.clip(jnp.where(v == v, v, 0.0), float(format.low), float(format.high))
 
 
-def fits(x, how: Activation) -> bool:
+def fits(x, how: ActivationGrid) -> bool:
     """Whether a kernel can round x: not float64, which a chip has not, and one scale for all."""
     params = (how.scale, how.zero_point)
     return x.dtype != jnp.float64 and all(p is None or jnp.size(p) == 1 for p in params)
 
 
-def operands(how: Activation, ndim: int) -> dict[str, Array]:
+def operands(how: ActivationGrid, ndim: int) -> dict[str, Array]:
     """What a kernel must be given of how it rounds: arrays [1, ..., 1], none where not needed.
 
     step, inverse: float32 scale and 1 / scale; zero: int32 code of 0.0, moved down by `shift`.

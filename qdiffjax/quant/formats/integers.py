@@ -72,7 +72,7 @@ class IntFormat:
 
     Attributes:
       bits: total width, sign included: an int in 1..16, or an integer array (a tracer inside
-        jit or vmap) in 2..16, so that a sweep over widths compiles once.
+        jit or vmap) in 2..16, or 1..16 without sign, so that a sweep over widths compiles once.
       signed: whether negative codes exist.
       narrow: whether the most negative code of a signed format is dropped.
 
@@ -88,7 +88,7 @@ class IntFormat:
     def __post_init__(self):
         if isinstance(self.bits, np.integer):
             object.__setattr__(self, "bits", int(self.bits))
-        _check_bits(self.bits)
+        _check_bits(self.bits, self.signed)
 
     @property
     def is_static(self) -> bool:
@@ -181,11 +181,11 @@ def _power_of_two(exponent):
     return jnp.left_shift(jnp.ones_like(shift), shift).astype(jnp.float32)
 
 
-def _check_bits(bits) -> None:
+def _check_bits(bits, signed: bool) -> None:
     if isinstance(bits, int) and not isinstance(bits, bool):
         low, values = MIN_BITS, np.asarray(bits)
     elif isinstance(bits, jax.Array | np.ndarray) and np.issubdtype(bits.dtype, np.integer):
-        low = 2
+        low = 2 if signed else 1
         values = np.asarray(low) if isinstance(bits, jax.core.Tracer) else np.asarray(bits)
     else:
         raise TypeError(

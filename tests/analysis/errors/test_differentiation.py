@@ -38,7 +38,9 @@ def record(site, op, operands, inputs):
         values[site.weight] = inputs.weight
     for index, how in zip(site.activations, inputs.activations, strict=True):
         x = values[index]
-        low, high = (end - how.zero_point.astype(x.dtype) for end in (how.qmin, how.qmax))
+        low, high = (
+            (end - how.zero_point).astype(x.dtype) for end in (how.format.qmin, how.format.qmax)
+        )
         x_hat = how.scale * jnp.clip(jnp.round(x / how.scale), low, high)
         inside = (x / how.scale >= low) & (x / how.scale <= high)
         frozen.append(Frozen(inside, jnp.where(inside, x_hat - x, x_hat)))

@@ -1,5 +1,6 @@
 """The attribution ledger is complete, exact where algebra says so, and of the order promised."""
 
+import dataclasses
 import functools
 
 import jax
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from qdiffjax.quant import ActivationGrid
 from qdiffjax import diffusion, precision
 from qdiffjax.analysis.errors import ablation, ledger, propagation, runs
 from tests import worlds
@@ -125,8 +127,8 @@ def test_formats_that_vary_by_step_and_sites_left_alone_are_attributed_as_they_r
 def test_stochastic_rounding_is_attributed_with_its_own_bits():
     keys = jax.random.split(jax.random.key(3), worlds.NUM_STEPS)
     per_call = jax.tree.map(
-        lambda how: how._replace(key=keys), by_step((8,) * worlds.NUM_STEPS),
-        is_leaf=lambda node: isinstance(node, precision.ActivationQuant),
+        lambda how: dataclasses.replace(how, key=keys), by_step((8,) * worlds.NUM_STEPS),
+        is_leaf=lambda node: isinstance(node, ActivationGrid),
     )  # fmt: skip
     q, x_T = coupled.quantized(8, None), worlds.X_T[:1]
     found = attribute(q, x_T, worlds.DDIM, per_call)

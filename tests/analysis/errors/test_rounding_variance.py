@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from qdiffjax.quant import IntFormat
+from qdiffjax.quant import ActivationGrid
 from qdiffjax import diffusion, precision
 from qdiffjax.analysis.errors import ledger, random_errors, runs
 from qdiffjax.sites import list_sites, transform
@@ -16,25 +18,23 @@ STEPS = coupled.MULTISTEP
 PROBES = runs.axes(worlds.X_T)
 
 
-def how(scale, high, key=None):
-    return precision.ActivationQuant(
-        jnp.float64(scale), None, jnp.float64(-high), jnp.float64(high), key
-    )
+def how(scale, bits, key=None):
+    return ActivationGrid(IntFormat(jnp.int32(bits)), jnp.float64(scale), key=key)
 
 
 def test_the_variance_of_one_rounding_is_its_two_point_variance_or_a_twelfth():
     x = np.array([0.3, 0.5, -0.7, 1.0, 0.0, 30.0])
-    given = random_errors.conditional_variance(x, how(0.5, 7, worlds.KEY))
+    given = random_errors.conditional_variance(x, how(0.5, 4, worlds.KEY))
     f = np.array([0.6, 0.0, 0.6, 0.0, 0.0])
     np.testing.assert_allclose(given[:5], 0.25 * f * (1 - f), atol=1e-15)
-    nearest = random_errors.conditional_variance(x, how(0.5, 7))
+    nearest = random_errors.conditional_variance(x, how(0.5, 4))
     np.testing.assert_allclose(nearest[:5], 0.25 / 12 * (f > 0), atol=1e-15)
     assert given[5] == nearest[5] == 0  # clipped: an error, but no rounding
     for random, share in ((None, 12), (worlds.KEY, 6)):
-        average = random_errors.average_variance(x, how(0.5, 7, random))
+        average = random_errors.average_variance(x, how(0.5, 4, random))
         np.testing.assert_allclose(average[:5], 0.25 / share * (f > 0), atol=1e-15)
     keys = jax.random.split(worlds.KEY, 40_000)
-    drawn = jax.vmap(lambda key: precision.round_activation(jnp.asarray(x), how(0.5, 7, key)))(keys)
+    drawn = jax.vmap(lambda key: precision.round_activation(jnp.asarray(x), how(0.5, 4, key)))(keys)
     np.testing.assert_allclose(np.var(drawn, axis=0)[:5], given[:5], atol=2e-3)
 
 
@@ -56,7 +56,7 @@ SCALES = dict(zip((s.name for s in SITES), STEP_SIZES, strict=True))
 
 def quantized(key=None):
     inputs = {
-        s.name: precision.SiteQuant(None, (how(SCALES[s.name], 4e4, key),) * len(s.activations))
+        s.name: precision.SiteQuant(None, (how(SCALES[s.name], 16, key),) * len(s.activations))
         for s in SITES
     }
     return precision.Quantized(tiny_fn, TINY, inputs)
@@ -122,7 +122,7 @@ def test_their_sum_is_the_mean_squared_error_of_stochastic_rounding():
         def call(x, t, keys):
             inputs = {
                 s.name: precision.SiteQuant(None, tuple(
-                    how(SCALES[s.name], 4e4, jax.random.fold_in(k, i))
+                    how(SCALES[s.name], 16, jax.random.fold_in(k, i))
                     for i in range(len(s.activations))
                 ))
                 for s, k in zip(SITES, keys, strict=True)

@@ -1,0 +1,62 @@
+"""The record of an activation's grid: a pytree with static or traced bits."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from qdiffjax.quant import E4M3FN, ActivationGrid, IntFormat, activation_grid, fake_quant
+
+UINT4 = IntFormat(4, signed=False)
+GRIDS = {
+    "static": activation_grid(jnp.float64(-1), jnp.float64(2), UINT4),
+    "traced": activation_grid(jnp.float64(-1), jnp.float64(2), UINT4).with_bits_as_data(),
+    "symmetric": activation_grid(jnp.float64(-1), jnp.float64(2), E4M3FN),
+    "dynamic": ActivationGrid(IntFormat(8, narrow=False), key=jax.random.key(0)),
+}
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_a_grid_is_what_its_leaves_and_structure_make(name):
+    grid = GRIDS[name]
+    leaves, tree = jax.tree.flatten(grid)
+    assert jax.tree.unflatten(tree, leaves) == grid
+    assert hash(tree) == hash(jax.tree.structure(grid))
+    through = jax.jit(lambda g: g)(grid)
+    assert jax.tree.structure(through) == tree
+    assert through.format.is_static == (name != "traced")
+
+
+def test_grids_that_differ_in_traced_bits_share_a_compilation_and_round_as_static_ones():
+    traces, x = [], np.linspace(-1.5, 2.5, 41)
+
+    @jax.jit
+    def run(grid):
+        traces.append(None)
+        scale, zero_point = grid.parameters(x, ())
+        return fake_quant(x, scale, zero_point, format=grid.format)
+
+    for bits in (1, 2, 8, 16):
+        static = activation_grid(jnp.float64(-1), jnp.float64(2), IntFormat(bits, signed=False))
+        scale, zero_point = static.parameters(x, ())
+        expected = jax.jit(
+            lambda s=static, a=scale, z=zero_point: fake_quant(x, a, z, format=s.format)
+        )()
+        np.testing.assert_array_equal(run(static.with_bits_as_data()), expected)
+    assert len(traces) == 1
+
+
+def test_bits_by_step_have_the_shape_of_the_scales():
+    low, high = -jnp.ones(3), jnp.arange(1.0, 4.0)
+    grid = activation_grid(low, high, UINT4).with_bits_as_data()
+    assert {leaf.shape for leaf in jax.tree.leaves(grid)} == {(3,)}
+    np.testing.assert_array_equal(jax.tree.map(lambda a: a[1], grid).format.qmax, 15)
+
+
+def test_a_dynamic_scale_is_that_of_each_token_and_a_static_one_gets_the_rank_of_x():
+    x = jnp.asarray([[1.0, -2.0], [0.0, 0.5]], jnp.float32)
+    scale, zero_point = ActivationGrid(IntFormat(8)).parameters(x, (1,))
+    np.testing.assert_array_equal(scale, np.float32([[2 / 127], [0.5 / 127]]))
+    assert zero_point is None
+    scale, zero_point = ActivationGrid(UINT4, jnp.float32(0.5), jnp.int32(3)).parameters(x, (1,))
+    assert scale.shape == zero_point.shape == (1, 1)
