@@ -130,9 +130,9 @@ def _check_inputs(site: Site, inputs: SiteQuant) -> None:
         if grid is None or not grid.format.is_static:
             continue
         check_format(grid.format)
+        shape = () if grid.scale is None else jnp.shape(grid.scale)
         require(
-            grid.scale is None or not jnp.ndim(grid.scale),
-            f"{site.name}, scale of an activation", got=f"shape {jnp.shape(grid.scale)}",
+            not shape, f"{site.name}, scale of an activation", got=f"shape {shape}",
             expected="a scalar", remedy="scales by step go through the sampler's `per_call`",
         )  # fmt: skip
 
