@@ -6,9 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qdiffjax.quant import IntFormat
-from qdiffjax.quant import ActivationGrid
 from qdiffjax import diffusion, precision
+from qdiffjax.quant import ActivationGrid, IntFormat
 from tests.worlds import BATCH, DDIM, DDPM, KEY, NUM_STEPS, PARAMS, SITES, X_T, fast, net_fn
 
 

@@ -12,9 +12,8 @@ import pytest
 from experiments.harness import store
 from experiments.propagation_laws import experiment as propagation_laws
 from experiments.propagation_laws import measure as parts
-from qdiffjax.quant import IntFormat
-from qdiffjax.quant import ActivationGrid
 from qdiffjax import precision
+from qdiffjax.quant import ActivationGrid, IntFormat
 from tests import worlds
 
 CONFIG = propagation_laws.Config()

@@ -5,9 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qdiffjax.quant import ActivationGrid
 from qdiffjax import kernels
-from qdiffjax.quant import dequantize, fake_quant
+from qdiffjax.quant import ActivationGrid, dequantize, fake_quant
 from tests.kernels.paths import INT8, UINT8, fast_paths, weight
 from tests.tolerances import assert_close
 from tests.worlds import normal32, quick_jit

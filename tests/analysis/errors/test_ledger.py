@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qdiffjax.quant import ActivationGrid
 from qdiffjax import diffusion, precision
 from qdiffjax.analysis.errors import ablation, ledger, propagation, runs
+from qdiffjax.quant import ActivationGrid
 from tests import worlds
 from tests.analysis import coupled
 from tests.tolerances import assert_close, slope

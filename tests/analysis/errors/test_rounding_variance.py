@@ -5,10 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qdiffjax.quant import IntFormat
-from qdiffjax.quant import ActivationGrid
 from qdiffjax import diffusion, precision
 from qdiffjax.analysis.errors import ledger, random_errors, runs
+from qdiffjax.quant import ActivationGrid, IntFormat
 from qdiffjax.sites import list_sites, transform
 from tests import worlds
 from tests.analysis import coupled
