@@ -9,10 +9,9 @@ images too and round them, with weights rounded before; "XLA's" is its own convo
 torch is optional.
 """
 
-import contextlib
 import dataclasses
 import functools
-import sys
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -20,8 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.harness import old_command as command
-from experiments.harness import timing
+from experiments.harness import command, tables, timing
+from experiments.harness.command import option
 from qdiffjax import kernels
 from qdiffjax.kernels.operands import rounded_codes
 from qdiffjax.quant import ActivationGrid, IntFormat, QTensor, calibration, quantize
@@ -41,16 +40,7 @@ LEVEL_1 = {"xla_backend_optimization_level": 1}
 class Config:
     """What to run."""
 
-    num_rounds: int = 50
-
-
-HELP = {"num_rounds": "runs of each"}
-
-
-def check(config: Config) -> None:
-    """Refuse what cannot work; raises ValueError."""
-    if config.num_rounds < 1:
-        raise ValueError("num-rounds must be at least 1.")
+    num_rounds: int = option(50, "Number of runs of each way.", least=1)
 
 
 def convolve(x, kernel, layout=("NHWC", "HWIO", "NHWC"), **kwargs):
@@ -120,44 +110,34 @@ def int8(x, w: QTensor):
     return codes.scale * w.scale * y.astype(jnp.float32)
 
 
-WAYS: dict[str, tuple[Callable, dict[str, Any]]] = {
-    "XLA": (convolve, {}),
+WAYS: dict[str, tuple[Callable, dict[str, Any] | None]] = {
+    "XLA": (convolve, None),
     "XLA without YNNPACK": (convolve, NO_YNNPACK),
     "XLA, LLVM level 1": (convolve, LEVEL_1),
-    "channels first": (channels_first, {}),
-    "channels padded to 16": (padded_channels, {}),
-    "batch in two halves": (split_batch, {}),
-    "shifted products": (shifted_products, {}),
-    "im2col": (im2col, {}),
-    "bfloat16": (bfloat16, {}),
+    "channels first": (channels_first, None),
+    "channels padded to 16": (padded_channels, None),
+    "batch in two halves": (split_batch, None),
+    "shifted products": (shifted_products, None),
+    "im2col": (im2col, None),
+    "bfloat16": (bfloat16, None),
 }
 CODED = {"W8A8 static": static, "W8A8 dynamic": dynamic, "W8A8 static, XLA's": int8}
 
 
 def turns(x, kernel) -> dict[str, Callable[[], Any]]:
     """Compile every way that this machine has."""
-    found: dict[str, Callable[[], Any]] = {}
-    for name, (fn, options) in WAYS.items():
-        if options and jax.default_backend() != "cpu":
-            continue
-        run = jax.jit(fn, compiler_options=options or None)
-        found[name] = functools.partial(_wait, run, x, kernel)
-    weight = coded(kernel)
-    for name, fn in CODED.items():
-        found[name] = functools.partial(_wait, jax.jit(fn), x, weight)
-    with contextlib.suppress(ImportError):
-        found["torch"] = torch_turn(x, kernel)
-    return found
+    is_cpu, weight = jax.default_backend() == "cpu", coded(kernel)
+    fns = {name: (jax.jit(fn, compiler_options=options), x, kernel)
+           for name, (fn, options) in WAYS.items() if is_cpu or not options}  # fmt: skip
+    fns |= {name: (jax.jit(fn), x, weight) for name, fn in CODED.items()}
+    ours = {name: functools.partial(timing.finish, *call) for name, call in fns.items()}
+    return ours | timing.available({"torch": lambda: torch_turn(x, kernel)})[0]
 
 
 def coded(kernel) -> QTensor:
     """Codes of a kernel, a scale for each output channel."""
     scale, _ = calibration.absmax(kernel, format=INT8, scale_shape=(1, 1, 1, kernel.shape[-1]))
     return quantize(kernel, scale, format=INT8)
-
-
-def _wait(fn, *args):
-    return jax.block_until_ready(fn(*args))
 
 
 def torch_turn(x, kernel) -> Callable[[], Any]:
@@ -173,45 +153,39 @@ def torch_turn(x, kernel) -> Callable[[], Any]:
 def run(config: Config, *, progress: bool = False, shapes=SHAPES):
     """Return `seconds` and `cpu_seconds` [rounds, rows], and a row for each shape and way."""
     rows: list[dict[str, Any]] = []
-    columns = []
+    seconds = []
     for shape in shapes:
         batch, side, c_in, c_out, size = shape
         k_x, k_w = jax.random.split(jax.random.key(0))
         x = jax.random.normal(k_x, (batch, side, side, c_in), jnp.float32)
         kernel = jax.random.normal(k_w, (size, size, c_in, c_out), jnp.float32)
-        fns = turns(x, kernel)
-        wall, cpu = timing.interleave(fns, config.num_rounds)
+        *both, each = timing.compare(turns(x, kernel), config.num_rounds)
         flops = 2 * batch * side**2 * size**2 * c_in * c_out
-        for name, column, on_cpu in zip(fns, wall.T, cpu.T, strict=True):
-            rows.append({
-                "shape": shape, "way": name, "milliseconds": 1e3 * float(np.median(column)),
-                "over_xla": float(np.median(column / wall[:, 0])),
-                "best_gflops": flops / float(column.min()) / 1e9,
-                "best_cpu_milliseconds": 1e3 * float(on_cpu.min()),
-            })  # fmt: skip
-        columns.append((wall, cpu))
-    seconds, cpu_seconds = (np.concatenate(parts, axis=1) for parts in zip(*columns, strict=True))
-    return {"seconds": seconds, "cpu_seconds": cpu_seconds}, rows
+        rows += [
+            {"shape": shape, "way": t.name, "milliseconds": t.milliseconds, "over_xla": t.ratio,
+             "best_gflops": flops / t.wall.min() / 1e9,
+             "best_cpu_milliseconds": 1e3 * t.cpu.min()}
+            for t in each
+        ]  # fmt: skip
+        seconds.append(both)
+    wall, cpu = (np.concatenate(parts, axis=1) for parts in zip(*seconds, strict=True))
+    return {"seconds": wall, "cpu_seconds": cpu}, rows
 
 
-def print_rows(rows) -> None:
-    """Print a line a shape and way."""
-    for row in rows:
-        print(f"{row['shape']!s:22s} {row['way']:22s} {row['milliseconds']:7.3f} ms "
-              f"{row['over_xla']:5.2f} x XLA, best {row['best_gflops']:6.1f} GFLOP/s"
-              f"  {row['best_cpu_milliseconds']:7.3f} CPU ms")  # fmt: skip
-
-
-EXPERIMENT = command.Experiment(
-    "bench_convolutions", __doc__ or "", Config, HELP, check, run, print_rows=print_rows,
-    resumes=False,
+COLUMNS = (
+    ("way", lambda r: r["way"]), ("ms", tables.numbers("milliseconds")),
+    ("x XLA", tables.numbers("over_xla")), ("GFLOP/s\nat best", tables.numbers("best_gflops")),
+    ("CPU ms\nat best", tables.numbers("best_cpu_milliseconds")),
 )  # fmt: skip
 
 
-def main(argv=None) -> int:
-    """Run, print the table, write the results."""
-    return command.main(EXPERIMENT, argv)
+def table(rows) -> list:
+    """Return the tables on the screen: one for each shape, a line for each way."""
+    groups = itertools.groupby(rows, lambda r: r["shape"])
+    return [tables.columns(list(ways), COLUMNS, title=str(shape)) for shape, ways in groups]
 
+
+EXPERIMENT = command.experiment(Config, run, table=table)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(command.main(EXPERIMENT))

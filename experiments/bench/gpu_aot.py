@@ -13,18 +13,16 @@ measured. bfloat16 is compiled for cuBLAS: without timing XLA finds no tiles of 
 """
 
 import dataclasses
-import functools
-import sys
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from experiments.bench import dit_xl
-from experiments.bench.dit_xl import BASE
-from experiments.harness import networks, tables
-from experiments.harness import old_command as command
-from qdiffjax import diffusion, kernels, precision
+from experiments.bench.dit_xl import BASE, WAYS
+from experiments.harness import command, networks, tables
+from experiments.harness.command import option
+from qdiffjax import kernels
+from qdiffjax._checks import require
 from qdiffjax.hardware.ahead import gpu
 from qdiffjax.sites import list_sites
 
@@ -36,29 +34,20 @@ OPTIONS = {BASE: {"xla_gpu_enable_triton_gemm": False}}
 class Config:
     """What is compiled."""
 
-    network: str = "dit_xl_2"
-    batches: tuple[int, ...] = (1, 32)
-    num_steps: int = 4
-    ways: tuple[str, ...] = (
-        BASE, "W4A16", "W8A16", "W8A8 static", "W8A8 dynamic", "W4A8 dynamic", "fp8 static",
+    network: str = option("dit_xl_2", "A DiT, by its shapes.", choices=networks.SIZES)
+    batches: tuple[int, ...] = option((1, 32), "Numbers of samples of a run.", least=1)
+    num_steps: int = option(4, "Number of network calls of a run.", least=1)
+    ways: tuple[str, ...] = option(
+        (BASE, "W4A16", "W8A16", "W8A8 static", "W8A8 dynamic", "W4A8 dynamic", "fp8 static"),
+        f"Ways to run it, {BASE} too.", choices=WAYS,
     )  # fmt: skip
-    chip: str = "H200"
+    chip: str = option("H200", "GPU to compile for.", choices=gpu.CHIPS)
 
-
-HELP = {
-    "network": "a DiT, by its shapes", "batches": "samples of a run",
-    "num_steps": "network calls of a run", "ways": f"to run it; {BASE} among them",
-    "chip": f"one of {', '.join(gpu.CHIPS)}",
-}  # fmt: skip
-
-
-def check(config: Config) -> None:
-    """Refuse what cannot work; raises ValueError."""
-    if lacking := gpu.missing():
-        raise ValueError(f"{', '.join(lacking)} not installed: pip install 'qdiffjax[aot-gpu]'.")
-    gpu.target(config.chip)
-    for batch in config.batches or (0,):
-        dit_xl.check(dit_xl.Config(config.network, batch, config.num_steps, ways=config.ways))
+    def check(self) -> None:
+        """Refuse ways without a base, and a machine without the compiler."""
+        dit_xl.check_ways(self.ways)
+        require(not gpu.missing(), got=f"no {', '.join(gpu.missing())}", expected="XLA for GPUs",
+                remedy="pip install 'qdiffjax[aot-gpu]'")  # fmt: skip
 
 
 def run(config: Config, *, progress: bool = False):
@@ -66,74 +55,61 @@ def run(config: Config, *, progress: bool = False):
     rows: list[dict[str, Any]] = []
     for batch in config.batches:
         for name in config.ways:
-            for order in ORDERS if name != BASE else [next(iter(ORDERS))]:
-                rows.append({"name": name, "batch": batch, "order": order})
-                rows[-1] |= cost(config, name, batch, ORDERS[order])
+            for order in ORDERS if name != BASE else [*ORDERS][:1]:
+                row = {"name": name, "batch": batch, "order": order}
+                rows.append(row | cost(config, name, batch, ORDERS[order]))
                 if progress:
                     print(rows[-1], flush=True)
-    for row in rows:
-        base = next(r for r in rows if r["name"] == BASE and r["batch"] == row["batch"])
-        row["peak_over_bf16"] = row["peak"] / base["peak"]
-    return {}, rows
+    peaks = {row["batch"]: row["peak"] for row in rows if row["name"] == BASE}
+    return {}, [row | {"peak_over_bf16": row["peak"] / peaks[row["batch"]]} for row in rows]
 
 
 def cost(config: Config, name: str, batch: int, path) -> dict[str, Any]:
     """Bytes, and launches by kind, of one scan."""
     fn, args = scan(config, name, batch, path)
-    found = gpu.gpu_cost(fn, *args, chip=config.chip, options=OPTIONS.get(name))
-    bytes_ = found.compiled
+    whole = gpu.gpu_cost(fn, *args, chip=config.chip, options=OPTIONS.get(name))
+    compiled = whole.compiled
     return {
-        "arguments": bytes_.arguments, "temporaries": bytes_.temporaries, "peak": bytes_.peak,
-        "once": found.entry._asdict(), "loop": found.loops._asdict(), "compiler": found.compiler,
+        "arguments": compiled.arguments, "temporaries": compiled.temporaries,
+        "peak": compiled.peak, "once": whole.entry._asdict(), "loop": whole.loops._asdict(),
+        "compiler": whole.compiler,
     }  # fmt: skip
 
 
 def scan(config: Config, name: str, batch: int, path):
     """The sampler, and the shapes of its arguments."""
-    x = jax.ShapeDtypeStruct((batch, *networks.LATENT), jnp.float32)
-    eps_fn, params = dit_xl.shapes(config.network)
-    steps = diffusion.ddim(diffusion.linear(), config.num_steps)
-    q: Any = params
-    call_of: Any = functools.partial(diffusion.bind, eps_fn)
-    if name != BASE:
-        sites = list_sites(eps_fn, params, x, jnp.float32(0))
-        way = dit_xl.ways()[name]
-        quantized = functools.partial(dit_xl.quantized, eps_fn)
-        q = jax.eval_shape(lambda p, x: quantized(p, sites, way, x, path), params, x)
-        call_of = precision.quantized_call
+    network = networks.load(config.network, dit_xl.BF16)
+    params, x, t = network.arguments(batch)
+    sites = list_sites(network.eps_fn, params, x, t)
 
-    def sample(q, x):
-        return diffusion.sample(call_of(q), x, steps, keep_trajectory=False).x_0
+    def version(params, x):
+        return dit_xl.version(network._replace(params=params), sites, name, x, path)
 
-    return sample, (q, x)
+    q = jax.eval_shape(version, params, x)
+    return dit_xl.sampler(network, name, config.num_steps), (q, x)
 
 
-def print_rows(rows, *, file=None) -> None:
-    """Print a table with a line for each program."""
-    screen, table = tables.console(file), tables.blank()
-    titles = ("", "batch", "codes", "arg. MB", "temp. MB", "peak/bf16", "turned once", "launches",
-              "small", "turned")  # fmt: skip
-    for title in titles:
-        table.add_column(title, justify="left" if title in ("", "codes") else "right", no_wrap=True)
-    for row in rows:
-        loop = row["loop"]
-        total = sum(loop[kind] for kind in ("fusions", "calls", "copies", "others"))
-        cells = (row["batch"], row["order"], tables.number(row["arguments"] / 1e6),
-                 tables.number(row["temporaries"] / 1e6), tables.number(row["peak_over_bf16"]),
-                 row["once"]["transposes"], total, loop["small"], loop["transposes"])  # fmt: skip
-        table.add_row(row["name"], *map(str, cells))
-    screen.print(table)
+def launches(row) -> int:
+    """What one pass through the loop launches."""
+    return sum(row["loop"][kind] for kind in ("fusions", "calls", "copies", "others"))
 
 
-EXPERIMENT = command.Experiment(
-    "bench_gpu_aot", __doc__ or "", Config, HELP, check, run, print_rows=print_rows, resumes=False
-)
+COLUMNS = (
+    ("", lambda r: r["name"]), ("batch", lambda r: r["batch"]), ("codes", lambda r: r["order"]),
+    ("arg. MB", tables.numbers("arguments", unit=1e6)),
+    ("temp. MB", tables.numbers("temporaries", unit=1e6)),
+    ("peak/bf16", tables.numbers("peak_over_bf16")),
+    ("turned once", lambda r: r["once"]["transposes"]), ("launches", launches),
+    ("small", lambda r: r["loop"]["small"]), ("turned", lambda r: r["loop"]["transposes"]),
+)  # fmt: skip
 
 
-def main(argv=None) -> int:
-    """Run, print the table, write the results."""
-    return command.main(EXPERIMENT, argv)
+def table(rows) -> list:
+    """Return the table on the screen: a line for each program."""
+    return [tables.columns(rows, COLUMNS)]
 
+
+EXPERIMENT = command.experiment(Config, run, table=table)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(command.main(EXPERIMENT))

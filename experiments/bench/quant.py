@@ -12,43 +12,37 @@ qwix installed (the extra `peers`), its quantize-and-dequantize runs as well.
 
 import dataclasses
 import functools
-import sys
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from experiments.harness import old_command as command
-from experiments.harness import timing
+from experiments.harness import command, tables, timing
+from experiments.harness.command import option
 from qdiffjax import quant
+from qdiffjax._checks import require
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     """What to run."""
 
-    size: int = 4096
-    num_rounds: int = 20
+    size: int = option(4096, "Side of the array, a multiple of 32.", least=32)
+    num_rounds: int = option(20, "Number of runs of every format.", least=1)
+
+    def check(self) -> None:
+        """Refuse sizes that no block divides."""
+        require(self.size % 32 == 0, "size", got=self.size, expected="a positive multiple of 32")
 
 
-HELP = {"size": "side of the array, a multiple of 32", "num_rounds": "runs of every format"}
-
-
-def check(config: Config) -> None:
-    """Refuse what cannot work; raises ValueError."""
-    if config.num_rounds < 1 or config.size < 32 or config.size % 32:
-        raise ValueError("num-rounds must be at least 1, size a positive multiple of 32.")
-
-
-def integer(bits: int, scale_shape_fn, symmetric: bool = True) -> Callable:
+def integer(bits: int, scale_shape_fn, signed: bool = True) -> Callable:
     """Make a quantizer whose scale is a constant, calibrated once, as in a sampler."""
-    format = quant.IntFormat(bits) if symmetric else quant.IntFormat(bits, signed=False)
+    format = quant.IntFormat(bits, signed=signed)
 
     def make(x):
-        calibrate = quant.absmax if symmetric else quant.minmax
+        calibrate = quant.absmax if signed else quant.minmax
         grid = calibrate(x, format=format, scale_shape=scale_shape_fn(x))
-        return jax.jit(lambda x: quant.fake_quant(x, *grid, format=format))
+        return lambda x: quant.fake_quant(x, *grid, format=format)
 
     return make
 
@@ -58,37 +52,34 @@ def scaled(format: quant.Format) -> Callable:
 
     def make(x):
         scale, _ = quant.absmax(x, format=format)
-        return jax.jit(lambda x: quant.fake_quant(x, scale, format=format))
+        return lambda x: quant.fake_quant(x, scale, format=format)
 
     return make
 
 
 def block(format: quant.BlockFormat) -> Callable:
     """Make a quantizer that computes its scales from the data, as block formats do."""
-    return lambda x: jax.jit(functools.partial(quant.fake_quant_block, format=format))
+    return lambda x: functools.partial(quant.fake_quant_block, format=format)
 
 
-def qwix(qtype: str) -> Callable:
+def qwix(x) -> Callable:
     """Make the peer's quantizer: per-channel scales from the data, quantize, dequantize."""
+    from qwix._src.core import qarray
 
-    def make(x):
-        from qwix._src.core import qarray
-
-        how = qarray.HowToQuantize(qtype=qtype, channelwise_axes=(1,))
-        return jax.jit(lambda x: qarray.dequantize(qarray.quantize(x, how)))
-
-    return make
+    recipe = qarray.HowToQuantize(qtype="int8", channelwise_axes=(1,))
+    return lambda x: qarray.dequantize(qarray.quantize(x, recipe))
 
 
 CHANNEL = functools.partial(quant.per_channel, channel_axis=1)
 GROUP = functools.partial(quant.per_group, axis=1, group_size=32)
-COPIES = 2  # the first of the cases
+COPIES = ("copy", "negation")
+# array -> the function to time
 CASES: dict[str, Callable] = {
-    "copy": lambda x: jax.jit(jnp.copy),
-    "negation": lambda x: jax.jit(jnp.negative),
+    "copy": lambda x: jnp.copy,
+    "negation": lambda x: jnp.negative,
     "int8 per channel": integer(8, CHANNEL),
     "int4 per channel": integer(4, CHANNEL),
-    "uint8 affine per channel": integer(8, CHANNEL, symmetric=False),
+    "uint8 affine per channel": integer(8, CHANNEL, signed=False),
     "int4 per group of 32": integer(4, GROUP),
     "int8 per token": integer(8, quant.per_token),
     "e4m3fn": scaled(quant.E4M3FN),
@@ -98,52 +89,38 @@ CASES: dict[str, Callable] = {
     "MXFP4": block(quant.MXFP4),
     "MXINT8": block(quant.MXINT8),
     "NVFP4": block(quant.NVFP4),
-    "qwix int8 per channel, dynamic": qwix("int8"),
+    "qwix int8 per channel, dynamic": qwix,
 }
 
 
 def run(config: Config, *, progress: bool = False):
     """Return `seconds` [num_rounds, cases] on a float32 array [size, size], and a row a case."""
     x = jax.random.normal(jax.random.key(0), (config.size, config.size), jnp.float32)
-    fns = {}
-    for name, make in CASES.items():
-        try:
-            fns[name] = make(x)
-            jax.block_until_ready(fns[name](x))
-        except ImportError:  # the peer is an extra
-            fns.pop(name, None)
-    turns = {name: functools.partial(_finish, fn, x) for name, fn in fns.items()}
-    seconds, _ = timing.interleave(turns, config.num_rounds)
-    ratios = seconds / seconds[:, :COPIES].min(1, keepdims=True)
+    makers = {name: functools.partial(make, x) for name, make in CASES.items()}
+    fns, _ = timing.available(makers)  # the peer is an extra
+    turns = {k: functools.partial(timing.finish, jax.jit(fn), x) for k, fn in fns.items()}
+    seconds, _, each = timing.compare(turns, config.num_rounds, base=COPIES)
     rows = [
-        {"format": name, "milliseconds": 1e3 * float(np.median(seconds[:, i])),
-         "over_copy": float(np.median(ratios[:, i])), "over_copy_min": float(ratios[:, i].min()),
-         "over_copy_max": float(ratios[:, i].max())}
-        for i, name in enumerate(fns)
+        {"format": t.name, "milliseconds": t.milliseconds, "over_copy": t.ratio,
+         "over_copy_min": min(t.wall / t.base), "over_copy_max": max(t.wall / t.base)}
+        for t in each
     ]  # fmt: skip
     return {"seconds": seconds}, rows
 
 
-def _finish(fn, x) -> None:
-    jax.block_until_ready(fn(x))
+COLUMNS = (
+    ("format", lambda r: r["format"]), ("ms", tables.numbers("milliseconds")),
+    ("x copy", tables.numbers("over_copy")), ("least", tables.numbers("over_copy_min")),
+    ("most", tables.numbers("over_copy_max")),
+)  # fmt: skip
 
 
-def print_rows(rows) -> None:
-    """Print a line a format."""
-    for row in rows:
-        print(f"{row['format']:32s} {row['milliseconds']:8.2f} ms  {row['over_copy']:6.2f} x copy"
-              f"  ({row['over_copy_min']:.2f} to {row['over_copy_max']:.2f})")  # fmt: skip
+def table(rows) -> list:
+    """Return the table on the screen: a line for each format."""
+    return [tables.columns(rows, COLUMNS)]
 
 
-EXPERIMENT = command.Experiment(
-    "bench_quant", __doc__ or "", Config, HELP, check, run, print_rows=print_rows, resumes=False
-)
-
-
-def main(argv=None) -> int:
-    """Run, print the table, write the results."""
-    return command.main(EXPERIMENT, argv)
-
+EXPERIMENT = command.experiment(Config, run, table=table)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(command.main(EXPERIMENT))

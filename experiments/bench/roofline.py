@@ -12,56 +12,39 @@ energy is measured where nvidia-smi tells the power.
 
 import dataclasses
 import functools
-import math
-import sys
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.harness import networks, tables
-from experiments.harness import old_command as command
+from experiments.harness import command, networks, tables
+from experiments.harness.command import option
 from qdiffjax import hardware
 from qdiffjax.sites import list_sites
 
-HIGHEST = jax.lax.Precision.HIGHEST
 # Operands, sums, precision.
 FORMATS: dict[str, tuple[Any, Any, Any]] = {
-    "f32": (jnp.float32, jnp.float32, HIGHEST), "bf16": (jnp.bfloat16, jnp.float32, None),
-    "int8": (jnp.int8, jnp.int32, None), "f8": (jnp.float8_e4m3fn, jnp.float32, None),
-}  # fmt: skip
-DTYPES = {"f32": jnp.float32, "bf16": jnp.bfloat16}
+    "f32": (jnp.float32, jnp.float32, jax.lax.Precision.HIGHEST),
+    "bf16": (jnp.bfloat16, jnp.float32, None),
+    "int8": (jnp.int8, jnp.int32, None),
+    "f8": (jnp.float8_e4m3fn, jnp.float32, None),
+}
+CALLS = ("f32", "bf16")
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     """What to run."""
 
-    network: str = "dit_s_2"
-    batch: int = 4
-    side: int = 1024
-    megabytes: int = 4
-    num_rounds: int = 10
-    seconds: float = 2.0
-
-
-HELP = {
-    "network": f"one of {', '.join(networks.SIZES)}",
-    "batch": "samples of a call",
-    "side": "of the square products",
-    "megabytes": "of the array that is passed over; 4 stay in the cache of a CPU",
-    "num_rounds": "times that everything is measured",
-    "seconds": "to run while power is read",
-}
-
-
-def check(config: Config) -> None:
-    """Refuse what cannot work; raises ValueError."""
-    if config.network not in networks.SIZES:
-        raise ValueError(f"got network {config.network!r}, expected one of {list(networks.SIZES)}.")
-    if min(config.batch, config.side, config.megabytes, config.num_rounds) < 1:
-        raise ValueError(f"expected numbers of at least 1, got {config}.")
+    network: str = option("dit_s_2", "A DiT.", choices=networks.SIZES)
+    batch: int = option(4, "Number of samples of a call.", least=1)
+    side: int = option(1024, "Side of the square products.", least=1)
+    megabytes: int = option(
+        4, "Size of the array that is passed over; 4 stay in the cache of a CPU.", least=1
+    )
+    num_rounds: int = option(10, "Number of times that everything is measured.", least=1)
+    seconds: float = option(2.0, "Seconds to run while power is read.")
 
 
 def peaks(side: int, num_rounds: int) -> list[dict[str, Any]]:
@@ -87,40 +70,25 @@ def bandwidth(megabytes: int, num_rounds: int) -> dict[str, Any]:
     return {"part": "bandwidth", "kind": "measured", "rate": 2 * a.nbytes / float(seconds.min())}
 
 
-def random_network(name: str, dtype):
-    """(eps_fn, params) of a DiT in `dtype`, weights normal and small."""
-    net = networks.SIZES[name](num_classes=networks.NUM_CLASSES, learn_sigma=True, dtype=dtype)
-    arrays = jnp.zeros((1, *networks.LATENT), jnp.float32), jnp.zeros((), jnp.float32)
-    shapes = jax.eval_shape(net.init, jax.random.key(0), *arrays)
-    leaves, tree = jax.tree.flatten(shapes)
-    ends = np.cumsum([math.prod(leaf.shape) for leaf in leaves])
-
-    @jax.jit
-    def draw(key):  # all at once: one compilation
-        parts_of = jnp.split(jax.random.normal(key, (int(ends[-1]),), dtype), ends[:-1])
-        return [0.02 * a.reshape(leaf.shape) for a, leaf in zip(parts_of, leaves, strict=True)]
-
-    return net.apply, jax.tree.unflatten(tree, draw(jax.random.key(1)))
-
-
 def call_row(config: Config, name: str, machines: dict[str, hardware.Chip]) -> dict[str, Any]:
     """A call in the format `name`: time, memory and energy, measured and predicted."""
-    eps_fn, params = random_network(config.network, DTYPES[name])
-    x = jax.random.normal(jax.random.key(2), (config.batch, *networks.LATENT), jnp.float32)
-    args = params, x, jnp.float32(500)
-    counts = hardware.count(list_sites(eps_fn, *args))
-    full = 8 * jnp.dtype(DTYPES[name]).itemsize
+    network = networks.published(config.network, FORMATS[name][0])
+    x = jax.random.normal(jax.random.key(2), (config.batch, *network.shape), jnp.float32)
+    args = networks.random_params(network), x, jnp.float32(500)
+    counts = hardware.count(list_sites(network.eps_fn, *args))
+    full = 8 * jnp.dtype(FORMATS[name][0]).itemsize
     w = hardware.uniform(full, full, full=full)
     with jax.default_matmul_precision("highest"):  # no shortcut of float32 through fewer bits
-        compiled = jax.jit(eps_fn).lower(*args).compile()
-    found = hardware.measure(compiled, *args, num_rounds=config.num_rounds)
+        compiled = jax.jit(network.eps_fn).lower(*args).compile()
+    timed = hardware.measure(compiled, *args, num_rounds=config.num_rounds)
+    best = float(timed.seconds.min())
     row = {
-        "part": "call", "kind": "measured", "format": name, "seconds": float(found.seconds.min()),
-        "median": found.median, "low": found.low, "high": found.high,
-        "flops_per_second": 2 * float(counts.macs.sum()) / float(found.seconds.min()),
+        "part": "call", "kind": "measured", "format": name, "seconds": best,
+        "median": timed.median, "low": timed.low, "high": timed.high,
+        "flops_per_second": 2 * float(counts.macs.sum()) / best,
         "roofline": {key: float(hardware.roofline(counts, w, chip).total)
                      for key, chip in machines.items()},
-        "compiled_peak": hardware.read_cost(compiled).peak, "held_peak": found.peak_bytes,
+        "compiled_peak": hardware.read_cost(compiled).peak, "held_peak": timed.peak_bytes,
         "predicted_joules": float(hardware.energy(counts, w, hardware.HBM).total),
     }  # fmt: skip
     try:
@@ -133,55 +101,45 @@ def call_row(config: Config, name: str, machines: dict[str, hardware.Chip]) -> d
 
 def run(config: Config, *, progress: bool = False):
     """Return no arrays, and the rows: peaks, bandwidth, and a call in each dtype."""
-    check(config)
     rows = [*peaks(config.side, config.num_rounds), bandwidth(config.megabytes, config.num_rounds)]
     rates = {r["format"]: r["rate"] for r in rows if r["part"] == "peak" and "rate" in r}
     machines = {"here": hardware.Chip("here", rates, rows[-1]["rate"], np.inf)}
     known = hardware.find_chip(jax.devices()[0].device_kind)
     if known is not None:
         machines[known.name] = known
-        rows = [_beside(row, known) for row in rows]
-    return {}, rows + [call_row(config, name, machines) for name in DTYPES]
+        vendor = {"memory": known.bandwidth, **known.rates}
+        rows = [row | {"vendor": vendor.get(row.get("format", "memory"))} for row in rows]
+    return {}, rows + [call_row(config, name, machines) for name in CALLS]
 
 
-def _beside(row, chip: hardware.Chip) -> dict[str, Any]:
-    """The row with the vendor's number."""
-    vendor = chip.rates.get(row["format"]) if row["part"] == "peak" else chip.bandwidth
-    return row | {"vendor": vendor}
+def rooflines(row) -> str:
+    """Milliseconds of a call by the roofline of each machine."""
+    return ", ".join(f"{tables.number(1e3 * s)} ({name})" for name, s in row["roofline"].items())
 
 
-def show(row) -> str:
-    """One line of the table."""
-    number = tables.number
-    if row["part"] != "call":
-        what = row.get("format", "memory")
-        if "missing" in row:
-            return f"{what}: not run: {row['missing']}"
-        vendor = f", the vendor says {number(row['vendor'] / 1e9)}" if row.get("vendor") else ""
-        return f"{what}: {number(row['rate'] / 1e9)} G a second{vendor}"
-    roofs = ", ".join(f"{k} {1e3 * s:.3g} ms" for k, s in row["roofline"].items())
-    held = "-" if row["held_peak"] is None else f"{row['held_peak'] / 1e6:.0f}"
-    energy = "" if row["joules"] is None else (
-        f"; {row['joules']:.3g} J at {row['watts']:.0f} W, products predicted "
-        f"{row['predicted_joules']:.3g} J")  # fmt: skip
-    return (f"call in {row['format']}: {1e3 * row['seconds']:.3g} ms at best, roofline {roofs}; "
-            f"MB planned {row['compiled_peak'] / 1e6:.0f}, held {held}{energy}")  # fmt: skip
+PEAKS = (
+    ("", lambda r: r.get("format", "memory")), ("G a second", tables.numbers("rate", unit=1e9)),
+    ("the vendor says", tables.numbers("vendor", unit=1e9)),
+)  # fmt: skip
+COLUMNS = (
+    ("call in", lambda r: r["format"]), ("ms\nat best", tables.numbers("seconds", unit=1e-3)),
+    ("ms by the roofline of", rooflines),
+    ("MB\nplanned", tables.numbers("compiled_peak", unit=1e6)),
+    ("MB\nheld", tables.numbers("held_peak", unit=1e6)), ("J", tables.numbers("joules")),
+    ("W", tables.numbers("watts")),
+    ("J of products,\npredicted", tables.numbers("predicted_joules")),
+)  # fmt: skip
 
 
-def print_rows(rows) -> None:
-    """Print a line a row."""
-    print("\n".join(show(row) for row in rows))
+def table(rows) -> list:
+    """Return the tables on the screen: peaks of the machine, and calls."""
+    calls = [row for row in rows if row["part"] == "call"]
+    others = [row for row in rows if row["part"] != "call"]
+    return [tables.columns(others, PEAKS), *tables.reasons(others, "missing", "format"),
+            tables.columns(calls, COLUMNS)]  # fmt: skip
 
 
-EXPERIMENT = command.Experiment(
-    "bench_roofline", __doc__ or "", Config, HELP, check, run, print_rows=print_rows, resumes=False
-)
-
-
-def main(argv=None) -> int:
-    """Run, print the table, write the results."""
-    return command.main(EXPERIMENT, argv)
-
+EXPERIMENT = command.experiment(Config, run, table=table)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(command.main(EXPERIMENT))

@@ -1,5 +1,7 @@
 """Networks to cost and to time: checkpoints, and published sizes that are known by their shapes."""
 
+import functools
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -27,8 +29,8 @@ class Network(NamedTuple):
         return self.params, x, jax.ShapeDtypeStruct((), jnp.float32)
 
 
-def load(name: str) -> Network:
-    """Load a checkpoint, or one of SIZES by its shapes alone.
+def load(name: str, dtype=jnp.float32) -> Network:
+    """Load a checkpoint, or one of SIZES by its shapes alone, in `dtype`.
 
     Raises:
       FileNotFoundError: neither.
@@ -36,11 +38,31 @@ def load(name: str) -> Network:
     if name not in SIZES:
         denoiser = denoisers.load(denoisers.find_checkpoint(name))
         return Network(denoiser.eps_fn, denoiser.params, denoiser.config.shape)
-    net = SIZES[name](num_classes=NUM_CLASSES, learn_sigma=True)
+    network = published(name, dtype)
 
     def fn(params, x, t):
-        eps: Any = net.apply(params, x, t)
+        eps: Any = network.eps_fn(params, x, t)
         return eps[..., : LATENT[-1]]
 
+    return network._replace(eps_fn=fn)
+
+
+def published(name: str, dtype) -> Network:
+    """Return one of SIZES in `dtype` by its shapes, with all its outputs: eps and its variance."""
+    net = SIZES[name](num_classes=NUM_CLASSES, learn_sigma=True, dtype=dtype)
     arrays = jnp.zeros((1, *LATENT), jnp.float32), jnp.zeros((), jnp.float32)
-    return Network(fn, jax.eval_shape(net.init, jax.random.key(0), *arrays), LATENT)
+    params = jax.eval_shape(net.init, jax.random.key(0), *arrays)
+    params = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, dtype), params)
+    return Network(net.apply, params, LATENT)
+
+
+def random_params(network: Network):
+    """Return random parameters of these shapes that keep the size of what they multiply."""
+    leaves, tree = jax.tree.flatten(network.params)
+    return jax.tree.unflatten(tree, [_drawn(i, s.shape, s.dtype) for i, s in enumerate(leaves)])
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _drawn(seed: int, shape, dtype):
+    size = 0.02 if len(shape) < 2 else 1 / math.sqrt(math.prod(shape[:-1]))
+    return (size * jax.random.normal(jax.random.key(seed), shape, jnp.float32)).astype(dtype)

@@ -148,6 +148,21 @@ def columns(rows: Iterable, spec: Iterable[tuple[str, Callable[[Any], Any]]], ti
     return table
 
 
+def numbers(key: str, digits: int = 3, unit: float = 1) -> Callable[[Mapping[str, Any]], str]:
+    """Return a column of `columns`: the number under this key in this unit, a dash without one."""
+
+    def cell(row):
+        value = row.get(key)
+        return number(None if value is None else value / unit, digits)
+
+    return cell
+
+
+def reasons(rows: Iterable[Mapping[str, Any]], key: str, *names: str) -> list[str]:
+    """Return a line for each row that has a reason under this key, after what is under names."""
+    return [f"{', '.join(r[name] for name in names)}: {r[key]}" for r in rows if key in r]
+
+
 def lines(rows: Iterable[Mapping[str, Any]]) -> Iterator[str]:
     """Yield a line for each row: texts as they are, numbers after their names."""
     for row in rows:

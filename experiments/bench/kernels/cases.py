@@ -1,15 +1,14 @@
 """Cases of `experiments.bench.kernels`: what is multiplied, by whom, and how it is timed."""
 
 import functools
-import threading
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.harness import timing
 from qdiffjax import kernels
 from qdiffjax.kernels import backends, narrow
 from qdiffjax.kernels.operands import FLOAT8, quantized
@@ -57,19 +56,6 @@ def drawn(seed: int, shape, format):
 def scales(seed: int, n: int):
     """Positive scales [n]."""
     return jax.random.uniform(jax.random.key(seed), (n,), jnp.float32, 0.5, 1.5) / 100
-
-
-def weight(codes, scale, format, shape) -> QTensor:
-    """Codes held as [N, ...] as a weight [..., N] of this shape; the compiler moves nothing."""
-    codes = codes.reshape(shape[-1], -1).T.reshape(shape)
-    return narrow(QTensor(codes, scale.reshape((1,) * (len(shape) - 1) + (-1,)), None, format))
-
-
-def as_operand(x, format, how: ActivationGrid | None):
-    """Numbers as they are, codes with one scale."""
-    if how is not None or format is None:
-        return x
-    return QTensor(x, jnp.full((1,) * x.ndim, STATIC), None, format)
 
 
 class Problem(NamedTuple):
@@ -124,11 +110,11 @@ def floats(p: Problem, name: str, *, dtype=jnp.float32, is_transposed=False, alo
 
 
 def codes(
-    p: Problem, name: str, x_format, w_format, *, how: ActivationGrid | None = None, path=None,
+    p: Problem, name: str, x_format, w_format, *, activation: ActivationGrid | None = None, path=None,
     is_transposed=True, alone=False,
 ) -> Case:  # fmt: skip
-    """A product of `kernels`: x codes, or numbers that `how` rounds, or that stay (no format)."""
-    held = x_format if how is None else None
+    """A product of `kernels`: x is codes, or numbers that are rounded, or that stay (no format)."""
+    held = x_format if activation is None else None
     n = p.w[-1]
     shape = (n, int(np.prod(p.w[:-1]))) if is_transposed else p.w
     sets = [(drawn(3 * i, p.x, held), drawn(3 * i + 1, shape, w_format), scales(3 * i + 2, n))
@@ -136,20 +122,19 @@ def codes(
     call = kernels.matmul if len(p.x) == 2 else kernels.conv
 
     def operands(x, w, scale):
-        if is_transposed:
-            q = weight(w, scale, w_format, p.w)
-        else:
-            q = narrow(QTensor(w, scale.reshape((1,) * (len(p.w) - 1) + (n,)), None, w_format))
-        return as_operand(x, held, how), q
+        if held is not None:
+            x = QTensor(x, jnp.full((1,) * x.ndim, STATIC), None, held)
+        w = w.T.reshape(p.w) if is_transposed else w  # the compiler moves nothing
+        return x, narrow(QTensor(w, scale.reshape((1,) * (w.ndim - 1) + (n,)), None, w_format))
 
     def fn(*args):
-        return call(*operands(*args), activation=how, out_dtype=BF16, path=path)
+        return call(*operands(*args), activation=activation, out_dtype=BF16, path=path)
 
     def expected():
         x, q = operands(*sets[0])
-        if how is not None:
-            x = quantized(x, how, tuple(range(1, x.ndim)))
-        x = dequantize(x) if isinstance(x, QTensor) else x.astype(jnp.float32)
+        if activation is not None:
+            x = quantized(x, activation, tuple(range(1, x.ndim)))
+        x = dequantize(x) if isinstance(x, QTensor) else x
         return exact(x.astype(jnp.float32), dequantize(q).astype(jnp.float32))
 
     bits = 16 if held is None else 8
@@ -168,15 +153,17 @@ def many(p: Problem) -> list[Callable[[], Case]]:
         found += [lambda: floats(p, "bf16, XLA, sums leave as bf16", dtype=BF16)]
     found += [
         lambda: codes(p, "int8", INT8, INT8),
-        lambda: codes(p, "int8, x rounded, static", INT8, INT8, how=ActivationGrid(INT8, STATIC)),
-        lambda: codes(p, "int8, x rounded, dynamic", INT8, INT8, how=ActivationGrid(INT8)),
+        lambda: codes(
+            p, "int8, x rounded, static", INT8, INT8, activation=ActivationGrid(INT8, STATIC)
+        ),
+        lambda: codes(p, "int8, x rounded, dynamic", INT8, INT8, activation=ActivationGrid(INT8)),
         lambda: codes(p, "e4m3", E4M3FN, E4M3FN),
         lambda: codes(p, "int8, XLA", INT8, INT8, path=backends.XLA),
     ]
     if is_matrix:
         found += [
             lambda: codes(
-                p, "e4m3, x rounded, dynamic", E4M3FN, E4M3FN, how=ActivationGrid(E4M3FN)
+                p, "e4m3, x rounded, dynamic", E4M3FN, E4M3FN, activation=ActivationGrid(E4M3FN)
             ),
             lambda: codes(p, "e5m2", E5M2, E5M2),
             lambda: codes(p, "int8, w held as [K, N]", INT8, INT8, is_transposed=False),
@@ -209,72 +196,34 @@ def chained(fn):
     return run
 
 
-class Compiled(NamedTuple):
-    """A compiled case: all its products, and one of them if it is timed alone."""
-
-    case: Case
-    together: Callable
-    single: Callable | None
-
-
-def compile_case(case: Case) -> Compiled:
-    """Compile what is timed."""
+def compile_case(case: Case) -> tuple[Callable, Callable | None]:
+    """Compile what is timed: all products, and one of them if it is timed alone."""
     together = jax.jit(chained(case.fn)).lower(case.sets).compile()
-    single = jax.jit(case.fn).lower(*case.sets[0]).compile() if case.alone else None
-    return Compiled(case, together, single)
+    return together, jax.jit(case.fn).lower(*case.sets[0]).compile() if case.alone else None
 
 
-def with_limit(jobs: Sequence[Callable[[], Any]], seconds: float) -> list[Any]:
-    """Results of jobs that run side by side, exceptions among them; those that stall are left.
+def measure(case: Case, compiled, repeats: int, least: float) -> tuple[np.ndarray, dict[str, Any]]:
+    """Check the first product, then time: seconds [repeats] of one product, and its row.
 
-    A compiler that never returns cannot be stopped, but need not be waited for.
+    Raises:
+      Exception: the one that `compiled` is, where the compiler failed.
     """
-    results: list[Any] = [TimeoutError(f"not compiled in {seconds:.0f} s") for _ in jobs]
-
-    def work(i, job):
-        try:
-            results[i] = job()
-        except Exception as error:
-            results[i] = error
-
-    threads = [threading.Thread(target=work, args=item, daemon=True) for item in enumerate(jobs)]
-    for thread in threads:
-        thread.start()
-    end = time.monotonic() + seconds
-    for thread in threads:
-        thread.join(max(0.0, end - time.monotonic()))
-    return list(results)
-
-
-def seconds_of(run: Callable[[], Any], repeats: int, least: float) -> np.ndarray:
-    """Seconds of one run [repeats], each the mean of runs that together take `least` seconds."""
-    jax.block_until_ready(run())
-    start = time.perf_counter()
-    jax.block_until_ready(run())
-    num = int(np.clip(least / (time.perf_counter() - start), 1, 300))
-    found = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        for _ in range(num):
-            last = run()
-        jax.block_until_ready(last)
-        found.append((time.perf_counter() - start) / num)
-    return np.array(found)
-
-
-def measure(c: Compiled, repeats: int, least: float) -> tuple[np.ndarray, dict[str, Any]]:
-    """Check the first product, then time: seconds [repeats] of one product, and its row."""
-    case, row = c.case, {}
-    y = c.together(case.sets)[0]
+    together, single = timing.result(compiled)
+    row = {}
+    y = together(case.sets)[0]
     if case.expected is not None:
         expected = case.expected()
         norm = jnp.linalg.norm(expected)
         row["error"] = float(jnp.linalg.norm(y.astype(jnp.float32) - expected) / norm)
-    times = seconds_of(lambda: c.together(case.sets), repeats, least) / len(case.sets)
-    row["us"] = 1e6 * float(np.median(times))
-    if c.single is not None:
-        single = c.single
-        alone = seconds_of(lambda: [single(*args) for args in case.sets], repeats, least)
+    seconds = timing.repeat(lambda: together(case.sets), repeats, least) / len(case.sets)
+    row |= rates(case, seconds)
+    if single is not None:
+        alone = timing.repeat(lambda: [single(*args) for args in case.sets], repeats, least)
         row["us_alone"] = 1e6 * float(np.median(alone)) / len(case.sets)
-    row |= {"tflops": case.flops / row["us"] / 1e6, "gbs": case.bytes / row["us"] / 1e3}
-    return times, row
+    return seconds, row
+
+
+def rates(case: Case, seconds: np.ndarray) -> dict[str, float]:
+    """Columns of a product that takes these seconds."""
+    us = 1e6 * float(np.median(seconds))
+    return {"us": us, "tflops": case.flops / us / 1e6, "gbs": case.bytes / us / 1e3}

@@ -20,7 +20,7 @@ INT8, UINT8, INT4 = IntFormat(8), IntFormat(8, signed=False), IntFormat(4)
 MACS = {"v5e": 4 * 128**2}
 
 
-class How(NamedTuple):
+class Way(NamedTuple):
     """Operands of a product: format of x (None: bfloat16), of w; whether x has a static scale."""
 
     x: Any
@@ -28,15 +28,15 @@ class How(NamedTuple):
     static: bool = True
 
 
-HOWS = {
-    "W8A8 static": How(INT8, INT8),
-    "W8A8 dynamic": How(INT8, INT8, False),
-    "W8A8 affine": How(UINT8, INT8),
-    "W4A8 static": How(INT8, INT4),
-    "W8A16": How(None, INT8),
-    "W4A16": How(None, INT4),
-    "e4m3": How(E4M3FN, E4M3FN),
-    "e5m2": How(E5M2, E5M2),
+WAYS = {
+    "W8A8 static": Way(INT8, INT8),
+    "W8A8 dynamic": Way(INT8, INT8, False),
+    "W8A8 affine": Way(UINT8, INT8),
+    "W4A8 static": Way(INT8, INT4),
+    "W8A16": Way(None, INT8),
+    "W4A16": Way(None, INT4),
+    "e4m3": Way(E4M3FN, E4M3FN),
+    "e5m2": Way(E5M2, E5M2),
 }
 
 
@@ -89,21 +89,21 @@ def real_cost(shape: Shape, chip: str) -> tpu.TpuCost:
                         topology=chip)  # fmt: skip
 
 
-def code_cost(shape: Shape, how: How, chip: str, path: kernels.Path | None = None) -> tpu.TpuCost:
+def code_cost(shape: Shape, way: Way, chip: str, path: kernels.Path | None = None) -> tpu.TpuCost:
     """The product of codes, with a bias; x and the result are bfloat16 in memory."""
     path = kernels.tpu_path(blocks=TABLE[chip]) if path is None else path
     product = kernels.matmul if len(shape.x) == 2 else kernels.conv
     scale, zero = S((), F32), S((), jnp.int32)
 
     def run(x, codes, w_scale, bias, scale, zero):
-        affine = how.x is UINT8
-        activation = how.x and ActivationGrid(
-            how.x, scale if how.static else None, zero if affine else None
+        affine = way.x is UINT8
+        activation = way.x and ActivationGrid(
+            way.x, scale if way.static else None, zero if affine else None
         )
-        w = QTensor(codes, w_scale, None, how.w)
+        w = QTensor(codes, w_scale, None, way.w)
         return product(x, w, activation=activation, bias=bias, out_dtype=BF16, path=path)
 
-    codes = S(shape.w, jnp.int4 if how.w is INT4 else how.w.storage_dtype)
+    codes = S(shape.w, jnp.int4 if way.w is INT4 else way.w.storage_dtype)
     w_scale = S((1,) * (len(shape.w) - 1) + shape.w[-1:], F32)
     return tpu.tpu_cost(run, S(shape.x, BF16), codes, w_scale, S(shape.w[-1:], F32), scale, zero,
                         topology=chip)  # fmt: skip
@@ -120,14 +120,14 @@ def rounding_cost(name: str, chip: str) -> tpu.TpuCost:
     return tpu.tpu_cost(run, x, scale, bits, topology=chip)
 
 
-def floor(shape: Shape, how: How | None, chip: str) -> float:
+def floor(shape: Shape, way: Way | None, chip: str) -> float:
     """Cycles below which no schedule can be: all multiply-adds, or every byte once."""
     (peak,) = (c for c in hardware.CHIPS if c.name == chip)
     clock = peak.rates["bf16"] / (2 * MACS[chip])
-    weight_bytes = 2 if how is None else how.w.bits / 8
+    weight_bytes = 2 if way is None else way.w.bits / 8
     num_bytes = 2 * math.prod(shape.x) + 2 * math.prod(shape.out)
     num_bytes += weight_bytes * math.prod(shape.w)
-    rate = MACS[chip] * (2 if how is not None and how.x in (INT8, UINT8) else 1)
+    rate = MACS[chip] * (2 if way is not None and way.x in (INT8, UINT8) else 1)
     return max(shape.macs / rate, num_bytes / peak.bandwidth * clock)
 
 

@@ -18,7 +18,7 @@ from qdiffjax.sites import Site, list_sites
 
 S = jax.ShapeDtypeStruct
 BF16, F32, INT8 = jnp.bfloat16, jnp.float32, IntFormat(8)
-HOWS = ("bf16", "kernels", "xla")
+WAYS = ("bf16", "kernels", "xla")
 
 
 class Network(NamedTuple):
@@ -62,17 +62,17 @@ def _w8a8(site: Site) -> precision.SiteQuant:
     return precision.SiteQuant(w, (ActivationGrid(INT8, S((), F32)),))
 
 
-def scan_cost(network: Network, how: str, num_steps: int, chip: str) -> tpu.TpuCost:
+def scan_cost(network: Network, way: str, num_steps: int, chip: str) -> tpu.TpuCost:
     """DDIM from x_T: one scan over the steps, the network as it is or lowered inside.
 
-    how: "bf16", or W8A8 by our "kernels" or by "xla", without the weights that codes replace.
+    way: "bf16", or W8A8 by our "kernels" or by "xla", without the weights that codes replace.
     """
     steps = diffusion.ddim(diffusion.linear(), num_steps)
     q, of = network.denoiser, precision.quantized_call
-    if how == "bf16":
+    if way == "bf16":
         q, of = dataclasses.replace(q, site_inputs={}), precision.full_call
     else:
-        path = kernels.XLA if how == "xla" else kernels.tpu_path(blocks=TABLE[chip])
+        path = kernels.XLA if way == "xla" else kernels.tpu_path(blocks=TABLE[chip])
         q = dataclasses.replace(q, rule=precision.lower(path))
         q = precision.drop_weights(q, network.x, S((), F32))
 

@@ -7,13 +7,14 @@ import jax.numpy as jnp
 import pytest
 
 from experiments.bench import gpu_aot
+from experiments.harness import command, tables
 from qdiffjax.hardware.ahead import gpu
 from qdiffjax.precision import Stored
 
 
 @pytest.fixture
 def tiny(tiny_dit_xl):
-    return gpu_aot.Config(network="tiny", batches=(16,), num_steps=2)
+    return gpu_aot.Config(batches=(16,), num_steps=2)
 
 
 def test_both_orders_hold_the_same_codes_of_the_same_weights(tiny):
@@ -21,7 +22,7 @@ def test_both_orders_hold_the_same_codes_of_the_same_weights(tiny):
     for order, path in gpu_aot.ORDERS.items():
         fn, (q, x) = gpu_aot.scan(tiny, "W4A8 dynamic", 16, path)
         assert jax.eval_shape(fn, q, x).shape == x.shape == (16, 8, 8, 4)
-        scans[order] = {name: given.weight for name, given in q.site_inputs.items()}
+        scans[order] = {name: operands.weight for name, operands in q.site_inputs.items()}
     assert all(isinstance(w, Stored) for w in scans["[N, K]"].values())
     for name, w in scans["[K, N]"].items():
         stored = scans["[N, K]"][name]
@@ -42,11 +43,11 @@ def test_rows_compare_with_bfloat16_of_the_same_batch(tiny, monkeypatch):
     config = gpu_aot.Config(batches=(1, 7), ways=tuple(peaks))
     _, rows = gpu_aot.run(config)
     assert [r["peak_over_bf16"] for r in rows] == [1, 0.3, 0.3] * 2
-    gpu_aot.print_rows(rows, file=(text := io.StringIO()))
+    tables.show(gpu_aot.table(rows), text := io.StringIO())
     assert text.getvalue().count("[N, K]") == 2
 
 
 @pytest.mark.skipif(not gpu.missing(), reason="the compiler is installed")
 def test_without_the_compiler_it_says_how_to_get_it(tmp_path, capsys):
-    assert gpu_aot.main(["--output", str(tmp_path)]) == 2
+    assert command.main(gpu_aot.EXPERIMENT, ["--output", str(tmp_path)]) == 2
     assert "pip install 'qdiffjax[aot-gpu]'" in capsys.readouterr().err

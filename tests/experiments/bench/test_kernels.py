@@ -6,11 +6,11 @@ import time
 import jax.numpy as jnp
 import pytest
 
-from experiments.bench.kernels import cases
-from experiments.bench.kernels import experiment as bench_kernels
+from experiments.bench.kernels import cases, experiment
 from experiments.bench.kernels.cases import Case, Problem
+from experiments.harness import command, tables, timing
 
-TINY = bench_kernels.Config(ceiling=32, repeats=1, least_ms=0.1, stall=30.0)
+TINY = experiment.Config(ceiling=32, repeats=1, least_ms=0.1, stall=30.0)
 SHAPE = Problem((4, 32), (32, 16), 2)
 
 
@@ -20,7 +20,7 @@ def slow() -> float:
 
 def test_every_way_multiplies_what_its_codes_stand_for():
     ways = cases.many(SHAPE)[:5] + cases.few(SHAPE)[1:]
-    arrays, rows = bench_kernels.group(ways, TINY, slow)
+    arrays, rows = experiment.group(ways, TINY, slow)
     assert [r for r in rows if "failed" in r] == []
     # A result rounded to bfloat16 is off by at most 2^-9 of itself.
     assert all(0 < r["error"] < 2.0**-9 for r in rows)
@@ -35,23 +35,23 @@ def test_a_way_that_fails_keeps_its_error_and_the_others_their_times():
     x = [(jnp.ones(8, jnp.float32),)]
     ways = [lambda: Case("bad", "int8", broken, x, None, 0.0, 64.0),
             lambda: Case("good", "int8", lambda x: x + 1, x, None, 0.0, 64.0)]  # fmt: skip
-    _, (bad, good) = bench_kernels.group(ways, TINY, slow)
+    _, (bad, good) = experiment.group(ways, TINY, slow)
     assert bad["failed"] == "ValueError: no such kernel"
     assert good["us"] > 0
 
 
 def test_a_job_that_stalls_is_left_behind():
-    stalled, done = cases.with_limit([lambda: time.sleep(30), lambda: 3], 0.2)
+    stalled, done = timing.with_limit([lambda: time.sleep(30), lambda: 3], 0.2)
     assert isinstance(stalled, TimeoutError)
     assert done == 3
 
 
 def test_nothing_begins_after_the_time_limit():
-    arrays, rows = bench_kernels.run(bench_kernels.Config(time_limit=0.0))
+    arrays, rows = experiment.run(experiment.Config(time_limit=0.0))
     assert arrays == {}
     assert {r["failed"] for r in rows} == {"not reached"}
     screen = io.StringIO()
-    bench_kernels.print_rows(rows, file=screen)
+    tables.show(experiment.table(rows), screen)
     assert "conv 16x32x640, all: not reached" in screen.getvalue()
 
 
@@ -64,7 +64,7 @@ def test_ratios_are_to_the_fastest_float_and_the_peer_of_the_kind():
         "p": [row("a", "bf16", 8.0, is_base=True), row("b", "bf16", 6.0, is_base=True),
               row("ours", "int8", 3.0), row("theirs", "int8", 4.5, is_peer=True)],
     }  # fmt: skip
-    ours = next(r for r in bench_kernels.summary(groups) if r["name"] == "ours")
+    ours = next(r for r in experiment.summary(groups) if r["name"] == "ours")
     assert ours["over_bf16"] == 2.0
     assert ours["over_cublaslt"] == 1.5
     # 100 flops at 10 a microsecond; 6 bytes at 3.
@@ -78,12 +78,14 @@ def test_flops_and_bytes_of_a_convolution():
 
 
 def test_images_that_cannot_be_read_are_refused(tmp_path, capsys):
-    assert bench_kernels.main(["--images", "16x64", "--output", str(tmp_path)]) == 2
+    assert (
+        command.main(experiment.EXPERIMENT, ["--images", "16x64", "--output", str(tmp_path)]) == 2
+    )
     assert "number x side x channels" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("bits", [16, 8])
 def test_a_slow_memory_bounds_what_a_fast_unit_computes(bits):
     row = {"kind": "int8", "flops": 10.0, "bytes": float(bits)}
-    assert bench_kernels.roofline(row, {"int8": 10.0, "bandwidth": 1.0}) == bits
-    assert bench_kernels.roofline(row, {"int8": 10.0}) is None
+    assert experiment.roofline(row, {"int8": 10.0, "bandwidth": 1.0}) == bits
+    assert experiment.roofline(row, {"int8": 10.0}) is None

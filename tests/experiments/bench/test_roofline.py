@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from experiments.bench import roofline
-from experiments.harness import networks, store
+from experiments.harness import command, networks, store
 from qdiffjax import hardware
 from qdiffjax.networks.models.dit import DiT
 
@@ -15,7 +15,7 @@ from qdiffjax.networks.models.dit import DiT
 @pytest.fixture
 def _tiny(monkeypatch):
     small = functools.partial(DiT, patch=8, width=16, depth=1, num_heads=2)
-    monkeypatch.setattr(networks, "SIZES", {"tiny": small})
+    monkeypatch.setitem(networks.SIZES, "dit_s_2", small)
     jax.config.update("jax_numpy_dtype_promotion", "standard")  # the network computes in bfloat16
     yield
     jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -24,10 +24,10 @@ def _tiny(monkeypatch):
 @pytest.mark.usefixtures("_tiny")
 def test_a_miniature_run_measures_and_predicts(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(hardware, "find_chip", lambda kind: hardware.CHIPS[0])
-    argv = ["--network", "tiny", "--batch", "2", "--side", "32", "--megabytes", "1",
+    argv = ["--batch", "2", "--side", "32", "--megabytes", "1",
             "--num-rounds", "2", "--output", str(tmp_path)]  # fmt: skip
     monkeypatch.setenv("PATH", "")  # no meter
-    assert roofline.main(argv) == 0
+    assert command.main(roofline.EXPERIMENT, argv) == 0
     _, _, rows = store.load(tmp_path)
     calls = {r["format"]: r for r in rows if r["part"] == "call"}
     assert set(calls) == {"f32", "bf16"}
@@ -41,5 +41,6 @@ def test_a_miniature_run_measures_and_predicts(tmp_path, capsys, monkeypatch):
 
 
 def test_an_unknown_network_is_refused(tmp_path, capsys):
-    assert roofline.main(["--network", "x", "--output", str(tmp_path)]) == 2
+    argv = ["--network", "x", "--output", str(tmp_path)]
+    assert command.main(roofline.EXPERIMENT, argv) == 2
     assert "expected one of" in capsys.readouterr().err

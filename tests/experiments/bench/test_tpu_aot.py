@@ -5,31 +5,29 @@ import math
 import jax
 import pytest
 
-from experiments.bench.tpu_aot import experiment as bench_tpu_aot
-from experiments.bench.tpu_aot import products as parts
-from experiments.bench.tpu_aot import scans
-from experiments.harness import store
+from experiments.bench.tpu_aot import experiment, products, scans
+from experiments.harness import command, store
 from qdiffjax.hardware.ahead import tpu
 from qdiffjax.quant import IntFormat
 
 
 def test_shapes_are_products_and_convolutions():
-    assert parts.shape_of("4x5x6") == parts.Shape((4, 5), (5, 6))
-    conv = parts.shape_of("2x8x9x5x6")
+    assert products.shape_of("4x5x6") == products.Shape((4, 5), (5, 6))
+    conv = products.shape_of("2x8x9x5x6")
     assert (conv.x, conv.w, conv.out) == ((2, 8, 9, 5), (3, 3, 5, 6), (2, 8, 9, 6))
     assert conv.macs == 2 * 8 * 9 * 9 * 5 * 6
     with pytest.raises(ValueError, match="expected MxKxN"):
-        parts.shape_of("4x5")
+        products.shape_of("4x5")
 
 
 def test_no_schedule_is_faster_than_the_matrix_units_or_memory():
-    how = parts.HOWS["W8A8 static"]
-    large, thin = parts.shape_of("4096x4096x4096"), parts.shape_of("4096x8x8")
-    assert parts.floor(large, None, "v5e") == 4096**3 / 4 / 128**2
-    assert parts.floor(large, how, "v5e") == parts.floor(large, None, "v5e") / 2
+    way = products.WAYS["W8A8 static"]
+    large, thin = products.shape_of("4096x4096x4096"), products.shape_of("4096x8x8")
+    assert products.floor(large, None, "v5e") == 4096**3 / 4 / 128**2
+    assert products.floor(large, way, "v5e") == products.floor(large, None, "v5e") / 2
     clock = 197e12 / (2 * 4 * 128**2)
     assert math.isclose(
-        parts.floor(thin, how, "v5e"), (2 * 4096 * 16 + 64) / 819e9 * clock, rel_tol=1e-12
+        products.floor(thin, way, "v5e"), (2 * 4096 * 16 + 64) / 819e9 * clock, rel_tol=1e-12
     )
 
 
@@ -40,8 +38,8 @@ def test_networks_of_shapes_are_lowered_where_channels_are_many():
     assert "block_0/mlp/up/kernel" in dit.site_inputs
     assert not {"conv_in/kernel", "conv_out/kernel"} & set(unet.site_inputs)
     assert not {"patchify/kernel", "head/out/kernel"} & set(dit.site_inputs)
-    given = [*unet.site_inputs.values(), *dit.site_inputs.values()]
-    assert all(q.weight.format == IntFormat(8) for q in given)
+    quantized = [*unet.site_inputs.values(), *dit.site_inputs.values()]
+    assert all(q.weight.format == IntFormat(8) for q in quantized)
 
 
 def test_a_step_is_what_runs_as_often_as_the_loop():
@@ -56,12 +54,12 @@ def test_a_step_is_what_runs_as_often_as_the_loop():
 
 def test_reasons_are_the_compilers_last_words_on_the_kernel():
     error = "exit code 1\nMosaic failed to compile TPU kernel: Unsupported matmul\nmore\n"
-    assert parts.reason(error) == "Mosaic failed to compile TPU kernel: Unsupported matmul"
+    assert products.reason(error) == "Mosaic failed to compile TPU kernel: Unsupported matmul"
 
 
 @pytest.mark.skipif(not tpu.missing(), reason="libtpu is installed")
 def test_without_the_compiler_it_says_so(capsys):
-    assert bench_tpu_aot.main([]) == 2
+    assert command.main(experiment.EXPERIMENT, []) == 2
     assert "pip install 'qdiffjax[aot]'" in capsys.readouterr().err
 
 

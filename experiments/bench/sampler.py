@@ -1,0 +1,237 @@
+"""Sampling end to end in real low precision: time, memory, and how far from the simulation.
+
+    python -m experiments.bench.sampler            5 to 10 minutes on two cores, mostly compilation
+
+Every run is one compiled scan over the steps of DDIM, quantization included. They take turns in
+random order, and each ratio is to the float32 run of the same round; medians over rounds. W8A8,
+W4A8: weights per channel, activations per tensor, static, all but the last layer; W8: weights
+alone. `lowered` multiplies codes, `simulated` rounds and multiplies floats. qwix and torch are
+optional (the extra `peers`). On every platform the kernels are those that it gets by default.
+
+The lowered run rounds to the simulation's codes and differs by the order of float sums, which
+now and then flips a rounding that the sampler then carries along. How much that is, is measured
+as the simulation against itself with its sums taken in other orders: `two_orders` is the median
+over pairs of orders, with the smallest and the largest, `from_simulation` the median over orders.
+All are root mean squares of final samples, as is the error of quantization itself; `flips` are the
+same after one network call of W8A8. Bytes are those of the arrays that a run is given.
+"""
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.bench import peers
+from experiments.harness import command, subject, tables, timing
+from experiments.harness.command import option
+from qdiffjax import diffusion, precision
+from qdiffjax.kernels import backends
+from qdiffjax.precision import calibration
+from qdiffjax.sites.products import Dot
+
+WIDTHS = {"W8A8": (8, 8), "W4A8": (4, 8), "W8": (8, None)}
+FLOAT = "float32"
+ORDER = "order"  # of sums: such runs are compared, not timed
+FLIPS = "W8A8"  # whose first call is compared too
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What is measured."""
+
+    checkpoints: tuple[str, ...] = option(
+        ("fashion_unet", "fashion_dit"), "Folders of checkpoints, or names of shipped ones."
+    )
+    batch: int = option(64, "Number of samples of a run.", least=1)
+    num_steps: int = option(20, "Number of network calls of a run.", least=1)
+    num_rounds: int = option(8, "Number of runs of each.", least=1)
+    num_orders: int = option(
+        4, "Number of orders in which the simulation takes its sums, the usual one too.", least=2
+    )
+    seed: int = option(0, "Seed of the noise.")
+
+
+def lowered(target: subject.Subject, weight_bits, activation_bits, x) -> precision.Quantized:
+    """The subject at these widths in real low precision, without the floats it no longer reads."""
+    recipe = precision.uniform(
+        target.sites, weight_bits=weight_bits, activation_bits=activation_bits, globs=target.globs
+    )
+    codes = precision.prepare_codes(target.weights, target.sites, recipe)
+    eps_fn, params = target.denoiser.eps_fn, target.denoiser.params
+    q = calibration.lower_denoiser(eps_fn, params, target.sites, recipe, codes, target.ranges)
+    return precision.drop_weights(q, x, jnp.float32(0))
+
+
+def networks(target: subject.Subject, x, num_orders: int) -> dict[str, tuple[Callable, Any]]:
+    """What is sampled from, by name: a function, and its argument that gives a network call."""
+    denoiser = target.denoiser
+    calls: dict[str, tuple[Callable, Any]] = {
+        FLOAT: (functools.partial(diffusion.bind, denoiser.eps_fn), denoiser.params)
+    }
+    for width, bits in WIDTHS.items():
+        q = target.quantized(*bits)
+        versions = {f"simulated {width}": q}
+        for order in range(1, num_orders):
+            versions[f"{ORDER} {order} {width}"] = dataclasses.replace(q, rule=reordered(order))
+        versions[f"lowered {width}"] = lowered(target, *bits, x)
+        calls |= {name: (precision.quantized_call, q) for name, q in versions.items()}
+    return calls
+
+
+def measure(checkpoint: str, config: Config) -> tuple[dict[str, np.ndarray], list[dict]]:
+    """Times [num_rounds, runs] of one checkpoint, and its rows."""
+    steps_of = functools.partial(diffusion.ddim, num_steps=config.num_steps)
+    target = subject.prepare(checkpoint, steps_of, subject.ALL_BUT_LAST, config.seed)
+    x = subject.noise(target.denoiser, config.batch, config.seed)
+    steps = steps_of(target.denoiser.schedule)
+
+    def turn(call_of, q):
+        sampler = lambda q, x: diffusion.sample(call_of(q), x, steps, keep_trajectory=False).x_0  # noqa: E731
+        return functools.partial(timing.finish, jax.jit(sampler), q, x)
+
+    def first(call_of, q):
+        t = jnp.asarray(steps.t[0], jnp.float32)
+        return jax.jit(lambda q, x: call_of(q)(x, t, None)[0])(q, x)
+
+    nets = networks(target, x, config.num_orders)
+    runs = {name: turn(*net) for name, net in nets.items()}
+    samples = {name: run() for name, run in runs.items()}
+    calls = {name: first(*net) for name, net in nets.items() if name.endswith(FLIPS)}
+    turns = {name: run for name, run in runs.items() if not name.startswith(ORDER)}
+    sizes = {name: peers.num_bytes((nets[name][1], x)) for name in turns}
+    errors = ImportError, ValueError, flax.errors.FlaxError
+    others, missing = timing.available(systems(target, x, steps), errors)
+    turns |= {name: peer.turn for name, peer in others.items()}
+    sizes |= {name: peer.num_bytes for name, peer in others.items()}
+    samples |= {name: peer.turn() for name, peer in others.items()}
+    wall, cpu, each = timing.compare(turns, config.num_rounds, seed=config.seed)
+    rows = [
+        {"checkpoint": checkpoint, "name": t.name,
+         "milliseconds": t.milliseconds / config.num_steps, "over_float": t.ratio,
+         "cpu_over_float": np.median(t.cpu / t.base_cpu),
+         "argument_bytes": sizes[t.name], **distances(t.name, samples, calls)}
+        for t in each
+    ]  # fmt: skip
+    rows += [{"checkpoint": checkpoint, "name": k, "missing": v} for k, v in missing.items()]
+    return {"names": np.asarray(list(turns)), "seconds": wall, "cpu_seconds": cpu}, rows
+
+
+def systems(target: subject.Subject, x, steps) -> dict[str, Callable[[], peers.Peer]]:
+    """Makers of the samplers of other systems."""
+    denoiser = target.denoiser
+    last = [s.name for s in target.sites if s.weight is not None][-1].rsplit("/", 1)[0]
+    qwix = functools.partial(peers.qwix, denoiser, x, steps, last)
+    return {
+        "qwix W8A8, static": functools.partial(qwix, is_static=True),
+        "qwix W8A8, dynamic": functools.partial(qwix, is_static=False),
+        "torch float32": lambda: peers.torch(denoiser, x, steps.t.shape[0]),
+    }
+
+
+def distances(name: str, samples, calls) -> dict[str, Any]:
+    """Root mean squares: error against float32, and of lowered runs, against the simulation."""
+    if name == FLOAT or samples[name] is None:
+        return {}
+    row: dict[str, Any] = {"error": rms(samples[name] - samples[FLOAT])}
+    kind, _, width = name.partition(" ")
+    if kind == "lowered":
+        row["path"] = backends.default().name
+        row |= beside_simulation(width, samples)
+        if width == FLIPS:
+            row |= {f"flips_{key}": value for key, value in beside_simulation(width, calls).items()}
+    return row
+
+
+def beside_simulation(width: str, results: dict[str, Any]) -> dict[str, Any]:
+    """What `compared` says of the lowered run at this width."""
+    orders = [v for k, v in results.items() if k.startswith(ORDER) and k.endswith(width)]
+    return compared(results[f"lowered {width}"], [results[f"simulated {width}"], *orders])
+
+
+def compared(x, orders: list) -> dict[str, Any]:
+    """Distances of samples from simulations in several orders, and of those from each other."""
+    pairs = [rms(a - b) for a, b in itertools.combinations(orders, 2)]
+    return {
+        "from_simulation": np.median([rms(x - v) for v in orders]),
+        "two_orders": np.median(pairs),
+        "two_orders_range": (min(pairs), max(pairs)),
+    }
+
+
+def rms(x) -> float:
+    """Root mean square of all elements."""
+    return float(jnp.sqrt(jnp.mean(x**2)))
+
+
+def reordered(order: int):
+    """The rule `quantize_site` with every sum in a random order of its own."""
+
+    def rule(site, op, operands, inputs):
+        if site.product is None:
+            return precision.quantize_site(site, op, operands, inputs)
+
+        def moved(*values):
+            pairs = zip(values, _summed(site), strict=True)
+            return op(*(_permuted(v, axes, order) for v, axes in pairs))
+
+        return precision.quantize_site(site, moved, operands, inputs)
+
+    return rule
+
+
+def _permuted(x, axes: tuple[int, ...], seed: int):
+    for axis in axes:
+        n = x.shape[axis]
+        x = jnp.take(x, np.random.default_rng((seed, n)).permutation(n), axis)
+    return x
+
+
+def _summed(site) -> tuple[tuple[int, ...], ...]:
+    """Axes to permute in both operands so that the product stays: what is summed; channels."""
+    product = site.product
+    if isinstance(product, Dot):
+        return product.contract
+    return ((), ()) if product.feature_groups > 1 else ((product.lhs[1],), (product.rhs[1],))
+
+
+def run(config: Config, *, progress: bool = False) -> tuple[dict[str, np.ndarray], list[dict]]:
+    """Return arrays by "<checkpoint>/<name>", and a row for each run, those missing too.
+
+    Raises:
+      FileNotFoundError, ValueError: see `subject.prepare`.
+    """
+    arrays: dict[str, np.ndarray] = {}
+    rows: list[dict] = []
+    for checkpoint in config.checkpoints:
+        own, more = measure(checkpoint, config)
+        arrays |= {f"{checkpoint}/{key}": value for key, value in own.items()}
+        rows += more
+    return arrays, rows
+
+
+COLUMNS = (
+    ("", lambda r: f"{r['checkpoint']}\n{r['name']}"),
+    ("ms\na call", tables.numbers("milliseconds")), ("x\nfloat32", tables.numbers("over_float")),
+    ("CPU x\nfloat32", tables.numbers("cpu_over_float")),
+    ("MB", tables.numbers("argument_bytes", unit=1e6)), ("error", tables.numbers("error")),
+    ("from\nsimulation", tables.numbers("from_simulation")),
+    ("two\norders", tables.numbers("two_orders")),
+    ("least, most", lambda r: ", ".join(map(tables.number, r.get("two_orders_range", ())))),
+)  # fmt: skip
+
+
+def table(rows) -> list:
+    """Return the table on the screen, and who is missing."""
+    return [tables.columns(rows, COLUMNS), *tables.reasons(rows, "missing", "checkpoint", "name")]
+
+
+EXPERIMENT = command.experiment(Config, run, table=table)
+
+if __name__ == "__main__":
+    raise SystemExit(command.main(EXPERIMENT))

@@ -1,1 +1,0 @@
-"""Benchmark `sampler`: see its `experiment`."""

@@ -1,1 +1,0 @@
-"""Benchmark `scaling`: see its `experiment`."""
