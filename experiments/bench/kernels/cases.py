@@ -110,8 +110,8 @@ def floats(p: Problem, name: str, *, dtype=jnp.float32, is_transposed=False, alo
 
 
 def codes(
-    p: Problem, name: str, x_format, w_format, *, activation: ActivationGrid | None = None, path=None,
-    is_transposed=True, alone=False,
+    p: Problem, name: str, x_format, w_format, *, activation: ActivationGrid | None = None,
+    path=None, is_transposed=True, alone=False,
 ) -> Case:  # fmt: skip
     """A product of `kernels`: x is codes, or numbers that are rounded, or that stay (no format)."""
     held = x_format if activation is None else None
