@@ -3,10 +3,11 @@
 import jax
 import jax.numpy as jnp
 
+from qdiffjax._checks import require
 from qdiffjax._typing import Array
-from qdiffjax.quant.formats.integers import IntFormat
-from qdiffjax.quant.granularity import compute_dtype, expand, inverse
-from qdiffjax.quant.qtensor import check_arguments
+from qdiffjax.quant.formats.integers import IntFormat, check_equal_steps
+from qdiffjax.quant.granularity import check_like, compute_dtype, expand, inverse
+from qdiffjax.quant.qtensor import check_arguments, zero_like
 
 STRETCH_LOW, STRETCH_HIGH = -0.1, 1.1  # gamma and zeta of the paper
 
@@ -81,16 +82,13 @@ def fake_quant_adaround(
     """
     x, scale, logits = jnp.asarray(x), jnp.asarray(scale), jnp.asarray(logits)
     check_arguments(x, scale, zero_point, format)
-    _check(x, logits, format)
+    check_equal_steps(format, "rounding up or down needs integer codes")
+    check_like("logits", logits, x, "begin with adaround_init(x, scale)")
     dtype = compute_dtype(x)
     up = (logits >= 0).astype(dtype) if hard else rectified_sigmoid(logits.astype(dtype))
-    zero = (
-        jnp.zeros((), dtype)
-        if zero_point is None
-        else jnp.round(jnp.asarray(zero_point).astype(dtype))
-    )
-    ends = (jnp.asarray(q).astype(dtype) for q in (format.qmin, format.qmax))
-    zero, low, high = jax.lax.stop_gradient(tuple(expand(a, x.shape) for a in (zero, *ends)))
+    zero = zero_like(zero_point, jnp.zeros((), dtype), x.shape)
+    ends = (expand(jnp.asarray(q).astype(dtype), x.shape) for q in (format.qmin, format.qmax))
+    zero, low, high = jax.lax.stop_gradient((zero, *ends))
     code = jnp.floor(jax.lax.stop_gradient(_steps(x, scale))) + up
     low, high = low - zero, high - zero
     # Not jnp.clip, which would halve the gradient of a code that is exactly an end.
@@ -129,11 +127,10 @@ def adaround_schedule(
     Raises:
       ValueError: num_steps below 1, or a warmup outside 0..1.
     """
-    if num_steps < 1 or not 0 <= warmup < 1:
-        raise ValueError(
-            f"num_steps, warmup: got {num_steps}, {warmup}, expected at least 1 step and a "
-            "fraction 0 <= warmup < 1."
-        )
+    require(
+        num_steps >= 1 and 0 <= warmup < 1, "num_steps, warmup", got=(num_steps, warmup),
+        expected="at least 1 step and a fraction 0 <= warmup < 1",
+    )  # fmt: skip
     past = jnp.asarray(step).astype(jnp.float32) - warmup * num_steps
     left = jnp.clip(1 - past / ((1 - warmup) * num_steps), 0, 1)
     return (past >= 0).astype(jnp.float32), end + (start - end) * left
@@ -142,16 +139,3 @@ def adaround_schedule(
 def _steps(x, scale):
     dtype = compute_dtype(x)
     return x.astype(dtype) * expand(inverse(scale.astype(dtype)), x.shape)
-
-
-def _check(x, logits, format):
-    if not isinstance(format, IntFormat) or format.is_binary:
-        raise ValueError(
-            f"format: got {format!r}, expected IntFormat of 2 bits or more, or unsigned; "
-            "rounding up or down needs integer codes."
-        )
-    if logits.shape != x.shape:
-        raise ValueError(
-            f"logits: got shape {logits.shape} for x of shape {x.shape}, expected the same; "
-            "begin with adaround_init(x, scale)."
-        )

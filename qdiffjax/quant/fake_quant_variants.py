@@ -1,26 +1,39 @@
-"""Two scales for one array: one for its negative, one for its positive numbers."""
+"""Fake quantization beyond one scale and one rounding; see `straight_through` for the rules.
+
+fake_quant_dual            two scales: of the negative and of the positive numbers
+fake_quant_subtractive     noise that is added before rounding and taken away again
+fake_quant_codebook        levels that are learned
+fake_quant_block           scales that neighbours share and compute from their own data
+quantize_gradient          the identity, whose cotangent is quantized
+"""
 
 import functools
 
 import jax
 import jax.numpy as jnp
 
+from qdiffjax._checks import require
 from qdiffjax._typing import Array
 from qdiffjax.quant import calibration, rounding
-from qdiffjax.quant.formats.integers import Format, IntFormat
+from qdiffjax.quant.formats.base import Format
+from qdiffjax.quant.formats.blocks import BlockFormat, block_scale
+from qdiffjax.quant.formats.codebooks import CodebookFormat, level_index
+from qdiffjax.quant.formats.integers import IntFormat, check_equal_steps
 from qdiffjax.quant.granularity import (
     Shape,
     check_divides,
     check_finite,
+    check_like,
     check_positive,
     compute_dtype,
     divide_small,
     expand,
-    group,
+    granules,
     inverse,
+    normal_or_one,
 )
-from qdiffjax.quant.qtensor import check_arguments
-from qdiffjax.quant.straight_through import check_random, fake_quant, fake_quant_codes
+from qdiffjax.quant.qtensor import QTensor, check_arguments, quantize
+from qdiffjax.quant.straight_through import fake_quant, fake_quant_codes, with_value
 
 
 def fake_quant_dual(
@@ -95,28 +108,23 @@ def dual_absmax(
         negative numbers.
     """
     x = jnp.asarray(x)
-    dtype = compute_dtype(x)
     _check_two_sided(format)
     check_finite(x)
-    parts, axes = group(x.astype(dtype), (1,) * x.ndim if scale_shape is None else scale_shape)
-    ends = jnp.min(parts, axes, initial=0), jnp.max(parts, axes, initial=0)
-    limits = (jnp.asarray(a).astype(dtype) for a in (format.low, format.high))
-    negative, positive = (
-        _or_one(divide_small(end, limit)) for end, limit in zip(ends, limits, strict=True)
-    )
-    return negative, positive
+    parts, axes = granules(x, (1,) * x.ndim if scale_shape is None else scale_shape)
 
+    def scale(end, limit):
+        return normal_or_one(divide_small(end, jnp.asarray(limit).astype(parts.dtype)))
 
-def _or_one(scale):
-    return jnp.where(scale >= jnp.finfo(scale.dtype).tiny, scale, jnp.ones_like(scale))
+    negative = scale(jnp.min(parts, axes, initial=0), format.low)
+    return negative, scale(jnp.max(parts, axes, initial=0), format.high)
 
 
 def _check_two_sided(format: Format) -> None:
-    if format.is_static and not format.low < 0 < format.high:
-        raise ValueError(
-            f"format: got {format}, with numbers {format.low}..{format.high}, expected both signs; "
-            "use a signed format, or fake_quant with one scale."
-        )
+    require(
+        not format.is_static or format.low < 0 < format.high, "format", got=format,
+        expected="numbers of both signs",
+        remedy="use a signed format, or fake_quant with one scale",
+    )  # fmt: skip
 
 
 def fake_quant_subtractive(
@@ -153,7 +161,9 @@ def fake_quant_subtractive(
         grid or is binary (a step must be the same everywhere).
     """
     x, scale, dither = jnp.asarray(x), jnp.asarray(scale), jnp.asarray(dither)
-    _check(x, dither, format)
+    remedy = "only a grid of equal steps can be dithered and undithered"
+    check_equal_steps(format, remedy)
+    check_like("dither", dither, x, "draw it with rectangular_like(key, x)")
     check_arguments(x, scale, zero_point, format)
     scale, noise = (a.astype(compute_dtype(x)) for a in (scale, dither))
     v = x.astype(scale.dtype) * expand(inverse(scale), x.shape)
@@ -163,17 +173,112 @@ def fake_quant_subtractive(
     return (expand(scale, x.shape) * (codes - noise)).astype(x.dtype)
 
 
-def _check(x, dither, format):
-    if not isinstance(format, IntFormat) or format.is_binary:
-        raise ValueError(
-            f"format: got {format!r}, expected IntFormat of 2 bits or more, or unsigned; only a "
-            "grid of equal steps can be dithered and undithered."
-        )
-    if dither.shape != x.shape:
-        raise ValueError(
-            f"dither: got shape {dither.shape} for x of shape {x.shape}, expected the same; "
-            "draw it with rectangular_like(key, x)."
-        )
+def fake_quant_codebook(
+    x: Array, scale: Array, levels: Array, *, round_fn: rounding.RoundFn = rounding.nearest_even
+) -> Array:
+    """Round x to a learned codebook and return it in real units.
+
+        x_hat = scale * levels[j],   j the index of x / scale
+
+    VJP, for a cotangent u [*shape], with v = x / scale and the window levels[0] <= v <= levels[-1]:
+
+        x_bar         = u                               inside,  0               outside
+        scale_bar     = sum u * (levels[j] - v)         inside,  u * levels[j]   outside
+        levels_bar[k] = sum over elements with j = k of u * scale
+
+    Levels as for the shared weights of Han et al. 2016 (Deep Compression), eq. 3; x and scale as
+    for `fake_quant`, whose values these are. The map depends on scale * levels only, so learn
+    one of the two or fix a gauge; the straight-through x_bar does not know of that symmetry.
+
+    Args:
+      x: real array [*shape].
+      scale: positive steps in units of x [*groups].
+      levels: ascending, in units of the scale [n]; after an update by a large step, sort them.
+      round_fn: as for `CodebookFormat`.
+
+    Returns:
+      Array [*shape], dtype of x.
+
+    Raises:
+      TypeError: x or levels not real.
+      ValueError: shapes that do not divide, a concrete scale that is not positive, or concrete
+        levels that do not ascend.
+    """
+    x, scale, levels = jnp.asarray(x), jnp.asarray(scale), jnp.asarray(levels)
+    check_arguments(x, scale, None, CodebookFormat(levels))
+    dtype = compute_dtype(x)
+    scale, levels, wide = (a.astype(dtype) for a in (scale, levels, x))
+    v = jax.lax.stop_gradient(wide * expand(inverse(scale), x.shape))
+    index = level_index(v, jax.lax.stop_gradient(levels), round_fn)
+    return _look_up(wide, expand(scale, x.shape), levels, v, index).astype(x.dtype)
+
+
+@jax.custom_jvp
+def _look_up(x, scale, levels, v, index):
+    """Return scale * levels[index]; x acts through its derivative only, and as NaN."""
+    return jnp.where(jnp.isnan(x), x, scale * levels[index])
+
+
+@_look_up.defjvp
+def _look_up_jvp(primals, tangents):
+    x, scale, levels, v, index = primals
+    dx, dscale, dlevels = tangents[:3]
+    slack = 2 * jnp.finfo(v.dtype).eps * (levels[-1] - levels[0])  # as in `fake_quant`
+    inside = (v >= levels[0] - slack) & (v <= levels[-1] + slack)
+    # The map inside is x + scale * (levels[j] - v), v held: its own derivatives are right too.
+    straight = jnp.where(inside, dx - jnp.where(inside, v, 0) * dscale, jnp.zeros_like(x))
+    return _look_up(*primals), straight + levels[index] * dscale + scale * dlevels[index]
+
+
+def fake_quant_block(
+    x: Array,
+    format: BlockFormat,
+    *,
+    axis: int = -1,
+    round_fn: rounding.RoundFn = rounding.nearest_even,
+) -> Array:
+    """Round x to a block format and return it in real units.
+
+        x_hat = scale * clip(round(x / scale), low, high),   scale = block_scale(x)
+
+    VJP: x_bar = u for every element, also the few that a rule such as OCP's clips, with the scale
+    a constant (as NVIDIA Model-Optimizer does for MX). For zero outside instead, call
+    `fake_quant(x, block_scale(x, format), format=format.element)`.
+
+    Args:
+      x: real array [*shape].
+      format: the block format; its element may be traced.
+      axis: the axis along which blocks lie.
+      round_fn: as for `fake_quant`.
+
+    Returns:
+      Array [*shape], dtype of x. NaN gives NaN, infinities saturate.
+
+    Raises:
+      TypeError: x is not real.
+      ValueError: block_size does not divide the axis.
+    """
+    x = jnp.asarray(x)
+    scale = block_scale(x, format, axis=axis)
+    x_hat = fake_quant(jax.lax.stop_gradient(x), scale, format=format.element, round_fn=round_fn)
+    return with_value(x, x_hat)
+
+
+def quantize_block(
+    x: Array,
+    format: BlockFormat,
+    *,
+    axis: int = -1,
+    round_fn: rounding.RoundFn = rounding.nearest_even,
+) -> QTensor:
+    """Return x [*shape] as element codes [*shape] and scales [*groups]; see `fake_quant_block`.
+
+    Raises:
+      TypeError: x is not real, or a traced element format.
+      ValueError: as `fake_quant_block`, and for concrete NaN.
+    """
+    scale = block_scale(x, format, axis=axis)
+    return quantize(x, scale, format=format.element, round_fn=round_fn)
 
 
 def quantize_gradient(
@@ -203,9 +308,13 @@ def quantize_gradient(
     """
     compute_dtype(x)
     if uniform is not None:
-        check_random("uniform", uniform, x)
-    if format.is_binary or not format.signed:
-        raise ValueError(f"format: got {format}, expected signed with at least 2 bits.")
+        check_like("uniform", uniform, x, "draw it with uniform_like(key, x)")
+    require(
+        format.signed and not format.is_binary,
+        "format",
+        got=format,
+        expected="signed with at least 2 bits",
+    )
     qmin, qmax = (jnp.asarray(q).astype(jnp.float32) for q in (format.qmin, format.qmax))
     shape = calibration.per_tensor(x) if scale_shape is None else scale_shape
     return _quantize_gradient(shape, x, qmin, qmax, uniform)

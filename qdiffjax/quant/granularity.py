@@ -1,11 +1,12 @@
-"""How the shape of a scale divides an array, and the checks every quantizer shares."""
+"""Granularity: how the shape of a scale divides an array, and the checks every quantizer shares."""
 
+import operator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from qdiffjax._checks import require
 from qdiffjax._typing import Array
 
 Shape = tuple[int, ...]
@@ -16,39 +17,117 @@ def compute_dtype(x: Array) -> jnp.dtype:
 
     In bfloat16 arithmetic x / scale flips a few percent of the codes.
     """
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise TypeError(f"x: got {x.dtype}, expected a real floating dtype; cast x first.")
+    require(
+        jnp.issubdtype(x.dtype, jnp.floating),
+        "x",
+        got=x.dtype,
+        expected="a real floating dtype",
+        remedy="cast x first",
+        error=TypeError,
+    )
     return jnp.dtype(jnp.float64 if x.dtype == jnp.float64 else jnp.float32)
+
+
+def per_tensor(x: Array) -> Shape:
+    """Return the scale shape with one scale for the whole of x."""
+    return (1,) * jnp.ndim(x)
+
+
+def per_channel(x: Array, channel_axis: int | tuple[int, ...]) -> Shape:
+    """Return the scale shape with one scale for each index of the channel axis (or axes).
+
+    Raises:
+      ValueError: x has no such axis.
+    """
+    axes = (channel_axis,) if isinstance(channel_axis, int) else channel_axis
+    kept = {axis_of(jnp.shape(x), operator.index(a)) for a in axes}
+    return tuple(n if a in kept else 1 for a, n in enumerate(jnp.shape(x)))
+
+
+def per_group(x: Array, axis: int, group_size: int) -> Shape:
+    """Return the scale shape with one scale for each group_size neighbours along axis.
+
+    Every index of the other axes keeps its own scales.
+
+    Raises:
+      ValueError: x has no such axis, or group_size does not divide it.
+    """
+    return divided(jnp.shape(x), axis, group_size, "group_size")
+
+
+def per_token(x: Array) -> Shape:
+    """Return the scale shape with one scale for each vector along the last axis."""
+    return (*jnp.shape(x)[:-1], 1)
+
+
+def divided(shape: Shape, axis: int, size: int, name: str) -> Shape:
+    """Shape with one scale for each `size` neighbours along an axis; `name` is that of the size.
+
+    Raises:
+      ValueError: there is no such axis, or the size does not divide it.
+    """
+    groups, axis = list(shape), axis_of(shape, axis)
+    require(
+        size >= 1 and groups[axis] % size == 0, name, got=f"{size} for axis {axis} of x {shape}",
+        expected=f"a divisor of {groups[axis]}",
+        remedy="pad the axis with zeros (jnp.pad), or choose another size",
+    )  # fmt: skip
+    groups[axis] //= size
+    return tuple(groups)
+
+
+def axis_of(shape: Shape, axis: int) -> int:
+    """Axis counted from the front; raises ValueError if there is none."""
+    require(
+        -len(shape) <= axis < len(shape),
+        "axis",
+        got=f"{axis} for x of shape {shape}",
+        expected="one of its axes",
+    )
+    return axis % len(shape)
 
 
 def check_divides(shape: Shape, scale_shape: Shape) -> None:
     """Raise ValueError unless scale_shape has the rank of shape and each axis divides it."""
-    if len(shape) != len(scale_shape) or any(
-        g < 1 or n % g for n, g in zip(shape, scale_shape, strict=True)
-    ):
-        raise ValueError(
-            f"scale: got shape {scale_shape} for x of shape {shape}, expected the same rank and "
-            "every axis a divisor of that of x; use per_tensor, per_channel, per_group or "
-            f"per_token (per tensor is {(1,) * len(shape)})."
-        )
+    require(
+        len(shape) == len(scale_shape) and all(
+        g >= 1 and n % g == 0 for n, g in zip(shape, scale_shape, strict=True)
+    ), "scale", got=f"shape {scale_shape} for x of shape {shape}",
+        expected="the same rank and every axis a divisor of that of x",
+        remedy="use per_tensor, per_channel, per_group or per_token (per tensor is "
+        f"{(1,) * len(shape)})",
+    )  # fmt: skip
+
+
+def check_like(name: str, a: Array, x: Array, remedy: str) -> None:
+    """Raise ValueError unless there is an element of a for each element of x [*shape]."""
+    require(
+        jnp.shape(a) == jnp.shape(x),
+        name,
+        got=f"shape {jnp.shape(a)} for x of shape {jnp.shape(x)}",
+        expected="the same",
+        remedy=remedy,
+    )
 
 
 def check_positive(scale: Array) -> None:
     """Raise ValueError if a concrete scale has an entry that is not positive and finite."""
-    if not concrete_all(lambda s: (s > 0) & jnp.isfinite(s), scale):
-        raise ValueError(
-            f"scale: got a smallest entry of {np.min(scale)} and a largest of {np.max(scale)}, "
-            "expected positive finite steps; calibration returns 1 for an all-zero channel."
-        )
+    require(
+        concrete_all(lambda s: (s > 0) & jnp.isfinite(s), scale),
+        "scale",
+        got=scale,
+        expected="positive finite steps",
+        remedy="calibration returns 1 for an all-zero channel",
+    )
 
 
 def check_finite(x: Array) -> None:
     """Raise ValueError if a concrete x holds NaN or infinity."""
-    if not concrete_all(jnp.isfinite, x):
-        raise ValueError(
-            "x: got NaN or infinity in calibration data, expected finite numbers; find the "
-            "layer that overflows, or mask those samples out before calibrating."
-        )
+    require(
+        concrete_all(jnp.isfinite, x), "x", got="NaN or infinity in calibration data",
+        expected="finite numbers", remedy="find the layer that overflows, or mask those samples "
+        "out before calibrating",
+    )  # fmt: skip
 
 
 def concrete_all(test_fn, x: Any) -> bool:
@@ -93,3 +172,13 @@ def group(x: Array, scale_shape: Shape) -> tuple[Array, Shape]:
     check_divides(x.shape, scale_shape)
     pairs = [(g, n // g) for n, g in zip(x.shape, scale_shape, strict=True)]
     return x.reshape([size for pair in pairs for size in pair]), tuple(range(1, 2 * x.ndim, 2))
+
+
+def granules(x: Array, scale_shape: Shape) -> tuple[Array, Shape]:
+    """`group` x in the dtype of arithmetic."""
+    return group(x.astype(compute_dtype(x)), scale_shape)
+
+
+def normal_or_one(scale: Array) -> Array:
+    """Replace scales that are not normal floats by 1: dividing by a subnormal may give inf."""
+    return jnp.where(scale >= jnp.finfo(scale.dtype).tiny, scale, jnp.ones_like(scale))

@@ -1,17 +1,20 @@
-"""Learned grids beyond LSQ: LSQ+ with an offset, PACT with a clip, and how to initialize them.
+"""Learned grids beyond LSQ: LSQ+ with an offset, PACT with a clip, and widths that are learned.
 
-Derivatives are exact in the sense of `ste`: each is that of one piecewise smooth function, or
-says where the published rule is not. Damp the gradient of a parameter with `scale_gradient`.
+Derivatives are exact in the sense of `straight_through`: each is that of one piecewise smooth
+function, or says where the published rule is not. Damp the gradient of a parameter with
+`scale_gradient`.
 """
 
 import jax
 import jax.numpy as jnp
 
+from qdiffjax._checks import require
 from qdiffjax._typing import Array
 from qdiffjax.quant import rounding
-from qdiffjax.quant.calibration.ranges import check_affine, minmax_range, prepare, safe
+from qdiffjax.quant.calibration.moments import mean_magnitude
+from qdiffjax.quant.calibration.ranges import UNSHIFTABLE, minmax_range, prepare
 from qdiffjax.quant.calibration.search import RATIOS, best_ratio
-from qdiffjax.quant.formats.integers import MAX_BITS, IntFormat
+from qdiffjax.quant.formats.integers import MAX_BITS, IntFormat, check_equal_steps
 from qdiffjax.quant.granularity import (
     Shape,
     check_divides,
@@ -20,9 +23,11 @@ from qdiffjax.quant.granularity import (
     concrete_all,
     divide_small,
     expand,
+    granules,
     group,
+    normal_or_one,
 )
-from qdiffjax.quant.straight_through import fake_quant, fake_quant_codes
+from qdiffjax.quant.straight_through import fake_quant, fake_quant_codes, with_value
 
 
 def fake_quant_lsq_plus(x: Array, scale: Array, beta: Array, *, format: IntFormat) -> Array:
@@ -54,7 +59,7 @@ def fake_quant_lsq_plus(x: Array, scale: Array, beta: Array, *, format: IntForma
         grid.
     """
     x, beta = jnp.asarray(x), jnp.asarray(beta)
-    check_affine(format)
+    check_equal_steps(format, UNSHIFTABLE)
     check_divides(x.shape, beta.shape)
     dtype = compute_dtype(x)
     shift = expand(beta.astype(dtype), x.shape)
@@ -86,8 +91,9 @@ def fake_quant_pact(x: Array, alpha: Array, *, format: IntFormat) -> Array:
     x, alpha = jnp.asarray(x), jnp.asarray(alpha)
     x_hat = fake_quant_pact_residual(*jax.lax.stop_gradient((x, alpha)), format=format)
     dtype = compute_dtype(x)
-    wide = _pact(x.astype(dtype), expand(alpha.astype(dtype), x.shape), x_hat.astype(dtype))
-    return wide.astype(x.dtype)
+    wide, end = x.astype(dtype), expand(alpha.astype(dtype), x.shape)
+    clipped = jnp.where(wide >= end, end, jnp.where(wide >= 0, wide, 0))
+    return with_value(clipped, x_hat.astype(dtype)).astype(x.dtype)
 
 
 def fake_quant_pact_residual(x: Array, alpha: Array, *, format: IntFormat) -> Array:
@@ -98,27 +104,16 @@ def fake_quant_pact_residual(x: Array, alpha: Array, *, format: IntFormat) -> Ar
     with v = x qmax / alpha: LSQ with scale = alpha / qmax (compared with PACT by Esser et al.
     2020, section 2.1). Arguments and errors as for `fake_quant_pact`.
     """
-    if not isinstance(format, IntFormat) or format.signed:
-        raise ValueError(f"format: got {format!r}, expected IntFormat(bits, signed=False).")
+    require(
+        isinstance(format, IntFormat) and not format.signed,
+        "format",
+        got=format,
+        expected="IntFormat(bits, signed=False)",
+    )
     x, alpha = jnp.asarray(x), jnp.asarray(alpha)
     alpha = alpha.astype(compute_dtype(x))
     scale = divide_small(alpha, jnp.asarray(format.qmax).astype(alpha.dtype))
     return fake_quant(x, scale, format=format)
-
-
-@jax.custom_jvp
-def _pact(x, alpha, x_hat):
-    del x, alpha
-    return x_hat
-
-
-@_pact.defjvp
-def _pact_jvp(primals, tangents):
-    x, alpha, _ = primals
-    dx, dalpha, _ = tangents
-    is_above = x >= alpha
-    inside = jnp.where((x >= 0) & ~is_above, dx, jnp.zeros_like(dx))
-    return _pact(*primals), inside + jnp.where(is_above, dalpha, jnp.zeros_like(dalpha))
 
 
 def lsq_init(x: Array, *, format: IntFormat, scale_shape: Shape | None = None) -> Array:
@@ -126,10 +121,10 @@ def lsq_init(x: Array, *, format: IntFormat, scale_shape: Shape | None = None) -
 
     Arguments and errors as for `calibration.absmax`.
     """
-    x, shape = prepare(x, scale_shape)
-    grouped, axes = group(jnp.abs(x).astype(compute_dtype(x)), shape)
-    mean = jnp.mean(grouped, axes)
-    return safe(divide_small(2 * mean, jnp.sqrt(jnp.asarray(format.qmax).astype(mean.dtype))))
+    mean = mean_magnitude(*prepare(x, scale_shape))
+    return normal_or_one(
+        divide_small(2 * mean, jnp.sqrt(jnp.asarray(format.qmax).astype(mean.dtype)))
+    )
 
 
 def lsq_plus_weight_init(x: Array, *, format: IntFormat, scale_shape: Shape | None = None) -> Array:
@@ -140,11 +135,10 @@ def lsq_plus_weight_init(x: Array, *, format: IntFormat, scale_shape: Shape | No
     Bhalgat et al. 2020, section 3.2: three standard deviations meet the ends of a signed grid
     -2^(bits - 1) .. 2^(bits - 1) - 1. Arguments and errors as for `calibration.absmax`.
     """
-    x, shape = prepare(x, scale_shape)
-    grouped, axes = group(x.astype(compute_dtype(x)), shape)
+    grouped, axes = granules(*prepare(x, scale_shape))
     end = jnp.abs(jnp.mean(grouped, axes)) + 3 * jnp.std(grouped, axes)
     codes = jnp.ldexp(jnp.ones((), end.dtype), jnp.asarray(format.bits).astype(jnp.int32) - 1)
-    return safe(divide_small(end, codes))
+    return normal_or_one(divide_small(end, codes))
 
 
 def lsq_plus_activation_init(
@@ -168,7 +162,7 @@ def lsq_plus_activation_init(
       ValueError: as `calibration.minmax`.
     """
     x, shape = prepare(x, scale_shape)
-    check_affine(format)
+    check_equal_steps(format, UNSHIFTABLE)
     low, high = minmax_range(x, shape)
 
     def error(low, high):
@@ -185,7 +179,7 @@ def lsq_plus_activation_init(
 
 def _grid_between(low, high, format):
     qmin, qmax = (jnp.asarray(q).astype(low.dtype) for q in (format.qmin, format.qmax))
-    scale = safe(divide_small(high - low, qmax - qmin))
+    scale = normal_or_one(divide_small(high - low, qmax - qmin))
     return scale, low - qmin * scale
 
 
@@ -222,7 +216,8 @@ def fake_quant_fractional(x: Array, clip: Array, bits: Array, *, signed: bool = 
     def quantize(width):
         exponent = width.astype(jnp.int32) - int(signed)
         qmax = jnp.ldexp(jnp.ones_like(width), exponent) - 1
-        scale = divide_small(*jnp.broadcast_arrays(clip, _like_rank(qmax, clip)))
+        qmax = qmax.reshape((1,) * clip.ndim) if qmax.ndim == 0 else qmax
+        scale = divide_small(*jnp.broadcast_arrays(clip, qmax))
         return fake_quant_codes(x.astype(dtype), scale, None, -qmax if signed else 0 * qmax, qmax)
 
     part = expand(bits - below, x.shape)
@@ -298,13 +293,13 @@ def scale_at(clip: Array, bits: Array) -> Array:
       ValueError: a concrete clip that is not positive, or concrete bits that are not above 1.
     """
     check_positive(clip)
-    if not concrete_all(lambda b: b > 1, bits):
-        raise ValueError(f"bits: got {bits}, expected more than 1, the sign's own.")
+    require(
+        concrete_all(lambda b: b > 1, bits),
+        "bits",
+        got=bits,
+        expected="more than 1, the sign's own",
+    )
     return clip / (jnp.exp2(bits - 1) - 1)
-
-
-def _like_rank(param, like):
-    return param.reshape((1,) * like.ndim) if param.ndim == 0 else param
 
 
 def _check_clip(x, clip):
@@ -316,5 +311,10 @@ def _check_clip(x, clip):
 def _check_bits(x, bits, least):
     if bits.ndim:
         check_divides(x.shape, bits.shape)
-    if not concrete_all(lambda b: (b >= least) & (b <= MAX_BITS), bits):
-        raise ValueError(f"bits: got {bits}, expected {least}..{MAX_BITS}; clip them there.")
+    require(
+        concrete_all(lambda b: (b >= least) & (b <= MAX_BITS), bits),
+        "bits",
+        got=bits,
+        expected=f"{least}..{MAX_BITS}",
+        remedy="clip them there",
+    )

@@ -3,15 +3,16 @@
 import dataclasses
 import functools
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from qdiffjax._checks import require
 from qdiffjax._typing import Array
 from qdiffjax.quant import rounding
-from qdiffjax.quant.formats.integers import Format, IntFormat
+from qdiffjax.quant.formats.base import Format, check_static_integer
+from qdiffjax.quant.formats.integers import is_binary
 from qdiffjax.quant.granularity import check_positive, concrete_all
 from qdiffjax.quant.qtensor import QTensor
 
@@ -69,11 +70,6 @@ class Footprint(NamedTuple):
         """All bytes."""
         return self.codes + self.scales + self.zero_points
 
-    @property
-    def bits_per_element(self) -> float:
-        """Bits over elements, scales and zero points included; NaN for an empty array."""
-        return 8 * self.total / self.num_elements if self.num_elements else math.nan
-
 
 def pack_codes(codes: Array, bits: int) -> Array:
     """Write the low bits of each code one after the other, the least significant first.
@@ -93,11 +89,14 @@ def pack_codes(codes: Array, bits: int) -> Array:
       TypeError: codes are not integers.
       ValueError: bits out of range, or codes without an axis.
     """
-    _check_bits(bits)
-    if not jnp.issubdtype(codes.dtype, jnp.integer):
-        raise TypeError(f"codes: got {codes.dtype}, expected integers; call format.encode first.")
-    if codes.ndim == 0:
-        raise ValueError("codes: got a scalar, expected at least one axis; reshape to (1,).")
+    check_static_integer("bits", bits, MAX_BITS)
+    is_integer, remedy = jnp.issubdtype(codes.dtype, jnp.integer), "call format.encode first"
+    require(
+        is_integer, "codes", got=codes.dtype, expected="integers", remedy=remedy, error=TypeError
+    )
+    require(
+        codes.ndim, "codes", got="a scalar", expected="at least one axis", remedy="reshape to (1,)"
+    )
     places = jnp.arange(bits, dtype=jnp.uint32)
     is_set = jnp.right_shift(_column(codes), places.reshape([1] * codes.ndim + [bits])) & 1
     stream = is_set.astype(jnp.uint8).reshape(*codes.shape[:-1], codes.shape[-1] * bits)
@@ -119,13 +118,14 @@ def unpack_codes(packed: Array, bits: int, signed: bool, shape: tuple[int, ...])
     Raises:
       ValueError: bits out of range, or a number of bytes that does not fit the shape.
     """
-    _check_bits(bits)
+    check_static_integer("bits", bits, MAX_BITS)
     expected = (*shape[:-1], -(-shape[-1] * bits // 8))
-    if packed.shape != expected or packed.dtype != jnp.uint8:
-        raise ValueError(
-            f"packed: got {packed.dtype} {packed.shape}, expected uint8 {expected} for codes "
-            f"{shape} of {bits} bits; pass the shape and width that were packed."
-        )
+    require(
+        packed.shape == expected and packed.dtype == jnp.uint8, "packed",
+        got=f"{packed.dtype} {packed.shape}",
+        expected=f"uint8 {expected} for codes {shape} of {bits} bits",
+        remedy="pass the shape and width that were packed",
+    )  # fmt: skip
     stream = jnp.unpackbits(packed, axis=-1, count=shape[-1] * bits, bitorder="little")
     weights = jnp.left_shift(jnp.ones(bits, jnp.uint32), jnp.arange(bits, dtype=jnp.uint32))
     weights = weights.reshape([1] * len(shape) + [bits])
@@ -157,7 +157,7 @@ def pack(
     if tensor_scale is not None:
         tensor_scale = _checked_tensor_scale(tensor_scale, scale_format)
     scale = q.scale if scale_format is None else _encode_scale(q.scale, scale_format, tensor_scale)
-    codes = q.codes > 0 if _is_binary(q.format) else q.codes
+    codes = q.codes > 0 if is_binary(q.format) else q.codes
     data = pack_codes(codes.astype(q.format.storage_dtype).reshape(-1), q.format.bits)
     fields = (data, scale, q.zero_point, q.format, q.shape, scale_format, tensor_scale)
     return PackedQTensor(*fields)
@@ -166,10 +166,10 @@ def pack(
 def unpack(p: PackedQTensor) -> QTensor:
     """Return the QTensor that was packed, bit for bit."""
     dtype = p.format.storage_dtype
-    is_binary = _is_binary(p.format)
-    is_signed = dtype.kind == "i" and not is_binary
+    is_sign = is_binary(p.format)
+    is_signed = dtype.kind == "i" and not is_sign
     codes = unpack_codes(p.data, p.format.bits, is_signed, (math.prod(p.shape),)).astype(dtype)
-    codes = (2 * codes - 1 if is_binary else codes).reshape(p.shape)
+    codes = (2 * codes - 1 if is_sign else codes).reshape(p.shape)
     scale = p.scale
     if p.scale_format is not None:
         scale = _decode_scale(p.scale, p.scale_format, p.tensor_scale)
@@ -208,24 +208,25 @@ def _column(codes):
 
 def _checked_tensor_scale(tensor_scale, scale_format):
     tensor_scale = jnp.asarray(tensor_scale).astype(jnp.float32)
-    if scale_format is None or tensor_scale.ndim:
-        raise ValueError(
-            f"tensor_scale: got shape {tensor_scale.shape} with scale_format {scale_format}, "
-            "expected a scalar, and the format of the scales in units of it, such as E4M3FN."
-        )
+    require(
+        scale_format is not None and tensor_scale.ndim == 0, "tensor_scale",
+        got=f"shape {tensor_scale.shape} with scale_format {scale_format}",
+        expected="a scalar, and the format of the scales in units of it, such as E4M3FN",
+    )  # fmt: skip
     check_positive(tensor_scale)
     return tensor_scale
 
 
 def _encode_scale(scale, format, tensor_scale):
-    if scale.dtype != jnp.float32:
-        raise ValueError(f"scale: got {scale.dtype}, expected float32 to store as {format}.")
+    is_float32, expected = scale.dtype == jnp.float32, f"float32 to store as {format}"
+    require(is_float32, "scale", got=scale.dtype, expected=expected)
     codes = _scale_codes(scale, format, tensor_scale)
-    if not concrete_all(lambda c: _decode_scale(c, format, tensor_scale) == scale, codes):
-        raise ValueError(
-            f"scale: got numbers that are not in {format} (times tensor_scale), expected ones that "
-            "it holds exactly; round them before quantizing, or pack without scale_format."
-        )
+    require(
+        concrete_all(lambda c: _decode_scale(c, format, tensor_scale) == scale, codes), "scale",
+        got=f"numbers that are not in {format} (times tensor_scale)",
+        expected="ones that it holds exactly",
+        remedy="round them before quantizing, or pack without scale_format",
+    )  # fmt: skip
     return codes
 
 
@@ -240,12 +241,3 @@ def _scale_codes(scale, format, tensor_scale):
 def _decode_scale(codes, format, tensor_scale):
     scale = format.decode(codes, jnp.float32)
     return scale if tensor_scale is None else scale * tensor_scale
-
-
-def _is_binary(format) -> bool:
-    return isinstance(format, IntFormat) and format.is_binary
-
-
-def _check_bits(bits: Any) -> None:
-    if not isinstance(bits, int | np.integer) or not 1 <= bits <= MAX_BITS:
-        raise ValueError(f"bits: got {bits!r}, expected an int in 1..{MAX_BITS}.")

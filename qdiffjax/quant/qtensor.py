@@ -6,9 +6,11 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from qdiffjax._checks import require
 from qdiffjax._typing import Array
 from qdiffjax.quant import rounding
-from qdiffjax.quant.formats.integers import Format, IntFormat
+from qdiffjax.quant.formats.base import Format
+from qdiffjax.quant.formats.integers import has_equal_steps
 from qdiffjax.quant.granularity import (
     check_divides,
     check_positive,
@@ -81,15 +83,22 @@ def quantize(
       ValueError: shapes that do not divide, a scale that is not positive, concrete NaN in x,
         or a zero point with the binary format.
     """
-    if not format.is_static:
-        raise TypeError("format: got traced bits, expected an int; use fake_quant for those.")
+    require(
+        format.is_static, "format", got="traced bits", expected="an int",
+        remedy="use fake_quant for those", error=TypeError,
+    )  # fmt: skip
     x, scale = jnp.asarray(x), jnp.asarray(scale)
     check_arguments(x, scale, zero_point, format)
-    if not concrete_all(lambda x: ~jnp.isnan(x), x):
-        raise ValueError("x: got NaN, expected numbers; integer codes cannot hold NaN.")
+    require(
+        concrete_all(lambda x: ~jnp.isnan(x), x),
+        "x",
+        got="NaN",
+        expected="numbers",
+        remedy="integer codes cannot hold NaN",
+    )
     scale = scale.astype(compute_dtype(x))
     zero_point = None if zero_point is None else jnp.round(zero_point).astype(jnp.int32)
-    zero = _like(zero_point, scale, x.shape)
+    zero = zero_like(zero_point, scale, x.shape)
     values = jnp.nan_to_num(steps(x, scale, zero, format, round_fn), nan=0.0) + zero
     return QTensor(format.encode(values), scale, zero_point, format)
 
@@ -99,7 +108,7 @@ def dequantize(q: QTensor, dtype=jnp.float32) -> Array:
 
     Codes are shifted and scaled in float32 (float64 if the scale is float64), then cast once.
     """
-    zero = _like(q.zero_point, q.scale, q.shape)
+    zero = zero_like(q.zero_point, q.scale, q.shape)
     shifted = q.format.decode(q.codes, q.scale.dtype) - zero
     return (expand(q.scale, q.shape) * shifted).astype(dtype)
 
@@ -120,7 +129,7 @@ def quantization_error(
     x, scale = jnp.asarray(x), jnp.asarray(scale)
     check_arguments(x, scale, zero_point, format)
     scale = scale.astype(compute_dtype(x))
-    zero = _like(zero_point, scale, x.shape)
+    zero = zero_like(zero_point, scale, x.shape)
     grid = expand(scale, x.shape) * steps(x, scale, zero, format, round_fn)
     return grid - x.astype(grid.dtype)
 
@@ -140,19 +149,15 @@ def check_arguments(x: Array, scale: Array, zero_point: Array | None, format: Fo
     check_positive(scale)
     if zero_point is not None:
         check_divides(x.shape, jnp.shape(zero_point))
-        if not isinstance(format, IntFormat):
-            raise ValueError(
-                f"zero_point: got one for {format!r}, expected None; only integer grids shift."
-            )
-        if format.is_binary:
-            raise ValueError(
-                "zero_point: got one for the binary format {-1, +1}, expected None; use "
-                "IntFormat(1, signed=False) or at least 2 bits for an affine grid."
-            )
+        require(
+            has_equal_steps(format), "zero_point", got=f"one for {format}", expected="None",
+            remedy="only integer grids shift, of at least 2 bits or IntFormat(1, signed=False), "
+            "not the binary format {-1, +1}",
+        )  # fmt: skip
 
 
-def _like(zero_point: Array | None, scale: Array, shape: tuple[int, ...]) -> Array:
-    """Zero point as real integers that broadcast against [*shape]; a scalar 0 if symmetric."""
+def zero_like(zero_point: Array | None, scale: Array, shape: tuple[int, ...]) -> Array:
+    """Zero point as integers in the dtype of scale, to broadcast against [*shape]; None is 0."""
     if zero_point is None:
         return jnp.zeros((), scale.dtype)
     return expand(jnp.round(jnp.asarray(zero_point).astype(scale.dtype)), shape)

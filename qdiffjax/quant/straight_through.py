@@ -21,10 +21,12 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
+from qdiffjax._checks import require
 from qdiffjax._typing import Array
 from qdiffjax.quant import rounding
-from qdiffjax.quant.formats.integers import Format, IntFormat
-from qdiffjax.quant.granularity import compute_dtype, concrete_all, expand, inverse
+from qdiffjax.quant.formats.base import Format
+from qdiffjax.quant.formats.integers import IntFormat, is_binary
+from qdiffjax.quant.granularity import check_like, compute_dtype, concrete_all, expand, inverse
 from qdiffjax.quant.qtensor import check_arguments
 
 
@@ -96,9 +98,13 @@ def fake_quant_stochastic(
     Raises:
       ValueError: as `fake_quant`, for the binary format, and a uniform of another shape.
     """
-    check_random("uniform", uniform, x)
-    if isinstance(format, IntFormat) and format.is_binary:
-        raise ValueError("format: got {-1, +1}, expected 2 bits or unsigned to round at random.")
+    check_like("uniform", uniform, x, "draw it with uniform_like(key, x)")
+    require(
+        not is_binary(format),
+        "format",
+        got="{-1, +1}",
+        expected="2 bits or unsigned to round at random",
+    )
     round_fn = functools.partial(rounding.stochastic, uniform=uniform)
     return fake_quant(x, scale, zero_point, format=format, round_fn=round_fn)
 
@@ -158,18 +164,14 @@ def fake_quant_codes(
     """
     x, scale = jnp.asarray(x), jnp.asarray(scale)
     check_arguments(x, scale, zero_point, IntFormat(8))
-    if not (isinstance(qmin, jax.core.Tracer) or concrete_all(lambda q: q >= qmin, qmax)):
-        raise ValueError(f"qmin, qmax: got {qmin}, {qmax}, expected qmin <= qmax; swap them.")
+    require(
+        isinstance(qmin, jax.core.Tracer) or concrete_all(lambda q: q >= qmin, qmax),
+        "qmin, qmax",
+        got=(qmin, qmax),
+        expected="qmin <= qmax",
+        remedy="swap them",
+    )
     return _fake_quant(x, scale, zero_point, round_fn, qmin, qmax)
-
-
-def check_random(name: str, noise: Array, x: Array) -> None:
-    """Raise ValueError unless there is a random number for each element of x [*shape]."""
-    if jnp.shape(noise) != jnp.shape(x):
-        raise ValueError(
-            f"{name}: got shape {jnp.shape(noise)} for x of shape {jnp.shape(x)}, expected the "
-            "same; draw it with uniform_like(key, x)."
-        )
 
 
 def _fake_quant(x, scale, zero_point, round_grid, low, high):
@@ -231,3 +233,15 @@ def scale_gradient(x: Array, factor: Array) -> Array:
 def _scale_gradient_jvp(primals, tangents):
     x, factor = primals
     return scale_gradient(x, factor), tangents[0] * factor
+
+
+@jax.custom_jvp
+def with_value(x: Array, value: Array) -> Array:
+    """Return value [*shape] with the derivative of x [*shape]; x + (value - x) would round."""
+    del x
+    return value
+
+
+@with_value.defjvp
+def _with_value_jvp(primals, tangents):
+    return with_value(*primals), tangents[0]

@@ -184,7 +184,7 @@ def test_activation_init_beats_minmax_on_skewed_data_and_covers_uniform_data():
 
 
 def test_misuse_is_refused_with_a_remedy():
-    with pytest.raises(ValueError, match="at least 2 bits or unsigned"):
+    with pytest.raises(ValueError, match="2 bits or more, or unsigned"):
         fake_quant_lsq_plus(X, SCALE, BETA, format=IntFormat(1))
     with pytest.raises(ValueError, match="divisor"):
         fake_quant_lsq_plus(X, SCALE, jnp.ones((1, 4)), format=IntFormat(4))

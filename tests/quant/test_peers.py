@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from qdiffjax.quant import IntFormat, absmax, fake_quant, quantize
+from qdiffjax.quant.fake_quant_variants import fake_quant_block
 from qdiffjax.quant.formats.blocks import (
     MXFP4,
     MXFP8_E4M3,
@@ -19,7 +20,6 @@ from qdiffjax.quant.formats.blocks import (
     block_scale,
     ceil_scale,
     e4m3_scale,
-    fake_quant_block,
     floor_scale,
 )
 from qdiffjax.quant.formats.codebooks import nf4

@@ -25,45 +25,26 @@ from qdiffjax.quant.calibration.moments import (
     rms,
     ternary_fit,
 )
+from qdiffjax.quant.calibration.observers import (
+    HistogramState,
+    Observer,
+    RangeState,
+    ema_minmax,
+    histogram_observer,
+    kl_range,
+    mse_range,
+    percentile_range,
+    running_minmax,
+)
 from qdiffjax.quant.calibration.ranges import (
     Grid,
     absmax,
     covering,
     minmax,
     minmax_range,
-    per_channel,
-    per_group,
-    per_tensor,
-    per_token,
     percentile,
     quantile_range,
     scale_from_range,
 )
 from qdiffjax.quant.calibration.search import RATIOS, best_ratio, kl, kl_ratio, lp, mse
-
-__all__ = [
-    "RATIOS",
-    "Grid",
-    "absmax",
-    "best_ratio",
-    "binary_fit",
-    "covering",
-    "gaussian_clip",
-    "kl",
-    "kl_ratio",
-    "laplace_clip",
-    "lp",
-    "minmax",
-    "minmax_range",
-    "mse",
-    "per_channel",
-    "per_group",
-    "per_tensor",
-    "per_token",
-    "percentile",
-    "power_of_two",
-    "quantile_range",
-    "rms",
-    "scale_from_range",
-    "ternary_fit",
-]
+from qdiffjax.quant.granularity import per_channel, per_group, per_tensor, per_token

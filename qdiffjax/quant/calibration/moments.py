@@ -4,21 +4,25 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from qdiffjax._checks import require
 from qdiffjax._typing import Array
-from qdiffjax.quant.calibration.ranges import Grid, grid_of, prepare, safe
-from qdiffjax.quant.formats.integers import MAX_BITS, Format, IntFormat
+from qdiffjax.quant.calibration.ranges import Grid, grid_of, prepare
+from qdiffjax.quant.formats.base import Format
+from qdiffjax.quant.formats.integers import MAX_BITS, IntFormat
 from qdiffjax.quant.granularity import (
     Shape,
     check_positive,
-    compute_dtype,
     concrete_all,
     expand,
+    granules,
     group,
+    normal_or_one,
 )
 from qdiffjax.quant.noise.distributions import Folded, Gaussian, Laplace
 from qdiffjax.quant.noise.prediction import optimal_scale
@@ -53,8 +57,12 @@ def rms(
         multiple that is not positive.
     """
     x, shape = prepare(x, scale_shape)
-    if not concrete_all(lambda m: m > 0, multiple):
-        raise ValueError(f"multiple: got {multiple}, expected positive, such as 3 for a Gaussian.")
+    require(
+        concrete_all(lambda m: m > 0, multiple),
+        "multiple",
+        got=multiple,
+        expected="positive, such as 3 for a Gaussian",
+    )
     end = _root_mean_square(x, shape)
     end = end * jnp.asarray(multiple).astype(end.dtype)
     return grid_of((-end, end), format, symmetric=True, overhang=overhang)
@@ -80,9 +88,8 @@ def gaussian_clip(x: Array, *, format: Format, scale_shape: Shape | None = None)
       ValueError: as `rms`; more levels than 2^20, which nothing needs to clip.
       TypeError: traced fields of a format that is not an integer grid.
     """
-    x, shape = prepare(x, scale_shape)
-    size = _root_mean_square(x, shape)
-    return safe(_times_optimal(size, format, GAUSSIAN)), None
+    size = _root_mean_square(*prepare(x, scale_shape))
+    return normal_or_one(_times_optimal(size, format, GAUSSIAN)), None
 
 
 def laplace_clip(x: Array, *, format: Format, scale_shape: Shape | None = None) -> Grid:
@@ -96,9 +103,8 @@ def laplace_clip(x: Array, *, format: Format, scale_shape: Shape | None = None) 
     about 0, not about the mean. Arguments and errors as for `gaussian_clip`; an unsigned format
     takes exponential data.
     """
-    x, shape = prepare(x, scale_shape)
-    size = _mean_magnitude(x, shape)
-    return safe(_times_optimal(size, format, LAPLACE)), None
+    size = mean_magnitude(*prepare(x, scale_shape))
+    return normal_or_one(_times_optimal(size, format, LAPLACE)), None
 
 
 def binary_fit(x: Array, *, scale_shape: Shape | None = None) -> Grid:
@@ -106,8 +112,7 @@ def binary_fit(x: Array, *, scale_shape: Shape | None = None) -> Grid:
 
     Rastegari et al. 2016, eq. 6. Arguments, results and errors as for `absmax`.
     """
-    x, shape = prepare(x, scale_shape)
-    return safe(_mean_magnitude(x, shape)), None
+    return normal_or_one(mean_magnitude(*prepare(x, scale_shape))), None
 
 
 def ternary_fit(
@@ -135,15 +140,16 @@ def ternary_fit(
       ValueError: as `rms`, and for a negative ratio.
     """
     x, shape = prepare(x, scale_shape)
-    if not ratio >= 0:
-        raise ValueError(f"ratio: got {ratio}, expected at least 0; 0.7 is that of the paper.")
-    mean = _mean_magnitude(x, shape)
+    require(
+        ratio >= 0, "ratio", got=ratio, expected="at least 0", remedy="0.7 is that of the paper"
+    )
+    mean = mean_magnitude(x, shape)
     threshold = mean * jnp.asarray(ratio, mean.dtype)
-    size = jnp.abs(x.astype(mean.dtype))
-    grouped, axes = group(size, shape)
-    kept, _ = group(size > expand(threshold, x.shape), shape)
+    size = jnp.abs(x)
+    grouped, axes = granules(size, shape)
+    kept, _ = group(size.astype(mean.dtype) > expand(threshold, x.shape), shape)
     total = jnp.sum(jnp.where(kept, grouped, 0), axes)
-    return safe(total / jnp.maximum(jnp.sum(kept, axes, dtype=mean.dtype), 1)), threshold
+    return normal_or_one(total / jnp.maximum(jnp.sum(kept, axes, dtype=mean.dtype), 1)), threshold
 
 
 def power_of_two(scale: Array, round_fn: Callable[[Array], Array] = jnp.ceil) -> Array:
@@ -175,12 +181,14 @@ def _unit_scale(format: Format, law: Gaussian | Laplace) -> float:
     return optimal_scale(format, law if format.low < 0 else Folded(law))
 
 
-def _constant(format: Format, law: Gaussian | Laplace) -> Array:
+def _constant(format: Any, law: Gaussian | Laplace) -> Array:
     """Optimal scale for the law, float64 (or the widest float there is), like format.bits."""
     if format.is_static:
-        return jnp.asarray(_unit_scale(format, law))  # type: ignore[arg-type]
-    if not isinstance(format, IntFormat):
-        raise TypeError(f"format: got traced fields in {format!r}, expected static or IntFormat.")
+        return jnp.asarray(_unit_scale(format, law))
+    require(
+        isinstance(format, IntFormat), "format", got=format, expected="static fields or IntFormat",
+        error=TypeError,
+    )  # fmt: skip
     widths = range(2, MAX_BITS + 1)
     scales = [_unit_scale(dataclasses.replace(format, bits=b), law) for b in widths]
     return jnp.asarray(np.asarray(scales))[format.bits - 2]
@@ -192,11 +200,12 @@ def _times_optimal(size: Array, format: Format, law: Gaussian | Laplace) -> Arra
 
 
 def _root_mean_square(x: Array, shape: Shape) -> Array:
-    grouped, axes = group(x.astype(compute_dtype(x)), shape)
-    largest = safe(jnp.max(jnp.abs(grouped), axes, keepdims=True))  # squares may overflow
+    grouped, axes = granules(x, shape)
+    largest = normal_or_one(jnp.max(jnp.abs(grouped), axes, keepdims=True))  # squares may overflow
     return jnp.sqrt(jnp.mean((grouped / largest) ** 2, axes)) * jnp.squeeze(largest, axes)
 
 
-def _mean_magnitude(x: Array, shape: Shape) -> Array:
-    grouped, axes = group(jnp.abs(x).astype(compute_dtype(x)), shape)
+def mean_magnitude(x: Array, shape: Shape) -> Array:
+    """Mean of |x| over each granule [*shape]."""
+    grouped, axes = granules(jnp.abs(x), shape)
     return jnp.mean(grouped, axes)

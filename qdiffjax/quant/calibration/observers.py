@@ -20,10 +20,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from qdiffjax._checks import require
 from qdiffjax._typing import Array
 from qdiffjax.quant.calibration import ranges, search
-from qdiffjax.quant.calibration import search as entropy
-from qdiffjax.quant.formats.integers import Format
+from qdiffjax.quant.formats.base import Format
+from qdiffjax.quant.formats.integers import check_equal_steps
 from qdiffjax.quant.granularity import Shape, compute_dtype, expand
 from qdiffjax.quant.qtensor import quantization_error
 
@@ -69,8 +70,7 @@ def ema_minmax(momentum: float = 0.95) -> Observer:
     Raises:
       ValueError: momentum outside [0, 1).
     """
-    if not 0 <= momentum < 1:
-        raise ValueError(f"momentum: got {momentum}, expected 0 <= momentum < 1, such as 0.95.")
+    require(0 <= momentum < 1, "momentum", got=momentum, expected="0 <= momentum < 1, such as 0.95")
 
     def update(state, x):
         ends = _range_of(x, state.low.shape)
@@ -90,8 +90,7 @@ def empty_range(scale_shape: Shape) -> RangeState:
 
 
 def _range_of(x, scale_shape):
-    x, shape = ranges.prepare(x, scale_shape)
-    low, high = ranges.minmax_range(x, shape)
+    low, high = ranges.minmax_range(*ranges.prepare(x, scale_shape))
     return low.astype(jnp.float32), high.astype(jnp.float32)
 
 
@@ -147,8 +146,12 @@ def histogram_observer(
     Raises:
       ValueError: num_bins odd or below 2.
     """
-    if num_bins < 2 or num_bins % 2:
-        raise ValueError(f"num_bins: got {num_bins}, expected an even number, such as 4096.")
+    require(
+        num_bins >= 2 and num_bins % 2 == 0,
+        "num_bins",
+        got=num_bins,
+        expected="an even number, such as 4096",
+    )
     init = functools.partial(_empty_histogram, num_bins=num_bins)
     return Observer(init, _count, finalize, _merge_histograms)
 
@@ -200,7 +203,7 @@ def mse_range(
       ValueError: an affine grid for a format that is not an integer grid or is binary.
     """
     if not symmetric:
-        ranges.check_affine(format)
+        check_equal_steps(format, ranges.UNSHIFTABLE)
     num_bins = state.counts.shape[-1]
     bins = jnp.arange(num_bins, dtype=jnp.float32) - (num_bins / 2 - 0.5)
     width = _bin_width(state)[..., None]
@@ -224,7 +227,7 @@ def kl_range(state: HistogramState, *, format: Format) -> tuple[Array, Array]:
     Half the bins of the observer, for |x|, must be at least as many as the levels >= 0.
     """
     counts, width = _magnitudes(state)
-    end = entropy.kl_ratio(counts, format=format) * width * counts.shape[-1]
+    end = search.kl_ratio(counts, format=format) * width * counts.shape[-1]
     high = jnp.minimum(end, _absmax(state))
     return -high, high
 
@@ -246,7 +249,7 @@ def _count(state: HistogramState, x: Array) -> HistogramState:
     inverse_width = jnp.ldexp(jnp.full(shape, half, compute_dtype(x)), -exponent)  # exact
     bins = jnp.floor(x.astype(inverse_width.dtype) * expand(inverse_width, x.shape))
     bins = jnp.clip(bins.astype(jnp.int32) + half, 0, num_bins - 1)
-    counts = entropy.count_bins(bins, shape, num_bins)
+    counts = search.count_bins(bins, shape, num_bins)
     return _merge_histograms(state, HistogramState(exponent, counts, seen))
 
 

@@ -1,61 +1,24 @@
-"""Granularities, ranges of data, and the grid that covers a range."""
-
-import operator
+"""Ranges of data, and the grid that covers a range."""
 
 import jax.numpy as jnp
 
+from qdiffjax._checks import require
 from qdiffjax._typing import Array
-from qdiffjax.quant.formats.integers import Format, IntFormat
+from qdiffjax.quant.formats.base import Format
+from qdiffjax.quant.formats.integers import IntFormat, check_equal_steps
 from qdiffjax.quant.granularity import (
     Shape,
     check_finite,
-    compute_dtype,
     concrete_all,
     divide_small,
-    group,
+    granules,
+    normal_or_one,
+    per_tensor,
 )
 
 Grid = tuple[Array, Array | None]
 MOST_STEPS_FROM_ZERO = 2.0**20
-
-
-def per_tensor(x: Array) -> Shape:
-    """Return the scale shape with one scale for the whole of x."""
-    return (1,) * jnp.ndim(x)
-
-
-def per_channel(x: Array, channel_axis: int | tuple[int, ...]) -> Shape:
-    """Return the scale shape with one scale for each index of the channel axis (or axes).
-
-    Raises:
-      ValueError: x has no such axis.
-    """
-    axes = (channel_axis,) if isinstance(channel_axis, int) else channel_axis
-    kept = {_axis_of(x, operator.index(a)) for a in axes}
-    return tuple(n if a in kept else 1 for a, n in enumerate(jnp.shape(x)))
-
-
-def per_group(x: Array, axis: int, group_size: int) -> Shape:
-    """Return the scale shape with one scale for each group_size neighbours along axis.
-
-    Every index of the other axes keeps its own scales.
-
-    Raises:
-      ValueError: x has no such axis, or group_size does not divide it.
-    """
-    shape, axis = list(jnp.shape(x)), _axis_of(x, axis)
-    if group_size < 1 or shape[axis] % group_size:
-        raise ValueError(
-            f"group_size: got {group_size} for axis {axis} of x {tuple(shape)}, expected a "
-            f"divisor of {shape[axis]}; pad the axis or choose another size."
-        )
-    shape[axis] //= group_size
-    return tuple(shape)
-
-
-def per_token(x: Array) -> Shape:
-    """Return the scale shape with one scale for each vector along the last axis."""
-    return (*jnp.shape(x)[:-1], 1)
+UNSHIFTABLE = "other grids cannot shift: use absmax or a symmetric search, not an affine grid"
 
 
 def scale_from_range(
@@ -102,7 +65,7 @@ def scale_from_range(
     check_ascend("qmin, qmax", qmin, qmax)
     qmin, qmax, h = (jnp.asarray(q).astype(low.dtype) for q in (qmin, qmax, overhang))
     if symmetric:
-        return safe(divide_small(jnp.maximum(jnp.abs(low), jnp.abs(high)), qmax + h)), None
+        return normal_or_one(divide_small(jnp.maximum(jnp.abs(low), jnp.abs(high)), qmax + h)), None
     num_steps = qmax - qmin + 2 * h
     wide = jnp.minimum(low, 0), jnp.maximum(high, 0)
     if include_zero:
@@ -110,7 +73,7 @@ def scale_from_range(
     else:
         far = jnp.maximum(high, -low) * num_steps > MOST_STEPS_FROM_ZERO * (high - low)
         low, high = (jnp.where(far, w, end) for w, end in zip(wide, (low, high), strict=True))
-    scale = safe(divide_small(high - low, num_steps))
+    scale = normal_or_one(divide_small(high - low, num_steps))
     zero_point = jnp.round(qmin - h - low / scale)
     if include_zero:
         zero_point = jnp.clip(zero_point, qmin, qmax)
@@ -119,7 +82,7 @@ def scale_from_range(
 
 def minmax_range(x: Array, scale_shape: Shape) -> tuple[Array, Array]:
     """Smallest and largest element of each granule [*scale_shape], float32 or float64."""
-    grouped, axes = group(x.astype(compute_dtype(x)), scale_shape)
+    grouped, axes = granules(x, scale_shape)
     return jnp.min(grouped, axes), jnp.max(grouped, axes)
 
 
@@ -130,7 +93,7 @@ def quantile_range(x: Array, scale_shape: Shape, quantile: float) -> tuple[Array
       ValueError: quantile outside 0..1.
     """
     check_quantile(quantile)
-    grouped, axes = group(x.astype(compute_dtype(x)), scale_shape)
+    grouped, axes = granules(x, scale_shape)
     low, high = jnp.quantile(grouped, jnp.asarray([1 - quantile, quantile], grouped.dtype), axes)
     return low, high
 
@@ -170,7 +133,7 @@ def covering(x: Array, *, format: Format, scale_shape: Shape | None = None) -> G
         jnp.where(end == 0, 0, divide_small(value, jnp.where(end == 0, 1, end)))
         for value, end in zip((low, high), ends, strict=True)
     )
-    return safe(jnp.maximum(below, above)), None
+    return normal_or_one(jnp.maximum(below, above)), None
 
 
 def minmax(
@@ -190,7 +153,7 @@ def minmax(
       ValueError: also for a format that is not an integer grid, or is binary.
     """
     x, shape = prepare(x, scale_shape)
-    check_affine(format)
+    check_equal_steps(format, UNSHIFTABLE)
     ends = {"overhang": overhang, "include_zero": include_zero}
     return grid_of(minmax_range(x, shape), format, symmetric=False, **ends)
 
@@ -212,7 +175,7 @@ def percentile(
     """
     x, shape = prepare(x, scale_shape)
     if not symmetric:
-        check_affine(format)
+        check_equal_steps(format, UNSHIFTABLE)
     low, high = quantile_range(jnp.abs(x) if symmetric else x, shape, quantile)
     low = -high if symmetric else low
     ends = {"overhang": overhang, "include_zero": include_zero}
@@ -227,47 +190,29 @@ def grid_of(ends: tuple[Array, Array], format: Format, **kwargs) -> Grid:
 def prepare(x, scale_shape: Shape | None) -> tuple[Array, Shape]:
     """Refuse no data, and concrete data that are not finite; fill in the default granularity."""
     x = jnp.asarray(x)
-    if x.size == 0:
-        raise ValueError(f"x: got shape {x.shape}, expected data to calibrate on, not none.")
+    require(x.size > 0, "x", got=f"shape {x.shape}", expected="data to calibrate on, not none")
     check_finite(x)
     return x, per_tensor(x) if scale_shape is None else tuple(scale_shape)
 
 
-def check_affine(format: Format) -> None:
-    """Raise ValueError unless the format has integer codes that a zero point can shift."""
-    if not isinstance(format, IntFormat):
-        raise ValueError(
-            f"format: got {format!r} for an affine grid, expected IntFormat; other grids cannot "
-            "shift: use absmax or a symmetric search."
-        )
-    if format.is_binary:
-        raise ValueError(
-            "format: got {-1, +1} for an affine grid, expected at least 2 bits or unsigned; "
-            "use absmax or a symmetric mse."
-        )
-
-
 def check_quantile(quantile: float) -> None:
     """Raise ValueError unless quantile is in 0..1."""
-    if not 0 <= quantile <= 1:
-        raise ValueError(f"quantile: got {quantile}, expected 0..1, such as 0.999 for 99.9 %.")
+    require(0 <= quantile <= 1, "quantile", got=quantile, expected="0..1, such as 0.999 for 99.9 %")
 
 
 def check_ascend(names: str, low, high) -> None:
     """Raise ValueError unless low <= high, both finite, where they are known."""
-    if not (concrete_all(jnp.isfinite, low) and concrete_all(jnp.isfinite, high)):
-        raise ValueError(f"{names}: got NaN or infinity, expected finite ends; see check_finite.")
-    if not concrete_all(lambda gap: gap >= 0, jnp.subtract(*jnp.broadcast_arrays(high, low))):
-        raise ValueError(f"{names}: got {low}, {high}, expected low <= high; swap them.")
-
-
-def _axis_of(x, axis: int) -> int:
-    """Axis counted from the front."""
-    if not -jnp.ndim(x) <= axis < jnp.ndim(x):
-        raise ValueError(f"axis: got {axis} for x of shape {jnp.shape(x)}, expected one of its.")
-    return axis % jnp.ndim(x)
-
-
-def safe(scale: Array) -> Array:
-    """Replace scales that are not normal floats by 1: dividing by a subnormal may give inf."""
-    return jnp.where(scale >= jnp.finfo(scale.dtype).tiny, scale, jnp.ones_like(scale))
+    require(
+        concrete_all(jnp.isfinite, low) and concrete_all(jnp.isfinite, high),
+        names,
+        got="NaN or infinity",
+        expected="finite ends",
+    )
+    gap = jnp.subtract(*jnp.broadcast_arrays(high, low))
+    require(
+        concrete_all(lambda gap: gap >= 0, gap),
+        names,
+        got=(low, high),
+        expected="low <= high",
+        remedy="swap them",
+    )

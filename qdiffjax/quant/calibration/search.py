@@ -1,4 +1,4 @@
-"""Ranges found by trying shrunken ones: mean squared and Lp error."""
+"""Ranges found by trying shrunken ones: mean squared and Lp error, divergence of histograms."""
 
 from collections.abc import Callable
 
@@ -6,19 +6,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from qdiffjax._checks import require
 from qdiffjax._typing import Array
 from qdiffjax.quant import rounding
 from qdiffjax.quant.calibration.moments import binary_fit
-from qdiffjax.quant.calibration.ranges import (
-    Grid,
-    check_affine,
-    grid_of,
-    minmax_range,
-    prepare,
-    safe,
+from qdiffjax.quant.calibration.ranges import UNSHIFTABLE, Grid, grid_of, minmax_range, prepare
+from qdiffjax.quant.formats.base import Format
+from qdiffjax.quant.formats.integers import check_equal_steps, is_binary
+from qdiffjax.quant.granularity import (
+    Shape,
+    compute_dtype,
+    concrete_all,
+    expand,
+    group,
+    normal_or_one,
 )
-from qdiffjax.quant.formats.integers import Format, IntFormat
-from qdiffjax.quant.granularity import Shape, compute_dtype, concrete_all, expand, group
 from qdiffjax.quant.qtensor import quantization_error
 
 RATIOS = np.arange(80, 0, -1) / 80  # widest first, so that ties keep the wider range
@@ -30,8 +32,7 @@ def mse(x: Array, *, format: Format, scale_shape: Shape | None = None, **options
     The binary format needs no search: its optimum is scale = mean |x| (Rastegari et al. 2016,
     section 3.1). Options, results and errors as for `lp`.
     """
-    is_binary = isinstance(format, IntFormat) and format.is_binary
-    if is_binary and options.get("symmetric", True):
+    if is_binary(format) and options.get("symmetric", True):
         return binary_fit(x, scale_shape=scale_shape)
     return lp(x, format=format, scale_shape=scale_shape, p=2.0, **options)
 
@@ -74,17 +75,16 @@ def lp(
         for a format that is not an integer grid or is binary, ratios or p that are not positive.
     """
     x, shape = prepare(x, scale_shape)
-    if p <= 0:
-        raise ValueError(f"p: got {p}, expected a positive power of the error, such as 2 or 2.4.")
+    require(p > 0, "p", got=p, expected="a positive power of the error, such as 2 or 2.4")
     if not symmetric:
-        check_affine(format)
+        check_equal_steps(format, UNSHIFTABLE)
     full = minmax_range(x, shape)
     ends = {"symmetric": symmetric, "overhang": overhang, "include_zero": include_zero}
 
     def error(low, high):
         grid = grid_of((low, high), format, **ends)
-        errors = quantization_error(x, *grid, format=format, round_fn=rounding.nearest_even)
-        return _mean_power(errors, p, shape)
+        errors = quantization_error(x, *grid, format=format)
+        return jnp.mean(*group(errors**2 if p == 2 else jnp.abs(errors) ** p, shape))
 
     ratio = best_ratio(*full, error, ratios)
     return grid_of((full[0] * ratio, full[1] * ratio), format, **ends)
@@ -105,8 +105,12 @@ def best_ratio(
       ValueError: no ratios, or concrete ones that are not positive.
     """
     ratios = jnp.asarray(ratios, low.dtype)
-    if not ratios.size or not concrete_all(lambda r: r > 0, ratios):
-        raise ValueError(f"ratios: got {ratios}, expected positive fractions of the full range.")
+    require(
+        ratios.size and concrete_all(lambda r: r > 0, ratios),
+        "ratios",
+        got=ratios,
+        expected="positive fractions of the full range",
+    )
 
     def keep_better(best, ratio):
         error = error_fn(low * ratio, high * ratio)
@@ -116,12 +120,6 @@ def best_ratio(
     start = (jnp.full_like(low, jnp.inf), jnp.broadcast_to(ratios[0], low.shape))
     (_, ratio), _ = jax.lax.scan(keep_better, start, ratios)
     return ratio
-
-
-def _mean_power(errors: Array, p: float, shape: Shape) -> Array:
-    powers = errors**2 if p == 2 else jnp.abs(errors) ** p
-    grouped, axes = group(powers, shape)
-    return jnp.mean(grouped, axes)
 
 
 def kl(
@@ -195,14 +193,15 @@ def kl_ratio(counts: Array, *, format: Format) -> Array:
 
 def first_candidate(format: Format, num_bins: int) -> int:
     """Least number of bins worth a try: that of the levels >= 0, of which there must be room."""
-    if not format.is_static:
-        raise TypeError("format: got traced fields, expected a static format; use mse for those.")
+    require(
+        format.is_static, "format", got="traced fields", expected="a static format",
+        remedy="use mse for those", error=TypeError,
+    )  # fmt: skip
     num_levels = int(np.sum(format.levels() >= 0))
-    if num_bins < num_levels:
-        raise ValueError(
-            f"num_bins: got {num_bins} for {num_levels} levels >= 0, expected at least as many; "
-            "use more bins, or mse for wide formats."
-        )
+    require(
+        num_bins >= num_levels, "num_bins", got=f"{num_bins} for {num_levels} levels >= 0",
+        expected="at least as many", remedy="use more bins, or mse for wide formats",
+    )  # fmt: skip
     return num_levels
 
 
@@ -212,9 +211,8 @@ def magnitude_histogram(x: Array, scale_shape: Shape, num_bins: int) -> tuple[Ar
     Counts are int32; max|x| itself falls into the last bin.
     """
     size = jnp.abs(x.astype(compute_dtype(x)))
-    grouped, axes = group(size, scale_shape)
-    top = jnp.max(grouped, axes)
-    bins = jnp.floor(size * expand(num_bins / safe(top), x.shape)).astype(jnp.int32)
+    top = jnp.max(*group(size, scale_shape))
+    bins = jnp.floor(size * expand(num_bins / normal_or_one(top), x.shape)).astype(jnp.int32)
     return count_bins(jnp.clip(bins, 0, num_bins - 1), scale_shape, num_bins), top
 
 
@@ -239,7 +237,7 @@ def _divergence(counts: Array, num_kept: Array, format: Format) -> Array:
     tail = jnp.sum(counts) - jnp.sum(kept)
     p = jnp.where(bins == num_kept - 1, kept + tail, kept)
     q = spread(kept, _cells(bins, num_kept, format))
-    p, q = p / safe(jnp.sum(p)), q / safe(jnp.sum(q))
+    p, q = p / normal_or_one(jnp.sum(p)), q / normal_or_one(jnp.sum(q))
     terms = jnp.where(p > 0, p * (jnp.log(jnp.where(p > 0, p, 1)) - jnp.log(q)), 0)
     return jnp.sum(terms)
 

@@ -1,7 +1,8 @@
 """Block formats: an element format, and a rule from the data of a block to its scale.
 
 The scale is an ordinary array [*groups], so everything else is `fake_quant(x, scale,
-format=element)`. The rules are in `block_scales`; any function of their signature will do.
+format=element)`. A rule takes the largest magnitude of each block and the element format; any
+function of this signature will do.
 """
 
 import dataclasses
@@ -11,13 +12,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from qdiffjax._checks import require
 from qdiffjax._typing import Array
 from qdiffjax.quant import rounding
+from qdiffjax.quant.formats.base import Format, check_static_integer
 from qdiffjax.quant.formats.floats import E2M1, E2M3, E3M2, E4M3FN, E5M2, power_of_two
-from qdiffjax.quant.formats.integers import Format, IntFormat
-from qdiffjax.quant.granularity import Shape, compute_dtype, divide_small, group
-from qdiffjax.quant.qtensor import QTensor, quantize
-from qdiffjax.quant.straight_through import fake_quant
+from qdiffjax.quant.formats.integers import IntFormat
+from qdiffjax.quant.granularity import (
+    Shape,
+    compute_dtype,
+    divide_small,
+    divided,
+    group,
+    normal_or_one,
+)
 
 ScaleFn = Callable[[Array, Format], Array]
 
@@ -66,15 +74,20 @@ def even_scale(absmax: Array, element: Any) -> Array:
     Raises:
       TypeError: an element without mantissa_bits.
     """
-    if not hasattr(element, "mantissa_bits"):
-        raise TypeError(f"element: got {element}, expected a FloatFormat for the rule 'even'.")
+    require(
+        hasattr(element, "mantissa_bits"),
+        "element",
+        got=element,
+        expected="a FloatFormat for the rule 'even'",
+        error=TypeError,
+    )
     carry = 1 - power_of_two(-element.mantissa_bits - 2, absmax.dtype)
     return _shared_power(absmax, element, lambda m, top: m >= carry)
 
 
 def absmax_scale(absmax: Array, element: Format) -> Array:
     """Return absmax / high [*groups], not rounded."""
-    return _or_one(divide_small(absmax, jnp.asarray(element.high).astype(absmax.dtype)))
+    return normal_or_one(divide_small(absmax, jnp.asarray(element.high).astype(absmax.dtype)))
 
 
 def e4m3_scale(absmax: Array, element: Format) -> Array:
@@ -107,7 +120,7 @@ def nvfp4_scale(absmax: Array, element: Format, *, tensor_absmax: Any = None) ->
 def nvfp4_tensor_scale(tensor_absmax: Array, element: Format) -> Array:
     """Return g = tensor_absmax / (448 * high), like tensor_absmax; 1 for a tensor of zeros."""
     high = jnp.asarray(element.high).astype(tensor_absmax.dtype)
-    return _or_one(divide_small(tensor_absmax, E4M3FN.high * high))
+    return normal_or_one(divide_small(tensor_absmax, E4M3FN.high * high))
 
 
 def _shared_power(absmax, element, carries):
@@ -123,10 +136,6 @@ def _shared_power(absmax, element, carries):
     )
     tiny = jnp.finfo(dtype).tiny
     return jnp.where(absmax >= tiny, power_of_two(exponent, dtype), jnp.ones_like(absmax))
-
-
-def _or_one(scale):
-    return jnp.where(scale >= jnp.finfo(scale.dtype).tiny, scale, jnp.ones_like(scale))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,8 +158,12 @@ class BlockFormat:
     scale_bits: int = 8
 
     def __post_init__(self):
-        if not isinstance(self.block_size, int) or self.block_size < 1:
-            raise ValueError(f"block_size: got {self.block_size!r}, expected an int, at least 1.")
+        require(
+            isinstance(self.block_size, int) and self.block_size >= 1,
+            "block_size",
+            got=self.block_size,
+            expected="an int, at least 1",
+        )
 
     @property
     def bits(self) -> Any:
@@ -188,69 +201,6 @@ def block_scale(x: Array, format: BlockFormat, *, axis: int = -1) -> Array:
     return jax.lax.optimization_barrier(scale)  # else XLA computes it anew for every element
 
 
-def fake_quant_block(
-    x: Array,
-    format: BlockFormat,
-    *,
-    axis: int = -1,
-    round_fn: rounding.RoundFn = rounding.nearest_even,
-) -> Array:
-    """Round x to a block format and return it in real units.
-
-        x_hat = scale * clip(round(x / scale), low, high),   scale = block_scale(x)
-
-    VJP: x_bar = u for every element, also the few that a rule such as OCP's clips, with the scale
-    a constant (as NVIDIA Model-Optimizer does for MX). For zero outside instead, call
-    `fake_quant(x, block_scale(x, format), format=format.element)`.
-
-    Args:
-      x: real array [*shape].
-      format: the block format; its element may be traced.
-      axis: the axis along which blocks lie.
-      round_fn: as for `fake_quant`.
-
-    Returns:
-      Array [*shape], dtype of x. NaN gives NaN, infinities saturate.
-
-    Raises:
-      TypeError: x is not real.
-      ValueError: block_size does not divide the axis.
-    """
-    x = jnp.asarray(x)
-    scale = block_scale(x, format, axis=axis)
-    x_hat = fake_quant(jax.lax.stop_gradient(x), scale, format=format.element, round_fn=round_fn)
-    return _straight_through(x, x_hat)
-
-
-def quantize_block(
-    x: Array,
-    format: BlockFormat,
-    *,
-    axis: int = -1,
-    round_fn: rounding.RoundFn = rounding.nearest_even,
-) -> QTensor:
-    """Return x [*shape] as element codes [*shape] and scales [*groups]; see `fake_quant_block`.
-
-    Raises:
-      TypeError: x is not real, or a traced element format.
-      ValueError: as `fake_quant_block`, and for concrete NaN.
-    """
-    scale = block_scale(x, format, axis=axis)
-    return quantize(x, scale, format=format.element, round_fn=round_fn)
-
-
-@jax.custom_jvp
-def _straight_through(x, x_hat):
-    """Return x_hat; the derivative is that of x. x + (x_hat - x) would round."""
-    del x
-    return x_hat
-
-
-@_straight_through.defjvp
-def _straight_through_jvp(primals, tangents):
-    return _straight_through(*primals), tangents[0]
-
-
 def block_float(mantissa_bits: int, block_size: int) -> BlockFormat:
     """Return block floating point: one shared exponent, integer mantissas with a sign each.
 
@@ -261,21 +211,12 @@ def block_float(mantissa_bits: int, block_size: int) -> BlockFormat:
     Raises:
       ValueError: mantissa_bits outside 1..15, or block_size below 1.
     """
-    if not isinstance(mantissa_bits, int) or not 1 <= mantissa_bits <= 15:
-        raise ValueError(f"mantissa_bits: got {mantissa_bits!r}, expected an int in 1..15.")
+    check_static_integer("mantissa_bits", mantissa_bits, 15)
     return BlockFormat(IntFormat(mantissa_bits + 1), block_size, floor_scale)
 
 
 def _scale_shape(shape: Shape, format: BlockFormat, axis: int) -> Shape:
-    if not -len(shape) <= axis < len(shape):
-        raise ValueError(f"axis: got {axis} for x of shape {shape}, expected one of its axes.")
-    if shape[axis] % format.block_size:
-        raise ValueError(
-            f"block_size: got {format.block_size} for axis {axis} of x {shape}, expected a divisor "
-            f"of {shape[axis]}; pad the axis with zeros (jnp.pad), or choose another size."
-        )
-    groups = list(shape)
-    groups[axis] //= format.block_size
+    groups = divided(shape, axis, format.block_size, "block_size")
     return tuple(max(g, 1) for g in groups)  # an empty axis shares one scale
 
 

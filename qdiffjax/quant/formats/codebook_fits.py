@@ -1,16 +1,17 @@
 """From data or a density to the levels of a codebook."""
 
 import functools
+import importlib
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.linalg
-import scipy.special
 
+from qdiffjax._checks import require
 from qdiffjax._typing import Array
+from qdiffjax.quant.formats.base import check_static_integer
 from qdiffjax.quant.formats.codebooks import CodebookFormat
 from qdiffjax.quant.granularity import check_finite, compute_dtype
 
@@ -42,11 +43,16 @@ def _laplace_tail(t):
     return np.exp(-np.sqrt(2) * t) / 2
 
 
+def _special(name: str):
+    """Function of scipy.special, imported when it is first needed."""
+    return getattr(importlib.import_module("scipy.special"), name)
+
+
 GAUSSIAN = Source(
     density=_normal_density,
-    tail=lambda t: scipy.special.ndtr(-t),
+    tail=lambda t: _special("ndtr")(-t),
     tail_mean=_normal_density,
-    companded=lambda p: np.sqrt(3) * scipy.special.ndtri(p),
+    companded=lambda p: np.sqrt(3) * _special("ndtri")(p),
 )
 LAPLACE = Source(
     density=lambda t: np.sqrt(2) * _laplace_tail(t),
@@ -74,7 +80,9 @@ def lloyd_max(bits: int, source: Source = GAUSSIAN) -> CodebookFormat:
     Raises:
       ValueError: bits out of range, or no convergence (a density that is not log-concave).
     """
-    _check_bits(bits)
+    import scipy.linalg
+
+    check_static_integer("bits", bits, MAX_BITS)
     half = 2 ** (bits - 1)
     y = source.companded(0.5 + (np.arange(half) + 0.5) / (2 * half))
     for step in range(60):
@@ -185,16 +193,9 @@ def _lloyd_step(x, weights, levels):
 def _samples(x, weights, bits):
     x = jnp.asarray(x)
     weights = jnp.ones_like(x) if weights is None else jnp.asarray(weights)
-    _check_bits(bits)
-    if x.size == 0 or weights.shape != x.shape:
-        raise ValueError(
-            f"x, weights: got shapes {x.shape} and {weights.shape}, expected equal and not empty."
-        )
+    check_static_integer("bits", bits, MAX_BITS)
+    is_paired, got = weights.shape == x.shape, f"shapes {x.shape} and {weights.shape}"
+    require(is_paired and x.size, "x, weights", got=got, expected="equal and not empty")
     check_finite(x)
     dtype = compute_dtype(x)
     return x.astype(dtype).ravel(), weights.astype(dtype).ravel()
-
-
-def _check_bits(bits) -> None:
-    if not isinstance(bits, int) or not 1 <= bits <= MAX_BITS:
-        raise ValueError(f"bits: got {bits!r}, expected an int in 1..{MAX_BITS}.")

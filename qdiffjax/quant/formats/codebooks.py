@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from qdiffjax._checks import require
 from qdiffjax._typing import Array
 from qdiffjax.quant import rounding
-from qdiffjax.quant.granularity import compute_dtype, concrete_all, expand, inverse
-from qdiffjax.quant.qtensor import check_arguments
+from qdiffjax.quant.granularity import concrete_all
 
 MAX_LEVELS = 2**16
 FEW_LEVELS = 32  # up to here comparing with every level is faster than bisection
@@ -84,7 +84,7 @@ class CodebookFormat:
     def round(self, v: Array, round_fn: rounding.RoundFn) -> Array:
         """Level chosen for v [*shape]; NaN stays, and the ends are those of the codebook."""
         levels = _as_array(self.values, v.dtype)
-        return jnp.where(jnp.isnan(v), v, levels[_index(v, levels, round_fn)])
+        return jnp.where(jnp.isnan(v), v, levels[level_index(v, levels, round_fn)])
 
     def encode(self, values: Array) -> Array:
         """Index [*shape], in storage_dtype, of the level nearest to each value [*shape]."""
@@ -113,73 +113,13 @@ def nf4() -> CodebookFormat:
     return CodebookFormat(NF4_LEVELS)
 
 
-def fake_quant_codebook(
-    x: Array, scale: Array, levels: Array, *, round_fn: rounding.RoundFn = rounding.nearest_even
-) -> Array:
-    """Round x to a learned codebook and return it in real units.
-
-        x_hat = scale * levels[j],   j the index of x / scale
-
-    VJP, for a cotangent u [*shape], with v = x / scale and the window levels[0] <= v <= levels[-1]:
-
-        x_bar         = u                               inside,  0               outside
-        scale_bar     = sum u * (levels[j] - v)         inside,  u * levels[j]   outside
-        levels_bar[k] = sum over elements with j = k of u * scale
-
-    Levels as for the shared weights of Han et al. 2016 (Deep Compression), eq. 3; x and scale as
-    for `fake_quant`, whose values these are. The map depends on scale * levels only, so learn
-    one of the two or fix a gauge; the straight-through x_bar does not know of that symmetry.
-
-    Args:
-      x: real array [*shape].
-      scale: positive steps in units of x [*groups].
-      levels: ascending, in units of the scale [n]; after an update by a large step, sort them.
-      round_fn: as for `CodebookFormat`.
-
-    Returns:
-      Array [*shape], dtype of x.
-
-    Raises:
-      TypeError: x or levels not real.
-      ValueError: shapes that do not divide, a concrete scale that is not positive, or concrete
-        levels that do not ascend.
-    """
-    x, scale, levels = jnp.asarray(x), jnp.asarray(scale), jnp.asarray(levels)
-    check_arguments(x, scale, None, CodebookFormat(levels))
-    dtype = compute_dtype(x)
-    scale, levels, wide = (a.astype(dtype) for a in (scale, levels, x))
-    v = jax.lax.stop_gradient(wide * expand(inverse(scale), x.shape))
-    index = _index(v, jax.lax.stop_gradient(levels), round_fn)
-    return _look_up(wide, expand(scale, x.shape), levels, v, index).astype(x.dtype)
-
-
-@jax.custom_jvp
-def _look_up(x, scale, levels, v, index):
-    """Return scale * levels[index]; x acts through its derivative only, and as NaN."""
-    return jnp.where(jnp.isnan(x), x, scale * levels[index])
-
-
-@_look_up.defjvp
-def _look_up_jvp(primals, tangents):
-    x, scale, levels, v, index = primals
-    dx, dscale, dlevels = tangents[:3]
-    slack = 2 * jnp.finfo(v.dtype).eps * (levels[-1] - levels[0])  # as in `fake_quant`
-    inside = (v >= levels[0] - slack) & (v <= levels[-1] + slack)
-    # The map inside is x + scale * (levels[j] - v), v held: its own derivatives are right too.
-    straight = jnp.where(inside, dx - jnp.where(inside, v, 0) * dscale, jnp.zeros_like(x))
-    return _look_up(*primals), straight + levels[index] * dscale + scale * dlevels[index]
-
-
 def _as_array(values, dtype) -> Array:
-    return (
-        jnp.asarray(values).astype(dtype)
-        if isinstance(values, jax.Array)
-        else jnp.asarray(values, dtype)
-    )
+    # An array is cast, a tuple of float64 rounded once.
+    return values.astype(dtype) if isinstance(values, jax.Array) else jnp.asarray(values, dtype)
 
 
-def _index(v, levels, round_fn):
-    """Index [*shape] of the level chosen for v [*shape]; anything for NaN."""
+def level_index(v: Array, levels: Array, round_fn: rounding.RoundFn) -> Array:
+    """Index [*shape] of the level [n] chosen for v [*shape]; anything for NaN."""
     if round_fn is rounding.nearest_even:
         return _nearest_index(v, levels)
     return _rounded_index(v, levels, round_fn)
@@ -225,17 +165,18 @@ def _ascends(a):
 
 
 def _check_levels(values) -> None:
-    if isinstance(values, jax.Array) and not jnp.issubdtype(values.dtype, jnp.floating):
-        raise TypeError(f"levels: got {values.dtype}, expected a real floating dtype; cast first.")
-    shape = np.shape(values)
-    if len(shape) != 1 or not 2 <= shape[0] <= MAX_LEVELS:
-        raise ValueError(
-            f"levels: got shape {shape}, expected [n] with n in 2..{MAX_LEVELS}; use vmap for "
-            "several codebooks."
-        )
-    is_data = isinstance(values, jax.Array)
-    if not (concrete_all(_ascends, values) if is_data else _ascends(np.float32(values))):
-        raise ValueError(
-            f"levels: got {np.asarray(values)}, expected finite numbers that ascend strictly as "
-            "float32; sort them and drop duplicates (jnp.unique)."
-        )
+    is_data, shape = isinstance(values, jax.Array), np.shape(values)
+    require(
+        not is_data or jnp.issubdtype(values.dtype, jnp.floating), "levels",
+        got=getattr(values, "dtype", None), expected="a real floating dtype", remedy="cast first",
+        error=TypeError,
+    )  # fmt: skip
+    require(
+        len(shape) == 1 and 2 <= shape[0] <= MAX_LEVELS, "levels", got=f"shape {shape}",
+        expected=f"[n] with n in 2..{MAX_LEVELS}", remedy="use vmap for several codebooks",
+    )  # fmt: skip
+    require(
+        concrete_all(_ascends, values) if is_data else _ascends(np.float32(values)),
+        "levels", got=values, expected="finite numbers that ascend strictly as float32",
+        remedy="sort them and drop duplicates (jnp.unique)",
+    )  # fmt: skip

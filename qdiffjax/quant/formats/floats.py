@@ -15,8 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from qdiffjax._checks import require
 from qdiffjax._typing import Array
 from qdiffjax.quant import rounding
+from qdiffjax.quant.formats.base import check_integer
 from qdiffjax.quant.granularity import expand
 
 
@@ -36,9 +38,15 @@ def carrier_of(dtype) -> Carrier:
     """
     if jnp.dtype(dtype) == jnp.float32:
         return Carrier(23, 127, jnp.int32)
-    if jnp.dtype(dtype) == jnp.float64:
-        return Carrier(52, 1023, jnp.int64)
-    raise TypeError(f"dtype: got {dtype}, expected float32 or float64; cast first.")
+    require(
+        jnp.dtype(dtype) == jnp.float64,
+        "dtype",
+        got=dtype,
+        expected="float32 or float64",
+        remedy="cast first",
+        error=TypeError,
+    )
+    return Carrier(52, 1023, jnp.int64)
 
 
 def power_of_two(exponent: int | Array, dtype) -> Array:
@@ -180,19 +188,9 @@ class FloatFormat:
         return -self.high
 
     @property
-    def smallest_normal(self) -> float:
-        """Smallest positive number with a full significand; static formats only."""
-        return math.ldexp(1.0, 1 - self.exponent_bias)
-
-    @property
     def smallest_subnormal(self) -> float:
         """Smallest positive number, and the spacing around zero; static formats only."""
         return math.ldexp(1.0, 1 - self.exponent_bias - self.mantissa_bits)
-
-    @property
-    def epsilon(self) -> float:
-        """Spacing just above 1: 2^-mantissa_bits; static formats only."""
-        return math.ldexp(1.0, -self.mantissa_bits)
 
     @property
     def storage_dtype(self) -> np.dtype:
@@ -297,30 +295,18 @@ def _check_fields(format) -> None:
     for name, low, high in (("exponent_bits", 1, 8), ("mantissa_bits", 0, 23), ("bias", -126, 127)):
         if name != "bias" or format.bias is not None:
             check_integer(name, getattr(format, name), low, high)
-    if format.kind not in get_args(Kind):
-        raise ValueError(f"kind: got {format.kind!r}, expected one of {get_args(Kind)}.")
+    kinds = get_args(Kind)
+    require(format.kind in kinds, "kind", got=repr(format.kind), expected=f"one of {kinds}")
     if any(isinstance(getattr(format, f), jax.core.Tracer) for f in _FIELDS):
         return  # trusted
     with jax.ensure_compile_time_eval():
         top, bias = np.asarray(_top_code(format)), np.asarray(format.exponent_bias)
         largest = np.asarray(top >> np.asarray(format.mantissa_bits)) - bias
-    if np.any((bias > 127) | (largest > 127) | (top < 1)):
-        raise ValueError(
-            f"format: got {format}, with exponents {1 - bias}..{largest}, expected -126..127 as of "
-            "float32, and a positive number; use kind='ieee' for 8 exponent bits, or move the bias."
-        )
-
-
-def check_integer(name: str, value: Any, low: int, high: int) -> None:
-    """Raise unless value is an int or an integer array, in low..high where that is known."""
-    is_array = isinstance(value, jax.Array | np.ndarray) and value.dtype.kind in "iu"
-    if isinstance(value, bool) or not (isinstance(value, int | np.integer) or is_array):
-        raise TypeError(
-            f"{name}: got {value!r} ({type(value).__name__}), expected an int or an integer array."
-        )
-    known = low if isinstance(value, jax.core.Tracer) else np.asarray(value)
-    if np.any((known < low) | (known > high)):
-        raise ValueError(f"{name}: got {value}, expected {low}..{high}; see the docstring.")
+    require(
+        np.all((bias <= 127) & (largest <= 127) & (top >= 1)), "format",
+        got=f"exponents {1 - bias}..{largest}", expected="-126..127 as of float32, and a positive "
+        "number", remedy="use kind='ieee' for 8 exponent bits, or move the bias",
+    )  # fmt: skip
 
 
 E4M3FN = FloatFormat(4, 3, "fn")

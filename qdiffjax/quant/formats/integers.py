@@ -1,62 +1,17 @@
-"""Number formats: which codes exist. Nothing here touches data."""
+"""Integer formats: consecutive codes of a given width."""
 
 import dataclasses
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, TypeGuard
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
+from qdiffjax._checks import require
 from qdiffjax._typing import Array
 from qdiffjax.quant import rounding
+from qdiffjax.quant.formats.base import Format, check_integer
 
 MIN_BITS, MAX_BITS = 1, 16
-
-
-@runtime_checkable
-class Format(Protocol):
-    """What every quantizer asks of a number format: a grid of numbers, in units of the scale.
-
-    The grid value of v is clip(round(v, round_fn), low, high), so that every format saturates.
-    Fields may be traced arrays unless the method says static.
-
-    Attributes:
-      bits: width of one stored code.
-      low, high: smallest and largest grid value, numbers or arrays.
-      is_static: whether every field is known before tracing (and the format hashable).
-      storage_dtype: smallest whole-byte integer dtype that holds every code.
-    """
-
-    @property
-    def bits(self) -> Any: ...  # noqa: D102
-
-    @property
-    def low(self) -> Any: ...  # noqa: D102
-
-    @property
-    def high(self) -> Any: ...  # noqa: D102
-
-    @property
-    def is_static(self) -> bool: ...  # noqa: D102
-
-    @property
-    def storage_dtype(self) -> np.dtype: ...  # noqa: D102
-
-    def round(self, v: Array, round_fn: rounding.RoundFn) -> Array:
-        """Round v [*shape] to the grid as if it had no ends; float32 or float64 kept."""
-        ...
-
-    def encode(self, values: Array) -> Array:
-        """Codes [*shape], in storage_dtype, of grid values [*shape]; static formats only."""
-        ...
-
-    def decode(self, codes: Array, dtype: Any) -> Array:
-        """Grid values [*shape] of codes [*shape], exactly; the inverse of encode."""
-        ...
-
-    def levels(self) -> np.ndarray:
-        """All distinct grid values, ascending, float64 [n]; static formats only."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +43,9 @@ class IntFormat:
     def __post_init__(self):
         if isinstance(self.bits, np.integer):
             object.__setattr__(self, "bits", int(self.bits))
-        _check_bits(self.bits, self.signed)
+        remedy = "wider formats are not quantized at all, and one bit must be a Python int"
+        least = 2 if self.signed and not isinstance(self.bits, int) else MIN_BITS
+        check_integer("bits", self.bits, least, MAX_BITS, remedy)
 
     @property
     def is_static(self) -> bool:
@@ -150,6 +107,27 @@ class IntFormat:
         return np.arange(int(self.qmin), int(self.qmax) + 1, dtype=np.float64)
 
 
+def is_binary(format: Format) -> bool:
+    """Whether the codes of a format are {-1, +1}."""
+    return isinstance(format, IntFormat) and format.is_binary
+
+
+def has_equal_steps(format: Format) -> TypeGuard[IntFormat]:
+    """Whether a format has integer codes that a zero point or dither can shift."""
+    return isinstance(format, IntFormat) and not format.is_binary
+
+
+def check_equal_steps(format: Format, remedy: str) -> None:
+    """Raise ValueError unless `has_equal_steps(format)`."""
+    require(
+        has_equal_steps(format),
+        "format",
+        got=format,
+        expected="IntFormat of 2 bits or more, or unsigned",
+        remedy=remedy,
+    )
+
+
 def effective_bits(
     format: IntFormat, *, group_size: int, scale_bits: float = 32, zero_point_bits: float = 0
 ) -> Any:
@@ -168,8 +146,7 @@ def effective_bits(
     Raises:
       ValueError: group_size below 1.
     """
-    if group_size < 1:
-        raise ValueError(f"group_size: got {group_size}, expected at least 1 element per scale.")
+    require(group_size >= 1, "group_size", got=group_size, expected="at least 1 element per scale")
     return format.bits + (scale_bits + zero_point_bits) / group_size
 
 
@@ -179,21 +156,3 @@ def _power_of_two(exponent):
         return 2**exponent
     shift = jnp.asarray(exponent).astype(jnp.int32)
     return jnp.left_shift(jnp.ones_like(shift), shift).astype(jnp.float32)
-
-
-def _check_bits(bits, signed: bool) -> None:
-    if isinstance(bits, int) and not isinstance(bits, bool):
-        low, values = MIN_BITS, np.asarray(bits)
-    elif isinstance(bits, jax.Array | np.ndarray) and np.issubdtype(bits.dtype, np.integer):
-        low = 2 if signed else 1
-        values = np.asarray(low) if isinstance(bits, jax.core.Tracer) else np.asarray(bits)
-    else:
-        raise TypeError(
-            f"bits: got {bits!r} ({type(bits).__name__}), expected an int or an integer array; "
-            "round a real-valued width first, for example jnp.round(bits).astype(jnp.int32)."
-        )
-    if np.any((values < low) | (values > MAX_BITS)):
-        raise ValueError(
-            f"bits: got {values}, expected {low}..{MAX_BITS}; wider formats are not quantized "
-            "at all, and one bit must be a Python int."
-        )

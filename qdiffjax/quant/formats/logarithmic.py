@@ -10,9 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from qdiffjax._checks import require
 from qdiffjax._typing import Array
 from qdiffjax.quant import rounding
-from qdiffjax.quant.formats.floats import check_integer, power_of_two, split
+from qdiffjax.quant.formats.base import check_integer
+from qdiffjax.quant.formats.floats import power_of_two, split
 from qdiffjax.quant.granularity import expand
 
 MAX_HALVINGS = 126  # 2^-126 is the smallest normal float32
@@ -57,7 +59,15 @@ class LogFormat:
     def __post_init__(self):
         if isinstance(self.bits, np.integer):
             object.__setattr__(self, "bits", int(self.bits))
-        _check(self)
+        k, extra = self.base_exponent, int(self.signed)
+        require(
+            k in (1, 0.5),
+            "base_exponent",
+            got=repr(k),
+            expected="1 (powers of 2) or 0.5 (of sqrt 2)",
+        )
+        # Wider, levels would fall below the smallest normal float32.
+        check_integer("bits", self.bits, 1 + extra, (6 if k == 1 else 7) + extra)
 
     @property
     def is_static(self) -> bool:
@@ -222,11 +232,3 @@ def _last(format):
         return 2**width - 1 - int(format.signed)
     width = width.astype(jnp.int32)
     return jnp.left_shift(jnp.ones_like(width), width) - 1 - int(format.signed)
-
-
-def _check(format) -> None:
-    k, bits = format.base_exponent, format.bits
-    if k not in (1, 0.5):
-        raise ValueError(f"base_exponent: got {k!r}, expected 1 (powers of 2) or 0.5 (of sqrt 2).")
-    # Wider, levels would fall below the smallest normal float32.
-    check_integer("bits", bits, 1 + format.signed, (6 if k == 1 else 7) + format.signed)

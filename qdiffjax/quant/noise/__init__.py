@@ -8,17 +8,9 @@
 Analysis at set-up time, in float64 NumPy: nothing here is traced.
 """
 
-from qdiffjax.quant.noise.closed_forms import (
-    bussgang_gain,
-    entropy_coded_mse,
-    float_relative_mse,
-    panter_dite_mse,
-    saturating_gain,
-    shannon_mse,
-    widrow_mse,
-)
+from qdiffjax.quant.noise.closed_forms import panter_dite_mse, shannon_mse
 from qdiffjax.quant.noise.distributions import Distribution, Folded, Gaussian, Laplace, Moments
-from qdiffjax.quant.noise.empirical import Histogram, histogram, samples, uniform
+from qdiffjax.quant.noise.empirical import Histogram, histogram
 from qdiffjax.quant.noise.laws import (
     Law,
     Pieces,
@@ -35,34 +27,3 @@ from qdiffjax.quant.noise.prediction import (
     predict_blocks,
     predict_error,
 )
-
-__all__ = [
-    "Distribution",
-    "ErrorStats",
-    "Folded",
-    "Gaussian",
-    "Histogram",
-    "Laplace",
-    "Law",
-    "Moments",
-    "Pieces",
-    "bussgang_gain",
-    "entropy_coded_mse",
-    "float_relative_mse",
-    "floor",
-    "histogram",
-    "nearest",
-    "optimal_scale",
-    "panter_dite_mse",
-    "predict",
-    "predict_blocks",
-    "predict_error",
-    "samples",
-    "saturating_gain",
-    "shannon_mse",
-    "stochastic",
-    "subtractive_dither",
-    "triangular_dither",
-    "uniform",
-    "widrow_mse",
-]

@@ -1,6 +1,6 @@
 """Laws of the input, by what a quantizer needs of them: moments up to any point, in closed form.
 
-Set-up time analysis: NumPy, float64.
+Analysis at set-up time: NumPy, float64.
 """
 
 import dataclasses
@@ -8,7 +8,8 @@ import math
 from typing import Protocol
 
 import numpy as np
-import scipy.special
+
+from qdiffjax._checks import require
 
 NUM_MOMENTS = 4
 FAR = 40.0  # standard deviations beyond which a Gaussian has no mass in float64
@@ -19,30 +20,21 @@ class Moments(Protocol):
 
     def cumulative(self, x: np.ndarray) -> np.ndarray:
         """Integral of u^k dF(u) over u <= x, for k = 0..3: [4, *shape] of x [*shape]."""
-        ...
 
 
 class Distribution(Moments, Protocol):
-    """A law on the real line.
-
-    Attributes:
-      entropy: differential entropy, -integral p log p  [nats]; -inf with atoms.
-      cube_norm: (integral p^(1/3))^3, in squared units of x: the constant of Panter and Dite.
-    """
+    """A law on the real line."""
 
     @property
-    def entropy(self) -> float: ...  # noqa: D102
+    def entropy(self) -> float:
+        """Differential entropy, -integral p log p  [nats]; -inf with atoms."""
 
     @property
-    def cube_norm(self) -> float: ...  # noqa: D102
-
-    def characteristic(self, t: np.ndarray) -> np.ndarray:
-        """E exp(i t x) [*shape] at t [*shape], complex."""
-        ...
+    def cube_norm(self) -> float:
+        """(integral p^(1/3))^3, in squared units of x: the constant of Panter and Dite."""
 
     def quantile(self, p: np.ndarray) -> np.ndarray:
         """Least x with F(x) >= p [*shape], p in (0, 1)."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,16 +59,16 @@ class Gaussian:
 
     def cumulative(self, x) -> np.ndarray:
         """(Phi, -phi, Phi - z phi, -(z^2 + 2) phi), moved to mean + std z."""
+        import scipy.special
+
         z = np.clip((np.asarray(x, np.float64) - self.mean) / self.std, -FAR, FAR)
         mass, p = scipy.special.ndtr(z), np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
         return shifted(np.stack([mass, -p, mass - z * p, -(z**2 + 2) * p]), self.mean, self.std)
 
-    def characteristic(self, t) -> np.ndarray:
-        """exp(i mean t - std^2 t^2 / 2)."""
-        return np.exp(1j * self.mean * t - (self.std * np.asarray(t)) ** 2 / 2)
-
     def quantile(self, p) -> np.ndarray:
         """Mean + std Phi^-1(p)."""
+        import scipy.special
+
         return self.mean + self.std * scipy.special.ndtri(p)
 
 
@@ -111,10 +103,6 @@ class Laplace:
         whole = np.array([1.0, 0.0, 2.0, 0.0]).reshape(odd.shape)
         return shifted(np.where(z <= 0, left, whole - odd * left), 0.0, self.std / math.sqrt(2))
 
-    def characteristic(self, t) -> np.ndarray:
-        """1 / (1 + std^2 t^2 / 2)."""
-        return 1 / (1 + (self.std * np.asarray(t)) ** 2 / 2) + 0j
-
     def quantile(self, p) -> np.ndarray:
         """Return -b sign(p - 1/2) log(1 - |2 p - 1|)."""
         side = 2 * np.asarray(p, np.float64) - 1
@@ -128,7 +116,7 @@ class Folded:
     base: Moments
 
     def cumulative(self, x) -> np.ndarray:
-        """Twice what lies between zero and x."""
+        """Twice the moments between zero and x."""
         u = np.maximum(np.asarray(x, np.float64), 0)
         return 2 * (self.base.cumulative(u) - self.base.cumulative(np.zeros_like(u)))
 
@@ -144,5 +132,4 @@ def shifted(moments: np.ndarray, shift, factor=1.0) -> np.ndarray:
 
 
 def _check_std(std) -> None:
-    if not 0 < std < math.inf:
-        raise ValueError(f"std: got {std}, expected a positive finite number.")
+    require(0 < std < math.inf, "std", got=std, expected="a positive finite number")

@@ -5,16 +5,19 @@ import math
 
 import numpy as np
 
+from qdiffjax._checks import require
 from qdiffjax.quant.granularity import check_finite
 from qdiffjax.quant.noise.distributions import NUM_MOMENTS
+
+NUM_OCTAVES = 30  # of a histogram, down from max|x|; below is one bin
 
 
 @dataclasses.dataclass(frozen=True)
 class Histogram:
     """Piecewise-uniform density: mass masses[i] spread evenly over edges[i]..edges[i + 1].
 
-    A bin of no width is an atom. Samples, a uniform law and binned data are all of this form:
-    see `samples`, `uniform` and `histogram`.
+    A bin of no width is an atom. Samples, a uniform law and binned data are all of this form; see
+    `histogram`.
 
     Attributes:
       edges: not descending, in units of x [n + 1].
@@ -31,11 +34,11 @@ class Histogram:
         edges, masses = np.asarray(self.edges, np.float64), np.asarray(self.masses, np.float64)
         total = masses.sum()
         is_good = edges.shape == (masses.size + 1,) and np.all(np.diff(edges) >= 0)
-        if not (is_good and np.all(masses >= 0) and 0 < total < math.inf):
-            raise ValueError(
-                f"Histogram: got edges {edges.shape} and masses {masses.shape} of sum {total}, "
-                "expected [n + 1] not descending and [n] >= 0 with a positive sum."
-            )
+        require(
+            is_good and np.all(masses >= 0) and 0 < total < math.inf, "Histogram",
+            got=f"edges {edges.shape} and masses {masses.shape} of sum {total}",
+            expected="[n + 1] not descending and [n] >= 0 with a positive sum",
+        )  # fmt: skip
         object.__setattr__(self, "edges", edges)
         object.__setattr__(self, "masses", masses / total)
 
@@ -61,14 +64,8 @@ class Histogram:
         start, end, mass = (np.append(v, v[-1:])[i] for v in (a, b, self.masses))
         width = np.where((i < a.size) & (end > start), end - start, np.inf)
         part = mass * (u - start) / width * _mean_powers(start, u)
-        found = np.where(x.ravel() < self.edges[0], 0.0, below[:, i] + part)
-        return found.reshape(NUM_MOMENTS, *x.shape)
-
-    def characteristic(self, t) -> np.ndarray:
-        """Sum of m exp(i t centre) sinc(t width / 2)."""
-        t = np.asarray(t, np.float64)[..., None]
-        centre, width = (self.edges[1:] + self.edges[:-1]) / 2, np.diff(self.edges)
-        return np.sum(self.masses * np.exp(1j * t * centre) * np.sinc(t * width / 2 / np.pi), -1)
+        moments = np.where(x.ravel() < self.edges[0], 0.0, below[:, i] + part)
+        return moments.reshape(NUM_MOMENTS, *x.shape)
 
     def quantile(self, p) -> np.ndarray:
         """Linear within bins."""
@@ -79,24 +76,10 @@ class Histogram:
         return a[i] + (b - a)[i] * np.clip(1 - (above[i] - p) / m[i], 0, 1)
 
 
-def uniform(low: float, high: float) -> Histogram:
-    """Return the uniform law on low..high, low < high."""
-    return Histogram(np.array([low, high]), np.ones(1))
-
-
-def samples(x) -> Histogram:
-    """Return the law that gives each element of x [*shape] the same probability; n log n."""
-    x = np.sort(np.asarray(x, np.float64).ravel())
-    check_finite(x)
-    return Histogram(np.repeat(x, 2), np.tile([1.0, 0.0], x.size)[:-1])
-
-
-def histogram(
-    x, weights=None, *, per_octave: int = 64, num_octaves: int = 30, num_atoms: int = 1024
-) -> Histogram:
+def histogram(x, weights=None, *, per_octave: int = 64, num_atoms: int = 1024) -> Histogram:
     """Bin finite data by their logarithm, and keep the largest: predicts the error of any format.
 
-        bins between +-max|x| 2^(-j / per_octave), j = 0..per_octave num_octaves,
+        bins between +-max|x| 2^(-j / per_octave), j = 0..30 per_octave,
         each shrunk to the smallest and largest number in it, evenly spread between;
         atoms at the num_atoms numbers of largest (weight * occurrences) x^2
 
@@ -115,20 +98,18 @@ def histogram(
       x: data [*shape], at least one element.
       weights: how much each counts, broadcasting against x; None = 1.
       per_octave: bins a factor of two.
-      num_octaves: how far down from max|x|; below is one bin.
       num_atoms: distinct numbers that are kept as they are.
 
     Raises:
       ValueError: data that are empty or not finite.
     """
     x = np.asarray(x, np.float64)
-    if not x.size:
-        raise ValueError("x: got no elements, expected data; leave empty sites out.")
+    require(x.size, "x", got="no elements", expected="data", remedy="leave empty sites out")
     check_finite(x)
     order = np.argsort(x, axis=None)
     weights = np.broadcast_to(1.0 if weights is None else weights, x.shape).ravel()[order]
     x = x.ravel()[order]
-    top = max(-x[0], x[-1]) * 2.0 ** (-np.arange(per_octave * num_octaves + 1.0) / per_octave)
+    top = max(-x[0], x[-1]) * 2.0 ** (-np.arange(per_octave * NUM_OCTAVES + 1.0) / per_octave)
     # Scales are rounded, so that the largest numbers of many channels are equal up to 1e-7.
     ends = x[0] + abs(x[0]) * 2.0**-20, x[-1] - abs(x[-1]) * 2.0**-20
     cuts = np.searchsorted(x, np.concatenate([top, -top, ends]))

@@ -10,7 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from qdiffjax.quant.formats.integers import Format, IntFormat
+from qdiffjax._checks import require
+from qdiffjax.quant.formats.base import Format
+from qdiffjax.quant.formats.integers import check_equal_steps, is_binary
 from qdiffjax.quant.formats.logarithmic import LogFormat
 
 MAX_LEVELS = 2**20
@@ -58,7 +60,7 @@ def nearest(format: Format) -> Pieces:
 def floor(format: Format) -> Pieces:
     """Next level below, e = y_j - x for y_j <= x < y_{j+1}; logarithmic formats: towards zero."""
     levels = _levels(format)
-    if _is_binary(format):
+    if is_binary(format):
         return nearest(format)
     if isinstance(format, LogFormat):
         return _steps(levels, _log_thresholds(format, levels, 0.0))
@@ -76,7 +78,7 @@ def stochastic(format: Format) -> Pieces:
     then the average of those of shifted thresholds, by Gauss-Legendre quadrature.
     """
     levels = _levels(format)
-    if _is_binary(format):
+    if is_binary(format):
         return nearest(format)
     if isinstance(format, LogFormat):
         return _log_stochastic(format, levels)
@@ -166,23 +168,16 @@ def _log_stochastic(format, levels):
 
 
 def _levels(format) -> np.ndarray:
-    if not format.is_static or format.bits > np.log2(MAX_LEVELS):
-        raise ValueError(
-            f"format: got {format!r}, expected static fields and at most {MAX_LEVELS} levels; "
-            "for wider floats float_relative_mse is accurate."
-        )
+    require(
+        format.is_static and format.bits <= np.log2(MAX_LEVELS),
+        "format",
+        got=format,
+        expected=f"static fields and at most {MAX_LEVELS} levels",
+    )
     return format.levels()
 
 
-def _is_binary(format) -> bool:
-    return isinstance(format, IntFormat) and format.is_binary
-
-
 def _uniform_ends(format) -> tuple[float, float]:
-    if not isinstance(format, IntFormat) or format.is_binary:
-        raise ValueError(
-            f"format: got {format!r}, expected IntFormat of 2 bits or more, or unsigned; the "
-            "theorems of dither need equal steps."
-        )
+    check_equal_steps(format, "the theorems of dither need equal steps")
     levels = _levels(format)
     return float(levels[0]), float(levels[-1])

@@ -7,16 +7,17 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-import scipy.optimize
 
+from qdiffjax._checks import require
+from qdiffjax.quant.formats.base import Format
 from qdiffjax.quant.formats.blocks import BlockFormat
-from qdiffjax.quant.formats.integers import Format
 from qdiffjax.quant.formats.logarithmic import LogFormat
 from qdiffjax.quant.granularity import check_divides
-from qdiffjax.quant.noise import laws
 from qdiffjax.quant.noise.distributions import Distribution, Moments, shifted
 from qdiffjax.quant.noise.empirical import histogram
 from qdiffjax.quant.noise.laws import Law, nearest
+
+NUM_NODES = 512  # of the outer integral of blocks
 
 
 class ErrorStats(NamedTuple):
@@ -43,7 +44,7 @@ def predict(
     format: Format,
     scale: float,
     distribution: Moments,
-    rounding: laws.Law = laws.nearest,
+    rounding: Law = nearest,
     *,
     zero_point: float = 0,
 ) -> ErrorStats:
@@ -65,8 +66,7 @@ def predict(
     Raises:
       ValueError: scale not positive, or a format that the rounding does not serve.
     """
-    if not 0 < scale < math.inf:
-        raise ValueError(f"scale: got {scale}, expected a positive finite step.")
+    require(0 < scale < math.inf, "scale", got=scale, expected="a positive finite step")
     return _stats(raw_stats(rounding(format), float(scale), float(zero_point), distribution))
 
 
@@ -76,8 +76,7 @@ def predict_error(
     zero_point=None,
     *,
     format: Format,
-    rounding: laws.Law = laws.nearest,
-    per_octave: int = 64,
+    rounding: Law = nearest,
 ) -> ErrorStats:
     """Return the statistics of the error on data, from histograms of x / scale + zero_point.
 
@@ -93,27 +92,25 @@ def predict_error(
       zero_point: integers like scale, or None.
       format: static, at most 2^20 levels.
       rounding: as for `predict`.
-      per_octave: bins a factor of two of |v|, see `histogram`.
 
     Raises:
       ValueError: as `predict`, data that are empty or not finite, or shapes that do not divide.
     """
     x = np.asarray(x, np.float64)
     step, zero = (_expanded(a, x.shape) for a in (scale, 0 if zero_point is None else zero_point))
-    if not np.all((step > 0) & np.isfinite(step)):
-        raise ValueError(f"scale: got a smallest entry of {step.min()}, expected positive steps.")
+    require(np.all((step > 0) & np.isfinite(step)), "scale", got=scale, expected="positive steps")
     pieces, v, least = rounding(format), x / step + zero, zero.min()
 
     @functools.cache
     def plain() -> np.ndarray:
-        return raw_stats(pieces, 1.0, 0.0, histogram(v, per_octave=per_octave))
+        return raw_stats(pieces, 1.0, 0.0, histogram(v))
 
     def total(weights) -> np.ndarray:
         """Mean over x of weights * (e, e^2, v e, v^2), e and v in steps."""
         mass = float(np.mean(weights))
         if not np.ptp(weights):
             return mass * plain() if mass else np.zeros(4)
-        return mass * raw_stats(pieces, 1.0, 0.0, histogram(v, weights, per_octave=per_octave))
+        return mass * raw_stats(pieces, 1.0, 0.0, histogram(v, weights))
 
     by_square, by_zero = total(step**2), total(step**2 * (zero - least))
     cross = by_square[2] - by_zero[0] - least * by_square[0]
@@ -123,30 +120,27 @@ def predict_error(
 def predict_blocks(
     format: BlockFormat,
     distribution: Distribution,
-    rounding: laws.Law = laws.nearest,
-    *,
-    num_nodes: int = 512,
+    rounding: Law = nearest,
 ) -> ErrorStats:
     """Return the statistics of the error when each block of i.i.d. x sets its own scale.
 
         E = integral E[ . | max|x| = A ] dF(A),   P(max|x| <= a) = (2 F(a) - 1)^block_size,
 
     and given A, one element is +-A and the others are x truncated to [-A, A]. The inner law is
-    exact, the outer integral the mean over num_nodes equally likely A: good to about 1 / num_nodes
-    where scale_fn jumps. For data, use predict_error with their own block_scale.
+    exact, the outer integral the mean over 512 equally likely A: good to about 1 / 512 where
+    scale_fn jumps. For data, use predict_error with their own block_scale.
 
     Args:
       format: a static element, a block size and a rule for the scale. NVFP4 takes the largest A
         for the largest of the tensor; bind tensor_absmax to say otherwise.
       distribution: symmetric law of the elements.
       rounding: as for `predict`.
-      num_nodes: of the outer integral.
 
     Raises:
       ValueError: as `predict`.
     """
     size, element = format.block_size, format.element
-    p = ((np.arange(num_nodes) + 0.5) / num_nodes) ** (1 / size)
+    p = ((np.arange(NUM_NODES) + 0.5) / NUM_NODES) ** (1 / size)
     limits = np.asarray(distribution.quantile((1 + p) / 2), np.float64)
     scales = np.asarray(format.scale_fn(jnp.asarray(limits), element), np.float64)
     pieces = rounding(element)
@@ -217,13 +211,12 @@ def optimal_scale(
     rounding: Law = nearest,
     *,
     zero_point: float = 0,
-    num_tried: int | None = None,
 ) -> float:
     """Return the scale of least mean squared error, in units of x.
 
         argmin over s of  predict(format, s, ...).mse
 
-    The function has a local minimum an octave for floats, so num_tried scales are tried first,
+    The function has a local minimum an octave for floats, so some scales are tried first,
     those at which the largest level lies between 1/4 and 64 standard deviations, and the best is
     refined between its neighbours. For nearest rounding by the root of the derivative,
 
@@ -234,16 +227,17 @@ def optimal_scale(
 
     Args:
       format, distribution, rounding, zero_point: as for `predict`.
-      num_tried: points of the first search, equally spaced in log s; None = 96, or fewer for a
-        grid so fine that the error hardly depends on which of its minima is found.
 
     Raises:
       ValueError: as `predict`.
     """
+    import scipy.optimize
+
     pieces = rounding(format)
     rms = math.sqrt(float(distribution.cumulative(np.array(np.inf))[2]))
     reach = max(abs(float(level) - zero_point) for level in (format.low, format.high))
-    num_tried = num_tried or int(np.clip(2**20 // len(pieces.centre), 12, 96))
+    # Fewer for a grid so fine that the error hardly depends on which of its minima is found.
+    num_tried = int(np.clip(2**20 // len(pieces.centre), 12, 96))
 
     def raw(log_scale) -> np.ndarray:
         return raw_stats(pieces, math.exp(log_scale), float(zero_point), distribution)
@@ -258,7 +252,7 @@ def optimal_scale(
     is_linear = rounding is nearest and not isinstance(format, LogFormat)
     if is_linear and slope(around[0]) < 0 < slope(around[1]):
         return math.exp(scipy.optimize.brentq(slope, *around, xtol=1e-15, rtol=1e-14))
-    found = scipy.optimize.minimize_scalar(
+    least = scipy.optimize.minimize_scalar(
         lambda t: raw(t)[1], bounds=around, method="bounded", options={"xatol": 1e-9}
     )
-    return math.exp(found.x)
+    return math.exp(least.x)

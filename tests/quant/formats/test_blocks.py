@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qdiffjax.quant import IntFormat, dequantize, fake_quant
+from qdiffjax.quant.fake_quant_variants import fake_quant_block, quantize_block
 from qdiffjax.quant.formats.blocks import (
     MXFP4,
     MXFP6_E2M3,
@@ -29,10 +30,8 @@ from qdiffjax.quant.formats.blocks import (
     ceil_log_scale,
     ceil_scale,
     even_scale,
-    fake_quant_block,
     floor_scale,
     nearest_scale,
-    quantize_block,
 )
 from qdiffjax.quant.formats.codebooks import CodebookFormat
 from qdiffjax.quant.formats.floats import E2M1, E3M2, E4M3FN, FloatFormat

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from scipy.special import ndtri
 
 from qdiffjax.quant import fake_quant, quantization_error, rounding
-from qdiffjax.quant.formats.codebooks import CodebookFormat, fake_quant_codebook, nf4
-from qdiffjax.quant.formats.integers import Format
+from qdiffjax.quant.fake_quant_variants import fake_quant_codebook
+from qdiffjax.quant.formats.base import Format
+from qdiffjax.quant.formats.codebooks import CodebookFormat, nf4
 from qdiffjax.quant.qtensor import dequantize, quantize
 from tests.tolerances import assert_close
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qdiffjax import quant
-from qdiffjax.quant.formats.integers import Format
+from qdiffjax.quant.formats.base import Format
 from qdiffjax.quant.formats.logarithmic import E8M0, LogFormat
 from tests.tolerances import assert_close
 

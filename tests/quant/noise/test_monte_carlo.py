@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from qdiffjax.quant import noise, rounding
-from qdiffjax.quant.fake_quant_variants import fake_quant_subtractive
+from qdiffjax.quant.fake_quant_variants import fake_quant_block, fake_quant_subtractive
 from qdiffjax.quant.formats import blocks, floats
 from qdiffjax.quant.formats.blocks import absmax_scale, e4m3_scale, floor_scale
 from qdiffjax.quant.formats.codebook_fits import lloyd_max
@@ -17,6 +17,7 @@ from qdiffjax.quant.formats.codebooks import nf4
 from qdiffjax.quant.formats.integers import IntFormat
 from qdiffjax.quant.formats.logarithmic import LogFormat
 from qdiffjax.quant.qtensor import quantization_error
+from tests.quant.noise import oracles
 from tests.tolerances import assert_close
 from tests.worlds import GAUSSIAN, HISTOGRAM, LAPLACIAN
 
@@ -24,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("compile_fast")
 
 NUM_SAMPLES = 2**16
 INFINITY = np.array(np.inf)
-MC_LAWS = (GAUSSIAN, LAPLACIAN, noise.uniform(-1.7, 1.7), HISTOGRAM)
+MC_LAWS = (GAUSSIAN, LAPLACIAN, oracles.uniform(-1.7, 1.7), HISTOGRAM)
 # Format, scale, zero point. The scales clip often or never: a few clipped samples are no sample.
 MC_FORMATS = {
     "int2": (IntFormat(2), 1.2, None), "int3": (IntFormat(3), 0.6, None),
@@ -171,7 +172,7 @@ def test_block_prediction_agrees_with_monte_carlo(law, scale_fn):
     format, num_blocks = blocks.BlockFormat(floats.E2M1, 8, scale_fn), 2**14
     p = np.random.default_rng(6).uniform(size=(num_blocks, 8))
     x = jnp.asarray(law.quantile(p), jnp.float32)
-    e = np.asarray(blocks.fake_quant_block(x, format) - x, np.float64)
+    e = np.asarray(fake_quant_block(x, format) - x, np.float64)
     stats = noise.predict_blocks(format, law)
     for power, predicted in ((1, stats.mean), (2, stats.mse)):
         by_block = np.mean(e**power, 1)  # elements of a block are not independent
