@@ -86,10 +86,10 @@ def call_row(config: Config, name: str, machines: dict[str, hardware.Chip]) -> d
         "part": "call", "kind": "measured", "format": name, "seconds": best,
         "median": timed.median, "low": timed.low, "high": timed.high,
         "flops_per_second": 2 * float(counts.macs.sum()) / best,
-        "roofline": {key: float(hardware.roofline(counts, w, chip).total)
+        "roofline": {key: float(hardware.predict_times(counts, w, chip).total)
                      for key, chip in machines.items()},
         "compiled_peak": hardware.read_cost(compiled).peak, "held_peak": timed.peak_bytes,
-        "predicted_joules": float(hardware.energy(counts, w, hardware.HBM).total),
+        "predicted_joules": float(hardware.predict_energy(counts, w, hardware.HBM).total),
     }  # fmt: skip
     try:
         energy = hardware.measured_energy(compiled, *args, seconds=config.seconds)

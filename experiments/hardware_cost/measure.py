@@ -59,9 +59,9 @@ def costs(network: Network, batch: int) -> tuple[dict[str, Any], list[dict[str, 
     rows = []
     for name, chosen in PRECISIONS.items():
         w = hardware.widths(counts, recipe(sites, chosen), full=chosen.full)
-        by_chip = [hardware.roofline(counts, w, chip, family=chosen.family)
+        by_chip = [hardware.predict_times(counts, w, chip, family=chosen.family)
                    for chip in hardware.CHIPS]  # fmt: skip
-        joules = hardware.energy(counts, w, hardware.HBM, family=chosen.family)
+        joules = hardware.predict_energy(counts, w, hardware.HBM, family=chosen.family)
         found["weight_bytes"].append(hardware.weight_bytes(counts, w))
         found["traffic"].append(hardware.traffic(counts, w))
         found["bops"].append(hardware.bops(counts, w))
@@ -151,7 +151,7 @@ def measured(network: Network, batch: int, num_rounds: int) -> tuple[dict, dict]
                                 num_rounds)  # fmt: skip
     best = dict(zip(calls, wall.min(axis=0), strict=True))
     chip, call = machine(calls, best), wall[:, list(calls).index("call")]
-    roofline = hardware.roofline(counts, full, chip)
+    roofline = hardware.predict_times(counts, full, chip)
     seconds = np.array([best[name] for name in counts.names])
     low, high, coverage = hardware.median_interval(call)
     row = {

@@ -1,10 +1,10 @@
 """What a recipe costs on a machine: bytes, operations, time, energy; before it runs, and after.
 
-    sites ── count ──> Counts ─┬─ costs      bytes M(b), bit-operations C(b)          counted
-    recipe ── widths ─> Widths ┼─ roofline   seconds T(b) on a Chip                   predicted
-                               └─ energy     joules of a stated model                 predicted
-    a function ─┬─ compiled_cost   operations and memory, as the compiler sees them   compiled
-                └─ measure, measured_energy   seconds, bytes, joules                  measured
+    sites ── count ──> Counts ─┬─ weight_bytes, bops, ...  bytes M(b), operations C(b)  counted
+    recipe ── widths ─> Widths ┼─ predict_times            seconds T(b) on a Chip       predicted
+                               └─ predict_energy           joules of a stated model     predicted
+    a function ─┬─ compiled_cost             operations and memory, to the compiler     compiled
+                └─ measure, measured_energy  seconds, bytes, joules                     measured
 
 Counted and predicted costs are functions of arrays of widths, which broadcast and may be traced:
 what an allocation of bits minimizes. Every result says its `kind`.
@@ -41,49 +41,9 @@ from qdiffjax.hardware.energy import (
     Energy,
     EnergyModel,
     MeasuredEnergy,
-    energy,
     measured_energy,
+    predict_energy,
 )
 from qdiffjax.hardware.measured import Measured, measure, median_interval
-from qdiffjax.hardware.roofline import Roofline, ridge, roofline
+from qdiffjax.hardware.roofline import Roofline, predict_times
 from qdiffjax.labels import Kind
-
-__all__ = [
-    "CHIPS",
-    "FLOAT",
-    "HBM",
-    "HOROWITZ",
-    "INTEGER",
-    "Chip",
-    "CompiledCost",
-    "Counts",
-    "Energy",
-    "EnergyModel",
-    "Kind",
-    "Measured",
-    "MeasuredEnergy",
-    "Roofline",
-    "Widths",
-    "activation_bytes",
-    "bops",
-    "compiled_cost",
-    "count",
-    "energy",
-    "find_chip",
-    "measure",
-    "measured_energy",
-    "median_interval",
-    "model_bytes",
-    "multiplied_as",
-    "other_elements",
-    "output_bytes",
-    "rate_table",
-    "read_cost",
-    "ridge",
-    "roofline",
-    "traffic",
-    "uniform",
-    "weight_bytes",
-    "widths",
-    "working_set",
-]

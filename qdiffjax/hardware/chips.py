@@ -9,7 +9,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-TERA, GIGA, GIBI = 1e12, 1e9, 2**30
+from qdiffjax._checks import require
+
+GIBI = 2**30
 # Narrowest first: what each family of codes can be multiplied as.
 INTEGER, FLOAT = ("int4", "int8"), ("f8",)
 FULL = {16: ("bf16", "f32"), 32: ("f32",)}
@@ -39,12 +41,11 @@ class Chip:
     source: str = ""
 
     def __post_init__(self):
-        unknown = [f for f in self.rates if f not in FORMATS]
-        if unknown or "f32" not in self.rates:
-            raise ValueError(
-                f"{self.name}: got rates of {list(self.rates)}, expected some of {list(FORMATS)}, "
-                "f32 among them."
-            )
+        require(
+            set(self.rates) <= set(FORMATS) and "f32" in self.rates, self.name,
+            got=f"rates of {list(self.rates)}",
+            expected=f"some of {list(FORMATS)}, f32 among them",
+        )  # fmt: skip
 
 
 def _hopper(name, bandwidth, capacity, source):
@@ -133,8 +134,7 @@ def multiplied_as(chip: Chip, bits: int, *, full: int = 32, family=INTEGER) -> s
     Raises:
       ValueError: another full width.
     """
-    if full not in FULL:
-        raise ValueError(f"full: got {full}, expected one of {sorted(FULL)}.")
+    require(full in FULL, "full", got=full, expected=f"one of {sorted(FULL)}")
     holds = {"int4": 4, "int8": 8, "f8": 8}
     fitting = [f for f in family if bits <= holds[f] and bits < full]
     return next(f for f in (*fitting, *FULL[full]) if f in chip.rates)

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 
+from qdiffjax._checks import require
 from qdiffjax.labels import Kind
 
 
@@ -58,14 +59,15 @@ def compiled_cost(fn: Callable, *args, **options) -> CompiledCost:
 
 def read_cost(compiled) -> CompiledCost:
     """Read the cost of a program that `jax.jit(fn).lower(...).compile()` made; raises as above."""
-    found, memory = compiled.cost_analysis(), compiled.memory_analysis()
-    if not found or memory is None:
-        raise NotImplementedError(
-            f"the compiler of {jax.default_backend()!r} reports no cost; measure instead."
-        )
-    found = found[0] if isinstance(found, list) else found
+    cost, memory = compiled.cost_analysis(), compiled.memory_analysis()
+    require(
+        cost and memory is not None, f"the compiler of {jax.default_backend()!r}",
+        got="no cost of a program", expected="operations and memory", remedy="measure instead",
+        error=NotImplementedError,
+    )  # fmt: skip
+    cost = cost[0] if isinstance(cost, list) else cost
     return CompiledCost(
-        float(found.get("flops", 0.0)), float(found.get("bytes accessed", 0.0)),
+        float(cost.get("flops", 0.0)), float(cost.get("bytes accessed", 0.0)),
         memory.argument_size_in_bytes, memory.output_size_in_bytes, memory.temp_size_in_bytes,
         memory.alias_size_in_bytes, jax.default_backend(),
     )  # fmt: skip

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from qdiffjax._checks import require
 from qdiffjax.precision.recipe import Recipe, SiteBits, output_channels
 from qdiffjax.sites.plan import Site
 
@@ -171,11 +172,10 @@ def other_elements(params, counts: Counts) -> int:
     """
     total = sum(math.prod(np.shape(leaf)) for leaf in jax.tree.leaves(params))
     rest = total - int(np.sum(counts.stored))
-    if rest < 0:
-        raise ValueError(
-            f"got {total} parameters for sites that store {total - rest}, expected the parameters "
-            "that the sites were listed with."
-        )
+    require(
+        rest >= 0, "params", got=f"{total} parameters for sites that store {total - rest}",
+        expected="the parameters that the sites were listed with",
+    )  # fmt: skip
     return rest
 
 

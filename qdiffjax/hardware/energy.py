@@ -73,7 +73,7 @@ class Energy(NamedTuple):
         return (self.compute + self.memory).sum(-1)
 
 
-def energy(
+def predict_energy(
     counts: costs.Counts, w: costs.Widths, model: EnergyModel = HOROWITZ, *, family=INTEGER
 ) -> Energy:
     """Joules of every product at its widths.
@@ -187,9 +187,9 @@ def nvidia_watts(index: int = 0) -> float:
     command = ["nvidia-smi", f"--id={index}", "--query-gpu=power.draw",
                "--format=csv,noheader,nounits"]  # fmt: skip
     try:
-        found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
-        return float(found.stdout.strip())
+        run = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+        return float(run.stdout)
     except (OSError, ValueError, subprocess.SubprocessError) as error:
         raise RuntimeError(
-            f"no power is reported here ({error}); pass read_watts, or use `energy`, a prediction."
+            f"no power is reported here ({error}); pass read_watts, or use `predict_energy`."
         ) from error

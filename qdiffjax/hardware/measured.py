@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from scipy import stats
 
+from qdiffjax._checks import require
 from qdiffjax.labels import Kind
 
 
@@ -36,10 +36,6 @@ class Measured(NamedTuple):
         """Run here."""
         return Kind.MEASURED
 
-    def throughput(self, batch: int) -> float:
-        """Samples a second of calls on `batch` samples."""
-        return batch / self.median
-
 
 def measure(
     fn: Callable,
@@ -62,8 +58,7 @@ def measure(
     Raises:
       ValueError: fewer than one round.
     """
-    if num_rounds < 1:
-        raise ValueError(f"num_rounds: got {num_rounds}, expected at least 1.")
+    require(num_rounds >= 1, "num_rounds", got=num_rounds, expected="at least 1")
     for _ in range(num_warmup):
         jax.block_until_ready(fn(*args))
     seconds = np.zeros(num_rounds)
@@ -84,6 +79,8 @@ def median_interval(values, confidence: float = 0.95) -> tuple[float, float, flo
     for the largest k that reaches the confidence; the extremes, and their lower coverage, if none
     does (fewer than six values at 95 %). David & Nagaraja 2003, section 7.1.
     """
+    from scipy import stats
+
     x = np.sort(np.asarray(values, np.float64))
     ks = np.arange(1, (x.size + 1) // 2 + 1)
     coverage = 1 - 2 * stats.binom.cdf(ks - 1, x.size, 0.5)
@@ -93,5 +90,4 @@ def median_interval(values, confidence: float = 0.95) -> tuple[float, float, flo
 
 def peak_bytes() -> int | None:
     """Most bytes that this process held on the first device, or None where it is not reported."""
-    found = jax.devices()[0].memory_stats() or {}
-    return found.get("peak_bytes_in_use")
+    return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")

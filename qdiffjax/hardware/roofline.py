@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from qdiffjax.hardware import costs
-from qdiffjax.hardware.chips import INTEGER, Chip, multiplied_as, rate_table
+from qdiffjax.hardware.chips import INTEGER, Chip, rate_table
 from qdiffjax.labels import Kind
 
 
@@ -44,7 +44,7 @@ class Roofline(NamedTuple):
         return self.seconds.sum(-1)
 
 
-def roofline(counts: costs.Counts, w: costs.Widths, chip: Chip, *, family=INTEGER) -> Roofline:
+def predict_times(counts: costs.Counts, w: costs.Widths, chip: Chip, *, family=INTEGER) -> Roofline:
     """Time of every product at its widths.
 
         T_l(b) = max(2 MACs_l / rate(b), traffic_l(b) / bandwidth)
@@ -71,12 +71,6 @@ def roofline(counts: costs.Counts, w: costs.Widths, chip: Chip, *, family=INTEGE
         rate = rates[np.asarray(np.ceil(bits), np.int64)]
     compute, memory = ops / rate, moved / chip.bandwidth
     return Roofline(compute, memory, ops / moved)
-
-
-def ridge(chip: Chip, bits: int, *, full: int = 32, family=INTEGER) -> float:
-    """Operations per byte above which the chip computes rather than waits for memory."""
-    name = multiplied_as(chip, bits, full=full, family=family)
-    return chip.rates[name] / chip.bandwidth
 
 
 def _maximum(a, b):

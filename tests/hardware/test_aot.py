@@ -8,8 +8,7 @@ import pytest
 
 from qdiffjax import kernels
 from qdiffjax.hardware.ahead import tpu
-from qdiffjax.hardware.ahead.bundles import cycles_of
-from qdiffjax.hardware.ahead.schedule import START, operations
+from qdiffjax.hardware.ahead.schedule import START, cycles_of, operations
 from qdiffjax.kernels.tpu.grid import TABLE
 from qdiffjax.quant import ActivationGrid, IntFormat, QTensor
 

@@ -8,7 +8,7 @@ import pytest
 
 from qdiffjax import kernels, precision
 from qdiffjax.hardware.ahead import gpu
-from qdiffjax.hardware.ahead.launches import Launches, launches
+from qdiffjax.hardware.ahead.launches import Launches, count_launches
 from qdiffjax.precision import SiteQuant
 from qdiffjax.quant import E4M3FN, ActivationGrid, IntFormat
 from qdiffjax.sites import list_sites
@@ -49,7 +49,7 @@ ENTRY %main.2 (x: f32[8]) -> f32[8] {
 
 
 def test_launches_are_what_a_program_runs_once_and_what_its_loop_runs():
-    once, loop = launches(MODULE)
+    once, loop = count_launches(MODULE)
     assert once == Launches(fusions=0, calls=0, copies=1, others=1, transposes=0, small=1)
     # s4[512, 256] fills 64 KiB, and f32[8] does not.
     assert loop == Launches(fusions=2, calls=1, copies=0, others=0, transposes=1, small=1)

@@ -164,8 +164,8 @@ def test_one_traced_width_beside_one_that_is_not(traced):
     _, c, _ = unet()
     exact = hardware.uniform(4, 8)
     fns = (hardware.weight_bytes, hardware.activation_bytes, hardware.traffic, hardware.bops,
-           lambda c, w: hardware.roofline(c, w, hardware.CHIPS[0]).seconds,
-           lambda c, w: hardware.energy(c, w).compute)  # fmt: skip
+           lambda c, w: hardware.predict_times(c, w, hardware.CHIPS[0]).seconds,
+           lambda c, w: hardware.predict_energy(c, w).compute)  # fmt: skip
     for dtype in (jnp.int32, jnp.float32):
         bits = jnp.asarray(getattr(exact, traced), dtype)
         for fn in fns:

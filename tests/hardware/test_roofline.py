@@ -14,7 +14,7 @@ TOY = chips.Chip("toy", {"int8": 8e9, "bf16": 2e9, "f32": 1e9}, 1e8, 1e9)
 
 def test_a_worked_case():
     c = product(10, 100, 1000)
-    found = hardware.roofline(c, hardware.uniform(8, 8), TOY)
+    found = hardware.predict_times(c, hardware.uniform(8, 8), TOY)
     np.testing.assert_allclose(found.compute, 2e6 / 8e9)
     moved = 100_000 + 4_000 + 1_000 + 40_000
     np.testing.assert_allclose(found.memory, moved / 1e8)
@@ -27,8 +27,10 @@ def test_a_worked_case():
 @pytest.mark.parametrize("chip", hardware.CHIPS, ids=lambda c: c.name)
 def test_both_roofs_meet_at_the_ridge(chip):
     for bits, full in ((8, 16), (16, 16), (32, 32)):
-        at = hardware.roofline(product(64, 512, 128), hardware.uniform(bits, bits, full=full), chip)
-        ridge = hardware.ridge(chip, bits, full=full)
+        at = hardware.predict_times(
+            product(64, 512, 128), hardware.uniform(bits, bits, full=full), chip
+        )
+        ridge = chip.rates[chips.multiplied_as(chip, bits, full=full)] / chip.bandwidth
         np.testing.assert_allclose(at.compute / at.memory, at.intensity / ridge)
         assert (at.is_memory_bound == (at.intensity < ridge)).all()
 
@@ -36,7 +38,7 @@ def test_both_roofs_meet_at_the_ridge(chip):
 def test_two_chips_with_the_same_units_differ_by_their_memory_alone():
     for m in (1, 100_000):
         c, w = product(m, 4096, 4096), hardware.uniform(8, 8, full=16)
-        on_h100, on_h200 = (hardware.roofline(c, w, chip) for chip in (chips.H100, chips.H200))
+        on_h100, on_h200 = (hardware.predict_times(c, w, chip) for chip in (chips.H100, chips.H200))
         ratio = on_h100.total / on_h200.total
         np.testing.assert_allclose(ratio, 4.8 / 3.35 if m == 1 else 1.0)
 
@@ -60,7 +62,7 @@ def test_weights_alone_in_codes_save_memory_but_no_multiplication():
     c, chip = product(256, 4096, 4096), chips.H100
     both = hardware.uniform(16, 16, full=16)
     alone = hardware.uniform(4, 16, full=16)
-    before, after = (hardware.roofline(c, w, chip) for w in (both, alone))
+    before, after = (hardware.predict_times(c, w, chip) for w in (both, alone))
     np.testing.assert_array_equal(after.compute, before.compute)
     assert (after.memory < before.memory).all()
 
@@ -68,9 +70,9 @@ def test_weights_alone_in_codes_save_memory_but_no_multiplication():
 def test_traced_widths_give_the_same_times():
     c, bits = product(32, 512, 512), np.array([[2, 4, 8, 16, 32], [8, 8, 8, 16, 32]])
     for chip in hardware.CHIPS:
-        fn = lambda w, a, chip=chip: hardware.roofline(c, costs.Widths(w, a), chip).seconds  # noqa: E731
+        fn = lambda w, a, chip=chip: hardware.predict_times(c, costs.Widths(w, a), chip).seconds  # noqa: E731
         found = jax.jit(jax.vmap(fn))(*jnp.asarray(bits)[..., None])
-        exact = hardware.roofline(c, costs.Widths(*bits[..., None]), chip).seconds
+        exact = hardware.predict_times(c, costs.Widths(*bits[..., None]), chip).seconds
         np.testing.assert_allclose(found, exact, rtol=1e-12)  # 512 * 512 codes fill whole bytes
 
 
@@ -93,5 +95,5 @@ def test_devices_are_known_by_what_jax_calls_them(kind, chip):
 
 def test_two_devices_of_a_v7x_are_one():
     half, c, w = hardware.find_chip("TPU7x"), product(64, 512, 512), hardware.uniform(8, 8)
-    whole, part = (hardware.roofline(c, w, chip).total for chip in (chips.V7X, half))
+    whole, part = (hardware.predict_times(c, w, chip).total for chip in (chips.V7X, half))
     np.testing.assert_allclose(part, 2 * whole)

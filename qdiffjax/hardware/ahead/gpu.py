@@ -6,7 +6,6 @@ memory for a DiT-XL/2 (jaxlib 0.10.2) came out 0 to 3 % below those of programs 
 (0.11.2). Nothing here says how long anything takes.
 """
 
-import json
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +14,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.export
 
+from qdiffjax._checks import require
 from qdiffjax.hardware.ahead import process
-from qdiffjax.hardware.ahead.launches import Launches, launches
+from qdiffjax.hardware.ahead.launches import Launches, count_launches
 from qdiffjax.hardware.compiled import CompiledCost
 
 NEEDS = ("jax_cuda12_plugin", "flatbuffers")
@@ -84,23 +84,27 @@ def gpu_cost(
       ValueError: a chip that is not known.
       RuntimeError: the compiler failed; holds the end of what it said.
     """
-    process.require(NEEDS, "aot-gpu")
+    process.check_packages(NEEDS, "aot-gpu")
     # JAX promises no stability of Triton's kernels over time; these live for a minute.
     triton = jax.export.DisabledSafetyCheck.custom_call("__gpu$xla.gpu.triton")
     exported = process.export(fn, *shapes, platform="cuda", disabled_checks=[triton])
+    topology = {"platform": "cuda", "target_config": target(chip), "topology": "1x1x1"}
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        (folder / "target").write_text(target(chip))
-        (folder / "options").write_text(json.dumps(options or {}))
-        (folder / "exported").write_bytes(exported)
-        process.run_script("gpu_child.py", name, environment={"JAX_PLATFORMS": "cpu"}, target=chip)
-        return _read(folder, chip)
+        text, analysis = process.compile_exported(
+            exported, Path(name), topology, target=chip, environment={"JAX_PLATFORMS": "cpu"},
+            options=options,
+        )  # fmt: skip
+    cost, memory = analysis["cost"], analysis["memory"]
+    compiled = CompiledCost(
+        cost.get("flops", 0.0), cost.get("bytes accessed", 0.0), memory["argument"],
+        memory["output"], memory["temp"], memory["alias"], "cuda",
+    )  # fmt: skip
+    return GpuCost(compiled, *count_launches(text), chip, f"jaxlib {analysis['jaxlib']}", text)
 
 
 def target(chip: str) -> str:
     """Return the text of a GpuTargetConfigProto."""
-    if chip not in CHIPS:
-        raise ValueError(f"chip: got {chip!r}, expected one of {', '.join(CHIPS)}.")
+    require(chip in CHIPS, "chip", got=repr(chip), expected=f"one of {', '.join(CHIPS)}")
     numbers = [f"{name}: {value}" for name, value in (HOPPER | CHIPS[chip]).items()]
     versions = [f'{name}_version: "{value}"' for name, value in VERSIONS.items()]
     lines = [
@@ -111,14 +115,3 @@ def target(chip: str) -> str:
         "dnn_version_info { major: 9 minor: 10 patch: 0 }",
     ]  # fmt: skip
     return "\n".join(lines)
-
-
-def _read(folder: Path, chip: str) -> GpuCost:
-    text = (folder / "compiled.txt").read_text()
-    found = json.loads((folder / "analysis.json").read_text())
-    cost = CompiledCost(
-        found["flops"], found["accessed"], found["argument"], found["output"], found["temp"],
-        found["alias"], "cuda",
-    )  # fmt: skip
-    entry, loops = launches(text)
-    return GpuCost(cost, entry, loops, chip, f"jaxlib {found['jaxlib']}", text)

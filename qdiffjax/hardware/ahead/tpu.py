@@ -1,7 +1,7 @@
 """What a function would cost on a TPU, from its compiler alone: no TPU is needed.
 
 `libtpu` compiles ahead of time for any of its chips. It schedules every operation and says how many
-cycles it expects of each; for a Pallas kernel it prints the instructions, which `_bundles` counts,
+cycles it expects of each; for a Pallas kernel it prints the instructions, which `schedule` counts,
 to which the smallest operation's cycles are added, and on a v5e no less than its operands need to
 cross the memory. `cycles` mixes the two; `issued` counts the instructions of all operations alike.
 They differ most for passes over arrays that stay in vector memory: the schedule charges them as if
@@ -10,8 +10,6 @@ between programs on one chip, not times.
 """
 
 import importlib.metadata
-import importlib.util
-import json
 import math
 import tempfile
 from collections.abc import Callable
@@ -19,8 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from qdiffjax.hardware.ahead import process
-from qdiffjax.hardware.ahead.bundles import counted_cycles
-from qdiffjax.hardware.ahead.schedule import Op, operations
+from qdiffjax.hardware.ahead.schedule import Op, counted_cycles, operations
 
 CHIPS = {
     "v4": "v4:2x2x1", "v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2",
@@ -32,6 +29,7 @@ BYTES_PER_CYCLE = {"TPU v5 lite": 545.0}
 # peak of 4 units of 128 x 128 at 1.5 GHz follows from the number of these instructions.
 PUSH = {"TPU v5 lite": {"f32": 8, "bf16": 16, "s8": 16}}
 NEEDS = ("libtpu", "flatbuffers")
+MEMORY = ("argument", "output", "temp", "generated_code")
 _ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
@@ -68,7 +66,7 @@ def missing() -> list[str]:
     return process.lacking(NEEDS)
 
 
-def tpu_cost(fn: Callable, *shapes, topology: str = "v5e", flags: str = "") -> TpuCost:
+def tpu_cost(fn: Callable, *shapes, topology: str = "v5e") -> TpuCost:
     """Compile fn(*shapes) for a TPU and return what its compiler expects it to cost.
 
     Args:
@@ -77,32 +75,22 @@ def tpu_cost(fn: Callable, *shapes, topology: str = "v5e", flags: str = "") -> T
         compiler could fold.
       topology: a chip of `CHIPS`, or a name that libtpu knows, such as "v5e:2x2"; one core of its
         first chip is compiled for.
-      flags: more of libtpu's, as in LIBTPU_INIT_ARGS.
 
     Raises:
       ModuleNotFoundError: no libtpu.
       RuntimeError: the compiler failed; holds the end of what it said.
     """
-    process.require(NEEDS, "aot")
-    exported = process.export(fn, *shapes, platform="tpu")
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        (folder / "exported").write_bytes(exported)
-        flags = f"{flags} --xla_jf_dump_to={folder}/bundles --xla_jf_dump_llo_text=true "
+    process.check_packages(NEEDS, "aot")
+    exported, name = process.export(fn, *shapes, platform="tpu"), CHIPS.get(topology, topology)
+    with tempfile.TemporaryDirectory() as path:
+        folder = Path(path)
+        flags = f"--xla_jf_dump_to={folder}/bundles --xla_jf_dump_llo_text=true "
         flags += "--xla_jf_dump_llo_pass_label_regex=final_bundles"
-        _compile(folder, CHIPS.get(topology, topology), flags.strip())
-        return _read(folder)
-
-
-def _compile(folder: Path, topology: str, flags: str) -> None:
-    environment = _ENVIRONMENT | ({"LIBTPU_INIT_ARGS": flags} if flags else {})
-    process.run_script("child.py", topology, str(folder), environment=environment, target=topology)
-
-
-def _read(folder: Path) -> TpuCost:
-    text = (folder / "compiled.txt").read_text()
-    analysis = json.loads((folder / "analysis.json").read_text())
-    counted = counted_cycles(folder / "bundles", PUSH.get(analysis["device"], {}))
+        text, analysis = process.compile_exported(
+            exported, folder, {"platform": "tpu", "topology_name": name}, target=name,
+            environment=_ENVIRONMENT | {"LIBTPU_INIT_ARGS": flags},
+        )  # fmt: skip
+        counted = counted_cycles(folder / "bundles", PUSH.get(analysis["device"], {}))
     ops = operations(text, counted, BYTES_PER_CYCLE.get(analysis["device"], math.inf))
     return TpuCost(
         cycles=sum(op.calls * op.cycles for op in ops),
@@ -110,7 +98,7 @@ def _read(folder: Path) -> TpuCost:
         ops=tuple(ops),
         flops=analysis["cost"].get("flops", 0.0),
         bytes=analysis["cost"].get("bytes accessed", 0.0),
-        memory=analysis["memory"],
+        memory={name: analysis["memory"][name] for name in MEMORY},
         device=analysis["device"],
         compiler=f"libtpu {importlib.metadata.version('libtpu')}",
         text=text,
