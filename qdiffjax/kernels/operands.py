@@ -17,7 +17,7 @@ from qdiffjax.quant import (
     QTensor,
     quantize,
 )
-from qdiffjax.quant.formats.integers import Format
+from qdiffjax.quant.formats.base import Format
 from qdiffjax.quant.granularity import inverse
 from qdiffjax.quant.qtensor import check_arguments
 

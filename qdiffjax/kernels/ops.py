@@ -16,7 +16,7 @@ from qdiffjax.kernels.derivatives import (
 )
 from qdiffjax.kernels.operands import check_format
 from qdiffjax.quant import ActivationGrid, IntFormat, QTensor, fake_quant
-from qdiffjax.quant.formats.integers import Format
+from qdiffjax.quant.formats.base import Format
 
 
 def matmul(

@@ -14,7 +14,8 @@ from qdiffjax.precision.lowering import lower
 from qdiffjax.precision.quantized import Quantized
 from qdiffjax.precision.recipe import Recipe
 from qdiffjax.quant import ActivationGrid, activation_grid
-from qdiffjax.quant.formats.integers import Format, IntFormat
+from qdiffjax.quant.formats.base import Format
+from qdiffjax.quant.formats.integers import IntFormat
 from qdiffjax.sites import rules
 from qdiffjax.sites.plan import Site
 from qdiffjax.sites.transforming import transform

@@ -12,7 +12,8 @@ from qdiffjax.kernels.operands import check_format, summed
 from qdiffjax.precision import SiteQuant
 from qdiffjax.precision.recipe import Recipe, output_channels
 from qdiffjax.quant import ActivationGrid, QTensor, calibration, quantize
-from qdiffjax.quant.formats.integers import Format, IntFormat
+from qdiffjax.quant.formats.base import Format
+from qdiffjax.quant.formats.integers import IntFormat
 from qdiffjax.sites.plan import Site
 
 

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 
 from qdiffjax._typing import Array
 from qdiffjax.quant.calibration.ranges import scale_from_range
-from qdiffjax.quant.formats.integers import Format, IntFormat
+from qdiffjax.quant.formats.base import Format
+from qdiffjax.quant.formats.integers import IntFormat
 
 
 @jax.tree_util.register_pytree_node_class

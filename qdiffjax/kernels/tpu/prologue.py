@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from qdiffjax._typing import Array
 from qdiffjax.kernels.operands import FLOAT8, is_integer
 from qdiffjax.quant import ActivationGrid, IntFormat
-from qdiffjax.quant.formats.integers import Format
+from qdiffjax.quant.formats.base import Format
 
 # 3 * 2^22: added to |v| < 2^22, it leaves round(v), ties to even, in the low bits of the sum.
 MAGIC = 12582912.0
