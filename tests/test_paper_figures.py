@@ -108,9 +108,7 @@ def test_recompute_runs_each_experiment_into_its_own_folder(tmp_path, monkeypatc
 
 
 def test_figures_are_in_the_order_of_their_numbers():
-    assert [figure.name for figure in paper.FIGURES] == [
-        name for name in NAMES if not name.endswith("_dit")
-    ]
+    assert list(paper.FIGURES) == [name for name in NAMES if not name.endswith("_dit")]
 
 
 def test_results_of_another_network_are_a_figure_of_their_own(results):

@@ -1,8 +1,6 @@
 """Run the experiment: `python -m experiments.error_bounds`."""
 
-import sys
+from experiments.error_bounds.experiment import EXPERIMENT
+from experiments.harness.command import main
 
-from experiments.error_bounds.experiment import main
-
-if __name__ == "__main__":
-    sys.exit(main())
+raise SystemExit(main(EXPERIMENT))

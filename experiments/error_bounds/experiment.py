@@ -17,7 +17,7 @@ one noise path. The columns:
   predicted   the same, the quantized sampler never run (a-priori local errors, injected)
   1st order   relative error of first-order propagation of the measured local errors, median
   defect      what the attribution ledger leaves unexplained, relative, median over samples
-  bound/err   Groenwall bound over measured error at the end: smallest, and median over samples
+  bound/err   Grönwall bound over measured error at the end: smallest, and median over samples
   hold        whether no bound was violated by any sample at any step
   path KL     nats, between the reverse chains of the eta = 1 companion sampler, last step left out
   W2          bracket of the Wasserstein distance of the final samples: lower, upper
@@ -30,14 +30,19 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable
+from typing import Any
 
-from experiments.error_bounds import measure as parts
-from experiments.error_bounds import plots
-from experiments.harness import old_command as command
-from experiments.harness import subject, tables
-from qdiffjax import labels
+import numpy as np
+from tqdm import tqdm
+
+from experiments.error_bounds import measure, plots, table
+from experiments.harness import command, store, subject
+from experiments.harness.command import option
+from qdiffjax import labels, studies
+from qdiffjax._checks import require
 from qdiffjax.analysis import divergences
 from qdiffjax.analysis.bounds import pathwise
+from qdiffjax.compiling import compiled
 from qdiffjax.precision.recipe import check_bits
 
 
@@ -45,76 +50,63 @@ from qdiffjax.precision.recipe import check_bits
 class Config:
     """What to run; the command line is made from it. Sample counts are capped at num_samples."""
 
-    checkpoint: str = "fashion_unet"
-    sampler: str = "ddim"
-    num_steps: int = 50
-    num_samples: int = 128
-    weight_bits: tuple[int, ...] = (8, 4)
-    activation_bits: tuple[int, ...] = (8,)
-    sites: tuple[str, ...] = subject.ALL_BUT_LAST
-    edge_margin: float = 1.2
-    seed: int = 0
-    num_ledger_samples: int = 32
-    num_bound_samples: int = 8
-    num_fan_samples: int = 8
-    max_fan_steps: int = 20
-    max_nodes: int = 4
-    tolerance: float = 1e-3
+    checkpoint: str = option(
+        "fashion_unet", "Folder of a checkpoint, or the name of a shipped one."
+    )
+    sampler: str = option("ddim", "Sampler.", choices=subject.SAMPLERS)
+    num_steps: int = option(50, "Steps of the sampler.", least=1)
+    num_samples: int = option(128, "Samples of the RMSE, KL and W2 columns.", least=2)
+    weight_bits: tuple[int, ...] = option(
+        (8, 4), "Weight widths, 1 to 16, one per row.", each=check_bits
+    )
+    activation_bits: tuple[int, ...] = option(
+        (8,), "Activation widths, 1 to 16, one per row or one for all.", each=check_bits
+    )
+    sites: tuple[str, ...] = option(
+        subject.ALL_BUT_LAST,
+        "Globs of sites to quantize; '!glob' takes some away again, '!last' the last layer.",
+    )
+    edge_margin: float = option(
+        1.2,
+        "Factor on the calibrated ranges of the network's input and output; with 1 the outermost "
+        "pixels of noise are clipped, which `experiments.clipping` studies.",
+        above=0,
+    )
+    seed: int = option(0, "Seed of everything random.")
+    num_ledger_samples: int = option(32, "Samples of the ledger.", least=2)
+    num_bound_samples: int = option(8, "Samples whose bounds are checked.", least=2)
+    num_fan_samples: int = option(
+        8, "Samples of the exact fan, whose cost is quadratic in steps.", least=2
+    )
+    max_fan_steps: int = option(20, "Most steps of the fan's own grid.", least=1)
+    max_nodes: int = option(
+        4, "Most quadrature nodes of the ledger, 2 to 8; raised while the defect is large.", least=1
+    )
+    tolerance: float = option(1e-3, "Defect of the ledger that is good enough.")
+
+    def check(self) -> None:
+        """Refuse two lists of widths that cannot be paired; raises ValueError."""
+        w, a = len(self.weight_bits), len(self.activation_bits)
+        require(w and a and {w, a} <= {1, max(w, a)},
+                got=f"{w} weight widths and {a} activation widths",
+                expected="equal numbers or one for all")  # fmt: skip
+
+    def widths(self) -> list[tuple[int, int]]:
+        """Return pairs of weight and activation bits, a single one serving all."""
+        w, a = self.weight_bits, self.activation_bits
+        size = max(len(w), len(a))
+        return list(zip(w * (size // len(w)), a * (size // len(a)), strict=True))
 
 
-HELP = {
-    "checkpoint": "folder of a checkpoint, or the name of a shipped one",
-    "sampler": f"one of {', '.join(subject.SAMPLERS)}",
-    "num_steps": "sampler steps",
-    "num_samples": "samples of the RMSE, KL and W2 columns",
-    "weight_bits": "weight widths, 1 to 16, one per row",
-    "activation_bits": "activation widths, 1 to 16, one per row or one for all",
-    "sites": "globs of sites to quantize; '!glob' takes some away again, '!last' the last layer",
-    "edge_margin": "factor on the calibrated ranges of the network's input and output; with 1 the "
-    "outermost pixels of noise are clipped, which `experiments.clipping` studies",
-    "seed": "of everything random",
-    "num_ledger_samples": "samples of the ledger",
-    "num_bound_samples": "samples whose bounds are checked",
-    "num_fan_samples": "samples of the exact fan, whose cost is quadratic in steps",
-    "max_fan_steps": "most steps of the fan's own grid",
-    "max_nodes": "most quadrature nodes of the ledger, 2 to 8; raised while the defect is large",
-    "tolerance": "defect of the ledger that is good enough",
-}
 QUICK = {"num_steps": 10, "num_samples": 16, "weight_bits": (8, 4), "num_ledger_samples": 8,
          "num_bound_samples": 4, "num_fan_samples": 2, "max_fan_steps": 5}  # fmt: skip
-
-
-def widths(config: Config) -> list[tuple[int, int]]:
-    """Pair the widths, a single one serving all.
-
-    Raises:
-      ValueError: a width outside 1..16, or two lists of different lengths.
-    """
-    w, a = list(config.weight_bits), list(config.activation_bits)
-    for bits in (*w, *a):
-        check_bits(bits)
-    size = max(len(w), len(a))
-    if not w or not a or {len(w), len(a)} - {1, size}:
-        raise ValueError(
-            f"got {len(w)} weight widths and {len(a)} activation widths, expected equal numbers "
-            "or one for all."
-        )
-    return list(zip(w * (size // len(w)), a * (size // len(a)), strict=True))
-
-
-def check(config: Config) -> None:
-    """Refuse what cannot work, before anything long starts; raises ValueError or OSError."""
-    widths(config)
-    if config.sampler not in subject.SAMPLERS:
-        raise ValueError(f"no sampler {config.sampler!r}; expected {', '.join(subject.SAMPLERS)}.")
-    for name in ("num_samples", "num_ledger_samples", "num_bound_samples", "num_fan_samples"):
-        if getattr(config, name) < 2:
-            raise ValueError(f"got {name} = {getattr(config, name)}, expected at least 2.")
-    if not config.edge_margin > 0:
-        raise ValueError(f"got edge_margin = {config.edge_margin}, expected a positive factor.")
-    for name in ("num_steps", "max_fan_steps", "max_nodes"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"got {name} = {getattr(config, name)}, expected at least 1.")
+BOUNDS = {
+    "Grönwall": labels.label(pathwise.gronwall),
+    "remainder bound": labels.label(pathwise.remainder_bound),
+    "path KL": labels.label(divergences.path_kl),
+    "W2 upper": labels.label(divergences.w2_coupling),
+    "W2 lower": labels.label(divergences.w2_lower),
+}
 
 
 def run(config: Config, *, progress: bool = False, keep: Callable | None = None,
@@ -123,60 +115,46 @@ def run(config: Config, *, progress: bool = False, keep: Callable | None = None,
 
     Args:
       config: what to run.
-      progress: show a progress bar.
-      keep: called as keep(name, mark, arrays, row) when a width is done.
-      kept: kept(name, mark) -> (arrays, row) of an earlier run, or None.
+      progress: show a progress bar for every width.
+      keep, kept: see `command.parts`.
 
     Returns:
       arrays: common ones, and those of each width under "W8A8/name"; rows: the table.
     """
-    from tqdm import tqdm
+    setting = measure.prepare(config)
+    sample = compiled(lambda q, x, xs: studies.measured(q, x, xs, setting.steps, key=setting.key))
+    columns = measure.columns(config, setting)
+    widths = {f"W{weight}A{activation}": (weight, activation)
+              for weight, activation in config.widths()}  # fmt: skip
 
-    check(config)
-    study = parts.Study(config)
-    mark = study.mark()
-    bar = tqdm(total=len(widths(config)) * parts.NUM_STAGES, disable=not progress, unit="stage")
-    arrays, rows = study.common(), []
-    with bar:
-        for weight_bits, activation_bits in widths(config):
-            name = f"W{weight_bits}A{activation_bits}"
-            found = kept(name, mark) if kept else None
-            if found is None:
-                start = time.perf_counter()
-                found = study.measure(weight_bits, activation_bits, _advance(bar, name))
-                found[1]["seconds"] = time.perf_counter() - start
-                if keep:
-                    keep(name, mark, *found)
-            else:
-                bar.update(parts.NUM_STAGES)
-            arrays |= {f"{name}/{key}": value for key, value in found[0].items()}
-            cells = tables.top_cells(found[0]["ledger"], found[0]["sites"])
-            rows.append(found[1] | {"top_cells": [cell._asdict() for cell in cells]})
-    return arrays, rows
+    def measure_width(name: str):
+        weight_bits, activation_bits = widths[name]
+        row: dict[str, Any] = {"weight_bits": weight_bits, "activation_bits": activation_bits}
+        arrays: dict[str, np.ndarray] = {}
+        start = time.perf_counter()
+        q = setting.subject.quantized(weight_bits, activation_bits)
+        pair = sample(q, setting.x_T, setting.xs)
+        with tqdm(columns.items(), disable=not progress, unit="column") as bar:
+            for column_name, column in bar:
+                bar.set_description(f"{name} {column_name}")
+                new_arrays, new_row = column(q, pair)
+                arrays |= {key: np.asarray(value) for key, value in new_arrays.items()}
+                row |= {key: np.asarray(value).item() for key, value in new_row.items()}
+        return arrays, row | {"seconds": time.perf_counter() - start}
+
+    mark = store.fingerprint(
+        {name: value for name, value in dataclasses.asdict(config).items()
+         if name not in ("weight_bits", "activation_bits")}, setting.subject.mark(),
+    )  # fmt: skip
+    done = command.parts(widths, measure_width, mark, keep=keep, kept=kept)
+    rows = []
+    for arrays, row in done.values():
+        cells = table.top_cells(arrays["ledger"], arrays["sites"])
+        rows.append(row | {"top_cells": [cell._asdict() for cell in cells]})
+    return measure.common(setting) | command.by_part(done), rows
 
 
-def _advance(bar, name: str):
-    def stage(what: str):
-        bar.set_description(f"{name} {what}")
-        bar.update(1)
-
-    return stage
-
-
-BOUNDS = {
-    "Groenwall": labels.label(pathwise.gronwall),
-    "remainder bound": labels.label(pathwise.remainder_bound),
-    "path KL": labels.label(divergences.path_kl),
-    "W2 upper": labels.label(divergences.w2_coupling),
-    "W2 lower": labels.label(divergences.w2_lower),
-}
-EXPERIMENT = command.Experiment(
-    "error_bounds", __doc__ or "", Config, HELP, check, run, plots.write,
-    functools.partial(tables.error_bounds, bounds=BOUNDS), quick=QUICK,
+EXPERIMENT = command.experiment(
+    Config, run, plots=plots, table=functools.partial(table.main_table, bounds=BOUNDS), quick=QUICK,
     notes={"bounds": {name: label._asdict() for name, label in BOUNDS.items()}},
 )  # fmt: skip
-
-
-def main(argv=None) -> int:
-    """Run, print the table, write results and figures."""
-    return command.main(EXPERIMENT, argv)

@@ -10,9 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
-from experiments.harness import store
+from experiments.error_bounds.table import width_name
 from experiments.harness.looks import BLUE, GREEN, GREY, ORANGE, SMALL, tidy
-from experiments.harness.tables import width_name
 
 MEASURED: dict[str, Any] = {"label": "error, measured", "color": "black", "lw": 1.8}
 # Bounds are of fewer samples; only beside the errors of the same ones can they be judged.
@@ -24,14 +23,6 @@ BOUNDS: dict[str, dict[str, Any]] = {
     "remainder": {"label": "remainder bound, median", "color": GREEN, "lw": 1.4, "ls": "-."},
     "gronwall": {"label": "Grönwall bound, median", "color": ORANGE, "lw": 1.4, "ls": "--"},
 }
-
-
-def write(folder) -> None:
-    """Write error_vs_step.png, ledger.png and samples.png of the run in `folder` beside it."""
-    results = store.load(folder)
-    draws = {"error_vs_step": draw_errors, "ledger": draw_ledger, "samples": draw_samples}
-    for name, draw in draws.items():
-        draw(*results).savefig(Path(folder) / f"{name}.png", dpi=150)
 
 
 def draw_errors(config, arrays, rows) -> Figure:
@@ -191,3 +182,6 @@ def _title(config, what: str) -> str:
     sampler = config.get("sampler", "").upper()
     model = Path(str(config.get("checkpoint", ""))).name
     return f"{what}: {model}, {sampler}, {config.get('num_steps', '?')} steps"
+
+
+FIGURES = {"error_vs_step": draw_errors, "ledger": draw_ledger, "samples": draw_samples}

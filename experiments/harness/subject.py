@@ -103,6 +103,12 @@ def noise(denoiser: denoisers.Denoiser, num: int, seed: int) -> jax.Array:
     return jax.vmap(lambda k: jax.random.normal(k, denoiser.config.shape, jnp.float32))(keys)
 
 
+def noise_key(steps: diffusion.Steps, seed: int) -> jax.Array | None:
+    """Key of the sampler's own noise; None where it adds none."""
+    is_noisy = np.any(np.asarray(steps.coeffs.noise) != 0)
+    return jax.random.key(seed + 1) if is_noisy else None
+
+
 def prepare(checkpoint: str, steps_of, globs, seed: int) -> Subject:
     """Load a checkpoint and measure what every width needs.
 

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 
 from experiments.error_bounds import experiment as error_bounds
-from experiments.error_bounds import measure as parts
+from experiments.error_bounds import measure
+from experiments.error_bounds.table import width_name
 from experiments.harness import command, store, tables
+from qdiffjax import studies
 from tests import worlds
 
 NUM_PIXELS = 64
@@ -40,7 +42,7 @@ def finished(checkpoint, tmp_path_factory):
     """A miniature run from the command line: its folder and what it printed."""
     folder = tmp_path_factory.mktemp("finished")
     with contextlib.redirect_stdout(io.StringIO()) as printed:
-        assert error_bounds.main(flags(checkpoint, folder)) == 0
+        assert command.main(error_bounds.EXPERIMENT, flags(checkpoint, folder)) == 0
     return folder, printed.getvalue()
 
 
@@ -49,8 +51,8 @@ def refused(capsys, monkeypatch):
     """refused(argv) -> the one line on stderr of a run that ends with exit code 2."""
 
     def run(argv):
-        monkeypatch.setattr(parts.Study, "_compile", lambda self: pytest.fail("long work began"))
-        assert error_bounds.main(argv) == 2
+        monkeypatch.setattr(measure, "columns", lambda *a: pytest.fail("long work began"))
+        assert command.main(error_bounds.EXPERIMENT, argv) == 2
         out, err = capsys.readouterr()
         assert out == ""
         assert err.startswith("error: ")
@@ -75,7 +77,7 @@ def test_a_run_writes_results_rows_and_figures(finished):
 @pytest.mark.parametrize("name", ["W8A8", "W4A8"])
 def test_numbers_of_a_run_agree_with_each_other(finished, name):
     _, arrays, rows = store.load(finished[0])
-    row = next(r for r in rows if tables.width_name(r) == name)
+    row = next(r for r in rows if width_name(r) == name)
     get = lambda key: arrays[f"{name}/{key}"]  # noqa: E731
     mean_square = np.mean(get("final_error_norms").astype(np.float64) ** 2) / NUM_PIXELS
     assert row["measured_rmse"] == pytest.approx(np.sqrt(mean_square), rel=1e-5)
@@ -102,7 +104,7 @@ def test_sites_of_the_ledger_are_in_the_order_of_the_network(finished):
 def test_the_same_command_again_computes_nothing(checkpoint, finished, monkeypatch):
     folder, _ = finished
     calls = []
-    monkeypatch.setattr(parts.Study, "measure", lambda *a: calls.append(a))
+    monkeypatch.setattr(studies, "measured", lambda *a, **k: calls.append(a))
     config, _ = command.parse(error_bounds.EXPERIMENT, flags(checkpoint, "elsewhere"))
     config = dataclasses.replace(config, weight_bits=(4,))
     arrays, rows = error_bounds.run(config, kept=lambda n, m: store.load_part(folder, n, m))
@@ -116,7 +118,7 @@ def test_the_printed_table_holds_the_rows_within_100_columns(finished):
     folder, printed = finished
     assert max(len(line) for line in printed.replace(str(folder), "").splitlines()) <= 100
     for row in store.load(folder)[2]:
-        line = next(s for s in printed.splitlines() if s.split()[:1] == [tables.width_name(row)])
+        line = next(s for s in printed.splitlines() if s.split()[:1] == [width_name(row)])
         cells = line.replace(",", " ").split()[1:]
         numbers = [float(c) for c in cells if c != "yes"]
         names = ["measured_rmse", "predicted_rmse", "first_order_relative_error",
@@ -171,7 +173,7 @@ def test_an_output_that_is_a_file_is_refused_before_any_work(tmp_path, refused):
 
 def test_help_explains_every_flag(capsys):
     with pytest.raises(SystemExit) as stop:
-        error_bounds.main(["--help"])
+        command.main(error_bounds.EXPERIMENT, ["--help"])
     assert stop.value.code == 0
     text = capsys.readouterr().out
     for field in dataclasses.fields(error_bounds.Config):
@@ -196,5 +198,5 @@ def test_the_interval_of_predicted_over_measured_is_printed_and_holds_the_ratio(
         assert row["predicted_over_measured"] == pytest.approx(ratio, rel=1e-5)
         assert low <= ratio <= high
         text = f"{tables.number(low)} to {tables.number(high)}"
-        assert any(line.startswith(tables.width_name(row)) and text in line
+        assert any(line.startswith(width_name(row)) and text in line
                    for line in printed.splitlines())  # fmt: skip

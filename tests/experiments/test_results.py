@@ -5,6 +5,7 @@ import io
 import numpy as np
 import pytest
 
+from experiments.error_bounds.table import main_table, top_cells
 from experiments.harness import store, tables
 
 ROW = {
@@ -76,28 +77,28 @@ def test_the_fingerprint_sees_every_value_but_not_the_order_of_keys():
 def test_top_cells_of_a_ledger_worked_by_hand():
     # Steps 0-1, 2-3 and 4 are the three ranges; the entries sum to 20.
     ledger = [[1, 2], [1, -3], [4, 0], [4, 0], [1, 10]]
-    cells = tables.top_cells(ledger, ["a", "b"], num=6, num_ranges=3)
+    cells = top_cells(ledger, ["a", "b"], num=6, num_ranges=3)
     assert cells == [
         ("b", 4, 4, 50.0), ("a", 2, 3, 40.0), ("a", 0, 1, 10.0), ("a", 4, 4, 5.0),
         ("b", 2, 3, 0.0), ("b", 0, 1, -5.0),
     ]  # fmt: skip
-    assert tables.top_cells(ledger, ["a", "b"], num=2, num_ranges=3) == cells[:2]
+    assert top_cells(ledger, ["a", "b"], num=2, num_ranges=3) == cells[:2]
 
 
 def test_shares_of_all_cells_sum_to_100_percent():
     ledger = np.random.default_rng(0).normal(1.0, 1.0, (7, 4))
-    cells = tables.top_cells(ledger, "abcd", num=100)
+    cells = top_cells(ledger, "abcd", num=100)
     assert len(cells) == 5 * 4
     assert sum(c.share for c in cells) == pytest.approx(100.0)
 
 
 def test_fewer_steps_than_ranges_make_fewer_ranges():
-    assert tables.top_cells([[3.0], [1.0]], ["a"]) == [("a", 0, 0, 75.0), ("a", 1, 1, 25.0)]
+    assert top_cells([[3.0], [1.0]], ["a"]) == [("a", 0, 0, 75.0), ("a", 1, 1, 25.0)]
 
 
 def test_a_ledger_that_does_not_fit_its_sites_is_refused():
     with pytest.raises(ValueError, match=r"\(2, 3\).*expected \[steps, 2\]"):
-        tables.top_cells(np.ones((2, 3)), ["a", "b"])
+        top_cells(np.ones((2, 3)), ["a", "b"])
 
 
 @pytest.mark.parametrize(
@@ -112,11 +113,11 @@ def test_numbers_are_written_short(value, text):
 def test_violated_bounds_shout_and_missing_numbers_are_dashes():
     file = io.StringIO()
     cells = [{"site": "conv_in/kernel", "first_step": 0, "last_step": 1, "share": 12.34}]
-    bounds = {"Groenwall": ("gronwall", "along the run", "gains are known")}
-    tables.error_bounds([ROW | {"top_cells": cells}], bounds, file=file)
+    bounds = {"Grönwall": ("gronwall", "along the run", "gains are known")}
+    tables.show(main_table([ROW | {"top_cells": cells}], bounds), file)
     line = next(s for s in file.getvalue().splitlines() if "W4A8" in s)
     expected = "W4A8 0.25 0.125 - 3.0e-07 1.5, inf NO 12346 0.5, 2"
     assert line.split() == expected.split()
-    assert "Groenwall: along the run; gains are known" in file.getvalue()
+    assert "Grönwall: along the run; gains are known" in file.getvalue()
     assert "+12.3 % 0-1 conv_in/kernel" in " ".join(file.getvalue().split())
     assert "predicted /" not in file.getvalue()  # older results do not know it

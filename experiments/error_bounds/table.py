@@ -1,0 +1,106 @@
+"""The table of `experiments.error_bounds` on the screen; needs no JAX."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments.harness import tables
+from experiments.harness.tables import number
+
+
+class Cell(NamedTuple):
+    """A site in a range of sampler steps, and its signed share of the total squared error.
+
+    Steps are counted from the noise end; both ends of the range belong to it. `share` is in
+    percent.
+    """
+
+    site: str
+    first_step: int
+    last_step: int
+    share: float
+
+
+def top_cells(ledger, sites, num: int = 5, num_ranges: int = 5) -> list[Cell]:
+    """Return the cells that cost most, the most expensive first.
+
+    The steps are cut into `num_ranges` ranges of equal length (one longer where they do not
+    divide), fewer if there are fewer steps; a cell's share is the sum of its entries over the sum
+    of all entries. Entries that lower the error are negative, so they come last.
+
+    Args:
+      ledger: contributions [N, S] of N steps and S sites to the squared error.
+      sites: S names.
+      num: how many cells.
+      num_ranges: how many ranges of steps.
+
+    Raises:
+      ValueError: the shape of `ledger` does not fit the names.
+    """
+    ledger = np.asarray(ledger, np.float64)
+    if ledger.ndim != 2 or ledger.shape[1] != len(sites):
+        raise ValueError(f"got a ledger of shape {ledger.shape}, expected [steps, {len(sites)}].")
+    ranges = np.array_split(np.arange(len(ledger)), min(num_ranges, len(ledger)))
+    total = ledger.sum()
+    cells = [
+        Cell(str(site), int(steps[0]), int(steps[-1]), _percent(ledger[steps, i].sum(), total))
+        for steps in ranges
+        for i, site in enumerate(sites)
+    ]
+    return sorted(cells, key=lambda cell: -cell.share)[:num]
+
+
+def _percent(part: float, total: float) -> float:
+    return 100.0 * float(part) / float(total) if total else 0.0
+
+
+def width_name(row: dict[str, Any]) -> str:
+    """Return the name of a row's widths, such as W4A8; its arrays carry the same one."""
+    return f"W{row['weight_bits']}A{row['activation_bits']}"
+
+
+def _two(row: dict[str, Any], low: str, high: str) -> str:
+    return f"{number(row[low])}, {number(row[high])}"
+
+
+COLUMNS = (
+    ("width", width_name),
+    ("RMSE\nmeasured", lambda r: number(r["measured_rmse"])),
+    ("RMSE\npredicted", lambda r: number(r["predicted_rmse"])),
+    ("1st order\nrel. error", lambda r: number(r["first_order_relative_error"], 2)),
+    ("ledger\ndefect", lambda r: number(r["exact_relative_residual"], 2)),
+    ("bound/err\nmin, median", lambda r: _two(r, "bound_over_measured_min",
+                                              "bound_over_measured_median")),
+    ("bounds\nhold", lambda r: "yes" if r["bounds_hold"] else "NO"),
+    ("path KL\nnats", lambda r: number(r["path_kl"])),
+    ("W2 of samples\nlower, upper", lambda r: _two(r, "w2_lower", "w2")),
+)  # fmt: skip
+CELL_COLUMNS = (
+    ("share", lambda cell: f"{cell['share']:+.1f} %"),
+    ("steps", lambda cell: f"{cell['first_step']}-{cell['last_step']}"),
+    ("site", lambda cell: cell["site"]),
+)
+
+
+def main_table(rows: list[dict[str, Any]], bounds: Mapping[str, Any]) -> Iterator:
+    """Yield a line for each pair of widths, what its bounds assume, and the cells that cost most.
+
+    Args:
+      rows: of `experiments.error_bounds.run`, which documents the columns.
+      bounds: by their names in the table, their (name of the function, kind, assumption).
+    """
+    yield tables.columns(rows, COLUMNS)
+    for row in rows:
+        if "predicted_over_measured" in row:  # results of before it was kept lack it
+            ratio, low, high = (number(row[f"predicted_over_measured{end}"])
+                                for end in ("", "_low", "_high"))  # fmt: skip
+            yield f"{width_name(row)}: predicted / measured RMSE {ratio}, 95 % {low} to {high}"
+    for name, (_, kind, assumption) in bounds.items():
+        yield f"{name}: {kind}; {assumption}"
+    for row in rows:
+        cells = row.get("top_cells", ())
+        if cells:
+            yield (f"{width_name(row)}: the {len(cells)} (site, steps) cells that cost most, in "
+                   "share of the squared error")  # fmt: skip
+            yield tables.columns(cells, CELL_COLUMNS, left=(2,))
