@@ -25,7 +25,6 @@ from experiments.harness import old_command as command
 from experiments.harness import store, subject
 from qdiffjax import compiling, diffusion
 from qdiffjax.analysis.errors import ablation, ledger, propagation
-from qdiffjax.diffusion import step
 from qdiffjax.precision import (
     Quantized,
     calibration,
@@ -80,7 +79,7 @@ def inject_cell(q: Quantized, xs, xs_hat, steps, start, on):
 
     def move(x, i, taps):
         t, coeffs = jax.tree.map(lambda leaf: leaf[i], (steps.t, steps.coeffs))
-        return step(x, tapped(q.params, x, t, site_inputs=taps)[0], coeffs)
+        return coeffs.advance(x, tapped(q.params, x, t, site_inputs=taps)[0])
 
     r = recorded(start)
     added = move(xs[start], start, {n: jnp.where(on[n], r[n], 0) for n in r})

@@ -14,8 +14,9 @@ PyTree = Any
 EpsFn = Callable[..., Any]
 
 # A denoiser with its parameters bound, as samplers call it once per network call:
-# call_fn(x, t, inputs) -> (eps, outputs). `inputs` and `outputs` are opaque pytrees.
-CallFn = Callable[[Array, Array, PyTree], tuple[Array, PyTree]]
+# call_fn(x, t, inputs, state) -> (eps, outputs, state). `inputs` and `outputs` are opaque pytrees;
+# `state` is what a call carries to the next one (residuals, cached features), () for nothing.
+CallFn = Callable[..., tuple[Array, PyTree, PyTree]]
 
 
 def float_dtype(x) -> Any:

@@ -33,6 +33,12 @@ def canonical_convolutions(fn: Callable) -> Callable:
     return rewritten
 
 
+def sweep(fn: Callable, *table) -> Any:
+    """Return fn(*row) for the rows of a table, one after another, by `canonical_convolutions`."""
+    rows = canonical_convolutions(lambda *table: jax.lax.map(lambda row: fn(*row), table))
+    return rows(*table)
+
+
 def _run(closed, args) -> list:
     """Evaluate a jaxpr, its convolutions rewritten."""
     jaxpr, consts = _compat.open_jaxpr(closed)

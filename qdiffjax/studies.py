@@ -42,9 +42,9 @@ def measured(q: Quantized, x_T: Array, xs: Array, steps: Steps, *, key: Key | No
     """Run the quantized sampler from x_T beside the full-precision run xs, on the same noise."""
     call = quantized_call(q)
 
-    def with_eps(x, t, inputs):
-        eps, _ = call(x, t, inputs)
-        return eps, eps
+    def with_eps(x, t, inputs, state):
+        eps, _, state = call(x, t, inputs, state)
+        return eps, eps, state
 
     quantized = sample(with_eps, x_T, steps, key=key)
     return Run(xs, quantized.xs, quantized.outputs)
@@ -83,7 +83,7 @@ class Propagated(NamedTuple):
 def propagated(q: Quantized, run: Run, steps: Steps) -> Propagated:
     """Take a measured run apart."""
     full = full_call(q)
-    recorded = lambda x, t, eps: (eps, None)  # noqa: E731
+    recorded = lambda x, t, eps, state: (eps, None, state)  # noqa: E731
     e = runs.local_errors(full, recorded, run.xs_hat, steps, per_call=run.eps_hat)
     return Propagated(e, *propagation.propagate_with_remainders(full, run.xs, run.xs_hat, steps, e))
 

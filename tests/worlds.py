@@ -318,14 +318,14 @@ def grid(x, scale=0.125):
     return scale * jnp.round(x / scale)
 
 
-def rounded(x, t, inputs):
+def rounded(x, t, inputs, state=()):
     """The exact denoiser between two roundings: discontinuous in x, zero derivative."""
-    return grid(EXACT(grid(x), t, None)[0]), None
+    return grid(EXACT(grid(x), t, None)[0]), None, state
 
 
-def fast(x, t, inputs):
+def fast(x, t, inputs, state=()):
     """A denoiser that compiles at once, for what holds for any denoiser."""
-    return jnp.tanh(0.8 * x + jnp.flip(x, axis=-1) / 3 + t / 60), None
+    return jnp.tanh(0.8 * x + jnp.flip(x, axis=-1) / 3 + t / 60), None, state
 
 
 # ------------------------------------------------------------------ network of many kinds of sites

@@ -127,9 +127,9 @@ def nudged_call(q: precision.Quantized):
     """Return call_fn(x, t, nudges by site) of the denoiser that commits these errors."""
     g = transform(q.eps_fn, nudged)
 
-    def call_fn(x, t, nudges):
+    def call_fn(x, t, nudges, state=()):
         inputs = {name: (how, nudges[name]) for name, how in q.site_inputs.items()}
-        return g(q.params, x, t, site_inputs=inputs)[0], None
+        return g(q.params, x, t, site_inputs=inputs)[0], None, state
 
     return call_fn
 

@@ -65,8 +65,8 @@ class Study:
         before = runs.local_errors(full, quantized, xs, steps)
         orders = curvature.propagate_second_order(full, xs, steps, before)
         first = propagation.propagate(full, xs, steps, after)[-1]
-        error = diffusion.current(xs_hat[-1] - xs[-1], steps.coeffs)
-        miss = diffusion.current(first, steps.coeffs) - error
+        error = steps.coeffs.current(xs_hat[-1] - xs[-1])
+        miss = steps.coeffs.current(first) - error
         size, miss = (runs.norms(a[None])[0] for a in (error, miss))
         return {
             "measured": miss / size, "predicted": curvature.predicted_failure(orders, steps),

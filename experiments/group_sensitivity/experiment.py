@@ -101,7 +101,7 @@ class Study:
 
     def _sample(self, q, on):
         call = gated_call(q)
-        run = diffusion.sample(lambda x, t, _: call(x, t, on), self.x_T, self.steps)
+        run = diffusion.sample(lambda x, t, _, state: call(x, t, on, state), self.x_T, self.steps)
         return run.x_0
 
     def measure(self, width: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

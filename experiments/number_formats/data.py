@@ -54,9 +54,7 @@ def tensors(config: Config) -> Iterator[Tensor]:
     for name, w in precision.weight_operands(eps_fn, params, x_T[:1], jnp.zeros(())).items():
         yield in_rows("weights", name, np.moveaxis(np.asarray(w), -1, 0).reshape(w.shape[-1], -1))
     steps = diffusion.ddim(denoiser.schedule, config.num_steps)
-    run = compiling.compiled(
-        lambda p, x: diffusion.sample(lambda x, t, _: (eps_fn(p, x, t), None), x, steps).xs
-    )
+    run = compiling.compiled(lambda p, x: diffusion.sample(diffusion.bind(eps_fn, p), x, steps).xs)
     xs = run(params, x_T)
     sites = {s.name: s for s in list_sites(eps_fn, params, x_T, jnp.zeros(()))}
     read = compiling.compiled(transform(eps_fn, rules.collect_operands))

@@ -103,7 +103,7 @@ class Study:
         sample = compiling.compiled(lambda x: diffusion.sample(full, x, steps, key=key).states)
         xs = sample(self.x_T)
         gains = compiling.compiled(lambda xs: pathwise.step_gains(
-            lambda x, t, _: (denoiser.eps_fn(denoiser.params, x, t), None), xs, steps,
+            full, xs, steps,
             key=jax.random.key(config.seed + 2), num_iterations=4,
         ).norms)  # fmt: skip
         measure = compiling.compiled(
@@ -116,7 +116,7 @@ class Study:
     def _measure(self, q, xs, gains, calls, steps, key) -> dict[str, jax.Array]:
         full, quantized = full_call(q), quantized_call(q)
         xs_hat = diffusion.sample(quantized, self.x_T, steps, key=key, per_call=calls).states
-        at_end = functools.partial(diffusion.current, coeffs=steps.coeffs)
+        at_end = steps.coeffs.current
         predicted = prediction.predict_errors(q, xs, steps, per_call=calls)[-1]
         # Coherence and bound on a few samples: their own runs, since stochastic bits depend on
         # the size of the batch.
@@ -220,7 +220,7 @@ def _law(name: str, fit: scaling.Exponent, theory: float | None) -> dict:
 
 def crossovers(rows: list[dict], config) -> list[dict]:
     """The number of steps beyond which stochastic rounding of activations is better: measured
-    (between which two grids), and of the model fitted to both (`scaling.crossover`).
+    (between which two grids), and of the model fitted to both (N* = (2 - tau) v G_i / (B^2 G_c)).
     """
     series = [_series(rows, p, "num_calls", {"bits": config.width}) for p in ("A", "SR")]
     sizes = [n for n in sorted(set(config.num_steps)) if all(n in s for s in series)]

@@ -62,18 +62,19 @@ def network_eps(params, x, t, q=lambda v, index: v):
 def denoisers(world: World, family: str):
     """Full-precision and quantized (x, t, inputs) -> (eps, None); inputs: the roundings' key."""
     if family != "data":
-        full = lambda x, t, key: (network_eps(world.params, x, t), None)  # noqa: E731
-        quantized = lambda x, t, key: (  # noqa: E731
+        full = lambda x, t, key, state: (network_eps(world.params, x, t), None, state)  # noqa: E731
+        quantized = lambda x, t, key, state: (  # noqa: E731
             network_eps(world.params, x, t, rounded(world, key)),
             None,
+            state,
         )
         return full, quantized
     mixture = gaussian.GaussianMixture(*world.params["mixture"])
     full = diffusion.bind(gaussian.eps_fn_for(table_schedule(world.levels)), mixture)
 
-    def between_roundings(x, t, key):
+    def between_roundings(x, t, key, state):
         q = rounded(world, key)
-        return q(full(q(x, 0), t, None)[0], 1), None
+        return q(full(q(x, 0), t, None, state)[0], 1), None, state
 
     return full, between_roundings
 
@@ -152,7 +153,9 @@ def _curvature(world: World, steps):
     out, inner = (jnp.linalg.norm(p[name], ord=2) for name in ("out", "in"))
     written, read = jnp.abs(steps.coeffs.eps), 1.0
     if isinstance(steps.coeffs, diffusion.SlotCoeffs):
-        written, read = (jnp.linalg.norm(a, axis=-1) for a in (steps.coeffs.eps, steps.coeffs.read))
+        written, read = (
+            jnp.linalg.norm(a, axis=-1) for a in (steps.coeffs.eps, steps.coeffs.input)
+        )
     return written * TANH_CURVATURE * out * (inner * read) ** 2
 
 

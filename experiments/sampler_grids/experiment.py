@@ -143,7 +143,7 @@ def sample(denoiser: denoisers.Denoiser, tables, x_T, label, key) -> np.ndarray:
     _, eps_fn = subject.continuous(denoiser)
     condition = () if label is None else (label,)
     calls = max(map(diffusion.nfe, tables))
-    slots = max(diffusion.num_slots(steps.coeffs) or 1 for steps in tables)
+    slots = max(steps.coeffs.num_slots for steps in tables)
 
     @compiling.compiled
     def run(params, steps):

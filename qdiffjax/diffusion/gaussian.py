@@ -236,7 +236,7 @@ def affine_steps(mean, cov, schedule, steps: Steps, *, kappa=0.0, bias=0.0):
         jacobian = gain * level.sigma * jnp.linalg.inv(cov_t)
         shift = bias - jnp.matmul(jacobian, level.alpha * mean, precision="highest")
         if isinstance(c, SlotCoeffs):
-            read = jnp.kron(c.eps[:, None] * c.read[None, :], jacobian)
+            read = jnp.kron(c.eps[:, None] * c.input[None, :], jacobian)
             return jnp.kron(c.x, jnp.eye(n, dtype=dtype)) + read, jnp.kron(c.eps, shift)
         return c.x * jnp.eye(n, dtype=dtype) + c.eps * jacobian, c.eps * shift
 

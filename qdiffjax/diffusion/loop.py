@@ -20,127 +20,94 @@ class StepCoeffs(NamedTuple):
     eps: Any
     noise: Any
 
+    @property
+    def num_slots(self) -> int:
+        """One: the state is x_t itself."""
+        return 1
+
+    def start(self, x_T) -> Array:
+        """Return the state before the first call, x_T [*shape] in the dtype to compute in."""
+        return jnp.asarray(x_T).astype(float_dtype(x_T))
+
+    def current(self, state) -> Array:
+        """Return x_t [*shape] of a state."""
+        return state
+
+    def read(self, state) -> Array:
+        """Return what the network is given [*shape]: x_t."""
+        return state
+
+    def commit(self, change) -> Array:
+        """Return eps * change, what a change of the prediction does to the next state [*shape]."""
+        return _scaled(_like(self.eps, change), change)
+
+    def advance(self, state, eps, z=None) -> Array:
+        """Return the next state [*shape] from the prediction eps and the noise z; no network call.
+
+        In float64 if the state is, else float32, whatever the dtype of eps. No noise if z is None.
+        """
+        return _advance(self, state, eps, z)
+
 
 class SlotCoeffs(NamedTuple):
     """One network call of a linear method whose state y has K slots, slot 0 being x_t itself.
 
-        u   = sum_k read_k y_k,      eps = eps_fn(u, t)
+        u   = sum_k input_k y_k,      eps = eps_fn(u, t)
         y'_j = sum_k x_jk y_k + eps_j eps + noise_j z
 
     The other slots remember what a multistep or multistage method needs (earlier states, earlier
     outputs), so that such a method is a chain of maps of its state too, whose Jacobians multiply.
 
     Attributes:
-      read: what the network sees [K].
+      input: of the state, what the network sees [K].
       x: of the state [K, K].
       eps: of the prediction [K].
       noise: of the noise [K].
     """
 
-    read: Any
+    input: Any
     x: Any
     eps: Any
     noise: Any
 
-
-class Steps(NamedTuple):
-    """A sampler as data: N network calls, noisiest first.
-
-    t [N]: the times that the network is given; s [N]: the time of slot 0 after the call;
-    coeffs: `StepCoeffs` (one call a step, no memory) or `SlotCoeffs`, leaves [N, ...].
-    """
-
-    t: Array
-    s: Array
-    coeffs: StepCoeffs | SlotCoeffs
-
-
-class Trajectory(NamedTuple):
-    """What one sampling run leaves behind.
-
-    x_0 [*shape]; states [N+1, *state], noisiest first, or None if not kept; outputs of the N
-    network calls, leaves [N, ...]. A state is x [*shape] or, with memory, [batch, K, *shape].
-    """
-
-    x_0: Array
-    states: Any
-    outputs: PyTree
-
     @property
-    def xs(self) -> Any:
-        """The states' x_t [N+1, *shape], noisiest first; the last is x_0."""
-        if self.states is None or self.states.ndim == self.x_0.ndim + 1:
-            return self.states
-        return self.states[:, :, 0]
+    def num_slots(self) -> int:
+        """K."""
+        return jnp.shape(self.input)[-1]
+
+    def start(self, x_T) -> Array:
+        """Return the state before the first call [batch, K, *shape].
+
+        The slots other than the first are zero: a method's first calls must not read them.
+        """
+        x_T = jnp.asarray(x_T).astype(float_dtype(x_T))
+        empty = jnp.zeros((x_T.shape[0], self.num_slots - 1, *x_T.shape[1:]), x_T.dtype)
+        return jnp.concatenate([x_T[:, None], empty], axis=1)
+
+    def current(self, state) -> Array:
+        """Return x_t [batch, *shape] of a state."""
+        return state[:, 0]
+
+    def read(self, state) -> Array:
+        """Return what the network is given [batch, *shape]: sum_k input_k y_k."""
+        return jnp.einsum("k,bk...->b...", _like(self.input, state), state, precision="highest")
+
+    def commit(self, change) -> Array:
+        """Return what a change of the prediction does to the next state [batch, K, *shape]."""
+        return jnp.einsum("k,b...->bk...", _like(self.eps, change), change, precision="highest")
+
+    def advance(self, state, eps, z=None) -> Array:
+        """Return the next state [batch, K, *shape]; as `StepCoeffs.advance`."""
+        return _advance(self, state, eps, z)
 
 
-def num_slots(coeffs: StepCoeffs | SlotCoeffs) -> int | None:
-    """Return K, or None for a sampler without memory."""
-    return jnp.shape(coeffs.read)[-1] if isinstance(coeffs, SlotCoeffs) else None
-
-
-def start(x_T, steps: Steps) -> Array:
-    """Return the state before the first call: x_T [*shape] itself, or [batch, K, *shape].
-
-    The slots other than the first are zero: a method's first calls must not read them.
-    """
-    x_T = jnp.asarray(x_T).astype(float_dtype(x_T))
-    slots = num_slots(steps.coeffs)
-    if slots is None:
-        return x_T
-    empty = jnp.zeros((x_T.shape[0], slots - 1, *x_T.shape[1:]), x_T.dtype)
-    return jnp.concatenate([x_T[:, None], empty], axis=1)
-
-
-def current(state, coeffs: StepCoeffs | SlotCoeffs) -> Array:
-    """Return x_t [*shape] of a state."""
-    return state[:, 0] if isinstance(coeffs, SlotCoeffs) else state
-
-
-def read(state, coeffs: StepCoeffs | SlotCoeffs) -> Array:
-    """Return what the network is given [*shape]: x_t, or sum_k read_k y_k."""
-    if not isinstance(coeffs, SlotCoeffs):
-        return state
-    return jnp.einsum("k,bk...->b...", _like(coeffs.read, state), state, precision="highest")
-
-
-def commit(change, coeffs: StepCoeffs | SlotCoeffs) -> Array:
-    """Return what a change of eps [*shape] does to the state after the call [*state].
-
-    coeffs.eps * change
-    """
-    weights = _like(coeffs.eps, change)
-    if not isinstance(coeffs, SlotCoeffs):
-        return _scaled(weights, change)
-    return jnp.einsum("k,b...->bk...", weights, change, precision="highest")
-
-
-def step(state, eps, coeffs: StepCoeffs | SlotCoeffs, z=None) -> Array:
-    """Return the next state; no network evaluation.
-
-        x_s = coeffs.x * x_t + coeffs.eps * eps + coeffs.noise * z           (`StepCoeffs`)
-        y'_j = sum_k x_jk y_k + eps_j eps + noise_j z                        (`SlotCoeffs`)
-
-    Args:
-      state: x_t [*shape], or y [batch, K, *shape].
-      eps: the network's prediction at `read(state)` [*shape], any float dtype.
-      coeffs: scalar or matrix coefficients, or those of slots.
-      z: standard normal noise [*shape], or None for no noise.
-
-    Returns:
-      State like `state`, in float64 if that is, else float32.
-    """
+def _advance(coeffs, state, eps, z) -> Array:
     dtype = float_dtype(state)
     state, eps = jnp.asarray(state).astype(dtype), jnp.asarray(eps).astype(dtype)
-    if isinstance(coeffs, SlotCoeffs):
-        x = _like(coeffs.x, state)
-        moved = jnp.einsum("jk,bk...->bj...", x, state, precision="highest")
-    else:
-        moved = _scaled(_like(coeffs.x, state), state)
-    moved = moved + commit(eps, coeffs)
+    moved = _scaled(_like(coeffs.x, state), state) + coeffs.commit(eps)
     if z is None:
         return moved
-    return moved + commit(jnp.asarray(z).astype(dtype), coeffs._replace(eps=coeffs.noise))
+    return moved + coeffs._replace(eps=coeffs.noise).commit(jnp.asarray(z).astype(dtype))
 
 
 def _scaled(weight, array) -> Array:
@@ -154,6 +121,64 @@ def _like(leaf, array) -> Array:
     return jnp.asarray(leaf).astype(array.dtype)
 
 
+class Steps(NamedTuple):
+    """A sampler as data: N network calls, noisiest first.
+
+    t [N]: the times that the network is given; s [N]: the time of slot 0 after the call;
+    coeffs: `StepCoeffs` (one call a step, no memory) or `SlotCoeffs`, leaves [N, ...].
+    """
+
+    t: Array
+    s: Array
+    coeffs: StepCoeffs | SlotCoeffs
+
+    def times(self, x) -> Array:
+        """Return t [N] in the dtype in which a network at states like x is given it."""
+        return jnp.asarray(self.t).astype(float_dtype(x))
+
+
+class Point(NamedTuple):
+    """Where a run is between two calls, if they hand on more than the sampler's state.
+
+    x: the sampler's state; state: what a network call carries to the next one, () for nothing.
+    A run without it is at an array, x alone: `bare` and `as_point` go from one to the other.
+    """
+
+    x: Any
+    state: PyTree = ()
+
+    def bare(self):
+        """Return the point, or x alone if there is no state."""
+        return self if jax.tree.leaves(self.state) else self.x
+
+
+def as_point(value) -> Point:
+    """Return a point as it is, and an array x as a point without state."""
+    return value if isinstance(value, Point) else Point(value)
+
+
+class Trajectory(NamedTuple):
+    """What one sampling run leaves behind.
+
+    x_0 [*shape]; states [N+1, *state], noisiest first, or None if not kept; outputs of the N
+    network calls, leaves [N, ...]; state: what the last call hands on. A state of the sampler is
+    x [*shape] or, with memory, [batch, K, *shape]; `states` is a `Point` if calls hand on a state.
+    """
+
+    x_0: Array
+    states: Any
+    outputs: PyTree
+    state: PyTree = ()
+
+    @property
+    def xs(self) -> Any:
+        """The states' x_t [N+1, *shape], noisiest first; the last is x_0."""
+        states = as_point(self.states).x
+        if states is None or states.ndim == self.x_0.ndim + 1:
+            return states
+        return states[:, :, 0]
+
+
 def step_noise(key: Key, index, like) -> Array:
     """Return the noise z of step `index` (0 = noisiest), with the shape of `like`.
 
@@ -165,8 +190,8 @@ def step_noise(key: Key, index, like) -> Array:
 
 
 def bind(eps_fn: EpsFn, params: PyTree) -> CallFn:
-    """Return call_fn(x, t, inputs) -> (eps_fn(params, x, t), None), which ignores its inputs."""
-    return lambda x, t, inputs: (eps_fn(params, x, t), None)
+    """Return the call of eps_fn(params, x, t), without outputs; inputs and state pass it by."""
+    return lambda x, t, inputs=None, state=(): (eps_fn(params, x, t), None, state)
 
 
 def sample(
@@ -176,6 +201,7 @@ def sample(
     *,
     key: Key | None = None,
     per_call: PyTree = None,
+    state: PyTree = (),
     keep_trajectory: bool = True,
 ) -> Trajectory:
     """Run the sampler from x_T: one `lax.scan`, one network call after another.
@@ -183,13 +209,14 @@ def sample(
     Steps, key and per_call are data, so runs that differ only in them share one compilation.
 
     Args:
-      call_fn: (x [*shape], t scalar, inputs) -> (eps [*shape], outputs); see `bind`.
+      call_fn: (x [*shape], t scalar, inputs, state) -> (eps [*shape], outputs, state); see `bind`.
       x_T: initial noise [*shape], the first axis a batch if the sampler has memory. The state is
         float64 if x_T is, else float32.
       steps: coefficients of the N calls, leaves [N, ...].
       key: the noise of call i is `step_noise(key, i, x_T)`. None only for deterministic steps;
         traced coefficients are not checked.
       per_call: pytree with leaves [N, ...]; call i gets slice i as `inputs` (None: None).
+      state: what the first call is handed; each call hands on one of the same shapes and dtypes.
       keep_trajectory: whether to return the states of all steps.
 
     Raises:
@@ -199,20 +226,29 @@ def sample(
     _check_per_call(per_call, num_steps)
     if not _adds_noise(steps.coeffs.noise, key):
         key = None
-    dtype = float_dtype(x_T)
 
-    def body(state, slices):
+    def body(point, slices):
         index, t, coeffs, inputs = slices
-        x = read(state, coeffs)
-        eps, outputs = call_fn(x, t.astype(dtype), inputs)
-        state = step(state, eps, coeffs, None if key is None else step_noise(key, index, x))
-        return state, (state if keep_trajectory else None, outputs)
+        x = coeffs.read(point.x)
+        eps, outputs, state = call_fn(x, t, inputs, point.state)
+        z = None if key is None else step_noise(key, index, x)
+        point = Point(coeffs.advance(point.x, eps, z), state)
+        return point, (point if keep_trajectory else None, outputs)
 
-    first = start(x_T, steps)
-    slices = (jnp.arange(num_steps), steps.t, steps.coeffs, per_call)
-    last, (states, outputs) = jax.lax.scan(body, first, slices)
-    states = jnp.concatenate([first[None], states]) if keep_trajectory else None
-    return Trajectory(current(last, steps.coeffs), states, outputs)
+    first = Point(steps.coeffs.start(x_T), state)
+    slices = (jnp.arange(num_steps), steps.times(x_T), steps.coeffs, per_call)
+    last, (rest, outputs) = jax.lax.scan(body, first, slices)
+    states = stack(first, rest).bare() if keep_trajectory else None
+    return Trajectory(steps.coeffs.current(last.x), states, outputs, last.state)
+
+
+def stack(first: PyTree, rest: PyTree, *, reverse: bool = False) -> PyTree:
+    """Return leaves [N+1, ...] of `first`, the one before or, in reverse, after `rest` [N, ...]."""
+
+    def join(one, many):
+        return jnp.concatenate([many, one[None]] if reverse else [one[None], many])
+
+    return jax.tree.map(join, first, rest)
 
 
 def _adds_noise(noise, key: Key | None) -> bool:

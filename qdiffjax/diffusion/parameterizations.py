@@ -161,7 +161,7 @@ def guided(eps_fn: EpsFn, null: PyTree, scale, *, map_branches: bool = False) ->
     call is a vmap over the two branches instead: bits that eps_fn draws inside are then the same
     for both, scales each branch's own. Shared bits halve what guidance adds to the errors of
     stochastic rounding, see `analysis.errors.laws`.
-    For a sampler: call_fn = lambda x, t, inputs: (guided_fn(params, x, t, cond), None).
+    For a sampler: call_fn = bind(lambda params, x, t: guided_fn(params, x, t, cond), params).
 
     Args:
       eps_fn: (params, x, t, cond) -> eps; cond leaves [batch, ...]; eps, v, x_0 or flow.

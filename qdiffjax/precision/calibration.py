@@ -47,7 +47,11 @@ def observe_ranges(
     """
     g = transform(eps_fn, rules.observe(stat_fn))
     return diffusion.sample(
-        lambda x, t, _: g(params, x, t), x_T, steps, key=key, keep_trajectory=False
+        lambda x, t, _, state: (*g(params, x, t), state),
+        x_T,
+        steps,
+        key=key,
+        keep_trajectory=False,
     ).outputs
 
 

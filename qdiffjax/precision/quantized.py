@@ -64,20 +64,30 @@ def _has_weight(inputs) -> bool:
 
 
 def full_call(q: Quantized) -> CallFn:
-    """Return call_fn(x, t, inputs) of the full-precision denoiser; inputs are ignored."""
-    return lambda x, t, inputs: (q.eps_fn(q.params, x, t), None)
+    """Return call_fn(x, t, inputs, state) of the full-precision denoiser, without outputs.
+
+    Inputs and state pass it by.
+    """
+    return lambda x, t, inputs=None, state=(): (q.eps_fn(q.params, x, t), None, state)
+
+
+def ruled_call(q: Quantized, rule: Rule) -> CallFn:
+    """Return call_fn(x, t, inputs, state) of the denoiser under a rule: inputs, outputs by site."""
+    g = transform(q.eps_fn, rule)
+    return lambda x, t, inputs=None, state=(): (*g(q.params, x, t, site_inputs=inputs), state)
 
 
 def quantized_call(q: Quantized) -> CallFn:
-    """Return call_fn(x, t, inputs) of the low-precision denoiser.
+    """Return call_fn(x, t, inputs, state) of the low-precision denoiser.
 
     `inputs` (None or a dict by site) overrides what `q` holds for this call: formats, scales
     and masks by (site, step) arrive here, one slice of the sampler's `per_call` at a time.
     """
-    g = transform(q.eps_fn, q.rule)
+    call = ruled_call(q, q.rule)
 
-    def call_fn(x, t, inputs):
-        return g(q.params, x, t, site_inputs=merge(q.site_inputs, inputs))[0], None
+    def call_fn(x, t, inputs=None, state=()):
+        eps, _, state = call(x, t, merge(q.site_inputs, inputs), state)
+        return eps, None, state
 
     return call_fn
 
@@ -95,16 +105,17 @@ def merge(base: dict[str, Any], override: dict[str, Any] | None) -> dict[str, An
 
 
 def gated_call(q: Quantized) -> CallFn:
-    """Return call_fn(x, t, on): low precision only where `on` says so.
+    """Return call_fn(x, t, on, state): low precision only where `on` says so.
 
     `on` maps names of sites to booleans, which may be traced; sites not named are off. With
     leading axis [num_calls] it is the sampler's `per_call`: any (site, step) cells can be
     switched, in one compilation.
     """
-    g = transform(q.eps_fn, rules.gated(q.rule))
+    call = ruled_call(q, rules.gated(q.rule))
 
-    def call_fn(x, t, on):
+    def call_fn(x, t, on=None, state=()):
         inputs = {name: (on[name], q.site_inputs[name]) for name in on or {}}
-        return g(q.params, x, t, site_inputs=inputs)[0], None
+        eps, _, state = call(x, t, inputs, state)
+        return eps, None, state
 
     return call_fn

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from qdiffjax import diffusion, precision
+from qdiffjax.analysis.errors import coherence
 from qdiffjax.quant import ActivationGrid, IntFormat
 from tests.worlds import BATCH, DDIM, DDPM, KEY, NUM_STEPS, PARAMS, SITES, X_T, fast, net_fn
 
@@ -66,7 +67,7 @@ def nudged(size, bits=4) -> precision.Quantized:
 
 
 def calls(q):
-    """The two denoisers (x, t, inputs) -> (eps, outputs) of the library."""
+    """The two denoisers (x, t, inputs, state) -> (eps, outputs, state) of the library."""
     return precision.full_call(q), precision.quantized_call(q)
 
 
@@ -92,6 +93,31 @@ def run_from(call, x, start, steps, zs, local=None):
     return jax.lax.scan(body, x, (index, steps.t, steps.coeffs, zs, local))[0]
 
 
+def axes(like):
+    """The n axes of a sample times sqrt(n) [n, *like.shape]: probes whose mean is exact."""
+    n = like[0].size
+    basis = jnp.sqrt(jnp.asarray(n, like.dtype)) * jnp.eye(n, dtype=like.dtype)
+    return jnp.broadcast_to(basis.reshape(n, 1, *like.shape[1:]), (n, *like.shape))
+
+
+def remainders(call, xs, xs_hat, steps):
+    """What first order drops in each step: F_i(x_hat_i) - F_i(x_i) - J_i (x_hat_i - x_i)."""
+
+    def one(row):
+        x, x_hat, t, coeffs = row
+        f = lambda y: coeffs.advance(y, call(coeffs.read(y), t, None)[0])  # noqa: E731
+        y, jv = jax.jvp(f, (x,), (x_hat - x,))
+        return f(x_hat) - y - jv
+
+    return jax.lax.map(one, (xs[:-1], xs_hat[:-1], steps.times(xs), steps.coeffs))
+
+
+def homotopy(call, x_T, steps, local_errors, *, num_nodes, key=None):
+    """The final error by the path-integrated Jacobian: all local errors as one part."""
+    parts = local_errors[None]
+    return coherence.split_error(call, x_T, steps, parts, num_nodes=num_nodes, key=key)[0]
+
+
 DENSE_CASES = {"ddpm": (DDPM, fast), "multistep": (MULTISTEP, fast)}
 
 
@@ -112,7 +138,7 @@ class Dense:
     def jacobian(self, state, t, coeffs):
         def move(flat):
             y = flat.reshape(1, *state.shape)
-            eps = self.call(diffusion.read(y, coeffs), t, None)[0]
-            return diffusion.step(y, eps, coeffs).ravel()
+            eps = self.call(coeffs.read(y), t, None)[0]
+            return coeffs.advance(y, eps).ravel()
 
         return jax.jacfwd(move)(state.ravel())

@@ -240,7 +240,7 @@ def shift_noise(call_fn):
 
     @jax.jit
     def one(x, t, coeffs, z):
-        return d.step(x, call_fn(x, t, None)[0], coeffs, z)
+        return coeffs.advance(x, call_fn(x, t, None)[0], z)
 
     def run(x, steps):
         for i in range(d.nfe(steps)):
@@ -270,12 +270,12 @@ def test_flow_matching_euler_from_pure_noise():
         out = torch.tensor(velocity(x, float(scheduler.sigmas[i])))
         x = scheduler.step(out, k, torch.tensor(x)).prev_sample.numpy().astype(np.float64)
 
-    def call_fn(x, t, inputs):
+    def call_fn(x, t, inputs, state=()):
         level = process(t)
         cov = level.alpha**2 * jnp.asarray(COV) + level.sigma**2 * jnp.eye(2)
         gap = jnp.linalg.solve(cov, (x - level.alpha * jnp.asarray(MEAN)[None]).T)
         x_0 = jnp.asarray(MEAN)[None] + level.alpha * jnp.matmul(jnp.asarray(COV), gap).T
-        return level.sigma * gap.T - x_0, None
+        return level.sigma * gap.T - x_0, None, state
 
     steps = d.dpm_solver_1(process, times, prediction=d.flow_prediction)
     lab.check(np.asarray(d.sample(call_fn, jnp.asarray(lab.x_T()), steps).x_0), x, 1e-5)

@@ -68,9 +68,9 @@ def test_affine_steps_are_the_sampler_on_the_perturbed_network():
     kappa, bias = jnp.array([0.1, -0.2, 0.0, 0.05]), jnp.asarray(law(5)[0])
     exact = diffusion.bind(gaussian.eps_fn_for(SCHEDULE), gaussian.gaussian(mean, cov))
 
-    def call_fn(x, t, kappa):
-        eps, _ = exact(x, t, None)
-        return (1 + kappa) * eps + bias, None
+    def call_fn(x, t, kappa, state=()):
+        eps, _, state = exact(x, t, None)
+        return (1 + kappa) * eps + bias, None, state
 
     x = jnp.asarray(law(9)[0])
     xs = jax.jit(lambda x: diffusion.sample(call_fn, x, steps, per_call=kappa).xs)(x)
@@ -86,9 +86,9 @@ def test_the_chain_is_the_law_of_simulated_samples():
     chain = gaussian_chain(mean, cov, SCHEDULE, steps, kappa=kappa, bias=bias)
     exact = diffusion.bind(gaussian.eps_fn_for(SCHEDULE), gaussian.gaussian(mean, cov))
 
-    def call_fn(x, t, inputs):
-        eps, _ = exact(x, t, inputs)
-        return (1 + kappa) * eps + bias[None, :], None
+    def call_fn(x, t, inputs, state=()):
+        eps, _, state = exact(x, t, inputs)
+        return (1 + kappa) * eps + bias[None, :], None, state
 
     x_T = jax.random.normal(jax.random.key(0), (num, n))
     run = jax.jit(lambda x, key: diffusion.sample(call_fn, x, steps, key=key).x_0)
@@ -199,8 +199,8 @@ def test_affine_steps_of_a_sampler_with_memory_are_the_sampler_on_its_whole_stat
     steps = diffusion.unipc(process, diffusion.power_times(0.9, 0.1, 4), order=2)
     exact = diffusion.bind(gaussian.eps_fn_for(process), gaussian.gaussian(mean, cov))
 
-    def call_fn(x, t, kappa):
-        return (1 + kappa) * exact(x, t, None)[0] + bias[None], None
+    def call_fn(x, t, kappa, state=()):
+        return (1 + kappa) * exact(x, t, None)[0] + bias[None], None, state
 
     kappa, x = jnp.array([0.1, -0.2, 0.0, 0.05]), jnp.asarray(law(9)[0])[None]
     states = jax.jit(lambda x: diffusion.sample(call_fn, x, steps, per_call=kappa).states)(x)

@@ -60,8 +60,8 @@ def test_with_unit_coefficients_the_increments_are_the_step_noises():
 def test_each_call_gets_its_slice_and_its_outputs_come_back_in_order():
     per_call = {"shift": jnp.arange(1.0, N + 1)}
 
-    def call_fn(x, t, inputs):
-        return jnp.full_like(x, inputs["shift"]), {"t": t, "square": inputs["shift"] ** 2}
+    def call_fn(x, t, inputs, state=()):
+        return jnp.full_like(x, inputs["shift"]), {"t": t, "square": inputs["shift"] ** 2}, state
 
     trajectory = diffusion.sample(call_fn, x_T(), constant_steps(1, 1, 0), per_call=per_call)
     assert_close(trajectory.x_0, x_T() + 15.0)
@@ -72,9 +72,9 @@ def test_each_call_gets_its_slice_and_its_outputs_come_back_in_order():
 def test_runs_that_differ_in_data_share_one_compilation_and_one_scan():
     calls = []
 
-    def call_fn(x, t, inputs):
+    def call_fn(x, t, inputs, state=()):
         calls.append(t)
-        return eps_fn(inputs, x, t), None
+        return eps_fn(inputs, x, t), None, state
 
     def run(steps, key, gains):
         return diffusion.sample(call_fn, x_T(), steps, key=key, per_call=gains).x_0
@@ -106,9 +106,9 @@ def test_a_batch_of_recipes_under_vmap_is_each_recipe_alone():
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
 def test_the_state_is_float32_whatever_the_dtype_of_the_network(dtype):
-    def call_fn(x, t, inputs):
+    def call_fn(x, t, inputs, state=()):
         assert x.dtype == t.dtype == jnp.float32
-        return jnp.zeros(x.shape, dtype), None
+        return jnp.zeros(x.shape, dtype), None, state
 
     x = x_T(jnp.float32)
     trajectory = diffusion.sample(call_fn, x, constant_steps(1, 1, 0))
@@ -118,8 +118,8 @@ def test_the_state_is_float32_whatever_the_dtype_of_the_network(dtype):
 
 
 def test_a_float64_state_stays_float64_beside_a_float32_network():
-    def call_fn(x, t, inputs):
-        return x.astype(jnp.float32), None
+    def call_fn(x, t, inputs, state=()):
+        return x.astype(jnp.float32), None, state
 
     trajectory = diffusion.sample(call_fn, x_T(), constant_steps(1, 0, 0))
     assert trajectory.x_0.dtype == jnp.float64

@@ -30,12 +30,12 @@ def test_dpm_solver_weights_are_exact_for_linear_and_quadratic_predictions(h):
 def x0_polynomial_run(steps, process, polynomial, x):
     """Run a table on a network whose x_0 is a polynomial in lambda, in plain numpy."""
     c = steps.coeffs
-    state = np.zeros(c.read.shape[1])
+    state = np.zeros(c.input.shape[1])
     state[0] = x
     for i, t in enumerate(np.asarray(steps.t)):
         level = process.exact(t)
         x_0 = polynomial(d.half_log_snr(level))
-        out = (c.read[i] @ state - level.alpha * x_0) / level.sigma
+        out = (c.input[i] @ state - level.alpha * x_0) / level.sigma
         state = np.asarray(c.x[i]) @ state + np.asarray(c.eps[i]) * out
     return state[0]
 

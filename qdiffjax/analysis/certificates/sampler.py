@@ -10,8 +10,8 @@ from qdiffjax.analysis.certificates import forms
 from qdiffjax.analysis.certificates.forms import Form
 from qdiffjax.analysis.certificates.network import enclose
 from qdiffjax.analysis.certificates.pairs import Pair
-from qdiffjax.analysis.errors.runs import noises, times
-from qdiffjax.diffusion import StepCoeffs, Steps
+from qdiffjax.analysis.errors.runs import noises
+from qdiffjax.diffusion import StepCoeffs, Steps, stack
 from qdiffjax.labels import Kind, bound
 from qdiffjax.precision.quantized import Quantized
 
@@ -81,10 +81,9 @@ def sample_tube(
         return (x_new, dx_new), (*forms.bounds(x_new), *forms.bounds(dx_new))
 
     like = x_T.mid
-    table = (jnp.arange(num_steps), times(steps, like), steps.coeffs, noises(key, steps, like))
+    table = (jnp.arange(num_steps), steps.times(like), steps.coeffs, noises(key, steps, like))
     first = (*forms.bounds(x_T), *forms.bounds(nothing))
-    _, found = jax.lax.scan(body, (x_T, nothing), table)
-    return Tube(*(jnp.concatenate([a[None], b]) for a, b in zip(first, found, strict=True)))
+    return Tube(*stack(first, jax.lax.scan(body, (x_T, nothing), table)[1]))
 
 
 def _condense(form: Form, num: int, slot) -> Form:

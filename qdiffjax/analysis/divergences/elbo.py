@@ -41,7 +41,7 @@ def loss_gap(
     can be negative. Both networks see the same x_t, which removes most of the variance.
 
     Args:
-      call_full: full-precision (x, t, inputs) -> (eps, outputs).
+      call_full: full-precision (x, t, inputs, state) -> (eps, outputs, state).
       call_quant: quantized, the same.
       x_0: data [batch, *shape].
       t: time, scalar.
@@ -51,8 +51,8 @@ def loss_gap(
     """
     x_t = add_noise(x_0, eps, schedule(t))
     t = jnp.asarray(t).astype(x_t.dtype)
-    full = call_full(x_t, t, inputs)[0].astype(x_t.dtype)
-    d = call_quant(x_t, t, inputs)[0].astype(x_t.dtype) - full
+    full = call_full(x_t, t, inputs, ())[0].astype(x_t.dtype)
+    d = call_quant(x_t, t, inputs, ())[0].astype(x_t.dtype) - full
     axes = tuple(range(1, x_t.ndim))
     residual = full - jnp.asarray(eps).astype(x_t.dtype)
     return LossGap(jnp.sum(d**2, axes), 2 * jnp.sum(residual * d, axes))
@@ -77,7 +77,7 @@ def elbo_gaps(
     the first axis is unbiased for each sample; `mean_interval` of that for the number.
 
     Args:
-      call_full: full-precision (x, t, inputs) -> (eps, outputs); its inputs are None.
+      call_full: full-precision (x, t, inputs, state) -> (eps, outputs, state); its inputs are None.
       call_quant: quantized, the same.
       x_0: data [batch, *shape].
       schedule: the forward process, T training steps.

@@ -10,12 +10,12 @@ from qdiffjax._typing import Array, CallFn, Key, PyTree, float_dtype
 from qdiffjax.analysis.errors.propagation import gauss_legendre
 from qdiffjax.diffusion import (
     DiscreteSchedule,
+    Point,
     Process,
     StepCoeffs,
     Steps,
     ddpm_coeffs,
     forward_variance,
-    step,
     step_noise,
 )
 from qdiffjax.diffusion.gaussian import cast, log_excess
@@ -73,6 +73,7 @@ def path_kl(
     *,
     key: Key,
     per_call: PyTree = None,
+    state: PyTree = (),
     noise_hat=None,
 ) -> Array:
     """Return the terms of KL(P || P_hat) of the two path laws along full-precision runs [N, batch].
@@ -91,12 +92,13 @@ def path_kl(
     gives infinity, or nan where the two networks agree.
 
     Args:
-      call_full: full-precision (x [batch, *shape], t, inputs) -> (eps [batch, *shape], outputs).
+      call_full: full-precision denoiser (x, t, inputs, state) -> (eps, outputs, state).
       call_quant: quantized, the same.
       x_T: initial noise [batch, *shape].
       steps: a stochastic sampler such as ddim(eta=1), leaves [N].
       key: noise as in `diffusion.sample`.
       per_call: pytree with leaves [N, ...]; call i of both gets slice i as `inputs`.
+      state: what the first call is handed, of both; the chain carries that of call_full.
       noise_hat: standard deviations s_hat of the quantized chain [N] or [N, *shape], for example
         with rounding variance absorbed; None: those of `steps`.
 
@@ -115,21 +117,22 @@ def path_kl(
     coeffs = jax.tree.map(lambda c: jnp.asarray(c).astype(dtype), steps.coeffs)
     spread = coeffs.noise if noise_hat is None else jnp.asarray(noise_hat).astype(dtype)
 
-    def body(x, slices):
-        index, t, c, s_hat, dirac, inputs = slices
-        eps = call_full(x, t.astype(dtype), inputs)[0].astype(dtype)
-        gap = call_quant(x, t.astype(dtype), inputs)[0].astype(dtype) - eps
+    def body(point, slices):
+        (x, state), (index, t, c, s_hat, dirac, inputs) = point, slices
+        eps, _, next_state = call_full(x, t, inputs, state)
+        eps_hat, *_ = call_quant(x, t, inputs, state)
+        eps, gap = eps.astype(dtype), eps_hat.astype(dtype) - eps.astype(dtype)
         # Divide by 1 instead of the Dirac's 0: derivatives see the branch that is not taken.
         s, s_hat = jnp.where(dirac, 1, c.noise), jnp.where(dirac, 1, s_hat)
         s_hat = jnp.broadcast_to(s_hat, x.shape[1:])
         weights = jnp.where(dirac, 0, kl_weights(StepCoeffs(c.x, c.eps, s_hat)))
         constant = jnp.where(dirac, 0, log_excess((s / s_hat) ** 2 - 1) / 2)
         term = jnp.sum(weights[None] * gap**2 + constant[None], axis=tuple(range(1, x.ndim)))
-        return step(x, eps, c, step_noise(key, index, x)), term
+        return Point(c.advance(x, eps, step_noise(key, index, x)), next_state), term
 
     index, dirac = jnp.arange(num_steps), _is_dirac(coeffs.noise)
-    slices = (index, steps.t, coeffs, spread, dirac, per_call)
-    return jax.lax.scan(body, jnp.asarray(x_T).astype(dtype), slices)[1]
+    slices = (index, steps.times(x_T), coeffs, spread, dirac, per_call)
+    return jax.lax.scan(body, Point(coeffs.start(x_T), state), slices)[1]
 
 
 def _is_dirac(noise) -> Array:
@@ -182,7 +185,7 @@ def girsanov_kl(
     of the laws at t_min and of their projections. Sum over nodes, then `mean_interval`.
 
     Args:
-      call_full: (x [batch, *shape], t, inputs) -> (eps [batch, *shape], outputs); inputs None.
+      call_full: denoiser (x, t, inputs, state) -> (eps, outputs, state); inputs None.
       call_quant: quantized, the same.
       x_0: data [batch, *shape].
       process: VP, SubVP, VE or any other in continuous time.
@@ -197,7 +200,7 @@ def girsanov_kl(
         index, t, weight = indexed
         noise = jax.random.normal(jax.random.fold_in(key, index), x_0.shape, x_0.dtype)
         x_t = add_noise(x_0, noise, process(t))
-        gap = call_quant(x_t, t, None)[0] - call_full(x_t, t, None)[0]
+        gap = call_quant(x_t, t, None, ())[0] - call_full(x_t, t, None, ())[0]
         return weight * jnp.sum(gap.astype(x_t.dtype) ** 2, axis=tuple(range(1, x_t.ndim)))
 
     return jax.lax.map(one, (jnp.arange(times.size), jnp.asarray(times, x_0.dtype), table))

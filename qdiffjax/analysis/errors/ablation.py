@@ -5,14 +5,20 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from qdiffjax._checks import require
 from qdiffjax._typing import Array, Key, PyTree
-from qdiffjax.analysis.errors.ledger import Ledger, contract, per_sample
+from qdiffjax.analysis.errors.ledger import Ledger, contract, full_run, per_sample, zeros_of
 from qdiffjax.analysis.errors.propagation import run_suffix
-from qdiffjax.analysis.errors.runs import times
-from qdiffjax.diffusion import Steps, current, read, start, step
-from qdiffjax.precision.quantized import Quantized, full_call, merge
+from qdiffjax.analysis.errors.runs import (
+    at,
+    current,
+    difference,
+    step_map,
+    step_with_outputs,
+)
+from qdiffjax.diffusion import Steps, as_point
+from qdiffjax.precision.quantized import Quantized, full_call, gated_call, merge, ruled_call
 from qdiffjax.sites import rules
-from qdiffjax.sites.transforming import transform
 
 
 def forecast(
@@ -51,8 +57,8 @@ def forecast(
     Raises:
       ValueError: num_exact outside 0..number of sites.
     """
-    if not 0 <= num_exact <= len(q.site_inputs):
-        raise ValueError(f"num_exact: got {num_exact}, expected 0..{len(q.site_inputs)} sites.")
+    require(0 <= num_exact <= len(q.site_inputs), "num_exact", got=num_exact,
+            expected=f"0..{len(q.site_inputs)} sites")  # fmt: skip
 
     def both(site, op, operands, inputs):
         if inputs is None:
@@ -61,50 +67,43 @@ def forecast(
         error = q.rule(site, op, operands, quantizing)[0] - op(*operands)
         return op(*operands) + tap, jax.lax.stop_gradient(error)
 
-    tapped = transform(q.eps_fn, both)
-    perturbed = transform(q.eps_fn, rules.perturb)
-    record = transform(q.eps_fn, rules.local_errors(q.rule, follow_rule=False))
+    tapped, perturbed = ruled_call(q, both), ruled_call(q, rules.perturb)
+    record = ruled_call(q, rules.local_errors(q.rule, follow_rule=False))
 
     def one(x_T, z):
-        def forward(x, slices):
-            t, coeffs, z, _ = slices
-            return step(x, q.eps_fn(q.params, read(x, coeffs), t), coeffs, z), x
-
         def backward(adjoint, slices):
-            t, coeffs, z, inputs, x = slices
+            (t, coeffs, z, inputs), x = slices
             merged = merge(q.site_inputs, inputs)
 
             def f(x, taps):
                 both_inputs = {name: (taps[name], merged[name]) for name in taps}
-                eps, r = tapped(q.params, read(x, coeffs), t, site_inputs=both_inputs)
-                return step(x, eps, coeffs, z), r
+                return step_with_outputs(tapped, t, coeffs, z, both_inputs)(x)
 
             def effect_of(l):  # of the l-th site alone, on the adjoint's side of the step
                 taps = {name: jnp.where(l == i, r[name], 0) for i, name in enumerate(r)}
-                eps, _ = perturbed(q.params, read(x, coeffs), t, site_inputs=taps)
-                return contract(step(x, eps, coeffs, z) - x_next, adjoint, x.dtype)
+                moved = step_map(perturbed, t, coeffs, z, taps)(x)
+                return contract(difference(moved, x_next), adjoint, x_T.dtype)
 
-            seen = read(x, coeffs)
-            shapes = jax.eval_shape(lambda: record(q.params, seen, t, site_inputs=merged)[1])
-            zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+            plain = step_with_outputs(record, t, coeffs, z, merged)
+            zeros = zeros_of(jax.eval_shape(lambda: plain(x)[1]))
             x_next, vjp, r = jax.vjp(f, x, zeros, has_aux=True)
             before, taps_bar = vjp(adjoint)
-            cells = jnp.stack([contract(r[n], bar, x.dtype) for n, bar in taps_bar.items()])
+            cells = jnp.stack([contract(r[n], bar, x_T.dtype) for n, bar in taps_bar.items()])
             if num_exact:
                 _, largest = jax.lax.top_k(jnp.abs(cells), num_exact)
                 cells = cells.at[largest].set(jax.lax.map(effect_of, largest))
             return before, dict(zip(taps_bar, cells, strict=True))
 
-        table = (times(steps, x_T), steps.coeffs, z, per_call)
-        x, xs = jax.lax.scan(forward, start(x_T, steps), table)
-        adjoint = jax.grad(lambda x: functional(current(x, steps.coeffs)[0]))(x)
-        _, cells = jax.lax.scan(backward, adjoint, (*table, xs), reverse=True)
-        return cells, None, current(x, steps.coeffs)[0], None
+        table = (steps.times(x_T), steps.coeffs, z, per_call)
+        x, xs = full_run(q, x_T, table, steps)
+        adjoint = jax.grad(lambda x: functional(current(x, steps)[0]))(x)
+        _, cells = jax.lax.scan(backward, adjoint, (table, xs), reverse=True)
+        return cells, None, current(x, steps)[0], None
 
     return Ledger(*per_sample(one, x_T, steps, key))
 
 
-def rerun(q: Quantized, xs: Array, steps: Steps, first: Array | int, on: dict[str, Array]) -> Array:
+def rerun(q: Quantized, xs, steps: Steps, first: Array | int, on: dict[str, Array]) -> Array:
     """Final samples x_0 [batch, *shape] of the full-precision run with one step's sites quantized.
 
     Costs the steps from `first` on; for a sampler without noise.
@@ -116,9 +115,6 @@ def rerun(q: Quantized, xs: Array, steps: Steps, first: Array | int, on: dict[st
       first: the step whose network call is quantized; may be traced.
       on: {site: whether it is quantized}; may be traced, so that all cells share a compilation.
     """
-    x, t, coeffs = jax.tree.map(lambda leaf: leaf[first], (xs, steps.t, steps.coeffs))
-    gated = transform(q.eps_fn, rules.gated(q.rule))
-    inputs = {name: (on[name], q.site_inputs[name]) for name in on}
-    eps, _ = gated(q.params, read(x, coeffs), t, site_inputs=inputs)
-    x = run_suffix(full_call(q), step(x, eps, coeffs), first + 1, steps)
-    return current(x, steps.coeffs)
+    x, t, coeffs = at((xs, steps.times(as_point(xs).x), steps.coeffs), first)
+    x = step_map(gated_call(q), t, coeffs, None, on)(x)
+    return current(run_suffix(full_call(q), x, first + 1, steps), steps)

@@ -15,10 +15,21 @@ import jax
 import jax.numpy as jnp
 
 from qdiffjax import precision
-from qdiffjax._typing import Array, CallFn, Key, float_dtype
+from qdiffjax._checks import require
+from qdiffjax._typing import Array, CallFn, Key, PyTree
 from qdiffjax.analysis.errors.propagation import gauss_legendre
-from qdiffjax.analysis.errors.runs import adjoints, noises, step_map, times
-from qdiffjax.diffusion import Steps, current, start
+from qdiffjax.analysis.errors.runs import (
+    add,
+    adjoints,
+    at,
+    current,
+    inner,
+    noises,
+    step_map,
+    wide,
+    zeros,
+)
+from qdiffjax.diffusion import Point, Steps
 from qdiffjax.precision.quantized import Quantized
 
 
@@ -32,16 +43,16 @@ def probed_gram(call: CallFn, xs, steps: Steps, local_errors, probes) -> Array:
       xs: states at which to linearise [N+1, batch, *shape].
       steps: the sampler, leaves [N].
       local_errors: e_i [N, batch, *shape].
-      probes: v [num, batch, *shape], see `probes.signs`; `probes.axes` for the exact matrix.
+      probes: v [num, batch, *shape], see `runs.signs`.
     """
-    xs = jnp.asarray(xs).astype(float_dtype(xs))
+    xs = wide(xs)
 
     def products(v):
-        ls = adjoints(call, xs, steps, v)[1:]
-        return jnp.sum(ls * local_errors, axis=tuple(range(2, xs.ndim)))
+        ls = at(adjoints(call, xs, steps, v), slice(1, None))
+        return inner(ls, local_errors)
 
-    found = jax.lax.map(products, probes)
-    return jnp.einsum("pnb,pmb->bnm", found, found, precision="highest") / found.shape[0]
+    each = jax.lax.map(products, probes)
+    return jnp.einsum("pnb,pmb->bnm", each, each, precision="highest") / each.shape[0]
 
 
 def gram(terms) -> Array:
@@ -62,12 +73,6 @@ def coherence(gram) -> Array:
     return jnp.sum(gram, axis=(-2, -1)) / jnp.trace(gram, axis1=-2, axis2=-1)
 
 
-def correlation(gram) -> Array:
-    """Return G_ij / sqrt(G_ii G_jj) [*batch, N, N]; NaN where a step commits no error."""
-    sizes = jnp.sqrt(jnp.diagonal(gram, axis1=-2, axis2=-1))
-    return gram / (sizes[..., :, None] * sizes[..., None, :])
-
-
 def weights_only(q: Quantized) -> Quantized:
     """Return q with its weights quantized and its activations left alone.
 
@@ -78,22 +83,30 @@ def weights_only(q: Quantized) -> Quantized:
     Raises:
       ValueError: site inputs of another rule than `quantize`.
     """
-    for name, how in q.site_inputs.items():
-        if not isinstance(how, precision.SiteQuant):
-            raise ValueError(f"got {type(how)} at the site {name}, expected SiteQuant inputs.")
-    inputs = {name: how._replace(activations=()) for name, how in q.site_inputs.items()}
+    for name, value in q.site_inputs.items():
+        require(isinstance(value, precision.SiteQuant), f"site {name}", got=type(value),
+                expected="SiteQuant inputs")  # fmt: skip
+    inputs = {name: value._replace(activations=()) for name, value in q.site_inputs.items()}
     return dataclasses.replace(q, site_inputs=inputs)
 
 
 def split_error(
-    call: CallFn, x_T, steps: Steps, parts, *, num_nodes: int = 3, key: Key | None = None
+    call: CallFn,
+    x_T,
+    steps: Steps,
+    parts,
+    *,
+    num_nodes: int = 3,
+    key: Key | None = None,
+    state: PyTree = (),
 ) -> Array:
     """Return the share of each part of the local errors in the error that happened [M, batch, ...].
 
         delta_N = sum_m sum_i (int_0^1 J_{i+1->N} along x^(s) ds) e_i^m,   e_i = sum_m e_i^m
 
     the homotopy of `propagation` with one direction a part: the shares add up to x_hat_0 - x_0, up
-    to the quadrature. Costs about 1 + 1.5 M sampling runs a node.
+    to the quadrature's error, which is O(|e|^{2K+1}) of K nodes, and with one node of the order of
+    the trapezoid rule. Costs about 1 + 1.5 M sampling runs a node.
 
     Args:
       call: full-precision denoiser.
@@ -103,22 +116,23 @@ def split_error(
         and of activations.
       num_nodes: Gauss-Legendre nodes.
       key: noise of a stochastic sampler.
+      state: what the first call is handed.
     """
-    parts = jnp.asarray(parts)
     nodes, weights = (jnp.asarray(a, x_T.dtype) for a in gauss_legendre(num_nodes))
-    es = jnp.moveaxis(parts, 1, 0)
-    table = (times(steps, x_T), steps.coeffs, es, noises(key, steps, x_T))
+    es = jax.tree.map(lambda a: jnp.moveaxis(jnp.asarray(a), 1, 0), parts)
+    table = (steps.times(x_T), steps.coeffs, es, noises(key, steps, x_T))
 
     def final(s):
         def body(carry, slices):
             x, vs = carry
             t, coeffs, e, z = slices
             y, push = jax.linearize(step_map(call, t, coeffs, z), x)
-            return (y + s * jnp.sum(e, axis=0), jax.vmap(push)(vs) + e), None
+            y = add(y, jax.tree.map(lambda a: s * jnp.sum(a, axis=0), e))
+            return (y, add(jax.vmap(push)(vs), e)), None
 
-        x = start(x_T, steps)
-        (_, vs), _ = jax.lax.scan(body, (x, jnp.zeros_like(es[0])), table)
-        return jax.vmap(lambda v: current(v, steps.coeffs))(vs)
+        x = Point(steps.coeffs.start(x_T), state).bare()
+        (_, vs), _ = jax.lax.scan(body, (x, zeros(at(es, 0))), table)
+        return jax.vmap(lambda v: current(v, steps))(vs)
 
     return jnp.tensordot(weights, jax.lax.map(final, nodes), 1)
 
@@ -162,8 +176,7 @@ def end_shares(profile, fraction: float = 0.1) -> EndShares:
     Raises:
       ValueError: if the fraction is not in (0, 1].
     """
-    if not 0 < fraction <= 1:
-        raise ValueError(f"got fraction = {fraction}, expected a part of the steps in (0, 1]")
+    require(0 < fraction <= 1, "fraction", got=fraction, expected="a part of the steps in (0, 1]")
     profile = jnp.asarray(profile)
     steps_before = jnp.arange(profile.size).astype(profile.dtype)
     counted = jnp.clip(fraction * profile.size - steps_before, 0, 1)

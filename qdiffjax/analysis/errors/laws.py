@@ -16,7 +16,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from qdiffjax._typing import Array, float_dtype
+from qdiffjax._typing import Array
 
 
 class Exponent(NamedTuple):
@@ -76,31 +76,6 @@ def fit_floor(num_steps, squared_errors) -> Floor:
     return Floor(floor, slope, floor_error, slope_error)
 
 
-def nearest_mse(num_steps, coherent, incoherent, tau=1.0) -> Array:
-    """Return B^2 G_c + tau v G_i / N: coherent = B^2 G_c, incoherent = v G_i, any shapes."""
-    return jnp.asarray(coherent) + tau * jnp.asarray(incoherent) / _real(num_steps)
-
-
-def stochastic_mse(num_steps, incoherent) -> Array:
-    """Return 2 v G_i / N with incoherent = v G_i of *nearest* rounding, any shapes."""
-    return 2 * jnp.asarray(incoherent) / _real(num_steps)
-
-
-def crossover(coherent, incoherent, tau=1.0) -> Array:
-    """Return the N beyond which stochastic rounding has the smaller error.
-
-        N* = (2 - tau) v G_i / (B^2 G_c)
-
-    Infinite if nothing is coherent. Stochastic rounding leaves a floor of second order
-    (`covariance.mean_bias`), which the model leaves out.
-    """
-    return (2 - tau) * jnp.asarray(incoherent) / jnp.asarray(coherent)
-
-
-def _real(num_steps) -> Array:
-    return jnp.asarray(num_steps).astype(float_dtype(num_steps))
-
-
 def _least_squares(design, targets) -> tuple[np.ndarray, np.ndarray]:
     """Return coefficients [2, *shape] and their standard errors for targets [M, *shape]."""
     flat = targets.reshape(targets.shape[0], -1)
@@ -122,15 +97,6 @@ def guidance_gain(scale, correlation) -> Array:
     """
     w = jnp.asarray(scale)
     return 1 + 2 * w * (w - 1) * (1 - jnp.asarray(correlation))
-
-
-def error_correlation(error_u, error_c) -> Array:
-    """Return rho = 2 E<d_u, d_c> / (E|d_u|^2 + E|d_c|^2) over all elements, a scalar.
-
-    With it `guidance_gain` is exact for two branches of equal mean square: it needs no zero mean.
-    """
-    squares = jnp.sum(error_u**2) + jnp.sum(error_c**2)
-    return 2 * jnp.sum(error_u * error_c) / squares
 
 
 def shared_rounding_covariance(fraction_u, fraction_c) -> Array:

@@ -17,6 +17,7 @@ Stochastic rounding then draws its bits for one sample: the samples of a batch s
 a batch of more than one the runs are not those of `sample` on the whole batch.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -25,12 +26,11 @@ import jax.numpy as jnp
 
 from qdiffjax._typing import Array, Key, PyTree
 from qdiffjax.analysis.errors.propagation import gauss_legendre
-from qdiffjax.analysis.errors.runs import noises, times
+from qdiffjax.analysis.errors.runs import current, noises, step_map, step_with_outputs
 from qdiffjax.compiling import canonical_convolutions
-from qdiffjax.diffusion import Steps, current, read, start, step
-from qdiffjax.precision.quantized import Quantized, merge
+from qdiffjax.diffusion import Steps
+from qdiffjax.precision.quantized import Quantized, full_call, merge, ruled_call
 from qdiffjax.sites import rules
-from qdiffjax.sites.transforming import transform
 
 # phi(x [*shape], x_0 [*shape], x_hat_0 [*shape]) -> scalar, of one sample; the full-precision and
 # the quantized final sample are constants that it may refer to.
@@ -61,11 +61,6 @@ def squared_error_share(x: Array, x_0: Array, x_hat_0: Array) -> Array:
     A contribution is the projection of the cell's part of the error on the whole error.
     """
     return jnp.mean(x * (x_hat_0 - x_0))
-
-
-def mean_squared_error(x: Array, x_0: Array, x_hat_0: Array) -> Array:
-    """phi(x) = mean (x - x_0)^2; the same change, but needs more nodes, being quadratic."""
-    return jnp.mean((x - x_0) ** 2)
 
 
 def total(ledger: Ledger) -> Array:
@@ -123,36 +118,31 @@ def attribution(
     """
     rule = gauss_legendre(num_nodes) if quadrature is None else quadrature
     nodes, weights = (jnp.asarray(a).astype(x_T.dtype) for a in rule)
-    record = transform(q.eps_fn, rules.local_errors(q.rule, follow_rule=True))
-    tapped = transform(q.eps_fn, rules.perturb)
+    record = ruled_call(q, rules.local_errors(q.rule, follow_rule=True))
+    full, tapped = full_call(q), ruled_call(q, rules.perturb)
 
-    def recorded(x_hat, t, coeffs, inputs):
-        merged = merge(q.site_inputs, inputs)
-        return record(q.params, read(x_hat, coeffs), t, site_inputs=merged)
-
-    def node_step(x, taps, t, coeffs, z):
-        eps, _ = tapped(q.params, read(x, coeffs), t, site_inputs=taps)
-        return step(x, eps, coeffs, z)
+    def recorded(x_hat, t, coeffs, z, inputs):
+        return step_with_outputs(record, t, coeffs, z, merge(q.site_inputs, inputs))(x_hat)
 
     def sample_of(x):
-        return current(x, steps.coeffs)[0]
+        return current(x, steps)[0]
 
     def one(x_T, z, *known):
         def forward(carry, slices):
             x, x_hat, x_nodes = carry
             t, coeffs, z, inputs = slices
-            eps_hat, r = recorded(x_hat, t, coeffs, inputs)
+            x_hat_next, r = recorded(x_hat, t, coeffs, z, inputs)
             if not known:
-                x = step(x, q.eps_fn(q.params, read(x, coeffs), t), coeffs, z)
-            move = jax.vmap(lambda x, s: node_step(x, _scaled(r, s), t, coeffs, z))
-            return (x, step(x_hat, eps_hat, coeffs, z), move(x_nodes, nodes)), (x_hat, x_nodes)
+                x = step_map(full, t, coeffs, z)(x)
+            move = jax.vmap(lambda x, s: step_map(tapped, t, coeffs, z, _scaled(r, s))(x))
+            return (x, x_hat_next, move(x_nodes, nodes)), (x_hat, x_nodes)
 
         def backward(adjoint, slices):
             t, coeffs, z, inputs, x_hat, x_nodes = slices
-            _, r = recorded(x_hat, t, coeffs, inputs)
+            _, r = recorded(x_hat, t, coeffs, z, inputs)
 
             def pull(adjoint, x, s):
-                f = lambda x, taps: node_step(x, taps, t, coeffs, z)  # noqa: E731
+                f = lambda x, taps: step_map(tapped, t, coeffs, z, taps)(x)  # noqa: E731
                 _, vjp = jax.vjp(f, x, _scaled(r, s))
                 return vjp(adjoint)
 
@@ -162,8 +152,8 @@ def attribution(
                 for name, bar in taps_bar.items()
             }
 
-        table = (times(steps, x_T), steps.coeffs, z, per_call)
-        x = start(x_T, steps)
+        table = (steps.times(x_T), steps.coeffs, z, per_call)
+        x = steps.coeffs.start(x_T)
         first = (x, x, jnp.broadcast_to(x, (len(nodes), *x.shape)))
         (x, x_hat, ends), (x_hats, x_nodes) = jax.lax.scan(forward, first, table)
         x_0, x_hat_0 = known[0][0] if known else sample_of(x), sample_of(x_hat)
@@ -201,22 +191,21 @@ def inject(
     Returns:
       x_0 [batch, *shape].
     """
-    record = transform(q.eps_fn, rules.local_errors(q.rule, follow_rule=True))
-    tapped = transform(q.eps_fn, rules.perturb)
+    record = ruled_call(q, rules.local_errors(q.rule, follow_rule=True))
+    tapped = ruled_call(q, rules.perturb)
 
     def body(carry, slices):
         x, x_hat = carry
         t, coeffs, z, inputs, amount = slices
-        merged = merge(q.site_inputs, inputs)
-        eps_hat, r = record(q.params, read(x_hat, coeffs), t, site_inputs=merged)
+        move = step_with_outputs(record, t, coeffs, z, merge(q.site_inputs, inputs))
+        x_hat, r = move(x_hat)
         taps = {name: amount[name].astype(r[name].dtype) * r[name] for name in r}
-        eps, _ = tapped(q.params, read(x, coeffs), t, site_inputs=taps)
-        return (step(x, eps, coeffs, z), step(x_hat, eps_hat, coeffs, z)), None
+        return (step_map(tapped, t, coeffs, z, taps)(x), x_hat), None
 
-    table = (times(steps, x_T), steps.coeffs, noises(key, steps, x_T), per_call, amounts)
-    x = start(x_T, steps)
+    table = (steps.times(x_T), steps.coeffs, noises(key, steps, x_T), per_call, amounts)
+    x = steps.coeffs.start(x_T)
     (x, _), _ = jax.lax.scan(body, (x, x), table)
-    return current(x, steps.coeffs)
+    return current(x, steps)
 
 
 def as_table(ledger: Ledger) -> tuple[tuple[str, ...], Array]:
@@ -229,16 +218,43 @@ def _scaled(errors: dict[str, Array], s) -> dict[str, Array]:
     return {name: s.astype(r.dtype) * r for name, r in errors.items()}
 
 
-def contract(error: Array, sensitivity: Array, dtype) -> Array:
-    """Return <error, sensitivity> in the dtype of the states; bfloat16 would keep no digits."""
-    return jnp.sum(error.astype(dtype) * sensitivity.astype(dtype))
+def contract(errors, sensitivities, dtype) -> Array:
+    """Return <errors, sensitivities> in the dtype of the states; bfloat16 would keep no digits."""
+
+    def inner(error, sensitivity):
+        return jnp.sum(error.astype(dtype) * sensitivity.astype(dtype))
+
+    return functools.reduce(
+        jnp.add, jax.tree.leaves(jax.tree.map(inner, errors, sensitivities))
+    )  # fmt: skip
 
 
-def per_sample(one: Callable, x_T: Array, steps: Steps, key: Key | None, *more: Array) -> Any:
-    """Map one(x_T [1, *shape], z [N, 1, *shape] or None, *more [1, ...]) over a batch's samples."""
-    zs, one = noises(key, steps, x_T), canonical_convolutions(one)
-    alone = lambda arrays: [a[None] for a in arrays]  # noqa: E731
-    if zs is None:
-        return jax.vmap(lambda x, *more: one(x[None], None, *alone(more)))(x_T, *more)
-    run = lambda z, x, *more: one(x[None], z[:, None], *alone(more))  # noqa: E731
-    return jax.vmap(run, in_axes=(1, *(0 for _ in (x_T, *more))))(zs, x_T, *more)
+def full_run(q: Quantized, x_T, table, steps: Steps) -> tuple[Any, Any]:
+    """Return the last point of the full-precision run and the points left [N, ...].
+
+    The table holds times, coefficients, noise and inputs of the steps, leaves [N, ...].
+    """
+
+    def body(x, slices):
+        t, coeffs, z, _ = slices
+        return step_map(full_call(q), t, coeffs, z)(x), x
+
+    return jax.lax.scan(body, steps.coeffs.start(x_T), table)
+
+
+def zeros_of(shapes) -> Any:
+    """Return zeros of the given shapes and dtypes."""
+    return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+
+
+def per_sample(
+    one: Callable, x_T: Array, steps: Steps, key: Key | None, *more: Array, is_map: bool = False
+) -> Any:
+    """Map one(x_T [1, *shape], z [N, 1, *shape] or None, *more [1, ...]) over a batch's samples.
+
+    All at once, or with is_map one after another.
+    """
+    zs = noises(key, steps, x_T)
+    zs = None if zs is None else jnp.moveaxis(zs, 1, 0)[:, :, None]
+    table, one = (x_T[:, None], zs, *(a[:, None] for a in more)), canonical_convolutions(one)
+    return jax.lax.map(lambda row: one(*row), table) if is_map else jax.vmap(one)(*table)

@@ -1,13 +1,24 @@
 """The final error, predicted from the full-precision run alone."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from qdiffjax._typing import Array, PyTree
-from qdiffjax.diffusion import Steps, commit, read, step
+from qdiffjax._typing import Array, CallFn, PyTree
+from qdiffjax.analysis.errors.runs import (
+    Run,
+    add,
+    along,
+    at,
+    difference,
+    local_error,
+    step_map,
+    zeros,
+)
+from qdiffjax.diffusion import Steps, as_point
 from qdiffjax.precision.quantized import Quantized, full_call, quantized_call
 
 EDGES = ("input", "output")
@@ -15,13 +26,13 @@ EDGES = ("input", "output")
 
 def predict_errors(
     q: Quantized,
-    xs: Array,
+    xs,
     steps: Steps,
     *,
     followed: Sequence[str] = EDGES,
     per_call: PyTree = None,
-) -> Array:
-    """Accumulated error, from the full-precision run alone: the quantized sampler never runs.
+) -> Any:
+    """Return the accumulated error without running the quantized sampler.
 
         d_{i+1} = G_i(x_i + d_i) - F_i(x_i) + e_i,   e_i = F_hat_i(y_i) - G_i(y_i),
         y_i = x_i + d_i of another sample of the batch
@@ -58,23 +69,19 @@ def predict_errors(
     part = dataclasses.replace(q, site_inputs={n: q.site_inputs[n] for n in names})
     full, quantized, partly = full_call(q), quantized_call(q), quantized_call(part)
 
-    def body(d, slices):
-        x, t, c, inputs = slices
+    def move(d, f, x, t, coeffs, inputs):
         own = {n: v for n, v in (inputs or {}).items() if n in names}
+        g = step_map(partly, t, coeffs, None, own)
+        is_alone = jax.tree.leaves(x)[0].shape[0] == 1
+        y = x if is_alone else add(x, jax.tree.map(lambda a: jnp.roll(a, 1, axis=0), d))
+        e = local_error(partly, quantized, y, t, coeffs, inputs, own)
+        return add(difference(g(add(x, d)), f(x)), e)
 
-        def partly_eps(x):
-            return partly(read(x, c), t, own)[0]
-
-        y = x if len(x) == 1 else x + jnp.roll(d, 1, axis=0)
-        e = commit(quantized(read(y, c), t, inputs)[0] - partly_eps(y), c)
-        moved = step(x + d, partly_eps(x + d), c) - step(x, full(read(x, c), t, None)[0], c)
-        return moved + e, moved + e
-
-    return _scan(body, xs, steps, per_call)
+    return _predict(move, full, xs, steps, per_call)
 
 
-def predict_first_order(q: Quantized, xs: Array, steps: Steps, *, per_call: PyTree = None) -> Array:
-    """Accumulated error of a-priori local errors to first order.
+def predict_first_order(q: Quantized, xs, steps: Steps, *, per_call: PyTree = None) -> Any:
+    """Return the accumulated error of a-priori local errors to first order.
 
         v_{i+1} = J_i v_i + e_i,   e_i = F_hat_i(x_i) - F_i(x_i),   J_i = DF_i(x_i)
 
@@ -83,29 +90,22 @@ def predict_first_order(q: Quantized, xs: Array, steps: Steps, *, per_call: PyTr
     """
     full, quantized = full_call(q), quantized_call(q)
 
-    def body(v, slices):
-        x, t, c, inputs = slices
+    def push(v, f, x, t, coeffs, inputs):
+        e = local_error(full, quantized, x, t, coeffs, inputs)
+        return add(jax.jvp(f, (x,), (v,))[1], e)
 
-        def f(x):
-            eps, _ = full(read(x, c), t, None)
-            return step(x, eps, c), eps
-
-        _, jv, eps = jax.jvp(f, (x,), (v,), has_aux=True)
-        v = jv + commit(quantized(read(x, c), t, inputs)[0] - eps, c)
-        return v, v
-
-    return _scan(body, xs, steps, per_call)
+    return _predict(push, full, xs, steps, per_call)
 
 
-def _scan(body, xs, steps, per_call):
-    """Errors [N+1, ...] from their recursion body(d, (x, t, c, inputs)) -> (d, d), from zero."""
-    d_0 = jnp.zeros_like(xs[0])
-    _, ds = jax.lax.scan(body, d_0, (xs[:-1], steps.t, steps.coeffs, per_call))
-    return jnp.concatenate([d_0[None], ds])
+def _predict(fn: Callable, full: CallFn, xs, steps: Steps, per_call: PyTree) -> Any:
+    """Return the errors [N+1, ...] of the recursion fn(d, F, x, t, coeffs, inputs) from zero."""
+    times = steps.times(as_point(xs).x)
+    run = Run(full, xs, steps)
+    return along(fn, run, zeros(at(xs, 0)), times, steps.coeffs, per_call)
 
 
 def root_mean_square(errors: Array) -> Array:
-    """RMS over everything but the first axis: of a step [N+1, batch, *shape] -> [N+1], or of a
+    """Return the RMS over all axes but the first: of a step [N+1, batch, *shape] -> [N+1], or of a
     sample [batch, *shape] -> [batch].
-    """  # fmt: skip
+    """
     return jnp.sqrt(jnp.mean(errors**2, axis=tuple(range(1, errors.ndim))))

@@ -7,10 +7,9 @@ first order (martingale differences). With R_i the covariance of the local error
     m_{i+1} = J_i m_i + D^2 F_i[S_i] / 2 + E e_i                    its mean, to second order
 
 Both sums are taken without any matrix: by adjoint probes and by random trajectories of the error.
-Roundings at the sites of a network are in rounding_variance.py.
+The roundings at the sites of a network come last.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -18,15 +17,24 @@ import jax.numpy as jnp
 
 from qdiffjax import precision
 from qdiffjax._typing import Array, CallFn, Key, PyTree, float_dtype
-from qdiffjax.analysis.errors.ledger import Ledger
+from qdiffjax.analysis.errors.ledger import Ledger, full_run, per_sample, zeros_of
 from qdiffjax.analysis.errors.propagation import propagate_second_order
-from qdiffjax.analysis.errors.runs import Probed, adjoints, noises, probed, times
-from qdiffjax.compiling import canonical_convolutions
-from qdiffjax.diffusion import Steps, commit, current, read, start, step
-from qdiffjax.precision.quantized import Quantized, merge
+from qdiffjax.analysis.errors.runs import (
+    Probed,
+    adjoints,
+    at,
+    covector,
+    current,
+    probed,
+    step_map,
+    step_with_outputs,
+    wide,
+    zeros,
+)
+from qdiffjax.diffusion import Point, Steps, as_point
+from qdiffjax.precision.quantized import Quantized, merge, ruled_call
 from qdiffjax.quant import ActivationGrid
 from qdiffjax.sites import rules
-from qdiffjax.sites.transforming import transform
 
 
 class Variance(NamedTuple):
@@ -51,19 +59,18 @@ def final_variance(call: CallFn, xs, steps: Steps, eps_variances, probes) -> Var
       eps_variances: r, of every element of the prediction [N, batch, *shape].
       probes: v [num, batch, *shape], see `probes.signs`.
     """
-    xs = jnp.asarray(xs).astype(float_dtype(xs))
-    eps_variances = jnp.asarray(eps_variances).astype(xs.dtype)
-    like = current(xs[0], steps.coeffs)
+    xs = wide(xs)
+    like = current(at(xs, 0), steps)
+    eps_variances = jnp.asarray(eps_variances).astype(like.dtype)
 
     def committed(coeffs, l):  # c_eps^T l, what l says of a change of the prediction
-        (back,) = jax.linear_transpose(lambda d: commit(d, coeffs), like)(l)
-        return back
+        return jax.linear_transpose(coeffs.commit, like)(as_point(l).x)[0]
 
     def cells(v):
-        ls = adjoints(call, xs, steps, v)[1:]
+        ls = at(adjoints(call, xs, steps, v), slice(1, None))
         weights = jax.vmap(committed)(steps.coeffs, ls) ** 2
-        found = jnp.sum(weights * eps_variances, axis=tuple(range(2, weights.ndim)))
-        return found, jnp.sum(found, axis=0)
+        by_step = jnp.sum(weights * eps_variances, axis=tuple(range(2, weights.ndim)))
+        return by_step, jnp.sum(by_step, axis=0)
 
     (by_step, total), (by_step_error, total_error) = probed(cells, probes)
     return Variance(Probed(by_step, by_step_error), Probed(total, total_error))
@@ -90,63 +97,32 @@ def mean_bias(
       num: number of trajectories, at least 2.
       eps_means: mean of the network's error [N, batch, *shape], of second order; None is zero.
     """
-    xs = jnp.asarray(xs).astype(float_dtype(xs))
-    scales = jnp.sqrt(jnp.asarray(eps_variances).astype(xs.dtype))
+    xs = wide(xs)
+    x, state = as_point(at(xs, slice(-1)))
+    scales = jnp.sqrt(jnp.asarray(eps_variances).astype(x.dtype))
     means = jnp.zeros_like(scales) if eps_means is None else jnp.asarray(eps_means)
-    committed = jax.vmap(commit)
 
-    def one(key) -> Array:
-        signs = jax.random.rademacher(key, scales.shape).astype(xs.dtype)
-        e, e_mean = (committed(a, steps.coeffs) for a in (signs * scales, means.astype(xs.dtype)))
-        return propagate_second_order(call, xs, steps, e, e_mean).second[-1]
+    def committed(eps_errors):
+        e = jax.vmap(lambda d, coeffs: coeffs.commit(d))(eps_errors, steps.coeffs)
+        return Point(e, zeros(state)).bare()
+
+    def one(key) -> Any:
+        signs = jax.random.rademacher(key, scales.shape).astype(x.dtype)
+        e, e_mean = committed(signs * scales), committed(means.astype(x.dtype))
+        return at(propagate_second_order(call, xs, steps, e, e_mean).second, -1)
 
     return probed(one, jax.random.split(key, num))
 
 
-def covariance(jacobians, local_covariances) -> Array:
-    """Return S_i by dense algebra, for small n: S_{i+1} = J_i S_i J_i^T + R_i, S_0 = 0.
-
-    Args:
-      jacobians: J_i [N, batch, n, n], or [N, 1, n, n] if they do not depend on the sample.
-      local_covariances: R_i [N, batch, n, n].
-
-    Returns:
-      Covariances [N+1, batch, n, n].
-    """
-
-    def body(s, slices):
-        j, r = slices
-        s = jnp.einsum("bij,bjk,blk->bil", jnp.broadcast_to(j, s.shape), s,
-                       jnp.broadcast_to(j, s.shape), precision="highest") + r  # fmt: skip
-        return s, s
-
-    zero = jnp.zeros_like(local_covariances[0])
-    _, found = jax.lax.scan(body, zero, (jacobians, local_covariances))
-    return jnp.concatenate([zero[None], found])
-
-
-def conditional_variance(x, how: ActivationGrid) -> Array:
-    """Return the variance of rounding each element of an activation operand x [*shape], given x.
-
-        stochastic (how has a key):   (up - x) (x - down) = s^2 f (1 - f),   exact
-        nearest:                      (up - down)^2 / 12 = s^2 / 12,          a model
-
-    with down and up the neighbours on the grid. Zero on the grid itself, where nothing is lost,
-    and outside the range, where the error is no rounding.
-    """
-    down, up = _neighbours(x, how)
-    if how.key is None:
-        return (up - down) ** 2 / 12
-    return jnp.maximum((up - x) * (x - down), 0)
-
-
 def average_variance(x, how: ActivationGrid) -> Array:
-    """Return `conditional_variance` averaged over a uniform fractional part [*shape].
+    """Return the variance of rounding each element of an activation operand x [*shape].
 
-        stochastic:   s^2 / 6,      nearest:   s^2 / 12
+        stochastic (how has a key):   s^2 / 6,      nearest:   s^2 / 12
 
-    What earlier roundings move by a step or more has any fractional part on the quantized run,
-    however small the step, whatever the full-precision run's is.
+    averaged over a uniform fractional part, with s the distance of the neighbours on the grid: zero
+    on the grid itself and outside the range, where the error is no rounding. What
+    earlier roundings move by a step or more has any fractional part on the quantized run, however
+    small the step, whatever the full-precision run's is.
     """
     down, up = _neighbours(x, how)
     return (up - down) ** 2 / (12 if how.key is None else 6)
@@ -158,7 +134,6 @@ def activation_variances(
     steps: Steps,
     probes: Array,
     *,
-    variance_fn: Callable[[Array, ActivationGrid], Array] = average_variance,
     key: Key | None = None,
     per_call: PyTree = None,
 ) -> Ledger:
@@ -175,14 +150,13 @@ def activation_variances(
       x_T: initial noise [batch, *shape].
       steps: the sampler, leaves [N].
       probes: v [num, batch, *shape], see `probes.signs`.
-      variance_fn: r of the elements of an operand at the full-precision run.
       key: noise of a stochastic sampler.
       per_call: inputs of the quantized denoiser, leaves [N, ...].
 
     Returns:
       A ledger of nonnegative contributions {site: [batch, N]}, without change or x_hat_0.
     """
-    tapped = transform(q.eps_fn, _tap)
+    tapped = ruled_call(q, _tap)
 
     def one(x_T, z, vs):
         def backward(ls, slices):
@@ -190,31 +164,21 @@ def activation_variances(
             hows = merge(q.site_inputs, inputs)
 
             def f(x, taps):
-                eps, seen = tapped(q.params, read(x, coeffs), t, site_inputs=taps)
-                return step(x, eps, coeffs, z), seen
+                return step_with_outputs(tapped, t, coeffs, z, taps)(x)
 
-            zeros = _like(jax.eval_shape(lambda: f(x, dict.fromkeys(hows, ()))[1]))
+            zeros = zeros_of(jax.eval_shape(lambda: f(x, dict.fromkeys(hows, ()))[1]))
             _, vjp, seen = jax.vjp(f, x, zeros, has_aux=True)
             before, bars = jax.lax.map(vjp, ls)
-            cells = {
-                name: _total(bars[name], seen[name], hows[name].activations, variance_fn)
-                for name in hows
-            }
+            cells = {name: _total(bars[name], seen[name], hows[name].activations) for name in hows}
             return before, cells
 
-        table = (times(steps, x_T), steps.coeffs, z, per_call)
-        x, xs = _forward(q, x_T, steps, table)
-        ls = jax.vmap(lambda v: _place(v, x, steps))(vs)
+        table = (steps.times(x_T), steps.coeffs, z, per_call)
+        x, xs = full_run(q, x_T, table, steps)
+        ls = jax.vmap(lambda v: covector(v, x, steps))(vs[0][:, None])
         _, cells = jax.lax.scan(backward, ls, (table, xs), reverse=True)
-        return cells, None, current(x, steps.coeffs)[0], None
+        return cells, None, current(x, steps)[0], None
 
-    zs = noises(key, steps, x_T)
-    over = (0, None if zs is None else 1, 1)
-
-    def each(x, z, v):
-        return one(x[None], None if z is None else z[:, None], v[:, None])
-
-    return Ledger(*canonical_convolutions(jax.vmap(each, over))(x_T, zs, probes))
+    return Ledger(*per_sample(one, x_T, steps, key, jnp.moveaxis(probes, 1, 0)))
 
 
 def weight_variances(
@@ -244,38 +208,30 @@ def weight_variances(
       probes: v [num, batch, *shape].
       key: noise of a stochastic sampler.
     """
-    tapped = transform(q.eps_fn, _tap_weight)
+    tapped = ruled_call(q, _tap_weight)
 
-    def one(arguments):
-        x_T, z, vs = arguments
-        table = (times(steps, x_T), steps.coeffs, z, None)
-        x, xs = _forward(q, x_T, steps, table)
+    def one(x_T, z, vs):
+        table = (steps.times(x_T), steps.coeffs, z, None)
+        x, xs = full_run(q, x_T, table, steps)
 
         def backward(carry, slices):
             (t, coeffs, z, _), x = slices
             l, sums = carry
-
-            def f(x, taps):
-                eps, _ = tapped(q.params, read(x, coeffs), t, site_inputs=taps)
-                return step(x, eps, coeffs, z)
-
+            f = lambda x, taps: step_map(tapped, t, coeffs, z, taps)(x)  # noqa: E731
             l, bars = jax.vjp(f, x, jax.tree.map(jnp.zeros_like, sums))[1](l)
             return (l, jax.tree.map(jnp.add, sums, bars)), None
 
         def squares(v):
-            carry = _place(v, x, steps), zeros
+            carry = covector(v[None], x, steps), nothing
             (_, sums), _ = jax.lax.scan(backward, carry, (table, xs), reverse=True)
             return {n: jnp.sum(sums[n] ** 2 * variances[n]) for n in sums}
 
-        return jax.tree.map(lambda a: jnp.mean(a, 0), jax.lax.map(squares, vs))
+        return jax.tree.map(lambda a: jnp.mean(a, 0), jax.lax.map(squares, vs[0]))
 
-    collect = transform(q.eps_fn, rules.collect_weights)
-    shapes = jax.eval_shape(lambda: collect(q.params, x_T[:1], times(steps, x_T)[0])[1])
-    zeros = _like({name: shapes[name] for name in variances})
-    zs = noises(key, steps, x_T)
-    zs = None if zs is None else jnp.moveaxis(zs, 1, 0)[:, :, None]
-    sweep = canonical_convolutions(lambda *table: jax.lax.map(one, table))
-    return sweep(x_T[:, None], zs, jnp.moveaxis(probes, 1, 0)[:, :, None])
+    weights = ruled_call(q, rules.collect_weights)
+    shapes = jax.eval_shape(lambda: weights(x_T[:1], steps.times(x_T)[0])[1])
+    nothing = zeros_of({name: shapes[name] for name in variances})
+    return per_sample(one, x_T, steps, key, jnp.moveaxis(probes, 1, 0), is_map=True)
 
 
 def _tap(site, op, operands, inputs):
@@ -297,29 +253,10 @@ def _tap_weight(site, op, operands, inputs):
     return op(*values), None
 
 
-def _forward(q: Quantized, x_T, steps: Steps, table) -> tuple[Array, Array]:
-    """Return the last state and the states left [N, ...] of the full-precision run."""
-
-    def body(x, slices):
-        t, coeffs, z, _ = slices
-        return step(x, q.eps_fn(q.params, read(x, coeffs), t), coeffs, z), x
-
-    return jax.lax.scan(body, start(x_T, steps), table)
-
-
-def _place(v, state, steps: Steps) -> Array:
-    """Return v [*shape] of the final sample as a covector of the state."""
-    return jax.vjp(lambda state: current(state, steps.coeffs), state)[1](v)[0]
-
-
-def _like(shapes) -> Any:
-    return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-
-
-def _total(bars, operands, hows, variance_fn) -> Array:
+def _total(bars, operands, hows) -> Array:
     """Return sum_j mean_v bar_j^2 r_j over the operands of one site, at least in float32."""
     cells = [
-        jnp.sum(_wide(jnp.mean(_wide(bar) ** 2, axis=0)) * _wide(variance_fn(operand, how)))
+        jnp.sum(_wide(jnp.mean(_wide(bar) ** 2, axis=0)) * _wide(average_variance(operand, how)))
         for bar, operand, how in zip(bars, operands, hows, strict=False)
         if how is not None
     ]

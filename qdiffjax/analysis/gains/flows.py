@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from qdiffjax._typing import Array, CallFn, Key, float_dtype
-from qdiffjax.analysis.errors.runs import norms, step_map, times
+from qdiffjax.analysis.errors.runs import norms, step_map
 from qdiffjax.diffusion import NoiseLevel, SlotCoeffs, Steps
 from qdiffjax.diffusion.gaussian import GaussianMixture, log_prob, marginal, sample_mixture
 from qdiffjax.estimates import Estimate, mean_interval
@@ -145,7 +145,7 @@ def log_volumes(call: CallFn, xs, steps: Steps) -> Array:
         jacobian = jax.jacfwd(lambda v: step_map(call, t, coeffs)(v[None])[0])(x)
         return jnp.linalg.slogdet(jacobian.reshape(x.size, x.size))[1]
 
-    table = (xs[:-1], times(steps, xs), steps.coeffs)
+    table = (xs[:-1], steps.times(xs), steps.coeffs)
     return jax.lax.map(lambda a: jax.vmap(one, (0, None, None))(*a), table)
 
 

@@ -1,24 +1,38 @@
 """Spectra of step maps and of the sampler: where errors are damped or amplified, sample by sample.
 
-J_i is the Jacobian of step i at given states, J_{i->N} = d x_0 / d state_i that of the rest of the
+J_i is the Jacobian of step i at given points, J_{i->N} = d x_0 / d point_i that of the rest of the
 sampler. Nothing is materialized: products with J are JVPs of one step after another inside a
 `lax.scan`, products with its transpose VJPs in the reverse order, each step linearized anew, so
 memory does not grow with the number of steps beyond the states. Samples of a batch must not
-interact; every result is per sample, for quantiles. The norms that bounds multiply are in gains.py,
-rates of growth in lyapunov.py.
+interact; every result is per sample, for quantiles. The norms that bounds multiply are in steps.py;
+rates of growth (log stretches, logarithmic norms) come last.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from matfree import decomp
 
+from qdiffjax._checks import require
 from qdiffjax._typing import Array, CallFn, Key, float_dtype
-from qdiffjax.analysis.errors.runs import Probed, adjoints, probed, step_map, times
+from qdiffjax.analysis.errors.runs import (
+    Probed,
+    Run,
+    adjoints,
+    along,
+    at,
+    current,
+    inner,
+    probed,
+    step_map,
+    vectorized,
+    wide,
+)
 from qdiffjax.analysis.gains.steps import LinearMap, symmetric_extremes
-from qdiffjax.compiling import canonical_convolutions
-from qdiffjax.diffusion import Steps, current
+from qdiffjax.compiling import canonical_convolutions, sweep
+from qdiffjax.diffusion import Steps, as_point
 from qdiffjax.diffusion.ode import Field
 
 
@@ -52,11 +66,9 @@ def singular_values(linear_map: LinearMap, v0, num: int) -> Singular:
     """
     image = jax.eval_shape(linear_map, v0)
     wide = jnp.result_type(float)
-    if not 1 <= num <= min(v0.size, image.size):
-        raise ValueError(
-            f"got num = {num} singular values of a map from {v0.shape} to {image.shape}, "
-            f"expected 1 to {min(v0.size, image.size)}; ask for fewer"
-        )
+    most = min(v0.size, image.size)
+    require(1 <= num <= most, f"singular values of a map from {v0.shape} to {image.shape}",
+            got=f"num = {num}", expected=f"1 to {most}", remedy="ask for fewer")  # fmt: skip
 
     def flat(v):
         return linear_map(v.reshape(v0.shape).astype(v0.dtype)).ravel().astype(wide)
@@ -71,116 +83,7 @@ def singular_values(linear_map: LinearMap, v0, num: int) -> Singular:
     return Singular(values, *(a.reshape(s) for a, s in zip((left, right), shapes, strict=True)))
 
 
-def step_spectra(call: CallFn, xs, steps: Steps, *, num: int, key: Key) -> Singular:
-    """Return the largest singular values of every step's Jacobian J_i [N, batch, num].
-
-    Args:
-      call: full-precision denoiser (x, t, inputs) -> (eps, outputs).
-      xs: states [N+1, batch, *shape]; step i leaves xs[i].
-      steps: the sampler, leaves [N].
-      num: of singular values, see `singular_values`.
-      key: of the random starts.
-    """
-    xs = jnp.asarray(xs).astype(float_dtype(xs))
-
-    def one(x, t, coeffs, v0):
-        return singular_values(jax.linearize(_of_one(step_map(call, t, coeffs)), x)[1], v0, num)
-
-    def body(slices):
-        x, t, coeffs, index = slices
-        v0 = jax.random.normal(jax.random.fold_in(key, index), x.shape, x.dtype)
-        return jax.vmap(one, (0, None, None, 0))(x, t, coeffs, v0)
-
-    index = jnp.arange(steps.t.shape[0])
-    sweep = canonical_convolutions(lambda *table: jax.lax.map(body, table))
-    return sweep(xs[:-1], times(steps, xs), steps.coeffs, index)
-
-
-def sampler_spectrum(call: CallFn, xs, steps: Steps, *, num: int, key: Key, first=0) -> Singular:
-    """Return the largest singular values of J_{first->N} = d x_0 / d state_first [batch, num].
-
-    Arguments as `step_spectra`; `first` may be traced: earlier steps are replaced by identities.
-    Costs about 2.5 + 3 sampling runs for each of the num products.
-    """
-    xs = jnp.asarray(xs).astype(float_dtype(xs))
-    used = jnp.arange(steps.t.shape[0]) >= first
-
-    def one(states, u):
-        table = (states, times(steps, xs), steps.coeffs, used)
-
-        @jax.checkpoint  # the transpose linearizes each step again instead of storing all of them
-        def body(v, slices):
-            x, t, coeffs, used = slices
-            moved = jax.jvp(_of_one(step_map(call, t, coeffs)), (x,), (v,))[1]
-            return jnp.where(used, moved, v), None
-
-        def linear_map(v):
-            return current(jax.lax.scan(body, v, table)[0][None], steps.coeffs)[0]
-
-        # From the range of the transpose, so that no product is spent on slots that do not matter.
-        (v0,) = jax.vjp(linear_map, states[0])[1](u)
-        return singular_values(linear_map, v0, num)
-
-    u = current(xs[-1], steps.coeffs)
-    u = jax.random.normal(key, u.shape, u.dtype)
-    return canonical_convolutions(jax.vmap(one, (1, 0)))(xs[:-1], u)
-
-
-def probed_log_volumes(call: CallFn, xs, steps: Steps, *, num: int, key: Key) -> Array:
-    """Estimate log|det J_i| of every step, the log of the volume it leaves [N, batch].
-
-        log|det J| = E v^T log((J^T J)^(1/2)) v ~ n sum_k <r_k, v / |v|>^2 log s_k,   E v v^T = I
-
-    Stochastic Lanczos quadrature (Ubaru, Chen & Saad 2017) with one probe of random signs a step
-    and sample: s_k and r_k are the singular values and right vectors of the Krylov space from v.
-    Gauss quadrature of a logarithm errs upwards, so too small a `num` hides contraction, never
-    invents it. Divide by n for the mean of the log singular values. `amplification.log_volumes`
-    is the same from dense Jacobians. For samplers whose state is the sample.
-
-    Args:
-      call: full-precision denoiser.
-      xs: states [N+1, batch, *shape].
-      steps: the sampler, leaves [N].
-      num: nodes of the quadrature; exact in v from the number of distinct singular values on.
-      key: of the probes.
-    """
-    xs = jnp.asarray(xs).astype(float_dtype(xs))
-
-    def one(x, t, coeffs, v):
-        found = singular_values(jax.linearize(_of_one(step_map(call, t, coeffs)), x)[1], v, num)
-        weights = jnp.square(jnp.tensordot(found.right, v.astype(found.right.dtype), v.ndim))
-        logs = jnp.log(jnp.where(weights > 0, found.values, 1))
-        return jnp.sum(weights * logs)
-
-    def body(slices):
-        x, t, coeffs, index = slices
-        v = jax.random.rademacher(jax.random.fold_in(key, index), x.shape).astype(x.dtype)
-        return jax.vmap(one, (0, None, None, 0))(x, t, coeffs, v)
-
-    sweep = canonical_convolutions(lambda *table: jax.lax.map(body, table))
-    return sweep(xs[:-1], times(steps, xs), steps.coeffs, jnp.arange(steps.t.shape[0]))
-
-
-def squared_frobenius(call: CallFn, xs, steps: Steps, probes) -> Probed:
-    """Estimate |J_{i->N}|_F^2 for every i from one adjoint pass a probe [N+1, batch].
-
-        |J_{i->N}|_F^2 = E |l_i|^2,   l_N = v,   l_i = J_i^T l_{i+1},   E v v^T = I
-
-    (Hutchinson 1990). The mean square gain of a random perturbation of state i is this over its
-    size n; J_{N->N} gives n, exactly with random signs.
-
-    Args:
-      call: full-precision denoiser.
-      xs: states [N+1, batch, *shape].
-      steps: the sampler, leaves [N].
-      probes: v [num, batch, *shape], see `probes.signs`.
-    """
-    xs = jnp.asarray(xs).astype(float_dtype(xs))
-    axes = tuple(range(2, xs.ndim))
-    return probed(lambda v: jnp.sum(adjoints(call, xs, steps, v) ** 2, axis=axes), probes)
-
-
-def _of_one(fn: LinearMap) -> LinearMap:
+def _of_one(fn: Callable) -> Callable:
     """Return fn of one sample [*shape] instead of a batch."""
     return lambda x: fn(x[None])[0]
 
@@ -205,6 +108,128 @@ def _combine(weights, vectors) -> Array:
     return jnp.matmul(weights, vectors, precision="highest")
 
 
+def step_spectra(call: CallFn, xs, steps: Steps, *, num: int, key: Key) -> Singular:
+    """Return the largest singular values of every step's Jacobian J_i [N, batch, num].
+
+    Args:
+      call: full-precision denoiser (x, t, inputs, state) -> (eps, outputs, state).
+      xs: states [N+1, batch, *shape]; step i leaves xs[i].
+      steps: the sampler, leaves [N].
+      num: of singular values, see `singular_values`.
+      key: of the random starts.
+    """
+
+    def one(linear_map, v0):
+        return singular_values(linear_map, v0, num)
+
+    def draw(index, like):
+        return jax.random.normal(jax.random.fold_in(key, index), like.shape, like.dtype)
+
+    return _by_step(one, draw, call, wide(xs), steps)
+
+
+def probed_log_volumes(call: CallFn, xs, steps: Steps, *, num: int, key: Key) -> Array:
+    """Estimate log|det J_i| of every step, the log of the volume it leaves [N, batch].
+
+        log|det J| = E v^T log((J^T J)^(1/2)) v ~ n sum_k <r_k, v / |v|>^2 log s_k,   E v v^T = I
+
+    Stochastic Lanczos quadrature (Ubaru, Chen & Saad 2017) with one probe of random signs a step
+    and sample: s_k and r_k are the singular values and right vectors of the Krylov space from v.
+    Gauss quadrature of a logarithm errs upwards, so too small a `num` hides contraction, never
+    invents it. Divide by n for the mean of the log singular values. For samplers whose state is the
+    sample.
+
+    Args:
+      call: full-precision denoiser.
+      xs: states [N+1, batch, *shape].
+      steps: the sampler, leaves [N].
+      num: nodes of the quadrature; exact in v from the number of distinct singular values on.
+      key: of the probes.
+    """
+
+    def one(linear_map, v):
+        values, _, right = singular_values(linear_map, v, num)
+        weights = jnp.square(jnp.tensordot(right, v.astype(right.dtype), v.ndim))
+        return jnp.sum(weights * jnp.log(jnp.where(weights > 0, values, 1)))
+
+    def draw(index, like):
+        return jax.random.rademacher(jax.random.fold_in(key, index), like.shape).astype(like.dtype)
+
+    return _by_step(one, draw, call, wide(xs), steps)
+
+
+def _by_step(fn: Callable, draw: Callable, call: CallFn, xs, steps: Steps) -> Any:
+    """Return fn(v -> J_i v of one sample, its v0) of every step and sample, leaves [N, batch, ...].
+
+    draw(i, like [batch, ...]) gives the v0 of step i.
+    """
+
+    def body(x, t, coeffs, index):
+        def one(x, v0):
+            f, v = vectorized(step_map(call, t, coeffs), at(x, None))
+            return fn(jax.linearize(_of_one(f), v[0])[1], v0)
+
+        return jax.vmap(one)(x, draw(index, vectorized(lambda x: x, x)[1]))
+
+    num_steps, times = steps.t.shape[0], steps.times(as_point(xs).x)
+    return sweep(body, at(xs, slice(-1)), times, steps.coeffs, jnp.arange(num_steps))
+
+
+def sampler_spectrum(call: CallFn, xs, steps: Steps, *, num: int, key: Key, first=0) -> Singular:
+    """Return the largest singular values of J_{first->N} = d x_0 / d state_first [batch, num].
+
+    Arguments as `step_spectra`; `first` may be traced: earlier steps are replaced by identities.
+    Costs about 2.5 + 3 sampling runs for each of the num products.
+    """
+    xs = wide(xs)
+    times, used = steps.times(as_point(xs).x), jnp.arange(steps.t.shape[0]) >= first
+
+    def one(points, u):
+        table = (points, times, steps.coeffs, used)
+
+        @jax.checkpoint  # the transpose linearizes each step again instead of storing all of them
+        def body(v, slices):
+            x, t, coeffs, used = slices
+            f = lambda x: at(step_map(call, t, coeffs)(at(x, None)), 0)  # noqa: E731
+            moved = jax.jvp(f, (x,), (v,))[1]
+            return jax.tree.map(lambda a, b: jnp.where(used, a, b), moved, v), None
+
+        def linear_map(v):
+            return current(at(jax.lax.scan(body, v, table)[0], None), steps)[0]
+
+        # From the range of the transpose, so that no product is spent on slots that do not matter.
+        (v0,) = jax.vjp(linear_map, at(points, 0))[1](u)
+        f, v0 = vectorized(lambda v: linear_map(at(v, 0))[None], at(v0, None))
+        return singular_values(_of_one(f), v0[0], num)
+
+    u = current(at(xs, -1), steps)
+    u = jax.random.normal(key, u.shape, u.dtype)
+    return canonical_convolutions(jax.vmap(one, (1, 0)))(at(xs, slice(-1)), u)
+
+
+def squared_frobenius(call: CallFn, xs, steps: Steps, probes) -> Probed:
+    """Estimate |J_{i->N}|_F^2 for every i from one adjoint pass a probe [N+1, batch].
+
+        |J_{i->N}|_F^2 = E |l_i|^2,   l_N = v,   l_i = J_i^T l_{i+1},   E v v^T = I
+
+    (Hutchinson 1990). The mean square gain of a random perturbation of state i is this over its
+    size n; J_{N->N} gives n, exactly with random signs.
+
+    Args:
+      call: full-precision denoiser.
+      xs: states [N+1, batch, *shape].
+      steps: the sampler, leaves [N].
+      probes: v [num, batch, *shape], see `runs.signs`.
+    """
+    xs = wide(xs)
+
+    def squares(v):
+        ls = adjoints(call, xs, steps, v)
+        return inner(ls, ls)
+
+    return probed(squares, probes)
+
+
 def stretches(call: CallFn, xs, steps: Steps, *, num: int, key: Key, every: int = 1) -> Array:
     """Return the cumulative log stretch of `num` directions along a run [N+1, batch, num].
 
@@ -224,24 +249,28 @@ def stretches(call: CallFn, xs, steps: Steps, *, num: int, key: Key, every: int 
       key: of the random first frame.
       every: steps between two orthonormalizations; more than 1 loses digits, not exactness.
     """
-    xs = jnp.asarray(xs).astype(float_dtype(xs))
-    num_steps, batch = steps.t.shape[0], xs.shape[1]
-    frame = _orthonormal(jax.random.normal(key, (batch, num, *xs.shape[2:]), xs.dtype))[0]
-    due = (jnp.arange(1, num_steps + 1) % every == 0) | (jnp.arange(1, num_steps + 1) == num_steps)
+    xs = wide(xs)
+    counted = jnp.arange(1, steps.t.shape[0] + 1)
+    due = (counted % every == 0) | (counted == steps.t.shape[0])
+    like = vectorized(lambda x: x, at(xs, 0))[1]
+    shape = (like.shape[0], num, *like.shape[1:])
+    frame = _orthonormal(jax.random.normal(key, shape, like.dtype))[0]
 
-    def body(carry, slices):
+    def push(carry, f, x, due):
         frame, total = carry
-        x, t, coeffs, due = slices
-        push = jax.linearize(step_map(call, t, coeffs), x)[1]
-        frame = jax.vmap(push, 1, 1)(frame)
+        frame = jax.vmap(jax.linearize(*vectorized(f, x))[1], 1, 1)(frame)
         new, stretch = _orthonormal(frame)
-        frame, total = jnp.where(due, new, frame), jnp.where(due, total + jnp.log(stretch), total)
-        return (frame, total), total
+        return jnp.where(due, new, frame), jnp.where(due, total + jnp.log(stretch), total)
 
-    zero = jnp.zeros((batch, num), xs.dtype)
-    table = (xs[:-1], times(steps, xs), steps.coeffs, due)
-    _, totals = jax.lax.scan(body, (frame, zero), table)
-    return jnp.concatenate([zero[None], totals])
+    zero = jnp.zeros(shape[:2], like.dtype)
+    return along(push, Run(call, xs, steps), (frame, zero), due)[1]
+
+
+def _orthonormal(frame) -> tuple[Array, Array]:
+    """Return the frame [batch, num, *shape] orthonormalized, and |diag R| [batch, num]."""
+    flat = jnp.swapaxes(frame.reshape(*frame.shape[:2], -1), 1, 2)
+    q, r = jnp.linalg.qr(flat)
+    return jnp.swapaxes(q, 1, 2).reshape(frame.shape), jnp.abs(jnp.diagonal(r, axis1=1, axis2=2))
 
 
 class LogNorms(NamedTuple):
@@ -271,39 +300,9 @@ def log_norms(field: Field, ts, xs, *, key: Key, num_iterations: int = 16) -> Lo
     """
     xs = jnp.asarray(xs).astype(float_dtype(xs))
 
-    def one(slices):
-        t, x, index = slices
+    def one(t, x, index):
         start = jax.random.normal(jax.random.fold_in(key, index), x.shape, x.dtype)
         jacobian = jax.linearize(lambda x: field(t, x), x)[1]
         return LogNorms(*symmetric_extremes(jacobian, start, num_iterations))
 
-    sweep = canonical_convolutions(lambda *table: jax.lax.map(one, table))
-    return sweep(jnp.asarray(ts).astype(xs.dtype), xs, jnp.arange(xs.shape[0]))
-
-
-def one_sided_constants(field: Field, ts, xs, xs_hat) -> Array:
-    """Return the one-sided Lipschitz quotient between two trajectories [M, batch].
-
-        < field(x_hat) - field(x), x_hat - x > / |x_hat - x|^2
-
-    It is the rate d log|x_hat - x| / dt at which two solutions of the field separate, exactly,
-    and lies between the extremes of `log_norms` over the segment between them. NaN where they
-    coincide; arguments as `log_norms`.
-    """
-
-    def one(slices):
-        t, x, x_hat = slices
-        gap, change = x_hat - x, field(t, x_hat) - field(t, x)
-        axes = tuple(range(1, x.ndim))
-        return jnp.sum(change * gap, axis=axes) / jnp.sum(gap**2, axis=axes)
-
-    xs = jnp.asarray(xs).astype(float_dtype(xs))
-    ts, xs_hat = (jnp.asarray(a).astype(xs.dtype) for a in (ts, xs_hat))
-    return jax.lax.map(one, (ts, xs, xs_hat))
-
-
-def _orthonormal(frame) -> tuple[Array, Array]:
-    """Return the frame [batch, num, *shape] orthonormalized, and |diag R| [batch, num]."""
-    flat = jnp.swapaxes(frame.reshape(*frame.shape[:2], -1), 1, 2)
-    q, r = jnp.linalg.qr(flat)
-    return jnp.swapaxes(q, 1, 2).reshape(frame.shape), jnp.abs(jnp.diagonal(r, axis1=1, axis2=2))
+    return sweep(one, jnp.asarray(ts).astype(xs.dtype), xs, jnp.arange(xs.shape[0]))

@@ -10,10 +10,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from qdiffjax._typing import Array, CallFn, Key, PyTree, float_dtype
-from qdiffjax.analysis.errors.runs import step_map
-from qdiffjax.compiling import canonical_convolutions
-from qdiffjax.diffusion import Steps
+from qdiffjax._checks import require
+from qdiffjax._typing import Array, CallFn, Key, PyTree
+from qdiffjax.analysis.errors.runs import add, at, step_map, vectorized, wide, zeros
+from qdiffjax.compiling import canonical_convolutions, sweep
+from qdiffjax.diffusion import Steps, as_point
 
 LinearMap = Callable[[Array], Array]
 
@@ -104,7 +105,7 @@ def step_gains(
     start that is an eigenvector of every step would never see another one overtake.
 
     Args:
-      call: full-precision (x [batch, *shape], t, inputs) -> (eps [batch, *shape], outputs).
+      call: full-precision denoiser (x, t, inputs, state) -> (eps, outputs, state).
       xs: states [N+1, batch, *shape] or [N, ...], noisiest first; step i leaves xs[i].
       steps: the sampler, leaves [N].
       key: of the random directions.
@@ -113,22 +114,22 @@ def step_gains(
         with num_iterations more.
       per_call: pytree with leaves [N, ...]; call i gets slice i as `inputs`.
     """
-    xs = jnp.asarray(xs).astype(float_dtype(xs))[: steps.t.shape[0]]
+    xs = at(wide(xs), slice(steps.t.shape[0]))
     # Burning in within the same loop keeps the program to one copy of the network.
-    order = jnp.concatenate([jnp.zeros(num_burn_in, int), jnp.arange(xs.shape[0])])
-    table = (xs, steps.t, steps.coeffs, per_call)
+    order = jnp.concatenate([jnp.zeros(num_burn_in, int), jnp.arange(steps.t.shape[0])])
+    table = (xs, steps.times(as_point(xs).x), steps.coeffs, per_call)
 
     def body(guess, indexed):
         repetition, i = indexed
         start = guess + _random_like(jax.random.fold_in(key, repetition), guess) / 2
-        state = jax.tree.map(lambda leaf: leaf[i], table)
-        out = spectral_norm(_step_jacobian(call, *state), start, num_iterations)
-        return out.vector, Gains(out.norm, out.gauge)
+        x, t, coeffs, inputs = at(table, i)
+        jacobian = _linearize(*vectorized(step_map(call, t, coeffs, inputs=inputs), x))
+        norm, gauge, vector = spectral_norm(jacobian, start, num_iterations)
+        return vector, Gains(norm, gauge)
 
-    guess = jnp.zeros_like(xs[0])
-    sweep = canonical_convolutions(lambda *indexed: jax.lax.scan(body, guess, indexed))
-    _, found = sweep(jnp.arange(order.size), order)
-    return jax.tree.map(lambda leaf: leaf[num_burn_in:], found)
+    guess = zeros(vectorized(lambda x: x, at(xs, 0))[1])
+    burnt = canonical_convolutions(lambda *indexed: jax.lax.scan(body, guess, indexed))
+    return at(burnt(jnp.arange(order.size), order)[1], slice(num_burn_in, None))
 
 
 def segment_gains(
@@ -149,13 +150,15 @@ def segment_gains(
       key: see `step_gains`.
       options: those of `step_gains`.
     """
-    xs = jnp.asarray(xs).astype(float_dtype(xs))
-    gap = jnp.asarray(xs_hat).astype(xs.dtype) - xs
+    xs = wide(xs)
+    gap = jax.tree.map(lambda a, x: jnp.asarray(a).astype(x.dtype) - x, xs_hat, xs)
+    nodes = jnp.asarray(nodes, as_point(xs).x.dtype)
 
-    def at(u):
-        return step_gains(call, xs + u * gap, steps, key=key, **options)
+    def between(u):
+        points = add(xs, jax.tree.map(lambda a: u * a, gap))
+        return step_gains(call, points, steps, key=key, **options)
 
-    return Gains(*(jnp.max(a, axis=0) for a in jax.lax.map(at, jnp.asarray(nodes, xs.dtype))))
+    return Gains(*(jnp.max(a, axis=0) for a in jax.lax.map(between, nodes)))
 
 
 def log_norm_gains(
@@ -173,28 +176,25 @@ def log_norm_gains(
     Raises:
       ValueError: a sampler whose J is not a I + b D: with memory, or with matrix coefficients.
     """
-    if jnp.ndim(steps.coeffs.x) != 1:
-        raise ValueError("got a sampler with memory or with matrix coefficients, expected scalar "
-                         "ones; use step_gains instead.")  # fmt: skip
-    xs = jnp.asarray(xs).astype(float_dtype(xs))[: steps.t.shape[0]]
+    check_scalar(steps, "use step_gains instead")
+    xs = at(wide(xs), slice(steps.t.shape[0]))
     a, b = (jnp.asarray(c).astype(xs.dtype) for c in (steps.coeffs.x, steps.coeffs.eps))
 
-    def one(indexed):
-        index, x, t, a, b, inputs = indexed
-        jacobian = _linearize(lambda x: call(x, t.astype(x.dtype), inputs)[0].astype(x.dtype), x)
+    def one(index, x, t, a, b, inputs):
+        jacobian = _linearize(lambda x: call(x, t, inputs, ())[0].astype(x.dtype), x)
         start = _random_like(jax.random.fold_in(key, index), x)
         size = spectral_norm(jacobian, start, num_iterations).norm
         low, high = symmetric_extremes(jacobian, start, num_iterations)
         square = a**2 + 2 * a * b * jnp.where(a * b < 0, low, high) + (b * size) ** 2
         return jnp.sqrt(jnp.maximum(square, 0))
 
-    sweep = canonical_convolutions(lambda *table: jax.lax.map(one, table))
-    return sweep(jnp.arange(xs.shape[0]), xs, steps.t, a, b, per_call)
+    return sweep(one, jnp.arange(xs.shape[0]), xs, steps.times(xs), a, b, per_call)
 
 
-def _step_jacobian(call: CallFn, x, t, coeffs, inputs) -> LinearMap:
-    """Return v -> J v of one step at x, linearized once."""
-    return _linearize(step_map(call, t.astype(x.dtype), coeffs, inputs=inputs), x)
+def check_scalar(steps: Steps, remedy: str) -> None:
+    """Raise a ValueError if the sampler's coefficients are not scalars."""
+    require(jnp.ndim(steps.coeffs.x) == 1, got="a sampler with memory or with matrix coefficients",
+            expected="scalar ones", remedy=remedy)  # fmt: skip
 
 
 def _linearize(fn: LinearMap, x) -> LinearMap:
@@ -246,8 +246,5 @@ def _random_like(key: Key, v) -> Array:
 
 
 def _check_iterations(num_iterations: int) -> None:
-    if num_iterations < 2:
-        raise ValueError(
-            f"got num_iterations = {num_iterations}, expected at least 2; the last iteration's "
-            "change is the gauge of convergence"
-        )
+    require(num_iterations >= 2, "num_iterations", got=num_iterations, expected="at least 2",
+            remedy="the last iteration's change is the gauge of convergence")  # fmt: skip

@@ -152,9 +152,9 @@ def pad(steps: Steps, num_calls: int, num_slots: int) -> Steps:
                              "(x, v) stack if they have equally many calls")  # fmt: skip
         coeffs = SlotCoeffs(np.ones_like(x)[:, None], x[:, None, None], eps[:, None],
                             noise[:, None])  # fmt: skip
-    extra, idle = num_slots - coeffs.read.shape[1], num_calls - len(t)
+    extra, idle = num_slots - coeffs.input.shape[1], num_calls - len(t)
     if extra < 0 or idle < 0:
-        raise ValueError(f"got {len(t)} calls, {coeffs.read.shape[1]} slots, expected at most "
+        raise ValueError(f"got {len(t)} calls, {coeffs.input.shape[1]} slots, expected at most "
                          f"{num_calls}, {num_slots}; raise both")  # fmt: skip
     first, same = np.eye(num_slots)[0], np.eye(num_slots)
     still = SlotCoeffs(first, same, 0 * first, 0 * first)

@@ -184,8 +184,8 @@ def test_the_warm_start_sees_an_overtaking_eigenvector():
     steps = diffusion.make_steps(SCHEDULE, [40, 30, 20, 10, 0], diffusion.ddim_coeffs)
     peak = jnp.asarray([[3.0, 0, 0, 0], [0, 0, 4.0, 0], [0, 5.0, 0, 0], [0, 0, 0, 6.0]])
 
-    def call(x, t, gains):
-        return gains * x, None
+    def call(x, t, gains, state=()):
+        return gains * x, None, state
 
     xs = jnp.ones((5, 1, 4))
     per_call = -peak[:, None, :]
@@ -195,8 +195,8 @@ def test_the_warm_start_sees_an_overtaking_eigenvector():
 
 
 def test_the_state_shape_is_free():
-    def call(x, t, inputs):
-        return network_fn(network(0), x.reshape(-1, n), t).reshape(x.shape), None
+    def call(x, t, inputs, state=()):
+        return network_fn(network(0), x.reshape(-1, n), t).reshape(x.shape), None, state
 
     _, lab = case(0)
     images = gains(call, lab.xs.reshape(num_steps + 1, batch, 2, 3, 1), STEPS).norms
@@ -240,8 +240,8 @@ def test_the_nodes_are_points_of_the_segment_and_the_largest_counts():
     unit = diffusion.StepCoeffs(*jnp.asarray([[1.0], [-0.5], [0.0]]))
     steps = diffusion.Steps(jnp.ones(1), jnp.zeros(1), unit)
 
-    def call(x, t, inputs):
-        return x**2, None
+    def call(x, t, inputs, state=()):
+        return x**2, None, state
 
     xs, xs_hat = np.full((2, 1, 1), 0.2), np.full((2, 1, 1), 3.2)
     segment = jax.jit(lambda u: pathwise.segment_gains(call, xs, xs_hat, steps, nodes=u, key=KEY))

@@ -23,7 +23,11 @@ THETA_KAPPA, THETA_BIAS = -0.15, np.array([0.0, 0.2])
 
 def distorted(kappa, bias):
     """The affine network (1 + kappa) eps + bias."""
-    return lambda x, t, inputs: ((1 + kappa) * EXACT(x, t, None)[0] + bias[None], None)
+    return lambda x, t, inputs, state=(): (
+        (1 + kappa) * EXACT(x, t, None)[0] + bias[None],
+        None,
+        state,
+    )
 
 
 def exact_points():

@@ -22,8 +22,8 @@ def lab_terms(steps, kappa, bias, noise_hat=None):
     """KL terms of eps_hat = (1 + kappa) eps + bias on Gaussian data [N, 4000]."""
     full = diffusion.bind(EPS_FN, gaussian.gaussian(MEAN, COV))
 
-    def quantized(x, t, inputs):
-        return (1 + kappa) * full(x, t, None)[0] + bias[None], None
+    def quantized(x, t, inputs, state=()):
+        return (1 + kappa) * full(x, t, None)[0] + bias[None], None, state
 
     x_T = jax.random.normal(jax.random.key(1), (4000, 3))
     return divergences.path_kl(full, quantized, x_T, steps, key=KEY, noise_hat=noise_hat)
@@ -153,8 +153,8 @@ def test_unequal_noise_gives_the_kl_of_the_joint_gaussian():
 
 def test_both_modes_of_autodiff_give_the_slope_in_the_noise():
     """Constant error c: d/dv of (c^2 / v^2 + s^2 / v^2 - 1 - log s^2 / v^2) / 2, three elements."""
-    call = lambda x, t, inputs: (0.1 * x, None)  # noqa: E731
-    shifted = lambda x, t, inputs: (0.1 * x + 0.2, None)  # noqa: E731
+    call = lambda x, t, inputs, state=(): (0.1 * x, None, state)  # noqa: E731
+    shifted = lambda x, t, inputs, state=(): (0.1 * x + 0.2, None, state)  # noqa: E731
 
     def total(noise_hat):
         args = (call, shifted, np.zeros((1, 3)), STEPS)
@@ -173,8 +173,8 @@ def test_the_other_direction_swaps_the_networks():
     kappa, bias = 0.3, np.array([0.2, 0.0, -0.1])
     full = diffusion.bind(EPS_FN, gaussian.gaussian(MEAN, COV))
 
-    def quantized(x, t, inputs):
-        return (1 + kappa) * full(x, t, None)[0] + bias[None], None
+    def quantized(x, t, inputs, state=()):
+        return (1 + kappa) * full(x, t, None)[0] + bias[None], None, state
 
     x_T = jax.random.normal(jax.random.key(1), (4000, 3))
     terms = jax.jit(lambda: divergences.path_kl(quantized, full, x_T, STEPS, key=KEY))()
@@ -191,8 +191,8 @@ def test_the_runs_are_those_of_the_sampler():
     full = diffusion.bind(EPS_FN, gaussian.gaussian(MEAN, COV))
     x_T = jax.random.normal(KEY, (5, 3))
 
-    def quantized(x, t, inputs):
-        return full(x, t, None)[0] + inputs * x, None
+    def quantized(x, t, inputs, state=()):
+        return full(x, t, None)[0] + inputs * x, None, state
 
     scale = jnp.linspace(1.0, 2.0, 8)
     args = (full, quantized, x_T, STEPS)

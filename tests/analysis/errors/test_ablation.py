@@ -53,11 +53,13 @@ def derivative(q, steps):
     )
     tapped = transform(worlds.net_fn, rules.perturb)
     sample = functools.partial(diffusion.sample, x_T=worlds.X_T, steps=steps, key=worlds.KEY)
-    errors = sample(lambda x, t, _: record(q.params, x, t, site_inputs=q.site_inputs)).outputs
+    errors = sample(
+        lambda x, t, _, state: (*record(q.params, x, t, site_inputs=q.site_inputs), state)
+    ).outputs
 
     def final(amounts):
         taps = jax.tree.map(lambda r, a: r * a.reshape(-1, *[1] * (r.ndim - 1)), errors, amounts)
-        call = lambda x, t, taps: tapped(q.params, x, t, site_inputs=taps)  # noqa: E731
+        call = lambda x, t, taps, state: (*tapped(q.params, x, t, site_inputs=taps), state)  # noqa: E731
         return sample(call, per_call=taps).x_0 @ G
 
     return jax.jacfwd(final)({name: jnp.zeros(worlds.NUM_STEPS) for name in errors})

@@ -15,6 +15,7 @@ from qdiffjax.analysis.errors import (
     propagation as curvature,
 )
 from tests import worlds
+from tests.analysis import coupled
 from tests.analysis.coupled import DENSE_CASES, Dense
 from tests.tolerances import assert_close, slope
 from tests.worlds import normal
@@ -43,12 +44,14 @@ def test_the_final_variance_is_the_trace_of_the_propagated_covariance(dense):
     j = dense.to_end[1:]
     by_step = np.einsum("nbij,nbjk,nbik->nb", j, r, j)
     found = jax.jit(lambda xs: random_errors.final_variance(
-        dense.call, xs, dense.steps, variances, runs.axes(worlds.X_T)
+        dense.call, xs, dense.steps, variances, coupled.axes(worlds.X_T)
     ))(dense.xs)  # fmt: skip
     np.testing.assert_allclose(found.by_step.value, by_step, rtol=1e-11)
     np.testing.assert_allclose(found.total.value, by_step.sum(0), rtol=1e-11)
-    recursion = random_errors.covariance(jnp.asarray(dense.steps_of), jnp.asarray(r))
-    last = np.einsum("bii->b", np.asarray(recursion)[-1][:, :2, :2])
+    covariance = np.zeros_like(r[0])
+    for jacobian, local in zip(np.asarray(dense.steps_of), r, strict=True):
+        covariance = jacobian @ covariance @ np.swapaxes(jacobian, -1, -2) + local
+    last = np.einsum("bii->b", covariance[:, :2, :2])
     np.testing.assert_allclose(last, by_step.sum(0), rtol=1e-11)
 
 
@@ -59,7 +62,7 @@ def test_random_signs_estimate_it_within_their_own_error_bar(dense):
             random_errors.final_variance(dense.call, dense.xs, dense.steps, variances, v).total
         )
     )
-    exact = run(runs.axes(worlds.X_T)).value
+    exact = run(coupled.axes(worlds.X_T)).value
     found = run(runs.signs(worlds.KEY, 200, worlds.X_T))
     assert np.all(np.abs(found.value - exact) < 4 * found.standard_error)
     assert np.all(found.standard_error > 0)
@@ -74,9 +77,9 @@ SCALAR = diffusion.Steps(
 )
 
 
-def square(x, t, inputs):
+def square(x, t, inputs, state=()):
     """eps = t x^2, so that a step is the scalar map F(x) = a x + b t x^2."""
-    return t * x**2, None
+    return t * x**2, None, state
 
 
 def scalar_run(x, e):
@@ -115,7 +118,6 @@ def test_the_predicted_failure_is_the_relative_error_of_first_order_to_leading_o
 @pytest.mark.parametrize("case", DENSE_CASES)
 def test_what_second_order_leaves_is_of_third_order_for_any_sampler(case):
     steps, call = DENSE_CASES[case]
-    slots = diffusion.num_slots(steps.coeffs)
 
     @jax.jit
     def leftover(size):
@@ -126,7 +128,11 @@ def test_what_second_order_leaves_is_of_third_order_for_any_sampler(case):
         return jnp.linalg.norm(gap), jnp.max(jnp.abs(first - found.first)), found
 
     def bent(size):
-        return lambda x, t, i: (call(x, t, i)[0] + size * jnp.sin(2 * x + t / 20), None)
+        return lambda x, t, i, state=(): (
+            call(x, t, i)[0] + size * jnp.sin(2 * x + t / 20),
+            None,
+            state,
+        )
 
     sizes = np.array([4e-3, 2e-3, 1e-3])
     found = [leftover(size) for size in sizes]
@@ -134,7 +140,7 @@ def test_what_second_order_leaves_is_of_third_order_for_any_sampler(case):
     assert max(f[1] for f in found) < 1e-14
     ratio = curvature.predicted_failure(found[0][2], steps)
     second, first = (np.asarray(a)[-1] for a in (found[0][2].second, found[0][2].first))
-    if slots:
+    if isinstance(steps.coeffs, diffusion.SlotCoeffs):
         first, second = first[:, 0], second[:, 0]
     assert_close(ratio, np.linalg.norm(second, axis=1) / np.linalg.norm(first, axis=1))
 
@@ -167,11 +173,14 @@ def test_the_mean_error_of_random_rounding_is_the_bias_to_second_order():
     def run(key):
         xs = diffusion.sample(call, many[:1], steps).states
         noisy = diffusion.sample(
-            lambda x, t, z: (call(x, t, None)[0] + z, None), many, steps, per_call=noise
+            lambda x, t, z, state=(): (call(x, t, None)[0] + z, None, state),
+            many,
+            steps,
+            per_call=noise,
         )
         v = jnp.full((worlds.NUM_STEPS, 1, 2), size**2)
         bias = random_errors.mean_bias(call, xs, steps, v, key=key, num=4096)
-        var = random_errors.final_variance(call, xs, steps, v, runs.axes(many[:1]))
+        var = random_errors.final_variance(call, xs, steps, v, coupled.axes(many[:1]))
         return noisy.x_0 - xs[-1], bias, var.total.value
 
     errors, bias, variance = run(worlds.KEY)

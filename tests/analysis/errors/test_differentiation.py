@@ -95,7 +95,7 @@ class Subject:
     def recorded(self, params, x_T):
         """Frozen activations [N] by site and weight offsets round(w / scale) - w / scale."""
         q, g = self.quantization(params), transform(self.fn, record)
-        call = lambda x, t, _: g(q.params, x, t, site_inputs=q.site_inputs)  # noqa: E731
+        call = lambda x, t, _, state: (*g(q.params, x, t, site_inputs=q.site_inputs), state)  # noqa: E731
         trajectory = self.sample(call, x_T)
         weights, by_name = self.weights_of(params), {s.name: s for s in self.sites}
         scaled = {n: w / weight_scale(by_name[n], w) for n, w in weights.items()}
@@ -107,9 +107,9 @@ class Subject:
         hats = {n: w + weight_scale(by_name[n], w) * offsets[n] for n, w in weights.items()}
         g = transform(self.fn, replay)
 
-        def call(x, t, frozen):
+        def call(x, t, frozen, state=()):
             inputs = {name: (hats.get(name), frozen[name]) for name in frozen}
-            return g(params, x, t, site_inputs=inputs)[0], None
+            return g(params, x, t, site_inputs=inputs)[0], None, state
 
         return self.sample(call, x_T, per_call=frozen).x_0
 

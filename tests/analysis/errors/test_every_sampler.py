@@ -59,7 +59,7 @@ NETWORKS = {
 def tables():
     """All samplers as tables of one shape."""
     found = {name: make() for name, make in SAMPLERS.items()}
-    slots = max(diffusion.num_slots(s.coeffs) or 1 for s in found.values())
+    slots = max(s.coeffs.num_slots for s in found.values())
     calls = max(diffusion.nfe(s) for s in found.values())
     return {name: diffusion.pad(s, calls, slots) for name, s in found.items()}
 

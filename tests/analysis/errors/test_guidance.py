@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from qdiffjax import diffusion, quant
-from qdiffjax.analysis.errors import laws, random_errors, runs
+from qdiffjax.analysis.errors import laws, random_errors
 from qdiffjax.diffusion import gaussian
 from tests import worlds
+from tests.analysis import coupled
 from tests.tolerances import assert_close
 from tests.worlds import normal
 
@@ -90,7 +91,7 @@ def measured(key, map_branches):
 
     def sampler(fn):
         guided = diffusion.guided(fn, NULL, W, map_branches=map_branches)
-        return lambda x, t, inputs: (guided(None, x, t, COND), None)
+        return lambda x, t, inputs, state=(): (guided(None, x, t, COND), None, state)
 
     full = sampler(eps_fn)
     xs = diffusion.sample(full, x_T, STEPS).states
@@ -103,12 +104,13 @@ def measured(key, map_branches):
     )
     mse = jnp.sum((rounded - xs[-1]) ** 2, axis=1)
     v = jnp.full((10, 1, 2), SCALE**2 / 6)
-    axes = runs.axes(x_T[:1])
+    axes = coupled.axes(x_T[:1])
     unit = random_errors.final_variance(
-        lambda x, t, i: (EXACT(gaussian.gaussian(np.zeros(2), COV), x, t), None),
+        lambda x, t, i, state=(): (EXACT(gaussian.gaussian(np.zeros(2), COV), x, t), None, state),
         xs[:, :1], STEPS, v, axes,
     )  # fmt: skip
-    return laws.error_correlation(d_u, d_c), jnp.mean(mse), jnp.std(mse) / NUM**0.5, unit
+    rho = 2 * jnp.sum(d_u * d_c) / (jnp.sum(d_u**2) + jnp.sum(d_c**2))
+    return rho, jnp.mean(mse), jnp.std(mse) / NUM**0.5, unit
 
 
 @pytest.mark.parametrize(("map_branches", "rho"), [(False, 0.0), (True, 0.5)])

@@ -26,7 +26,7 @@ def linear(x, x_0, x_hat_0):
 FUNCTIONALS = {
     "linear": linear,
     "share": ledger.squared_error_share,
-    "quadratic": ledger.mean_squared_error,
+    "quadratic": lambda x, x_0, x_hat_0: jnp.mean((x - x_0) ** 2),
 }
 
 

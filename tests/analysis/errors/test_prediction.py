@@ -147,7 +147,7 @@ def test_a_sample_alone_takes_its_own_frozen_errors():
     d = jnp.zeros_like(xs[0])
     for i, t in enumerate(worlds.DDIM.t):
         c = jax.tree.map(lambda leaf, i=i: leaf[i], worlds.DDIM.coeffs)
-        move = lambda call, x, t=t, c=c: diffusion.step(x, call(x, t, None)[0], c)  # noqa: E731
+        move = lambda call, x, t=t, c=c: c.advance(x, call(x, t, None)[0])  # noqa: E731
         d = move(full, xs[i] + d) - 2 * move(full, xs[i]) + move(hat, xs[i])
     assert_close(found[-1], d, factor=1024)
 

@@ -46,8 +46,8 @@ def test_both_profiles_of_one_sampler_have_closed_forms_that_disagree():
     call = diffusion.bind(gaussian.eps_fn_for(SCHEDULE), gaussian.gaussian(np.zeros(2), np.eye(2)))
     key, x_T = jax.random.key(0), jax.random.normal(jax.random.key(1), (3, 2))
 
-    def quantized(x, t, inputs):
-        return call(x, t, None)[0] + bias[None], None
+    def quantized(x, t, inputs, state=()):
+        return call(x, t, None)[0] + bias[None], None, state
 
     @jax.jit
     def measure(x_T):

@@ -19,7 +19,7 @@ couple = functools.partial(jax.jit, static_argnums=(0, 1))(runs.couple)
 
 fan = functools.partial(jax.jit, static_argnums=0)(propagation.fan)
 homotopy = functools.partial(jax.jit, static_argnums=0, static_argnames="num_nodes")(
-    propagation.homotopy
+    coupled.homotopy
 )
 
 # ------------------------------------------------------------------ fan
@@ -97,10 +97,14 @@ def test_propagation_is_the_sum_of_dense_jacobian_products_of_the_steps_still_to
 
 def test_with_the_remainders_first_order_is_exact(smooth):
     full, pair, jacobians = smooth
-    rho = propagation.remainders(full, pair.xs, pair.xs_hat, worlds.DDIM)
+    rho = coupled.remainders(full, pair.xs, pair.xs_hat, worlds.DDIM)
     moved = np.squeeze(jacobians @ np.asarray(pair.errors)[:-1, ..., None], -1)
     assert_close(moved + pair.local_errors + rho, pair.errors[1:], factor=64, scale=3.0)
-    exact = propagation.propagate(full, pair.xs, worlds.DDIM, pair.local_errors + rho)
+    _, found = propagation.propagate_with_remainders(
+        full, pair.xs, pair.xs_hat, worlds.DDIM, pair.local_errors
+    )
+    assert_close(found, rho, factor=64, scale=3.0)
+    exact = propagation.propagate(full, pair.xs, worlds.DDIM, pair.local_errors + found)
     assert_close(exact, pair.errors, factor=64, scale=3.0)
     assert np.max(np.abs(rho)) > 1e-5  # first order alone is not
 
@@ -109,7 +113,7 @@ def test_remainders_are_of_second_order(smooth):
     full, pair, _ = smooth
     direction, sizes = normal(20, *pair.xs.shape), jnp.array([4e-3, 2e-3, 1e-3])
     rho = jax.jit(jax.vmap(
-        lambda s: propagation.remainders(full, pair.xs, pair.xs + s * direction, worlds.DDIM)
+        lambda s: coupled.remainders(full, pair.xs, pair.xs + s * direction, worlds.DDIM)
     ))  # fmt: skip
     norms = np.linalg.norm(rho(sizes).reshape(3, -1), axis=1)
     assert slope(sizes, norms) == pytest.approx(2, abs=0.1)
@@ -122,8 +126,8 @@ KAPPA, BIAS = 0.2, np.array([0.1, -0.3])
 gaussian_full = diffusion.bind(gaussian.eps_fn_for(worlds.SCHEDULE), gaussian.gaussian(MEAN, COV))
 
 
-def gaussian_hat(x, t, inputs):
-    return (1 + KAPPA) * gaussian_full(x, t, None)[0] + BIAS[None], None
+def gaussian_hat(x, t, inputs, state=()):
+    return (1 + KAPPA) * gaussian_full(x, t, None)[0] + BIAS[None], None, state
 
 
 def affine_run(**kwargs):
@@ -150,7 +154,9 @@ def test_on_gaussian_data_first_order_is_the_closed_form_error(gaussian_pair):
 
 def test_an_affine_denoiser_leaves_no_remainder(gaussian_pair):
     pair = gaussian_pair
-    rho = propagation.remainders(gaussian_full, pair.xs, pair.xs_hat, worlds.DDIM)
+    _, rho = propagation.propagate_with_remainders(
+        gaussian_full, pair.xs, pair.xs_hat, worlds.DDIM, pair.local_errors
+    )
     assert_close(rho, np.zeros(rho.shape), factor=64, scale=3.0)
 
 
@@ -190,14 +196,18 @@ def relative_errors(size, steps):
     pair = runs.couple(worlds.fast, bent(size), MANY, steps, key=worlds.KEY)
     e, scale = pair.local_errors, jnp.linalg.norm(pair.errors[-1])
     estimates = [
-        propagation.homotopy(worlds.fast, MANY, steps, e, num_nodes=k, key=worlds.KEY)
+        coupled.homotopy(worlds.fast, MANY, steps, e, num_nodes=k, key=worlds.KEY)
         for k in (1, 2, 3)
     ]
     return jnp.stack([jnp.linalg.norm(h - pair.errors[-1]) / scale for h in estimates])
 
 
 def bent(size):
-    return lambda x, t, i: (worlds.fast(x, t, i)[0] + size * jnp.sin(2 * x + t / 20), None)
+    return lambda x, t, i, state=(): (
+        worlds.fast(x, t, i)[0] + size * jnp.sin(2 * x + t / 20),
+        None,
+        state,
+    )
 
 
 @pytest.mark.parametrize("sampler", coupled.SAMPLERS)

@@ -56,7 +56,9 @@ def test_identical_denoisers_commit_no_error():
 
 
 def test_a_sample_does_not_know_its_batch():
-    coarse = lambda x, t, i: (worlds.grid(worlds.fast(worlds.grid(x), t, i)[0]), None)  # noqa: E731
+    def coarse(x, t, inputs, state):
+        return worlds.grid(worlds.fast(worlds.grid(x), t, inputs)[0]), None, state
+
     together = couple(worlds.fast, coarse, worlds.X_T, worlds.DDIM)
     for b in range(worlds.BATCH):
         alone = couple(worlds.fast, coarse, worlds.X_T[b : b + 1], worlds.DDIM)
@@ -65,28 +67,28 @@ def test_a_sample_does_not_know_its_batch():
 
 def test_inputs_by_call_reach_the_quantized_denoiser_of_their_step():
     offsets = jnp.arange(1.0, 1 + worlds.NUM_STEPS)
-    shifted = lambda x, t, d: (worlds.fast(x, t, None)[0] + d, None)  # noqa: E731
+    shifted = lambda x, t, d, state=(): (worlds.fast(x, t, None)[0] + d, None, state)  # noqa: E731
     pair = runs.couple(worlds.fast, shifted, worlds.X_T, worlds.DDIM, per_call=offsets)
     expected = (worlds.DDIM.coeffs.eps * offsets)[:, None, None] * jnp.ones((1, worlds.BATCH, 2))
     assert_close(pair.local_errors, expected, factor=256)
 
 
-def strict(x, t, inputs):
+def strict(x, t, inputs, state=()):
     """A denoiser that takes its times in the dtype of the state, as `sample` gives them."""
     assert x.dtype == t.dtype == jnp.float32
-    return jnp.tanh(x + t / 40), None
+    return jnp.tanh(x + t / 40), None, state
 
 
 def test_float32_states_meet_float32_times_as_in_the_sampler():
     x_T = worlds.X_T.astype(jnp.float32)
-    finer = lambda x, t, i: (worlds.grid(strict(x, t, i)[0]), None)  # noqa: E731
+    finer = lambda x, t, i, state=(): (worlds.grid(strict(x, t, i)[0]), None, state)  # noqa: E731
     pair = runs.couple(strict, finer, x_T, worlds.DDIM)
     e = pair.local_errors
     results = (
         propagation.propagate(strict, pair.xs, worlds.DDIM, e),
-        propagation.remainders(strict, pair.xs, pair.xs_hat, worlds.DDIM),
+        *propagation.propagate_with_remainders(strict, pair.xs, pair.xs_hat, worlds.DDIM, e),
         propagation.fan(strict, pair.xs_hat, worlds.DDIM),
-        propagation.homotopy(strict, x_T, worlds.DDIM, e, num_nodes=1),
+        coupled.homotopy(strict, x_T, worlds.DDIM, e, num_nodes=1),
     )
     assert {a.dtype for a in (*jax.tree.leaves(pair), *results)} == {jnp.dtype(jnp.float32)}
 
@@ -96,7 +98,7 @@ def test_float32_states_meet_float32_times_as_in_the_sampler():
     [
         lambda: propagation.fan(worlds.fast, jnp.zeros((7, 1, 2)), worlds.DDPM),
         lambda: propagation.run_suffix(worlds.fast, worlds.X_T, 0, worlds.DDPM),
-        lambda: propagation.homotopy(
+        lambda: coupled.homotopy(
             worlds.fast, worlds.X_T, worlds.DDPM, jnp.zeros((6, 4, 2)), num_nodes=1
         ),
         lambda: runs.couple(worlds.fast, worlds.fast, worlds.X_T, worlds.DDPM),

@@ -117,8 +117,8 @@ def test_girsanov_is_the_integral_and_bounds_the_kl_of_the_marginal(name):
     process, t_min = PROCESSES[name], 0.02
     full = diffusion.bind(gaussian.eps_fn_for(process), gaussian.gaussian(MEAN, COV))
 
-    def quantized(x, t, inputs):
-        return (1 + KAPPA) * full(x, t, None)[0] + BIAS[None], None
+    def quantized(x, t, inputs, state=()):
+        return (1 + KAPPA) * full(x, t, None)[0] + BIAS[None], None, state
 
     x_0 = gaussian.sample_mixture(jax.random.key(0), gaussian.gaussian(MEAN, COV), 2000)
     rule = divergences.quadrature(t_min, 1.0)
@@ -152,12 +152,12 @@ def test_girsanov_is_attained_by_an_error_shaped_like_what_is_still_to_be_forgot
     def gain(level):
         return level.alpha / level_0.alpha * v_0 / (level.alpha**2 * c2 + level.sigma**2)
 
-    def full(x, t, inputs):
-        return 0 * x, None
+    def full(x, t, inputs, state=()):
+        return 0 * x, None, state
 
-    def quantized(x, t, inputs):
+    def quantized(x, t, inputs, state=()):
         level = process(t)
-        return 0 * x - level.sigma * gain(level), None
+        return 0 * x - level.sigma * gain(level), None, state
 
     rule = divergences.quadrature(t_min, 1.0)
     terms = divergences.girsanov_kl(full, quantized, np.zeros((2, 1)), process, rule,

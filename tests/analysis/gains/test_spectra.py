@@ -14,6 +14,7 @@ from qdiffjax.analysis.gains import spectra as lyapunov
 from qdiffjax.analysis.gains import steps as gains
 from qdiffjax.diffusion import gaussian
 from tests import worlds
+from tests.analysis import coupled
 from tests.analysis.coupled import DENSE_CASES, Dense
 from tests.tolerances import assert_close
 from tests.worlds import normal
@@ -133,7 +134,7 @@ def test_adjoints_are_rows_of_the_dense_jacobians_and_their_squares_average_to_t
     error = np.abs(probed.value - truth)
     assert np.all(error <= 4 * probed.standard_error + 1e-12)
     assert np.mean(error[:-1]) > 1e-6  # it is an estimate
-    exact = norms(dense.xs, runs.axes(worlds.X_T)).value
+    exact = norms(dense.xs, coupled.axes(worlds.X_T)).value
     np.testing.assert_allclose(exact, truth, rtol=1e-11)
     with pytest.raises(ValueError, match="at least 2"):
         runs.probed(lambda v: v, jnp.ones((1, 3)))
@@ -197,8 +198,8 @@ def test_stretches_of_a_rotation_times_a_diagonal_are_its_logarithms_once_aligne
     ones = jnp.ones(60)
     steps = diffusion.Steps(ones, 0 * ones, diffusion.StepCoeffs(0 * ones, ones, 0 * ones))
 
-    def call(x, t, inputs):
-        return x @ matrix, None
+    def call(x, t, inputs, state=()):
+        return x @ matrix, None, state
 
     found = stretches(call, jnp.zeros((61, 1, 3)), steps, 3)
     np.testing.assert_allclose(found[-1, 0] - found[-2, 0], np.log([2.0, 0.7, 0.1]), rtol=1e-12)

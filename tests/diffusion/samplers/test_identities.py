@@ -80,7 +80,7 @@ def test_the_first_stage_of_a_singlestep_method_is_ddim_to_its_middle():
     middle = VP.time(d.half_log_snr(at) + d.half_log_snr(to))
     c = d.ddim_coeffs(at, VP.exact(middle))
     for steps in (d.dpm_solver_2(VP, REAL),):
-        assert_close(steps.coeffs.read[1], np.array([c.x, c.eps]), factor=64)
+        assert_close(steps.coeffs.input[1], np.array([c.x, c.eps]), factor=64)
         assert_close(steps.t[1], middle)
 
 
@@ -102,10 +102,10 @@ def test_unipc_1_predicts_with_ddim_and_corrects_with_the_trapezoid():
     corrected = move(x, (d_1 + d_2) / 2, a, b)
     expected = move(corrected, d_2, b, c)
     outputs = iter([eps_1, eps_2])
-    state = d.start(np.array([[x]]), steps)
+    state = steps.coeffs.start(np.array([[x]]))
     for i in range(2):
-        state = d.step(state, np.array([[next(outputs)]]),
-                       jax.tree.map(lambda leaf, i=i: leaf[i], steps.coeffs))  # fmt: skip
+        coeffs = jax.tree.map(lambda leaf, i=i: leaf[i], steps.coeffs)
+        state = coeffs.advance(state, np.array([[next(outputs)]]))
     assert_close(state[0, 0, 0], expected, factor=64)
 
 
@@ -124,10 +124,10 @@ def test_a_network_may_keep_its_own_prediction(method, prediction):
 def sample_own(prediction, steps):
     mean, root = jnp.array([[1.0, -0.5]]), 0.6
 
-    def call_fn(x, t, inputs):
+    def call_fn(x, t, inputs, state=()):
         level = VP(t)
         eps = level.sigma * (x - level.alpha * mean) / (level.alpha**2 * root**2 + level.sigma**2)
-        return d.convert(x, eps, level, d.eps_prediction, prediction), None
+        return d.convert(x, eps, level, d.eps_prediction, prediction), None, state
 
     return d.sample(call_fn, jnp.array([[0.3, -1.1]]), steps).x_0
 
@@ -146,10 +146,10 @@ def test_sampling_starts_from_pure_noise_with_a_suitable_prediction(
 ):
     """On point-mass data the end is exact."""
 
-    def call_fn(x, t, inputs):
+    def call_fn(x, t, inputs, state=()):
         level = process(t)
         p, q = prediction(level)
-        return p * POINT + q * (x - level.alpha * POINT) / level.sigma, None
+        return p * POINT + q * (x - level.alpha * POINT) / level.sigma, None, state
 
     steps = method(process, times, prediction=prediction)
     last = jax.jit(lambda x: d.sample(call_fn, x, steps).x_0)(jnp.array([[0.3, -1.1]]))

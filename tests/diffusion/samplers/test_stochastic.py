@@ -198,7 +198,7 @@ def test_edm_is_algorithm_2_of_karras_et_al(churn):
     c, state = steps.coeffs, np.stack([x, 0 * x])  # 80 is out of limits: no churn at the start
     ends = [i for i in range(d.nfe(steps)) if i % 2 == 1]  # the calls that complete an interval
     for i, t in enumerate(np.asarray(steps.t)):
-        seen = np.asarray(c.read[i]) @ state
+        seen = np.asarray(c.input[i]) @ state
         z = noises[ends.index(i) + 1] if i in ends else 0 * x
         kick = np.outer(c.eps[i], (seen - denoiser(seen, t)) / t) + np.outer(c.noise[i], z)
         state = np.asarray(c.x[i]) @ state + kick
