@@ -1,14 +1,17 @@
 """The house itself: lint, types, who imports whom, the README's example."""
 
 import doctest
+import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import jax
 import pytest
 
 ROOT = Path(__file__).parents[1]
+PACKAGES = ("qdiffjax", "experiments", "paper_figures")
 CHECKS = {
     "ruff": [sys.executable, "-m", "ruff", "check", "."],
     "mypy": [sys.executable, "-m", "mypy"],
@@ -48,3 +51,43 @@ def test_the_core_works_without_a_network_framework():
         "sys.exit(any(m in sys.modules for m in ('flax', 'optax', 'equinox', 'matplotlib')))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_a_file_is_one_idea_of_at_most_400_lines():
+    for path in (p for room in (*PACKAGES, "tests") for p in (ROOT / room).rglob("*.py")):
+        assert len(path.read_text().splitlines()) <= 400, path
+        assert not path.stem.endswith("_parts"), path
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_every_module_stub_and_checkpoint_and_no_test(tmp_path):
+    source = tmp_path / "source"
+    for name in (*PACKAGES, "tests"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    pip = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(tmp_path), "."]
+    subprocess.run(pip, cwd=source, check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    held = set(zipfile.ZipFile(wheel).namelist())
+    written = {p.relative_to(ROOT).as_posix() for name in PACKAGES
+               for suffix in ("py", "pyi") for p in (ROOT / name).rglob(f"*.{suffix}")}  # fmt: skip
+    checkpoints = ROOT / "qdiffjax" / "networks" / "checkpoints"
+    data = {p.relative_to(ROOT).as_posix() for p in checkpoints.rglob("*") if p.is_file()}
+    assert data
+    assert written | data <= held
+    assert not any(name.startswith("tests/") for name in held)
+
+
+@pytest.mark.slow
+def test_the_first_command_of_the_readme_ends_with_its_table(tmp_path):
+    line = next(s for s in (ROOT / "README.md").read_text().splitlines() if s.startswith("python3"))
+    command = line.split(".venv/bin/python ")[-1].split()
+    assert command[:2] == ["-m", "experiments.error_bounds"]
+    run = subprocess.run(
+        [sys.executable, *command, "--quick", "--output", str(tmp_path)],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    assert "W8A8" in run.stdout
+    assert (tmp_path / "summary.json").exists()

@@ -26,6 +26,7 @@ def test_a_notebook_is_short_and_stored_without_outputs(path):
     assert all(not cell.outputs and cell.execution_count is None for cell in code)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_a_notebook_runs_and_its_bound_holds(path, monkeypatch):
     monkeypatch.setenv("QDIFFJAX_NOTEBOOK_QUICK", "1")

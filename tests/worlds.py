@@ -3,6 +3,7 @@
 A denoiser is a `Network`: a function (params, x, t) -> eps with arguments to call it at.
 """
 
+import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -181,8 +182,6 @@ def layers() -> Network:
 
 
 class LinenLayer(nn.Module):
-    remat: bool = False
-
     @nn.compact
     def __call__(self, h, t):
         return h + nn.tanh(nn.Dense(8, name="dense")(h) + t), None
@@ -378,6 +377,9 @@ TINY = denoisers.ModelConfig(
     shape=(8, 8, 1), network="unet", num_train_steps=50,
     arguments={"channels": (8,), "num_blocks": 1, "attention": (False,), "patch": 1},
 )  # fmt: skip
+TINY_DIT = dataclasses.replace(
+    TINY, network="dit", arguments={"patch": 4, "width": 8, "depth": 1, "num_heads": 2}
+)
 
 
 def tiny_params(config=TINY):

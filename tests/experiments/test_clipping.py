@@ -1,6 +1,5 @@
 """Clipped noise: what leaves a range, which ranges are widened, and a miniature run."""
 
-import dataclasses
 import io
 from contextlib import redirect_stdout
 
@@ -11,9 +10,7 @@ from experiments.clipping import experiment as clipping
 from experiments.harness import command, store
 from tests import worlds
 
-NET = dataclasses.replace(
-    worlds.TINY, network="dit", arguments={"patch": 4, "width": 8, "depth": 1, "num_heads": 2}
-)
+NET = worlds.TINY_DIT
 
 
 def test_excess_is_the_signed_distance_to_the_range():

@@ -14,9 +14,7 @@ from experiments.harness import store
 from tests import worlds
 
 CONFIG = experiment.Config()
-NET = dataclasses.replace(
-    worlds.TINY, network="dit", arguments={"patch": 4, "width": 8, "depth": 1, "num_heads": 2}
-)
+NET = worlds.TINY_DIT
 
 
 def test_the_tail_of_equal_errors_is_even_and_one_large_error_carries_all():

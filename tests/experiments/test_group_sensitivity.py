@@ -1,6 +1,5 @@
 """Sensitivity of kinds of operations: groups, rows on made-up numbers, a miniature run."""
 
-import dataclasses
 import io
 from contextlib import redirect_stdout
 
@@ -12,9 +11,7 @@ from experiments.group_sensitivity import experiment
 from experiments.harness import store
 from tests import worlds
 
-NET = dataclasses.replace(
-    worlds.TINY, network="dit", arguments={"patch": 4, "width": 8, "depth": 1, "num_heads": 2}
-)
+NET = worlds.TINY_DIT
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """What precision costs: a miniature run, and the published size of a network of shapes."""
 
-import dataclasses
 import io
 from contextlib import redirect_stdout
 
@@ -13,9 +12,7 @@ from experiments.hardware_cost import measure as parts
 from experiments.harness import store
 from tests import worlds
 
-NET = dataclasses.replace(
-    worlds.TINY, network="dit", arguments={"patch": 4, "width": 8, "depth": 1, "num_heads": 2}
-)
+NET = worlds.TINY_DIT
 COMMAND = ["--batches", "1", "--measured-batch", "2", "--num-rounds", "2"]
 
 

@@ -26,10 +26,7 @@ def refused(capsys):
     return run
 
 
-CONFIG = dataclasses.replace(
-    worlds.TINY, network="dit", num_classes=10,
-    arguments={"patch": 4, "width": 8, "depth": 1, "num_heads": 2},
-)  # fmt: skip
+CONFIG = dataclasses.replace(worlds.TINY_DIT, num_classes=10)
 
 
 def flags(checkpoint, output, *more):

@@ -1,7 +1,5 @@
 """A miniature run of the predictions against the measured error, and what it refuses."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 
@@ -9,9 +7,7 @@ from experiments import prediction_check
 from experiments.harness import store
 from tests import worlds
 
-NET = dataclasses.replace(
-    worlds.TINY, network="dit", arguments={"patch": 4, "width": 8, "depth": 1, "num_heads": 2}
-)
+NET = worlds.TINY_DIT
 
 
 def test_in_a_miniature_run_rows_are_ratios_of_the_arrays(tmp_path, capsys):

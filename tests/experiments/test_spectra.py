@@ -13,9 +13,7 @@ from experiments.spectra.measure import summary
 from tests import worlds
 
 CONFIG = spectra.Config()
-NET = dataclasses.replace(
-    worlds.TINY, network="dit", arguments={"patch": 4, "width": 8, "depth": 1, "num_heads": 2}
-)
+NET = worlds.TINY_DIT
 
 
 def test_a_sampler_that_multiplies_by_its_gains_has_the_product_as_its_gain():

@@ -1,0 +1,243 @@
+"""What every experiment does alike: help, refusals, resumption; and that documented values run.
+
+Whatever `python -m` runs is found in the tree, so a new experiment is tested when it is written.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import importlib
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments.harness import command, store, subject
+from tests import worlds
+
+ROOT = Path(command.__file__).parents[1]
+
+
+def found() -> dict[str, str]:
+    """{command: module that holds its EXPERIMENT}, of the whole tree."""
+    modules = {}
+    for path in sorted(ROOT.rglob("*.py")):
+        parts = ("experiments", *path.relative_to(ROOT).with_suffix("").parts)
+        name = ".".join(parts).removesuffix(".__main__")
+        if path.name == "__main__.py":
+            modules[name] = name + ".experiment"
+        elif "\nif __name__ ==" in path.read_text() and "EXPERIMENT" in path.read_text():
+            modules[name] = name
+    return modules
+
+
+MODULES = found()
+TRAIN = "experiments.train"  # describes its own flags
+NAMES = [name for name in MODULES if name != TRAIN]
+
+
+def experiment(name):
+    return importlib.import_module(MODULES[name]).EXPERIMENT
+
+
+def main(name):
+    """The command, as a function of its flags."""
+    module = importlib.import_module(MODULES[name])
+    own = getattr(module, "main", None)
+    return own or functools.partial(command.main, module.EXPERIMENT)
+
+
+def flag(field):
+    return "--" + field.name.replace("_", "-")
+
+
+def outcome(run, argv, capsys):
+    """(exit code, lines on stderr) of a command that is expected to refuse."""
+    try:
+        code = run([str(a) for a in argv])
+    except SystemExit as done:
+        code = done.code
+    out, err = capsys.readouterr()
+    assert "Traceback" not in out + err
+    return code, err.splitlines()
+
+
+def test_all_are_found():
+    assert {TRAIN, "experiments.error_bounds", "experiments.bench.quant"} <= set(MODULES)
+    assert len(MODULES) > 25
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_help_says_the_command_and_explains_every_flag(name, capsys):
+    with pytest.raises(SystemExit) as done:
+        main(name)(["--help"])
+    assert done.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert text.startswith(f"usage: python -m {name} ")
+    if name == TRAIN:
+        return
+    for field in dataclasses.fields(experiment(name).config):
+        assert f"{flag(field)} " in text
+        words = field.metadata.get("help", "").split()
+        assert text.replace(" ", "").count("".join(words).replace("%%", "%"))
+
+
+def wrong_values(name):
+    """(flag, value) of all that a Config says it refuses, and of what has another type."""
+    for field in dataclasses.fields(experiment(name).config):
+        default = field.default
+        kind = type(default[0] if isinstance(default, tuple) and default else default)
+        if kind in (int, float):
+            yield flag(field), "x"
+        limits = field.metadata.get("limits", {})
+        for limit, outside in (("least", -1), ("most", 1), ("above", 0), ("below", 0)):
+            if limit in limits:
+                yield flag(field), limits[limit] + outside
+        if field.metadata.get("choices"):
+            yield flag(field), "no_such_choice"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_wrong_flag_is_one_line_and_exit_code_2_before_any_work(name, tmp_path, capsys):
+    idle = experiment(name)
+    work = "measure" if hasattr(idle, "measure") else "run"
+    idle = idle._replace(**{work: lambda *a, **k: pytest.fail("work began")})
+    run = functools.partial(command.main, idle) if work == "measure" else main(name)
+    (tmp_path / "file").write_text("")
+    for argv in [("--no-such-flag",), *wrong_values(name), ("--output", tmp_path / "file" / "x")]:
+        # What ends argparse also says how to use the command.
+        argv = (*argv, "--output", tmp_path / "out") if "--output" not in argv else argv
+        code, lines = outcome(run, argv, capsys)
+        assert code == 2, argv
+        assert lines[0].startswith("usage:") or len(lines) == 1, argv
+        assert "error: " in lines[-1], argv
+
+
+UNKNOWN = [
+    (name, field) for name in NAMES
+    for field in map(flag, dataclasses.fields(experiment(name).config))
+    if field in ("--checkpoint", "--checkpoints", "--network", "--networks")
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "field"), UNKNOWN)
+def test_an_unknown_network_is_one_line_and_exit_code_2(name, field, tmp_path, capsys):
+    argv = (field, "no_such_network", "--output", tmp_path / "out")
+    code, lines = outcome(main(name), argv, capsys)
+    assert (code, len(lines)) == (2, 1)
+    assert "no_such_network" in lines[0]
+
+
+# ------------------------------------------------------------------ the second stage: runs
+
+DIT, UNET = worlds.TINY_DIT, worlds.TINY
+CLASSES = dataclasses.replace(DIT, num_classes=10)
+# The cheapest run with more than one part: (network, its flag, other flags).
+MINIATURES = {
+    "clipping": (DIT, "checkpoint", "--num-steps 2 --num-samples 8 --sites input output"),
+    "divergence_vs_bits": (
+        DIT, "checkpoint",
+        "--num-steps 3 --num-samples 32 --num-chosen 16 --num-kl-samples 4 --num-fan-samples 2 "
+        "--num-resamples 4 --bits 8 3 --sites *attention*",
+    ),
+    "error_bounds": (
+        UNET, "checkpoint",
+        "--num-steps 3 --num-samples 4 --weight-bits 8 4 --sites input output",
+    ),
+    "first_order_failure": (
+        UNET, "checkpoint", "--num-steps 3 --num-samples 4 --widths W8 W3 --sites conv_in*"
+    ),
+    "group_sensitivity": (DIT, "checkpoint", "--num-steps 2 --num-samples 2 --bits 8 3"),
+    "hardware_cost": (DIT, "networks", "dit_s_2 --batches 1 --measured-batch 2 --num-rounds 2"),
+    "ledger_check": (
+        DIT, "checkpoint",
+        "--num-steps 2 --num-samples 2 --num-cells 2 --ablations W8 A8 --attributions W8A8 "
+        "--num-exact 1 --sites input output",
+    ),
+    "prediction_check": (
+        DIT, "checkpoints", "--num-steps 2 --num-samples 8 --widths W4A4 --input-steps 2"
+    ),
+    "propagation_laws": (
+        UNET, "checkpoint",
+        "--num-steps 2 3 4 --middle 4 --bits 8 6 4 --samplers dpmpp-2m --num-samples 3 "
+        "--num-checked 2 --num-draws 2 --sites conv_in*",
+    ),
+    "spectra": (
+        DIT, "checkpoint",
+        "--num-steps 2 --num-samples 2 --num-gain-samples 3 --num-values 12 --num-shown 2 "
+        "--num-nodes 4 --num-probes 2 --num-starts 2 --sites *attention*",
+    ),
+}  # fmt: skip
+TIMES = {"bench.kernels", "bench.tpu_aot"}  # no two of its runs have the same arrays
+RESUMING = [name for name in NAMES if experiment(name).resumes]
+
+
+def miniature(name, folder):
+    network, field, flags = MINIATURES[name]
+    path = folder / "net"
+    if not path.exists():
+        worlds.save_tiny(path, network)
+    return [f"--{field}", str(path), *flags.split()]
+
+
+def quietly(run, argv):
+    with contextlib.redirect_stdout(io.StringIO()):
+        return run(argv)
+
+
+def test_every_experiment_that_resumes_has_a_miniature():
+    assert {name.removeprefix("experiments.") for name in RESUMING} == set(MINIATURES) | TIMES
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MINIATURES)
+def test_interrupted_after_its_first_part_a_run_resumes_to_the_same_arrays(
+    name, tmp_path, monkeypatch
+):
+    run, flags, saved = main(f"experiments.{name}"), miniature(name, tmp_path), []
+    save_part = store.save_part
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+
+    def interrupted(folder, part, *rest):
+        save_part(folder, part, *rest)
+        saved.append(part)
+        raise KeyboardInterrupt
+
+    def recorded(folder, part, *rest):
+        save_part(folder, part, *rest)
+        saved.append(part)
+
+    monkeypatch.setattr(store, "save_part", interrupted)
+    assert quietly(run, [*flags, "--output", str(halves)]) == 130
+    (first,) = saved
+    monkeypatch.setattr(store, "save_part", recorded)
+    assert quietly(run, [*flags, "--output", str(halves)]) == 0
+    assert len(saved) > 1
+    assert saved.count(first) == 1
+    assert quietly(run, [*flags, "--output", str(whole)]) == 0
+    expected, arrays = store.load(whole)[1], store.load(halves)[1]
+    assert arrays.keys() == expected.keys()
+    for key in expected.keys() - {key for key in expected if "seconds" in key}:
+        np.testing.assert_array_equal(arrays[key], expected[key], err_msg=key)
+
+
+MEMORY = pytest.mark.xfail(strict=True, reason="a bound of runs with memory or of Heun is missing")
+SHORT = pytest.mark.xfail(strict=True, reason="one step leaves the fan nothing to do")
+FAILING = {"edm-heun", "dpmpp-2m", "dpmpp-3m", "dpmpp-2m-sde", "unipc", "deis", "plms"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "flags",
+    [
+        *(pytest.param(("--sampler", name), marks=MEMORY if name in FAILING else ())
+          for name in subject.SAMPLERS),
+        pytest.param(("--num-steps", "1"), marks=SHORT),
+    ],
+    ids="=".join,
+)  # fmt: skip
+def test_a_documented_value_of_error_bounds_runs(flags, tmp_path):
+    argv = miniature("error_bounds", tmp_path)
+    argv = [*argv, "--weight-bits", "8", *flags, "--output", str(tmp_path / "out")]
+    assert quietly(main("experiments.error_bounds"), argv) == 0
