@@ -136,14 +136,7 @@ class Check:
 
     def denoiser_at(self, weight_bits, activation_bits) -> Quantized:
         """The denoiser at these widths; sites where nothing is quantized are left out."""
-        s = self.subject
-        recipe = uniform(
-            s.sites, weight_bits=weight_bits, activation_bits=activation_bits, globs=s.globs
-        )
-        weights = prepare(s.weights, s.sites, recipe)
-        q = calibration.quantize_denoiser(
-            s.denoiser.eps_fn, s.denoiser.params, s.sites, recipe, weights, s.ranges
-        )
+        q = self.subject.quantized(weight_bits, activation_bits)
         used = {n: v for n, v in q.site_inputs.items() if v.weight is not None or v.activations}
         return dataclasses.replace(q, site_inputs=used)
 

@@ -68,23 +68,17 @@ def train(seed: int, *, width: int, num_steps: int, batch: int = 512):
 
 
 class Subject(NamedTuple):
-    """The network in float64 (its parameters are float32 numbers), its sites, weights, ranges."""
+    """The network in float64 (its parameters are float32 numbers) with its sampler."""
 
-    params: Any
     steps: diffusion.Steps
-    sites: tuple[Site, ...]
-    weights: dict[str, Any]
-    ranges: calibration.Ranges
+    calibration: precision.Calibration
 
     def quantized(self, weight_bits: int, activation_bits: int | None) -> precision.Quantized:
         """Weights per channel, activations per tensor over the range of a calibration run."""
         recipe = precision.uniform(
-            self.sites, weight_bits=weight_bits, activation_bits=activation_bits
+            self.calibration.sites, weight_bits=weight_bits, activation_bits=activation_bits
         )
-        weights = precision.prepare(self.weights, self.sites, recipe)
-        return calibration.quantize_denoiser(
-            eps_fn, self.params, self.sites, recipe, weights, self.ranges
-        )
+        return precision.quantize(self.calibration, recipe)
 
 
 def prepare(params, num_steps: int, seed: int) -> Subject:
@@ -93,10 +87,7 @@ def prepare(params, num_steps: int, seed: int) -> Subject:
     steps = diffusion.ddim(SCHEDULE, num_steps)
     key = jax.random.key(seed + 1_000_003)
     x_T = jax.random.normal(key, (NUM_CALIBRATION, 2), jnp.float64)
-    sites = list_sites(eps_fn, params, x_T[:1], jnp.zeros(()))
-    weights = precision.weight_operands(eps_fn, params, x_T[:1], jnp.zeros(()))
-    return Subject(params, steps, sites, weights,
-                   calibration.observe_ranges(eps_fn, params, x_T, steps))  # fmt: skip
+    return Subject(steps, precision.calibrate(eps_fn, params, steps, x_T))
 
 
 def randomized(q: precision.Quantized, key) -> precision.Quantized:

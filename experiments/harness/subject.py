@@ -71,13 +71,20 @@ class Subject:
 
         None leaves either in full precision.
         """
-        recipe = precision.uniform(
-            self.sites, weight_bits=weight_bits, activation_bits=activation_bits, globs=self.globs
+        return precision.quantize(self.calibration, self.recipe(weight_bits, activation_bits))
+
+    @property
+    def calibration(self) -> precision.Calibration:
+        """What was measured, as the library takes it."""
+        denoiser = self.denoiser
+        return precision.Calibration(
+            denoiser.eps_fn, denoiser.params, self.sites, self.weights, self.ranges
         )
-        weights = precision.prepare(self.weights, self.sites, recipe)
-        eps_fn, params = self.denoiser.eps_fn, self.denoiser.params
-        return calibration.quantize_denoiser(
-            eps_fn, params, self.sites, recipe, weights, self.ranges
+
+    def recipe(self, weight_bits: int | None, activation_bits: int | None) -> precision.Recipe:
+        """These widths at the sites that are quantized."""
+        return precision.uniform(
+            self.sites, weight_bits=weight_bits, activation_bits=activation_bits, globs=self.globs
         )
 
     def mark(self) -> str:
@@ -140,6 +147,6 @@ def observe(denoiser: denoisers.Denoiser, steps: diffusion.Steps, seed: int) -> 
     """Ranges of the activations at every step of a calibration run of this sampler."""
     x_T = noise(denoiser, NUM_CALIBRATION, seed + 1_000_003)
     run = jax.jit(
-        lambda p, x, key: calibration.observe_ranges(denoiser.eps_fn, p, x, steps, key=key)
+        lambda p, x, key: calibration.observe_ranges(denoiser.eps_fn, p, steps, x, key=key)
     )
     return run(denoiser.params, x_T, jax.random.key(seed + 1_000_004))

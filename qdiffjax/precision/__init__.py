@@ -1,8 +1,9 @@
 """Bits at the sites: recipes, the rule that quantizes, calibration, real low precision.
 
-    network ── list_sites ──> Recipe ──> prepare ──> Quantized(site_inputs) ──> quantized_call
-                                            │
-    observe_ranges ─────────────────────────┘    lower: the same with codes that multiply codes
+    denoiser ── calibrate ──> Calibration(sites, weights, ranges)
+                                   │
+                     Recipe ──> quantize, simulated ──> Quantized(site_inputs) ──> quantized_call
+                          └───> lower, the same with codes that multiply codes
 
 Names are listed in `__init__.pyi` and load when they are used, so that a ledger loads no kernel.
 """

@@ -1,27 +1,80 @@
-"""Post-training quantization: ranges observed on sampling runs, turned into a `Quantized`."""
+"""What is measured once of a denoiser, whatever the recipe; and its quantized self."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from qdiffjax import diffusion, precision
+from qdiffjax import diffusion
+from qdiffjax._checks import require
 from qdiffjax._typing import EpsFn
-from qdiffjax.kernels import Path
-from qdiffjax.precision.codes import stored
-from qdiffjax.precision.lowering import lower
 from qdiffjax.precision.quantized import Quantized
 from qdiffjax.precision.recipe import Recipe
-from qdiffjax.quant import ActivationGrid, activation_grid
-from qdiffjax.quant.formats.base import Format
-from qdiffjax.quant.formats.integers import IntFormat
-from qdiffjax.sites import rules
-from qdiffjax.sites.plan import Site
-from qdiffjax.sites.transforming import transform
+from qdiffjax.precision.rules import SiteQuant
+from qdiffjax.precision.weights import round_weights, weight_operands
+from qdiffjax.quant import ActivationGrid, IntFormat, activation_grid
+from qdiffjax.sites import Site, list_sites, rules, transform
 
 Ranges = dict[str, tuple[Any, ...]]
-FormatFn = Callable[[int], Format]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+    """A denoiser with everything that is measured once; a pytree.
+
+    Attributes:
+      eps_fn: eps_fn(params, x [batch, *shape], t []) -> eps; static.
+      params: its full-precision parameters.
+      sites: where it multiplies; static.
+      weights: the weight operand of every site that has one, by name.
+      ranges: (low, high) of each activation operand by site, for all steps [num_steps] or for one.
+    """
+
+    eps_fn: EpsFn = dataclasses.field(metadata={"static": True})
+    params: Any
+    sites: tuple[Site, ...] = dataclasses.field(metadata={"static": True})
+    weights: dict[str, Any]
+    ranges: Ranges
+
+
+def calibrate(
+    eps_fn: EpsFn, params, steps: diffusion.Steps, x_T, *, key=None, stat_fn: Callable | None = None
+) -> Calibration:
+    """Measure what every recipe needs, on one full-precision sampling run.
+
+    Args:
+      eps_fn: the denoiser, any function; see `sites.list_sites`.
+      params: its parameters.
+      steps: the sampler.
+      x_T: initial noise of the calibration samples [batch, *shape].
+      key: noise of a stochastic sampler.
+      stat_fn: activation -> (low, high); None is `range_of`.
+    """
+    x, t = x_T[:1], jnp.zeros((), x_T.dtype)
+    observe = jax.jit(
+        lambda p, x, key: observe_ranges(eps_fn, p, steps, x, key=key, stat_fn=stat_fn or range_of)
+    )
+    sites, weights = list_sites(eps_fn, params, x, t), weight_operands(eps_fn, params, x, t)
+    return Calibration(eps_fn, params, sites, weights, observe(params, x_T, key))
+
+
+def quantize(calibration: Calibration, recipe: Recipe, **rounding) -> Quantized:
+    """Return the denoiser under a recipe, simulated: rounded numbers that multiply as floats.
+
+    Activations are rounded over the widest range of all steps. Results that differ in widths
+    share one compilation of whatever takes them.
+
+    Args:
+      calibration: see `calibrate`.
+      recipe: widths by site.
+      rounding: `calibrate_fn`, `granularity`, `format_fn` of the weights, see `round_weights`.
+    """
+    c = calibration
+    weights = round_weights(c.weights, c.sites, recipe, **rounding)
+    return Quantized(c.eps_fn, c.params, site_inputs(recipe, weights, over_steps(c.ranges)))
 
 
 def range_of(x):
@@ -30,20 +83,11 @@ def range_of(x):
 
 
 def observe_ranges(
-    eps_fn: EpsFn, params, x_T, steps: diffusion.Steps, *, key=None, stat_fn: Callable = range_of
+    eps_fn: EpsFn, params, steps: diffusion.Steps, x_T, *, key=None, stat_fn: Callable = range_of
 ) -> Ranges:
-    """Range of every activation operand at every step of a full-precision sampling run.
+    """Return the range of every activation operand at every step of a full-precision run.
 
-    Args:
-      eps_fn: the denoiser.
-      params: its parameters.
-      x_T: initial noise of the calibration samples [batch, *shape].
-      steps: the sampler.
-      key: noise of a stochastic sampler.
-      stat_fn: activation -> (low, high).
-
-    Returns:
-      For each site, (low [num_steps], high [num_steps]) of each activation operand.
+    Arguments are those of `calibrate`; leaves are [num_steps].
     """
     g = transform(eps_fn, rules.observe(stat_fn))
     return diffusion.sample(
@@ -62,6 +106,10 @@ def over_steps(ranges: Ranges) -> Ranges:
     )  # fmt: skip
 
 
+def _is_range(node) -> bool:
+    return isinstance(node, tuple) and len(node) == 2 and not isinstance(node[0], tuple)
+
+
 def widened(ranges: Ranges, names: Sequence[str], factor: float) -> Ranges:
     """Return the ranges with those of the activations at the sites `names` multiplied by `factor`.
 
@@ -75,8 +123,7 @@ def widened(ranges: Ranges, names: Sequence[str], factor: float) -> Ranges:
       ValueError: a name without ranges.
     """
     missing = [name for name in names if name not in ranges]
-    if missing:
-        raise ValueError(f"got no ranges of {missing}, expected names among {sorted(ranges)}.")
+    require(not missing, got=f"no ranges of {missing}", expected=f"names among {sorted(ranges)}")
     ends = [ranges[name][0] for name in names]
 
     def wider(operand):
@@ -90,88 +137,35 @@ def _same(a, b) -> bool:
     return bool(jnp.array_equal(a, b))
 
 
-def _is_range(node) -> bool:
-    return isinstance(node, tuple) and len(node) == 2 and not isinstance(node[0], tuple)
+def static_grid(low, high, bits: int) -> ActivationGrid:
+    """Return the affine unsigned grid over a range, as kernels take it."""
+    return activation_grid(low, high, IntFormat(bits, signed=False))
 
 
-def site_inputs(recipe: Recipe, weights: dict[str, Any], ranges: Ranges) -> dict[str, Any]:
-    """Return the inputs of the rule `quantize` under a recipe.
-
-    Args:
-      recipe: widths by site.
-      weights: quantized weights by site, from `precision.prepare`.
-      ranges: static ranges from `over_steps`; with a leading step axis (from `observe_ranges`)
-        the result is for the sampler's `per_call`.
-    """
-
-    def grid_fn(low, high, bits: int) -> ActivationGrid:
-        return activation_grid(low, high, _unsigned(bits)).with_bits_as_data()
-
-    return _inputs(recipe, weights, ranges, grid_fn)
+def simulated_grid(low, high, bits: int) -> ActivationGrid:
+    """Return the same grid with its bits as data, so that widths share a program."""
+    return static_grid(low, high, bits).with_bits_as_data()
 
 
-def _inputs(recipe: Recipe, weights, ranges: Ranges, grid_fn: Callable) -> dict[str, Any]:
-    """A `SiteQuant` for each site of a recipe; grid_fn(low, high, bits) is an activation's grid."""
-    inputs = {}
-    for name, bits in recipe.bits.items():
-        activations: tuple = ()
-        if bits.activation is not None:
-            width = bits.activation
-            activations = tuple(grid_fn(low, high, width) for low, high in ranges[name])
-        inputs[name] = precision.SiteQuant(weights.get(name), activations)
-    return inputs
-
-
-def quantize_denoiser(
-    eps_fn: EpsFn, params, sites: Sequence[Site], recipe: Recipe, weights, ranges: Ranges
-) -> Quantized:
-    """Put a recipe's weights and static activation grids together."""
-    return Quantized(eps_fn, params, site_inputs(recipe, weights, over_steps(ranges)))
-
-
-def _unsigned(bits: int) -> IntFormat:
-    return IntFormat(bits, signed=False)
-
-
-def code_inputs(
-    recipe: Recipe, weights: dict[str, Any], ranges: Ranges, *, format_fn: FormatFn = _unsigned
-) -> dict[str, Any]:
-    """Return the inputs of the rule `lower` under a recipe: `site_inputs` as codes.
-
-    Args:
-      recipe: widths by site.
-      weights: codes by site, from `precision.prepare_codes`.
-      ranges: as `site_inputs`.
-      format_fn: bits -> format of the activations: unsigned and affine if an integer format
-        without sign, else symmetric about 0.
-    """
-
-    def grid_fn(low, high, bits: int) -> ActivationGrid:
-        return activation_grid(low, high, format_fn(bits))
-
-    return _inputs(recipe, weights, ranges, grid_fn)
-
-
-def lower_denoiser(
-    eps_fn: EpsFn,
-    params,
-    sites: Sequence[Site],
+def site_inputs(
     recipe: Recipe,
     weights: dict[str, Any],
     ranges: Ranges,
-    *,
-    path: Path | None = None,
-) -> Quantized:
-    """`quantize_denoiser` in real low precision: the same scales, codes that multiply codes.
+    grid_fn: Callable[[Any, Any, int], ActivationGrid | None] = simulated_grid,
+) -> dict[str, SiteQuant]:
+    """Return the inputs of every site under a recipe.
 
     Args:
-      eps_fn, params, sites, recipe, ranges: as there.
-      weights: codes by site, from `precision.prepare_codes`.
-      path: implementation of the kernels; None takes the platform's.
-
-    Returns:
-      What samplers run as they run the simulation, its codes `precision.stored` for the path, where
-      `weights` may have to be let go of; `precision.drop_weights` then lets go of the float ones.
+      recipe: widths by site.
+      weights: quantized weights by site, from `round_weights`.
+      ranges: static ranges from `over_steps`; with a leading step axis (from `observe_ranges`)
+        the result is for the sampler's `per_call`.
+      grid_fn: (low, high, bits) -> how an activation is rounded.
     """
-    inputs = stored(code_inputs(recipe, weights, over_steps(ranges)), sites, path)
-    return Quantized(eps_fn, params, inputs, lower(path))
+    inputs = {}
+    for name, bits in recipe.bits.items():
+        width, grids = bits.activation, ()
+        if width is not None:
+            grids = tuple(grid_fn(low, high, width) for low, high in ranges[name])
+        inputs[name] = SiteQuant(weights.get(name), grids)
+    return inputs

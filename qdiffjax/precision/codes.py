@@ -2,75 +2,41 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 
+from qdiffjax._checks import require
 from qdiffjax.kernels import Path, backends, narrow
 from qdiffjax.kernels.operands import check_format, summed
-from qdiffjax.precision import SiteQuant
-from qdiffjax.precision.recipe import Recipe, output_channels
-from qdiffjax.quant import ActivationGrid, QTensor, calibration, quantize
-from qdiffjax.quant.formats.base import Format
-from qdiffjax.quant.formats.integers import IntFormat
-from qdiffjax.sites.plan import Site
+from qdiffjax.precision.rules import SiteQuant
+from qdiffjax.quant import ActivationGrid, IntFormat, QTensor, quantize
+from qdiffjax.quant.formats import Format
+from qdiffjax.sites import Site
 
 
-def prepare_codes(
-    weights: dict[str, Any],
-    sites: Sequence[Site],
-    recipe: Recipe,
-    *,
-    calibrate: Callable = calibration.absmax,
-    granularity: Callable[[Site], tuple[int, ...]] = output_channels,
-    format_fn: Callable[[int], Format] = IntFormat,
-) -> dict[str, QTensor]:
-    """Quantize the weights of a recipe to codes, once: `prepare`, not yet back in real units.
+def weight_codes(site: Site, w, scale, zero_point, format: Format) -> QTensor:
+    """Round a weight to codes: `weights.simulated`, not yet back in real units.
 
-    dequantize(codes) is what `prepare` returns, bit for bit. Codes of at most 4 bits are stored as
+    dequantize(codes) is what that returns, bit for bit. Codes of at most 4 bits are stored as
     int4, see `kernels.narrow`.
-
-    Args:
-      weights, sites, recipe, calibrate, granularity: as `prepare`.
-      format_fn: bits -> format, such as `lambda bits: E4M3FN` for a recipe of 8 bits.
 
     Raises:
       ValueError: a width or format that no kernel multiplies; names the site.
     """
-    bits = {n: b.weight for n, b in recipe.bits.items() if b.weight is not None and n in weights}
-    for name, width in bits.items():
-        if format_fn is IntFormat and not 2 <= width <= 8:
-            raise ValueError(
-                f"{name}: got {width} bits, expected 2..8 for codes that kernels multiply; take "
-                "that site's weight from `prepare`, and the rule `lower` simulates it."
-            )
-    shapes = {s.name: granularity(s) for s in sites if s.name in bits}
-    return {
-        name: _weight_codes(weights[name], width, shapes[name], calibrate, format_fn(width))
-        for name, width in bits.items()
-    }
-
-
-def _weight_codes(w, width: int, scale_shape, calibrate, format: Format) -> QTensor:
-    check_format(format)
-    is_integer = isinstance(format, IntFormat)
-    scale, zero_point = _scales(
-        w, width if is_integer else None, scale_shape=scale_shape, calibrate=calibrate,
-        format=None if is_integer else format,
+    bits = format.bits if isinstance(format, IntFormat) else 8
+    require(
+        2 <= bits <= 8, site.name, got=f"{bits} bits", expected="2..8 for codes that kernels multiply",
+        remedy="leave that weight out of the recipe, or simulate the recipe by `quantize`",
     )  # fmt: skip
+    check_format(format)
     return _codes(w, scale, zero_point, format=format)
 
 
 @functools.partial(jax.jit, static_argnames="format")
 def _codes(w, scale, zero_point, *, format: Format) -> QTensor:
     return narrow(quantize(w, scale, zero_point, format=format))
-
-
-@functools.partial(jax.jit, static_argnames=("scale_shape", "calibrate", "format"))
-def _scales(w, width, *, scale_shape, calibrate, format):
-    # The width is data here too, so that scales are those of `prepare`, whatever the compiler does.
-    return calibrate(w, format=format or IntFormat(width), scale_shape=scale_shape)
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=("held",), meta_fields=("order",))
@@ -95,7 +61,7 @@ class Stored:
 def stored(
     site_inputs: dict[str, Any], sites: Sequence[Site], path: Path | None = None
 ) -> dict[str, Any]:
-    """Return inputs of the rule `lower` whose codes lie as the kernels of a path read them.
+    """Return inputs of the rule `lower_site` whose codes lie as the kernels of a path read them.
 
     So no call moves a weight: where kernels want [N, K] and codes are [K, N], a sampler's scan
     keeps a second copy of all of them. Nor does a call add codes up: sums come with them, see
@@ -111,7 +77,7 @@ def stored(
     if not path.sums_last:
         return site_inputs
     by_name = {s.name: s for s in sites}
-    return {name: _sums_last(by_name[name], given) for name, given in site_inputs.items()}
+    return {name: _sums_last(by_name[name], inputs) for name, inputs in site_inputs.items()}
 
 
 def unstored(inputs: SiteQuant) -> SiteQuant:

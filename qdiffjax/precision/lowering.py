@@ -25,8 +25,12 @@ from qdiffjax.kernels.operands import (
     quantized,
     rounded_codes,
 )
-from qdiffjax.precision.codes import unstored
+from qdiffjax.precision.calibration import Calibration, over_steps, site_inputs, static_grid
+from qdiffjax.precision.codes import stored, unstored, weight_codes
+from qdiffjax.precision.quantized import Quantized
+from qdiffjax.precision.recipe import Recipe
 from qdiffjax.precision.rules import SiteQuant, quantize_site, token_axes
+from qdiffjax.precision.weights import round_weights
 from qdiffjax.quant import ActivationGrid, QTensor, dequantize
 from qdiffjax.quant.granularity import expand
 from qdiffjax.sites.plan import Site
@@ -34,17 +38,46 @@ from qdiffjax.sites.products import Conv, Dot
 from qdiffjax.sites.transforming import Rule
 
 
+def lower(
+    calibration: Calibration,
+    recipe: Recipe,
+    *,
+    path: Path | None = None,
+    grid_fn: Callable[[Any, Any, int], ActivationGrid | None] = static_grid,
+    **rounding,
+) -> Quantized:
+    """Return the denoiser under a recipe in real low precision: codes that multiply codes.
+
+    The same scales as those of `quantize`, and the same samplers run it. Its codes are `stored` for
+    the path, where the calibration may have to be let go of; `drop_weights` then lets go of the
+    float weights.
+
+    Args:
+      calibration: see `calibrate`.
+      recipe: widths by site.
+      path: implementation of the kernels; None takes the platform's.
+      grid_fn: (low, high, bits) -> how an activation is rounded; None leaves it alone.
+      rounding: `calibrate_fn`, `granularity`, `format_fn` of the weights, see `round_weights`.
+
+    Raises:
+      ValueError: a width or format of a weight that no kernel multiplies.
+    """
+    c = calibration
+    weights = round_weights(c.weights, c.sites, recipe, weight_codes, **rounding)
+    inputs = site_inputs(recipe, weights, over_steps(c.ranges), grid_fn)
+    return Quantized(c.eps_fn, c.params, stored(inputs, c.sites, path), lower_site(path))
+
+
 @functools.cache
-def lower(path: Path | None = None) -> Rule:
+def lower_site(path: Path | None = None) -> Rule:
     """Return the rule that multiplies codes, on a path of `kernels`; None is the platform's.
 
         y = s_x s_w sum_k (q_x - z_x)(q_w - z_w),   q_x = clip(round(x / s_x) + z_x, qmin, qmax)
 
-    Where `quantize` multiplies q's real values, so that the two differ by the order of float
+    Where `quantize_site` multiplies q's real values, so that the two differ by the order of float
     sums. Inputs of a site are a `SiteQuant` with a `QTensor` (or a `Stored` one) for the weight
-    operand, and an `ActivationGrid`, or None, for each activation operand; see
-    `precision.prepare_codes` and `calibration.code_inputs`. What kernels do not multiply is
-    simulated: `lowering_of` says where and why. Derivatives are the simulation's.
+    operand, and an `ActivationGrid`, or None, for each activation operand. What kernels do not
+    multiply is simulated: `lowering_of` says where and why. Derivatives are the simulation's.
     """
 
     def rule(site: Site, op: Callable, operands: tuple, inputs: SiteQuant | None):
@@ -63,7 +96,7 @@ def lower(path: Path | None = None) -> Rule:
 
 
 def lowering_of(sites: Sequence[Site], site_inputs: dict[str, SiteQuant]) -> dict[str, str]:
-    """Say for every site how `lower` runs it: plain, codes, weight codes, rounded or simulated."""
+    """Say for every site how `lower_site` runs it: plain, codes, weight codes, rounded or simulated."""
     return {s.name: _how(s, site_inputs.get(s.name)) for s in sites}
 
 
@@ -138,7 +171,7 @@ def _check_inputs(site: Site, inputs: SiteQuant) -> None:
 
 
 def _simulate(site: Site, op: Callable, operands: tuple, inputs: SiteQuant):
-    """The rule `quantize`, on the numbers that the codes stand for."""
+    """Run `quantize_site` on the numbers that the codes stand for."""
     if site.weight is not None and isinstance(inputs.weight, QTensor):
         dtype = operands[site.weight].dtype
         inputs = inputs._replace(weight=dequantize(inputs.weight, dtype))

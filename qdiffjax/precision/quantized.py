@@ -5,8 +5,8 @@ from typing import Any
 
 import jax
 
-from qdiffjax import precision
 from qdiffjax._typing import CallFn, EpsFn
+from qdiffjax.precision.rules import SiteQuant, quantize_site
 from qdiffjax.sites import rules
 from qdiffjax.sites.absent import absent_like, is_absent
 from qdiffjax.sites.listing import expand, path_name, trace
@@ -30,7 +30,7 @@ class Quantized:
     eps_fn: EpsFn = dataclasses.field(metadata={"static": True})
     params: Any
     site_inputs: dict[str, Any]
-    rule: Rule = dataclasses.field(default=precision.quantize_site, metadata={"static": True})
+    rule: Rule = dataclasses.field(default=quantize_site, metadata={"static": True})
 
 
 def drop_weights(q: Quantized, x, t) -> Quantized:
@@ -41,7 +41,7 @@ def drop_weights(q: Quantized, x, t) -> Quantized:
 
     Args:
       q: a denoiser whose rule never reads the weight operand of a site that has its own, as
-        `lower` and `quantize`.
+        `lower_site` and `quantize_site`.
       x, t: example arguments, or their shapes.
     """
     traced = trace(q.eps_fn, (q.params, x, t))
@@ -60,7 +60,7 @@ def drop_weights(q: Quantized, x, t) -> Quantized:
 
 
 def _has_weight(inputs) -> bool:
-    return isinstance(inputs, precision.SiteQuant) and inputs.weight is not None
+    return isinstance(inputs, SiteQuant) and inputs.weight is not None
 
 
 def full_call(q: Quantized) -> CallFn:
@@ -97,9 +97,9 @@ def merge(base: dict[str, Any], override: dict[str, Any] | None) -> dict[str, An
     merged = dict(base)
     for name, new in (override or {}).items():
         old = base.get(name)
-        if isinstance(new, precision.SiteQuant) and isinstance(old, precision.SiteQuant):
+        if isinstance(new, SiteQuant) and isinstance(old, SiteQuant):
             weight = old.weight if new.weight is None else new.weight
-            new = precision.SiteQuant(weight, new.activations or old.activations)
+            new = SiteQuant(weight, new.activations or old.activations)
         merged[name] = new
     return merged
 

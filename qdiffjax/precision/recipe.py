@@ -1,22 +1,15 @@
-"""Recipes: the formats of every site, as data; and the quantized weights they ask for."""
+"""Recipes: the widths of every site, as data."""
 
 import dataclasses
-import functools
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
-import jax
-
-from qdiffjax._typing import EpsFn
-from qdiffjax.quant import calibration
-from qdiffjax.quant.formats.integers import MAX_BITS, MIN_BITS, IntFormat
-from qdiffjax.quant.straight_through import fake_quant
-from qdiffjax.sites import rules
-from qdiffjax.sites.listing import match, suggest
-from qdiffjax.sites.plan import Site
-from qdiffjax.sites.transforming import transform
+from qdiffjax._checks import require
+from qdiffjax.quant.formats.integers import MAX_BITS, MIN_BITS
+from qdiffjax.sites import Site, match
+from qdiffjax.sites.listing import suggest
 
 
 class SiteBits(NamedTuple):
@@ -62,8 +55,10 @@ class Recipe:
 def check_bits(bits: int | None) -> int | None:
     """Return `bits` if it is a width or None; raise ValueError otherwise."""
     is_width = isinstance(bits, int) and not isinstance(bits, bool)
-    if bits is not None and not (is_width and MIN_BITS <= bits <= MAX_BITS):
-        raise ValueError(f"got {bits!r} bits, expected {MIN_BITS}..{MAX_BITS}, or none for float.")
+    require(
+        bits is None or (is_width and MIN_BITS <= bits <= MAX_BITS), got=f"{bits!r} bits",
+        expected=f"{MIN_BITS}..{MAX_BITS}, or none for float",
+    )  # fmt: skip
     return bits
 
 
@@ -94,72 +89,7 @@ def parse_shorthand(text: str) -> SiteBits:
     Raises:
       ValueError: anything else.
     """
-    found = re.fullmatch(r"(?:W(\d+))?(?:A(\d+))?", text.strip().upper())
-    if not text.strip() or not found:
+    widths = re.fullmatch(r"(?=.)(?:W(\d+))?(?:A(\d+))?", text.strip().upper())
+    if not widths:
         raise ValueError(f"got the recipe {text!r}, expected a form like W4A8, W4 or A8.")
-    weight, activation = (None if b is None else check_bits(int(b)) for b in found.groups())
-    return SiteBits(weight, activation)
-
-
-def output_channels(site: Site) -> tuple[int, ...]:
-    """Scale shape of a weight with one scale for each output channel: the axes not summed over."""
-    assert site.weight is not None
-    shape, summed = site.shapes[site.weight], site.contract_axes[site.weight]
-    return tuple(1 if axis in summed else n for axis, n in enumerate(shape))
-
-
-def whole_tensor(site: Site) -> tuple[int, ...]:
-    """Scale shape of a weight with a single scale."""
-    assert site.weight is not None
-    return (1,) * len(site.shapes[site.weight])
-
-
-def weight_operands(eps_fn: EpsFn, params, x, t) -> dict[str, jax.Array]:
-    """Return the weight operand of every site that has one, as the site sees it, by name."""
-    collect = transform(eps_fn, rules.collect_weights)
-    return jax.jit(lambda p: collect(p, x, t)[1])(params)
-
-
-def prepare(
-    weights: dict[str, Any],
-    sites: Sequence[Site],
-    recipe: Recipe,
-    *,
-    calibrate: Callable = calibration.absmax,
-    granularity: Callable[[Site], tuple[int, ...]] = output_channels,
-) -> dict[str, jax.Array]:
-    """Quantize the weights of a recipe once, outside every loop.
-
-    Args:
-      weights: from `weight_operands`.
-      sites: the network's sites.
-      recipe: which weights get how many bits.
-      calibrate: (w, format=, scale_shape=) -> (scale, zero_point), as `calibration.absmax`.
-      granularity: the shape of a site's weight scale; its shape is the granularity.
-
-    Returns:
-      The quantized weight operands in real units, by site.
-    """
-    bits = {n: b.weight for n, b in recipe.bits.items() if b.weight is not None and n in weights}
-    shapes = {s.name: granularity(s) for s in sites if s.name in bits}
-    return {
-        name: _round_weight(weights[name], width, scale_shape=shapes[name], calibrate=calibrate)
-        for name, width in bits.items()
-    }
-
-
-def _round_weight(w, width: int, *, scale_shape, calibrate):
-    # One bit is another format, hence static; other widths are data, so that they share a program.
-    if width == 1:
-        return _fake_quant_weight(w, IntFormat(1), scale_shape, calibrate)
-    return _round_traced(w, width, scale_shape=scale_shape, calibrate=calibrate)
-
-
-@functools.partial(jax.jit, static_argnames=("scale_shape", "calibrate"))
-def _round_traced(w, width, *, scale_shape, calibrate):
-    return _fake_quant_weight(w, IntFormat(width), scale_shape, calibrate)
-
-
-def _fake_quant_weight(w, format: IntFormat, scale_shape, calibrate):
-    scale, zero_point = calibrate(w, format=format, scale_shape=scale_shape)
-    return fake_quant(w, scale, zero_point, format=format)
+    return SiteBits(*(b and check_bits(int(b)) for b in widths.groups()))

@@ -12,7 +12,7 @@ from qdiffjax.quant.formats.base import Format
 from qdiffjax.quant.formats.integers import IntFormat
 
 
-@jax.tree_util.register_pytree_node_class
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class ActivationGrid:
     """The numbers to which a real operand is rounded before it is multiplied; a pytree.
@@ -20,8 +20,8 @@ class ActivationGrid:
         x ≈ scale * (codes - zero_point),  codes = clip(round(x / scale) + zero_point, qmin, qmax)
 
     Attributes:
-      format: the codes; static, but for the bits of an `IntFormat`, which are data if they are an
-        array: grids that differ in such bits share one compilation. Kernels need static bits.
+      format: the codes. Bits that are an array are data: grids that differ in them share one
+        compilation. Kernels need static bits.
       scale: [] or [*groups], in units of x; None: absmax / high of each token, that is of each row
         of a matrix product and of each sample of a convolution (dynamic).
       zero_point: integer code that means 0.0, with the shape of scale, or None for symmetric.
@@ -48,27 +48,6 @@ class ActivationGrid:
 
         scale = token_scale(x, self.format, axes) if self.scale is None else self.scale
         return ranked(scale), None if self.zero_point is None else ranked(self.zero_point)
-
-    def tree_flatten(self):
-        """Return (leaves, static part) for JAX."""
-        bits, format = None, self.format  # type: Any, Any
-        if isinstance(format, IntFormat) and not format.is_static:
-            bits, format = format.bits, (format.signed, format.narrow)
-        return (self.scale, self.zero_point, self.key, bits), format
-
-    @classmethod
-    def tree_unflatten(cls, format, leaves):
-        """Return the grid of these leaves, which may be what JAX puts in the place of arrays."""
-        *parameters, bits = leaves
-        if isinstance(format, tuple):
-            format = _unchecked(bits, *format)
-        return cls(format, *parameters)
-
-
-def _unchecked(bits, signed: bool, narrow: bool) -> IntFormat:
-    format = IntFormat(8, signed, narrow)
-    object.__setattr__(format, "bits", bits)
-    return format
 
 
 def activation_grid(low: Array, high: Array, format: Format) -> ActivationGrid:

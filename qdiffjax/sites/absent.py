@@ -13,7 +13,7 @@ class Absent:
     """An array known by its shape only; a pytree without leaves, so that jit takes no bytes.
 
     Whatever is computed from absent arrays alone is absent; a rule that never reads it, such as
-    `lower`, runs without.
+    `precision.lower_site`, runs without.
     """
 
     shape: tuple[int, ...] = dataclasses.field(metadata={"static": True})

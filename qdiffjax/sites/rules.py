@@ -52,7 +52,7 @@ def local_errors(rule: Rule, *, follow_rule: bool) -> Rule:
     A site without inputs has no error and returns nothing.
 
     Args:
-      rule: the rule whose error is measured, such as `quantize`.
+      rule: the rule whose error is measured, such as `precision.quantize_site`.
       follow_rule: whether the function goes on with the rule's result (errors along the
         quantized run, a posteriori) or with the plain one (along the plain run, a priori).
     """

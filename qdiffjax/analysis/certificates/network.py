@@ -46,7 +46,7 @@ def enclose(q: Quantized, x: Pair | Form, t, *, max_symbols: int = 4096) -> Pair
     Raises:
       RuntimeError: float64 is off.
       NotImplementedError: a primitive without a rule, a loop of unknown length.
-      TypeError, ValueError: another rule than `quantize`; inputs for what is no site.
+      TypeError, ValueError: another rule than `quantize_site`; inputs for what is no site.
     """
     _check(q)
     x = x if isinstance(x, Pair) else Pair(x)

@@ -81,7 +81,7 @@ def weights_only(q: Quantized) -> Quantized:
     states add up to `local_errors(full, quantized)`.
 
     Raises:
-      ValueError: site inputs of another rule than `quantize`.
+      ValueError: site inputs of another rule than `quantize_site`.
     """
     for name, value in q.site_inputs.items():
         require(isinstance(value, precision.SiteQuant), f"site {name}", got=type(value),

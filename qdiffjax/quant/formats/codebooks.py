@@ -22,6 +22,7 @@ NF4_LEVELS = (
 )  # fmt: skip
 
 
+@jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class CodebookFormat:
     """Any ascending levels, in units of the scale; the code of a level is its index.

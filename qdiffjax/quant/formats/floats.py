@@ -114,6 +114,7 @@ Kind = Literal["finite", "fn", "ieee", "fnuz"]
 _FIELDS = ("exponent_bits", "mantissa_bits", "bias")
 
 
+@jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class FloatFormat:
     """A float format; hashable (so usable as a static argument) if its fields are ints.

@@ -14,9 +14,10 @@ from qdiffjax.quant.formats.base import Format, check_integer
 MIN_BITS, MAX_BITS = 1, 16
 
 
+@jax.tree_util.register_pytree_node_class
 @dataclasses.dataclass(frozen=True)
 class IntFormat:
-    """Integer codes of a given width; hashable (so usable as a static argument) if bits is an int.
+    """Integer codes of a given width; a pytree, whose leaf is bits if they are an array.
 
         signed, narrow:      -(2^(b-1) - 1) .. 2^(b-1) - 1     (symmetric; the default)
         signed, not narrow:  -2^(b-1)       .. 2^(b-1) - 1     (survey, eq. 4)
@@ -26,8 +27,9 @@ class IntFormat:
     bias. One signed bit is the binary format {-1, +1}, which has no code for zero.
 
     Attributes:
-      bits: total width, sign included: an int in 1..16, or an integer array (a tracer inside
-        jit or vmap) in 2..16, or 1..16 without sign, so that a sweep over widths compiles once.
+      bits: total width, sign included: an int in 1..16, which makes the format hashable (so
+        usable as a static argument), or an integer array (a tracer inside jit or vmap) in 2..16,
+        or 1..16 without sign, so that a sweep over widths compiles once.
       signed: whether negative codes exist.
       narrow: whether the most negative code of a signed format is dropped.
 
@@ -99,6 +101,20 @@ class IntFormat:
     def decode(self, codes: Array, dtype: Any) -> Array:
         """Integers as dtype [*shape]."""
         return codes.astype(dtype)
+
+    def tree_flatten(self):
+        """Return (leaves, static part) for JAX."""
+        return ((), self) if self.is_static else ((self.bits,), (self.signed, self.narrow))
+
+    @classmethod
+    def tree_unflatten(cls, static, leaves) -> "IntFormat":
+        """Return the format with these leaves, which may be what JAX puts in place of arrays."""
+        if not leaves:
+            return static
+        format = object.__new__(cls)
+        for field, value in zip(dataclasses.fields(cls), (*leaves, *static), strict=True):
+            object.__setattr__(format, field.name, value)
+        return format
 
     def levels(self) -> np.ndarray:
         """All codes, ascending, float64 [n]; static bits only."""
