@@ -27,12 +27,9 @@ from qdiffjax import compiling, diffusion
 from qdiffjax.analysis.errors import ablation, ledger, propagation
 from qdiffjax.precision import (
     Quantized,
-    calibration,
     full_call,
     parse_shorthand,
-    prepare,
     quantized_call,
-    uniform,
 )
 from qdiffjax.sites import rules, transform
 

@@ -87,22 +87,19 @@ def quantized(network: networks.Network, sites, way: Way, x, path=None) -> preci
     """The network with codes for weights, without the weights they stand for."""
     dense = [s for s in sites if s.weight is not None and s.kind == "dot"][:-1]
     weights = precision.weight_operands(network.eps_fn, network.params, x, jnp.float32(0))
-    recipe = precision.uniform(
-        sites, weight_bits=getattr(way.weight, "bits", 8), activation_bits=None,
-        globs=[s.name for s in dense],
+    bits = getattr(way.weight, "bits", 8)
+    recipe = precision.Recipe({
+        s.name: precision.SiteBits(bits, 8 if tokens(s) >= LEAST_TOKENS else None) for s in dense
+    })  # fmt: skip
+    calibration = precision.Calibration(
+        network.eps_fn, network.params, sites,
+        {s.name: weights[s.name].astype(jnp.float32) for s in dense},
+        dict.fromkeys(recipe.bits, ((-RANGE / 2, RANGE / 2),)),
     )  # fmt: skip
-    codes = precision.prepare_codes(
-        {s.name: weights[s.name].astype(jnp.float32) for s in dense}, sites, recipe,
-        format_fn=lambda _: way.weight,
+    q = precision.lower(
+        calibration, recipe, path=path, format_fn=lambda _: way.weight,
+        grid_fn=lambda *_: way.activation,
     )  # fmt: skip
-    inputs = {
-        s.name: precision.SiteQuant(
-            codes[s.name], (way.activation if tokens(s) >= LEAST_TOKENS else None,)
-        )
-        for s in dense
-    }
-    inputs = precision.stored(inputs, sites, path)
-    q = precision.Quantized(network.eps_fn, network.params, inputs, precision.lower(path))
     return precision.drop_weights(q, x, jnp.float32(0))
 
 

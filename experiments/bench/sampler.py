@@ -32,7 +32,6 @@ from experiments.harness import command, subject, tables, timing
 from experiments.harness.command import option
 from qdiffjax import diffusion, precision
 from qdiffjax.kernels import backends
-from qdiffjax.precision import calibration
 from qdiffjax.sites.products import Dot
 
 WIDTHS = {"W8A8": (8, 8), "W4A8": (4, 8), "W8": (8, None)}
@@ -59,12 +58,8 @@ class Config:
 
 def lowered(target: subject.Subject, weight_bits, activation_bits, x) -> precision.Quantized:
     """The subject at these widths in real low precision, without the floats it no longer reads."""
-    recipe = precision.uniform(
-        target.sites, weight_bits=weight_bits, activation_bits=activation_bits, globs=target.globs
-    )
-    codes = precision.prepare_codes(target.weights, target.sites, recipe)
-    eps_fn, params = target.denoiser.eps_fn, target.denoiser.params
-    q = calibration.lower_denoiser(eps_fn, params, target.sites, recipe, codes, target.ranges)
+    recipe = target.recipe(weight_bits, activation_bits)
+    q = precision.lower(target.calibration, recipe)
     return precision.drop_weights(q, x, jnp.float32(0))
 
 

@@ -24,9 +24,8 @@ import numpy as np
 
 from experiments.harness import command, networks, subject, tables, timing
 from experiments.harness.command import option
-from qdiffjax import diffusion, hardware, precision, quant, sharding
+from qdiffjax import diffusion, hardware, precision, sharding
 from qdiffjax._checks import require
-from qdiffjax.precision import calibration
 
 # What runs in a process of its own, with the devices; its argument and its output are JSON.
 CHILD = "import sys; from experiments.bench import scaling; print(scaling.measured(sys.argv[1]))"
@@ -86,24 +85,14 @@ def measured(config: str) -> str:
     return json.dumps([seconds.tolist(), rows + memory(parsed)])
 
 
-def samples(bits, shared, *, study: subject.Subject, steps):
+def samples(bits, shared, *, steps):
     """Final samples of the recipe with these widths [2] of weights and activations, traced."""
-    params, weights, ranges, x_T = shared
-    format, activations = quant.IntFormat(bits[0]), quant.IntFormat(bits[1], signed=False)
-    shapes = {s.name: precision.output_channels(s) for s in study.sites if s.weight is not None}
-    rounded = {
-        name: quant.fake_quant(w, *quant.absmax(w, format=format, scale_shape=shapes[name]),
-                               format=format)
-        for name, w in weights.items()
-    }  # fmt: skip
-    inputs = {
-        name: precision.SiteQuant(
-            rounded.get(name),
-            tuple(quant.activation_grid(low, high, activations) for low, high in operands),
-        )
-        for name, operands in ranges.items()
-    }
-    call = precision.quantized_call(precision.Quantized(study.denoiser.eps_fn, params, inputs))
+    calibration, x_T = shared
+    recipe = precision.Recipe({
+        s.name: precision.SiteBits(None if s.weight is None else bits[0], bits[1])
+        for s in calibration.sites
+    })  # fmt: skip
+    call = precision.quantized_call(precision.quantize(calibration, recipe))
     return diffusion.sample(call, x_T, steps, keep_trajectory=False).x_0
 
 
@@ -111,9 +100,9 @@ def sweep(config: Config) -> tuple[np.ndarray, list[dict[str, Any]]]:
     """Time one sweep of recipes on 1, 2, 4 ... devices, in turns; a row for each number."""
     make_steps = functools.partial(diffusion.ddim, num_steps=config.num_steps)
     study = subject.prepare(config.checkpoint, make_steps, ("*",), 0)
-    fn = functools.partial(samples, study=study, steps=make_steps(study.denoiser.schedule))
+    fn = functools.partial(samples, steps=make_steps(study.denoiser.schedule))
     x_T = subject.noise(study.denoiser, config.num_samples, 0)
-    shared = study.denoiser.params, study.weights, calibration.over_steps(study.ranges), x_T
+    shared = study.calibration, x_T
     bits = np.random.default_rng(0).integers(4, 9, (config.num_recipes, 2)).astype(np.int32)
     turns = {}
     for num in config.devices:

@@ -87,7 +87,7 @@ def certify_call(subject: parts.Subject, config: Config, activation_bits, t: int
     q, time_ = subject.quantized(config.call_bits, activation_bits), jnp.asarray(float(t))
     errors = {"nearest": _call_error(q, x, time_)[None]}
     if activation_bits is not None:
-        nudges = parts.no_nudges(subject.sites, (len(x),))
+        nudges = parts.no_nudges(subject.calibration.sites, (len(x),))
         errors["unlucky"] = _call_unlucky(q, x, time_, nudges)
     row: dict[str, Any] = {
         "kind": "call", "weight_bits": config.call_bits, "activation_bits": activation_bits, "t": t
@@ -162,7 +162,7 @@ def certify_sampler(subject: parts.Subject, bits: int, activation_bits, x_T) -> 
     worst = measured[:, -1]
     violations = ((errors < low - SLACK) | (errors > high + SLACK)).any(-1).sum()
     if activation_bits is not None:
-        nudges = parts.no_nudges(subject.sites, (len(subject.steps.t), len(x_T)))
+        nudges = parts.no_nudges(subject.calibration.sites, (len(subject.steps.t), len(x_T)))
         found = np.asarray(_unlucky_runs(q, x_T, subject.steps, xs[-1], nudges))
         violations += ((found < low[:, -1] - SLACK) | (found > high[:, -1] + SLACK)).any(-1).sum()
         worst = np.maximum(worst, norms(found).max(0))

@@ -1,7 +1,7 @@
 """What `certificates` certifies: a tiny trained denoiser, its quantized versions, bad luck."""
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +9,7 @@ import numpy as np
 import optax
 
 from qdiffjax import diffusion, precision
-from qdiffjax.precision import calibration
-from qdiffjax.sites import Site, list_sites, transform
+from qdiffjax.sites import transform
 
 SCHEDULE = diffusion.linear()
 MEANS = np.array([[1.0, 1.0], [-1.0, 1.0], [0.0, -1.2]], np.float32)

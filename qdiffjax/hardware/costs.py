@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from qdiffjax._checks import require
-from qdiffjax.precision.recipe import Recipe, SiteBits, output_channels
+from qdiffjax.precision import Recipe, SiteBits, output_channels
 from qdiffjax.sites.plan import Site
 
 SCALE_BYTES = 4  # a float32

@@ -69,7 +69,7 @@ def quantize(calibration: Calibration, recipe: Recipe, **rounding) -> Quantized:
 
     Args:
       calibration: see `calibrate`.
-      recipe: widths by site.
+      recipe: widths by site, which may be traced.
       rounding: `calibrate_fn`, `granularity`, `format_fn` of the weights, see `round_weights`.
     """
     c = calibration
@@ -164,8 +164,8 @@ def site_inputs(
     """
     inputs = {}
     for name, bits in recipe.bits.items():
-        width, grids = bits.activation, ()
+        width, grids = bits.activation, []
         if width is not None:
-            grids = tuple(grid_fn(low, high, width) for low, high in ranges[name])
-        inputs[name] = SiteQuant(weights.get(name), grids)
+            grids = [grid_fn(low, high, width) for low, high in ranges[name]]
+        inputs[name] = SiteQuant(weights.get(name), tuple(grids))
     return inputs

@@ -27,7 +27,8 @@ def weight_codes(site: Site, w, scale, zero_point, format: Format) -> QTensor:
     """
     bits = format.bits if isinstance(format, IntFormat) else 8
     require(
-        2 <= bits <= 8, site.name, got=f"{bits} bits", expected="2..8 for codes that kernels multiply",
+        2 <= bits <= 8, site.name, got=f"{bits} bits",
+        expected="2..8 for codes that kernels multiply",
         remedy="leave that weight out of the recipe, or simulate the recipe by `quantize`",
     )  # fmt: skip
     check_format(format)

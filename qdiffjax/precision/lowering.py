@@ -96,7 +96,7 @@ def lower_site(path: Path | None = None) -> Rule:
 
 
 def lowering_of(sites: Sequence[Site], site_inputs: dict[str, SiteQuant]) -> dict[str, str]:
-    """Say for every site how `lower_site` runs it: plain, codes, weight codes, rounded or simulated."""
+    """Say how `lower_site` runs each site: plain, codes, weight codes, rounded or simulated."""
     return {s.name: _how(s, site_inputs.get(s.name)) for s in sites}
 
 

@@ -92,4 +92,4 @@ def parse_shorthand(text: str) -> SiteBits:
     widths = re.fullmatch(r"(?=.)(?:W(\d+))?(?:A(\d+))?", text.strip().upper())
     if not widths:
         raise ValueError(f"got the recipe {text!r}, expected a form like W4A8, W4 or A8.")
-    return SiteBits(*(b and check_bits(int(b)) for b in widths.groups()))
+    return SiteBits(*(None if b is None else check_bits(int(b)) for b in widths.groups()))

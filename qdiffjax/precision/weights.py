@@ -76,7 +76,7 @@ def round_weights(
 
 def _width_as_data(format: Format) -> Format:
     """Return the format with traced bits, so that widths share a program; one bit has no such."""
-    if not isinstance(format, IntFormat) or format.bits == 1:
+    if not isinstance(format, IntFormat) or not format.is_static or format.bits == 1:
         return format
     return dataclasses.replace(format, bits=np.asarray(format.bits, np.int32))
 

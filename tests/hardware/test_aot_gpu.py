@@ -9,7 +9,6 @@ import pytest
 from qdiffjax import kernels, precision
 from qdiffjax.hardware.ahead import gpu
 from qdiffjax.hardware.ahead.launches import Launches, count_launches
-from qdiffjax.precision import SiteQuant
 from qdiffjax.quant import E4M3FN, ActivationGrid, IntFormat
 from qdiffjax.sites import list_sites
 
@@ -101,12 +100,13 @@ def scan_cost(name: str, path):
         return jnp.tanh(y)
 
     def quantized(w):
-        codes = precision.prepare_codes({"w": w}, sites, recipe, format_fn=lambda _: format)
-        inputs = precision.stored({"w": SiteQuant(codes["w"], (how,))}, sites, path)
-        return precision.Quantized(fn, {"w": w}, inputs, precision.lower(path))
+        calibration = precision.Calibration(fn, {"w": w}, sites, {"w": w}, {"w": ((0.0, 0.0),)})
+        return precision.lower(
+            calibration, recipe, path=path, format_fn=lambda _: format, grid_fn=lambda *_: how
+        )
 
     sites = list_sites(fn, {"w": w}, x, 0.0)
-    recipe = precision.uniform(sites, weight_bits=8, activation_bits=None, globs=["w"])
+    recipe = precision.uniform(sites, weight_bits=8, activation_bits=8, globs=["w"])
     q = jax.eval_shape(quantized, w)
     return gpu.gpu_cost(steps, precision.drop_weights(q, x, 0.0), x)
 

@@ -207,9 +207,7 @@ def test_a_lowered_network_takes_the_bytes_that_are_counted():
     net = worlds.linen_layers()
     sites = list_sites(net.fn, *net.args)
     recipe = precision.uniform(sites, weight_bits=8, activation_bits=None, globs=("*",))
-    codes = precision.prepare_codes(precision.weight_operands(net.fn, *net.args), sites, recipe)
-    inputs = {name: precision.SiteQuant(q) for name, q in codes.items()}
-    q = precision.Quantized(net.fn, net.params, inputs, precision.lower())
+    q = precision.lower(worlds.calibrated(net), recipe)
     light = precision.drop_weights(q, net.x, net.t)
     held = jax.tree.leaves((light.params, [i.weight for i in light.site_inputs.values()]))
     c = hardware.count(sites)

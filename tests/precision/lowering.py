@@ -19,10 +19,10 @@ from qdiffjax.quant import (
     quantize,
 )
 from qdiffjax.sites import list_sites, rules, transform
-from tests.worlds import quick_jit
+from tests.worlds import calibrated, quick_jit
 
 UNSIGNED = IntFormat(8, signed=False)
-LOWER = precision.lower()
+LOWER = precision.lower_site()
 
 
 def in_float64(site, op, operands, inputs):
@@ -64,12 +64,11 @@ def ranges_of(net):
 
 
 def lowered(net, weight_bits, activation_bits):
-    sites = list_sites(net.fn, *net.args)
-    recipe = precision.uniform(sites, weight_bits=weight_bits, activation_bits=activation_bits)
-    weights = precision.weight_operands(net.fn, *net.args)
-    codes = precision.prepare_codes(weights, sites, recipe)
-    inputs = quick_jit(functools.partial(ptq.code_inputs, recipe))(codes, ranges_of(net))
-    return sites, precision.Quantized(net.fn, net.params, inputs, LOWER)
+    calibration = calibrated(net, ranges_of(net))
+    recipe = precision.uniform(
+        calibration.sites, weight_bits=weight_bits, activation_bits=activation_bits
+    )
+    return calibration.sites, precision.lower(calibration, recipe)
 
 
 def check_site(net, inputs_fn, tolerance=4e-7):

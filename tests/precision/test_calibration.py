@@ -1,5 +1,7 @@
 """Post-training quantization against NumPy: ranges along a sampler, grids, and the whole way."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,6 @@ import pytest
 from qdiffjax import diffusion, precision
 from qdiffjax.precision import calibration
 from qdiffjax.quant import IntFormat, activation_grid
-from qdiffjax.sites import list_sites
 from tests import worlds
 from tests.sites import by_hand
 from tests.tolerances import assert_close
@@ -41,7 +42,7 @@ def test_observed_ranges_are_the_extremes_along_the_sampling_run(eta):
     steps = diffusion.ddim(SCHEDULE, 3, eta=eta)
     key = jax.random.key(0)
     noise = [np.asarray(diffusion.step_noise(key, i, X)) for i in range(3)] if eta else None
-    ranges = calibration.observe_ranges(dense_fn, PARAMS, X, steps, key=key if eta else None)
+    ranges = calibration.observe_ranges(dense_fn, PARAMS, steps, X, key=key if eta else None)
     seen = trajectory_by_hand(steps, noise)
     assert set(ranges) == {"input", "a", "b", "output"}
     for name, operands in ranges.items():
@@ -69,22 +70,23 @@ def test_activation_grids_cover_the_range_and_hold_zero(low, high):
     np.testing.assert_allclose(got, expected, rtol=1e-12)
 
 
-def prepared(net, bits, steps=None):
-    """Sites, recipe, weights and per-step ranges of a uniform recipe."""
-    sites = list_sites(net.fn, *net.args)
-    recipe = precision.uniform(sites, weight_bits=bits, activation_bits=bits)
-    weights = precision.prepare(precision.weight_operands(net.fn, *net.args), sites, recipe)
+def calibrated(net, steps=None):
+    """The calibration of a network on a sampler from its own x."""
     steps = diffusion.ddim(SCHEDULE, 2) if steps is None else steps
-    return sites, recipe, weights, calibration.observe_ranges(net.fn, net.params, net.x, steps)
+    return precision.calibrate(net.fn, net.params, steps, net.x)
+
+
+def uniform(calibrated, bits):
+    return precision.uniform(calibrated.sites, weight_bits=bits, activation_bits=bits)
 
 
 def test_ranges_by_step_become_inputs_by_step():
     net = worlds.Network(dense_fn, PARAMS, X, jnp.float64(1))
     steps = diffusion.ddim(SCHEDULE, 3)
-    _, recipe, weights, ranges = prepared(net, 4, steps)
+    measured = calibrated(net, steps)
+    ranges, recipe = measured.ranges, uniform(measured, 4)
     per_call = calibration.site_inputs(recipe, {}, ranges)
-    static = calibration.site_inputs(recipe, weights, calibration.over_steps(ranges))
-    q = precision.Quantized(dense_fn, PARAMS, static)
+    q = precision.quantize(measured, recipe)
     run = diffusion.sample(precision.quantized_call(q), X, steps, per_call=per_call)
     x = np.asarray(X)
     for i, t in enumerate(np.asarray(steps.t)):
@@ -102,9 +104,9 @@ def test_each_bit_divides_the_error_of_a_quantized_denoiser_by_four():
     net = worlds.Network(dense_fn, PARAMS, X, FIRST)
     exact = jax.jit(net.fn)(*net.args)
     run = jax.jit(lambda q: precision.quantized_call(q)(X, FIRST, None)[0])
-    widths, errors = (6, 8, 10, 12), []
+    measured, widths, errors = calibrated(net), (6, 8, 10, 12), []
     for bits in widths:
-        q = calibration.quantize_denoiser(net.fn, net.params, *prepared(net, bits))
+        q = precision.quantize(measured, uniform(measured, bits))
         errors.append(float(jnp.mean((run(q) - exact) ** 2)))
     slope = np.polyfit(widths, np.log(errors) / np.log(4), 1)[0]
     assert abs(slope + 1) < 0.1
@@ -113,7 +115,8 @@ def test_each_bit_divides_the_error_of_a_quantized_denoiser_by_four():
 def test_eight_bits_are_close_to_float_on_a_network_with_attention_and_convolution():
     net = worlds.nnx_net()
     net = net._replace(t=FIRST.astype(jnp.float32))
-    q = calibration.quantize_denoiser(net.fn, net.params, *prepared(net, 8))
+    measured = calibrated(net)
+    q = precision.quantize(measured, uniform(measured, 8))
     got = jax.jit(lambda q: precision.quantized_call(q)(net.x, net.t, None)[0])(q)
     exact = jax.jit(net.fn)(*net.args)
     relative = float(jnp.linalg.norm(got - exact) / jnp.linalg.norm(exact))
@@ -123,13 +126,12 @@ def test_eight_bits_are_close_to_float_on_a_network_with_attention_and_convoluti
 
 def test_a_recipe_without_activation_bits_rounds_weights_only():
     net = worlds.Network(dense_fn, PARAMS, X, jnp.float64(1))
-    sites = list_sites(net.fn, *net.args)
-    recipe = precision.uniform(sites, weight_bits=4, activation_bits=None, globs=["a"])
-    weights = precision.prepare(precision.weight_operands(net.fn, *net.args), sites, recipe)
-    inputs = calibration.site_inputs(recipe, weights, {})
+    measured = calibrated(net)
+    recipe = precision.uniform(measured.sites, weight_bits=4, activation_bits=None, globs=["a"])
+    inputs = precision.quantize(measured, recipe).site_inputs
     assert set(inputs) == {"a"}
     assert inputs["a"].activations == ()
-    np.testing.assert_array_equal(inputs["a"].weight, weights["a"])
+    assert_close(inputs["a"].weight, by_hand.weight(PARAMS["a"], 4, (0,)), factor=64)
 
 
 def test_widening_the_input_widens_every_operand_that_reads_it_and_no_other():
@@ -156,12 +158,12 @@ def test_noise_beyond_the_range_is_lost_and_grows_with_alpha_unless_the_edges_ar
         return x / schedule(t).sigma
 
     x_T = jnp.asarray([[1.0], [-1.0]])
-    sites = list_sites(eps_fn, {}, x_T, jnp.float64(1))
-    ranges = calibration.observe_ranges(eps_fn, {}, x_T, steps)
-    recipe = precision.uniform(sites, weight_bits=None, activation_bits=16)
+    measured = precision.calibrate(eps_fn, {}, steps, x_T)
+    ranges = measured.ranges
+    recipe = precision.uniform(measured.sites, weight_bits=None, activation_bits=16)
 
     def final(ranges):
-        q = calibration.quantize_denoiser(eps_fn, {}, sites, recipe, {}, ranges)
+        q = precision.quantize(dataclasses.replace(measured, ranges=ranges), recipe)
         return diffusion.sample(precision.quantized_call(q), jnp.asarray([[1.5]]), steps).x_0[0, 0]
 
     alpha = schedule(steps.t[0]).alpha

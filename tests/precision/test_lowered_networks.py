@@ -24,7 +24,7 @@ from tests.precision.lowering import (
     w8a8,
 )
 from tests.tolerances import assert_close
-from tests.worlds import NETWORKS, dot, normal, quick_jit
+from tests.worlds import NETWORKS, calibrated, dot, normal, quick_jit
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
 
@@ -50,13 +50,15 @@ def test_every_site_of_a_network_is_the_simulation_at_its_operands(name, bits):
 )
 def test_codes_of_weights_stand_for_what_the_simulation_rounds_to(bits, calibrate):
     net = dot("w in the middle")
-    sites = list_sites(net.fn, *net.args)
-    recipe = precision.uniform(sites, weight_bits=bits, activation_bits=None)
+    calibrated_net = calibrated(net)
+    recipe = precision.uniform(calibrated_net.sites, weight_bits=bits, activation_bits=None)
     for granularity in (precision.output_channels, precision.whole_tensor):
-        given = net.params, sites, recipe
-        how = {"calibrate": calibrate, "granularity": granularity}
-        codes = precision.prepare_codes(*given, **how)["w"]
-        np.testing.assert_array_equal(dequantize(codes), precision.prepare(*given, **how)["w"])
+        codes, values = (
+            road(calibrated_net, recipe, calibrate_fn=calibrate, granularity=granularity)
+            .site_inputs["w"].weight
+            for road in (precision.lower, precision.quantize)
+        )  # fmt: skip
+        np.testing.assert_array_equal(dequantize(codes), values)
         assert codes.codes.dtype == (jnp.int4 if bits <= 4 else jnp.int8)
 
 
@@ -70,7 +72,7 @@ def test_a_recipe_by_step_goes_through_per_call():
         for factors in [jnp.asarray([1.0, 0.7, 0.5], jnp.float32)]
     }
     recipe = precision.uniform(sites, weight_bits=8, activation_bits=8)
-    per_call = ptq.code_inputs(recipe, {}, ranges)
+    per_call = ptq.site_inputs(recipe, {}, ranges, ptq.static_grid)
     x_T = net.x.astype(jnp.float32)
     call_fn = jax.jit(precision.quantized_call(q))
     run = diffusion.sample(call_fn, x_T, steps, per_call=per_call)
@@ -158,8 +160,7 @@ def test_inputs_of_the_simulation_are_simulated():
     net = dot("x w")
     sites = list_sites(net.fn, *net.args)
     recipe = precision.uniform(sites, weight_bits=12, activation_bits=12)
-    weights = precision.prepare(precision.weight_operands(net.fn, *net.args), sites, recipe)
-    inputs = ptq.site_inputs(recipe, weights, ranges_of(net))
+    inputs = precision.quantize(calibrated(net, ranges_of(net)), recipe).site_inputs
     runs = [
         jax.jit(transform(net.fn, rule))(*net.args, site_inputs=inputs)[0]
         for rule in (LOWER, precision.quantize_site)
@@ -171,10 +172,9 @@ def test_inputs_of_the_simulation_are_simulated():
 def test_bad_input_says_what_to_do():
     net = dot("x w")
     sites = list_sites(net.fn, *net.args)
-    weights = precision.weight_operands(net.fn, *net.args)
     recipe = precision.uniform(sites, weight_bits=9, activation_bits=None)
     with pytest.raises(ValueError, match=r"w: got 9 bits, expected 2\.\.8"):
-        precision.prepare_codes(weights, sites, recipe)
+        precision.lower(calibrated(net), recipe)
     how = ActivationGrid(UNSIGNED, jnp.ones(3, jnp.float32), jnp.zeros(3, jnp.int32))
     inputs = {"w": w8a8(sites[1], net)._replace(activations=(how,))}
     with pytest.raises(ValueError, match=r"scalar.*per_call"):

@@ -101,7 +101,7 @@ def test_weights_in_a_scan_come_out_by_iteration():
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_prepare_rounds_each_output_channel_by_itself(bits):
     recipe = precision.uniform(SITES, weight_bits=bits, activation_bits=8)
-    prepared = precision.prepare(WEIGHTS, SITES, recipe)
+    prepared = precision.round_weights(WEIGHTS, SITES, recipe)
     assert set(prepared) == set(WEIGHTS)
     for name, w in WEIGHTS.items():
         expected = by_hand.weight(w, bits, tuple(range(w.ndim - 1)))
@@ -110,17 +110,19 @@ def test_prepare_rounds_each_output_channel_by_itself(bits):
 
 def test_prepare_follows_granularity_and_calibration():
     recipe = precision.uniform(SITES, weight_bits=3, activation_bits=None, globs=["conv/*"])
-    prepared = precision.prepare(WEIGHTS, SITES, recipe, granularity=precision.whole_tensor)
+    prepared = precision.round_weights(WEIGHTS, SITES, recipe, granularity=precision.whole_tensor)
     w = WEIGHTS["conv/kernel"]
     assert_close(prepared["conv/kernel"], by_hand.weight(w, 3, (0, 1, 2, 3)), factor=64)
-    searched = precision.prepare(WEIGHTS, SITES, recipe, calibrate=calibration.mse)["conv/kernel"]
-    absmax = precision.prepare(WEIGHTS, SITES, recipe)["conv/kernel"]
+    searched = precision.round_weights(WEIGHTS, SITES, recipe, calibrate_fn=calibration.mse)[
+        "conv/kernel"
+    ]
+    absmax = precision.round_weights(WEIGHTS, SITES, recipe)["conv/kernel"]
     assert float(jnp.mean((searched - w) ** 2)) < float(jnp.mean((absmax - w) ** 2))
 
 
 def test_one_bit_weights_are_signs_times_one_scale_per_channel():
     bits = {"conv/kernel": SiteBits(1), "out/kernel": SiteBits(5)}
-    prepared = precision.prepare(WEIGHTS, SITES, Recipe(bits), calibrate=calibration.mse)
+    prepared = precision.round_weights(WEIGHTS, SITES, Recipe(bits), calibrate_fn=calibration.mse)
     w = np.asarray(WEIGHTS["conv/kernel"])
     # The least-squares binary scale is the mean magnitude (Rastegari et al. 2016).
     expected = np.sign(w) * np.abs(w).mean((0, 1, 2), keepdims=True)
@@ -130,7 +132,7 @@ def test_one_bit_weights_are_signs_times_one_scale_per_channel():
 
 def test_a_recipe_without_weight_bits_prepares_nothing():
     recipe = precision.uniform(SITES, weight_bits=None, activation_bits=8)
-    assert precision.prepare(WEIGHTS, SITES, recipe) == {}
+    assert precision.round_weights(WEIGHTS, SITES, recipe) == {}
 
 
 def test_tied_weights_used_alike_are_rounded_alike():
@@ -140,7 +142,7 @@ def test_tied_weights_used_alike_are_rounded_alike():
     args = ({"a": normal(1, 4, 4)}, normal(2, 5, 4), 0.0)
     listed = list_sites(fn, *args)
     recipe = precision.uniform(listed, weight_bits=3, activation_bits=None)
-    prepared = precision.prepare(precision.weight_operands(fn, *args), listed, recipe)
+    prepared = precision.round_weights(precision.weight_operands(fn, *args), listed, recipe)
     np.testing.assert_array_equal(prepared["a"], prepared["a#2"])
 
 
@@ -153,7 +155,7 @@ def test_a_sweep_over_widths_compiles_the_rounding_once():
 
     for bits in range(2, 9):
         recipe = precision.uniform(SITES, weight_bits=bits, activation_bits=None, globs=["conv/*"])
-        precision.prepare(WEIGHTS, SITES, recipe, calibrate=counted)
+        precision.round_weights(WEIGHTS, SITES, recipe, calibrate_fn=counted)
     assert len(traces) == 1
 
 
@@ -167,5 +169,5 @@ def test_weight_operands_take_parameters_of_any_dtype():
     listed = list_sites(fn, *args)
     weights = precision.weight_operands(fn, *args)
     recipe = precision.uniform(listed, weight_bits=4, activation_bits=None)
-    prepared = precision.prepare(weights, listed, recipe)
+    prepared = precision.round_weights(weights, listed, recipe)
     assert jax.tree.map(lambda a: a.dtype, prepared) == {"params": jnp.bfloat16}

@@ -9,7 +9,6 @@ import pytest
 
 from qdiffjax import kernels, precision
 from qdiffjax.kernels.gpu import products as gpu_products
-from qdiffjax.precision import calibration
 from qdiffjax.precision.codes import Stored, unstored
 from qdiffjax.precision.lowering import as_matrix
 from qdiffjax.sites import list_sites, transform
@@ -21,7 +20,7 @@ from tests.precision.lowering import (
     w8a8,
     weight_only,
 )
-from tests.worlds import DOTS, NETWORKS, dot, normal, one_site, quick_jit
+from tests.worlds import DOTS, NETWORKS, calibrated, dot, normal, one_site, quick_jit
 
 # Kernels of XLA that ask for the order of the GPU's; those leave small sizes to XLA as well.
 ORDERED = dataclasses.replace(kernels.XLA, sums_last=True)
@@ -45,7 +44,7 @@ def the_site(net):
 
 
 def run(net, path, inputs):
-    g = quick_jit(transform(net.fn, precision.lower(path)))
+    g = quick_jit(transform(net.fn, precision.lower_site(path)))
     return g(*net.args, site_inputs=inputs)[0]
 
 
@@ -144,7 +143,7 @@ def test_networks_run_alike_without_their_float_weights(name):
     sites, q = lowered(net, 8, 8)
     path, runs = ORDERED, []
     for inputs in (q.site_inputs, precision.stored(q.site_inputs, sites, path)):
-        light = precision.Quantized(q.eps_fn, q.params, inputs, precision.lower(path))
+        light = precision.Quantized(q.eps_fn, q.params, inputs, precision.lower_site(path))
         light = precision.drop_weights(light, net.x, net.t)
         call = quick_jit(lambda q, x: precision.quantized_call(q)(x, net.t, None)[0])
         runs.append(call(light, net.x))
@@ -158,7 +157,7 @@ def test_derivatives_batches_and_changes_of_scale_by_step_pass_stored_codes():
     other = {site.name: precision.SiteQuant(None, activations(site, net)[:1])}
     results = []
     for inputs in (plain, precision.stored(plain, [site], path)):
-        q = precision.Quantized(net.fn, net.params, inputs, precision.lower(path))
+        q = precision.Quantized(net.fn, net.params, inputs, precision.lower_site(path))
         call = lambda x, q=q: precision.quantized_call(q)(x, net.t, other)[0]  # noqa: E731
         tangent = normal(5, *net.x.shape, dtype=np.float32)
         derivative = quick_jit(lambda x, call=call, d=tangent: jax.jvp(call, (x,), (d,)))
@@ -169,11 +168,9 @@ def test_derivatives_batches_and_changes_of_scale_by_step_pass_stored_codes():
 
 def test_a_lowered_denoiser_is_stored_for_its_path():
     net = worlds.nnx_net()
-    sites, q = lowered(net, 8, 8)
-    recipe = precision.uniform(sites, weight_bits=8, activation_bits=8)
-    codes = {n: i.weight for n, i in q.site_inputs.items() if i.weight is not None}
-    given = net.fn, net.params, sites, recipe, codes, ranges_of(net)
+    calibration = calibrated(net, ranges_of(net))
+    recipe = precision.uniform(calibration.sites, weight_bits=8, activation_bits=8)
     for path in (kernels.GPU, kernels.XLA):
-        made = calibration.lower_denoiser(*given, path=path)
-        found = {isinstance(made.site_inputs[n].weight, Stored) for n in codes}
+        inputs = precision.lower(calibration, recipe, path=path).site_inputs.values()
+        found = {isinstance(i.weight, Stored) for i in inputs if i.weight is not None}
         assert found == {path is kernels.GPU}

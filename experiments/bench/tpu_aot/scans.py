@@ -73,7 +73,7 @@ def scan_cost(network: Network, way: str, num_steps: int, chip: str) -> tpu.TpuC
         q, of = dataclasses.replace(q, site_inputs={}), precision.full_call
     else:
         path = kernels.XLA if way == "xla" else kernels.tpu_path(blocks=TABLE[chip])
-        q = dataclasses.replace(q, rule=precision.lower(path))
+        q = dataclasses.replace(q, rule=precision.lower_site(path))
         q = precision.drop_weights(q, network.x, S((), F32))
 
     def run(q, x_T):

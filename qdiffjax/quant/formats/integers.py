@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any, TypeGuard
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 

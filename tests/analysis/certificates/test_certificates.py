@@ -83,11 +83,9 @@ def quantized(fn, params, shape, *, weight_bits=6, activation_bits=6, reach=1.0,
     sites = list_sites(fn, params, x[:1], T)
     recipe = precision.uniform(sites, weight_bits=weight_bits, activation_bits=activation_bits)
     weights = precision.weight_operands(fn, params, x[:1], T)
-    weights = precision.prepare(weights, sites, recipe)
     observe = jax.jit(transform(fn, rules.observe(calibration.range_of)))
-    q = precision.Quantized(
-        fn, params, calibration.site_inputs(recipe, weights, observe(params, x, T)[1])
-    )
+    measured = precision.Calibration(fn, params, sites, weights, observe(params, x, T)[1])
+    q = precision.quantize(measured, recipe)
     return q if key is None else parts.randomized(q, key)
 
 

@@ -75,7 +75,7 @@ class Subject:
         self.recipe = precision.uniform(self.sites, weight_bits=BITS, activation_bits=BITS)
         ranges = jax.jit(
             lambda: calibration.over_steps(
-                calibration.observe_ranges(fn, params, x_T, steps, key=key)
+                calibration.observe_ranges(fn, params, steps, x_T, key=key)
             )
         )()
         # Narrower than the data and lopsided, so that some elements clip at either end.
@@ -85,7 +85,7 @@ class Subject:
         return diffusion.sample(call, x_T, self.steps, key=self.key, per_call=per_call)
 
     def quantization(self, params):
-        weights = precision.prepare(self.weights_of(params), self.sites, self.recipe)
+        weights = precision.round_weights(self.weights_of(params), self.sites, self.recipe)
         inputs = calibration.site_inputs(self.recipe, weights, self.ranges)
         return precision.Quantized(self.fn, params, inputs)
 

@@ -17,8 +17,6 @@ from qdiffjax.analysis.errors import ledger, propagation, runs
 from qdiffjax.networks.models.dit import DiT
 from qdiffjax.networks.models.unet import UNet
 from qdiffjax.networks.models.video import VideoDiT
-from qdiffjax.precision import calibration
-from qdiffjax.sites import list_sites
 from tests.worlds import quick_jit
 
 SCHEDULE = diffusion.linear(100, 1e-3, 0.1)
@@ -114,12 +112,9 @@ def pair_network():
 
 def quantized(eps_fn, params, x_T, steps):
     """The network with weights of 6 bits and activations of 8, calibrated on a sampler."""
-    example = params, x_T, jnp.float32(1)
-    sites = list_sites(eps_fn, *example)
-    recipe = precision.uniform(sites, weight_bits=6, activation_bits=8)
-    weights = precision.prepare(precision.weight_operands(eps_fn, *example), sites, recipe)
-    ranges = quick_jit(lambda p: calibration.observe_ranges(eps_fn, p, x_T, single(steps)))(params)
-    return calibration.quantize_denoiser(eps_fn, params, sites, recipe, weights, ranges)
+    measured = precision.calibrate(eps_fn, params, single(steps), x_T)
+    recipe = precision.uniform(measured.sites, weight_bits=6, activation_bits=8)
+    return precision.quantize(measured, recipe)
 
 
 def single(steps):

@@ -27,7 +27,7 @@ def test_only_layers_that_see_many_tokens_round_their_activations(tiny_dit_xl):
     sites = list_sites(network.eps_fn, params, x, jnp.float32(0))
     way = dit_xl.WAYS["W8A8 dynamic"]
     q = dit_xl.quantized(network._replace(params=params), sites, way, x)
-    rounded = {name for name, i in q.site_inputs.items() if i.activations != (None,)}
+    rounded = {name for name, i in q.site_inputs.items() if any(i.activations)}
     assert any("mlp/up" in name for name in rounded)
     assert not any("modulation" in name or "condition" in name for name in rounded)
     assert any("modulation" in name for name in q.site_inputs)

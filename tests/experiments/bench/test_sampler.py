@@ -20,8 +20,7 @@ def test_sums_in_another_order_are_the_same_sums(name):
     net = worlds.NETWORKS[name]()
     sites = list_sites(net.fn, *net.args)
     recipe = precision.uniform(sites, weight_bits=8, activation_bits=None)
-    weights = precision.prepare(precision.weight_operands(net.fn, *net.args), sites, recipe)
-    inputs = {n: precision.SiteQuant(w) for n, w in weights.items()}
+    inputs = precision.quantize(worlds.calibrated(net), recipe).site_inputs
     runs = [
         jax.jit(transform(net.fn, rule))(*net.args, site_inputs=inputs)[0]
         for rule in (precision.quantize_site, sampler.reordered(1))
