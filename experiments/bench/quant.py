@@ -13,6 +13,7 @@ qwix installed (the extra `peers`), its quantize-and-dequantize runs as well.
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,24 +36,16 @@ class Config:
         require(self.size % 32 == 0, "size", got=self.size, expected="a positive multiple of 32")
 
 
-def integer(bits: int, scale_shape_fn, signed: bool = True) -> Callable:
+INT8, INT4, UINT8 = quant.IntFormat(8), quant.IntFormat(4), quant.IntFormat(8, signed=False)
+
+
+def constant(format: quant.Format, scale_shape_fn=quant.per_tensor) -> Callable:
     """Make a quantizer whose scale is a constant, calibrated once, as in a sampler."""
-    format = quant.IntFormat(bits, signed=signed)
 
     def make(x):
-        calibrate = quant.absmax if signed else quant.minmax
+        calibrate: Any = quant.minmax if format == UINT8 else quant.absmax
         grid = calibrate(x, format=format, scale_shape=scale_shape_fn(x))
         return lambda x: quant.fake_quant(x, *grid, format=format)
-
-    return make
-
-
-def scaled(format: quant.Format) -> Callable:
-    """Make a quantizer with one constant scale."""
-
-    def make(x):
-        scale, _ = quant.absmax(x, format=format)
-        return lambda x: quant.fake_quant(x, scale, format=format)
 
     return make
 
@@ -77,14 +70,14 @@ COPIES = ("copy", "negation")
 CASES: dict[str, Callable] = {
     "copy": lambda x: jnp.copy,
     "negation": lambda x: jnp.negative,
-    "int8 per channel": integer(8, CHANNEL),
-    "int4 per channel": integer(4, CHANNEL),
-    "uint8 affine per channel": integer(8, CHANNEL, signed=False),
-    "int4 per group of 32": integer(4, GROUP),
-    "int8 per token": integer(8, quant.per_token),
-    "e4m3fn": scaled(quant.E4M3FN),
-    "e2m1": scaled(quant.E2M1),
-    "nf4": scaled(quant.nf4()),
+    "int8 per channel": constant(INT8, CHANNEL),
+    "int4 per channel": constant(INT4, CHANNEL),
+    "uint8 affine per channel": constant(UINT8, CHANNEL),
+    "int4 per group of 32": constant(INT4, GROUP),
+    "int8 per token": constant(INT8, quant.per_token),
+    "e4m3fn": constant(quant.E4M3FN),
+    "e2m1": constant(quant.E2M1),
+    "nf4": constant(quant.nf4()),
     "MXFP8 e4m3": block(quant.MXFP8_E4M3),
     "MXFP4": block(quant.MXFP4),
     "MXINT8": block(quant.MXINT8),

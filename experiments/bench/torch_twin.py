@@ -73,16 +73,14 @@ class Layers:
 
 def fold(x, patch: int):
     """`layers.space_to_depth` on [b, c, h, w]."""
-    b, c, h, w = x.shape
-    x = x.reshape(b, c, h // patch, patch, w // patch, patch).permute(0, 3, 5, 1, 2, 4)
-    return x.reshape(b, patch**2 * c, h // patch, w // patch)
+    x = x.unflatten(3, (-1, patch)).unflatten(2, (-1, patch))
+    return x.permute(0, 3, 5, 1, 2, 4).flatten(1, 3)
 
 
 def unfold(x, patch: int):
     """`layers.depth_to_space` on [b, c, h, w]."""
-    b, c, h, w = x.shape
-    x = x.reshape(b, patch, patch, c // patch**2, h, w).permute(0, 3, 4, 1, 5, 2)
-    return x.reshape(b, c // patch**2, h * patch, w * patch)
+    x = x.unflatten(1, (patch, patch, -1)).permute(0, 3, 4, 1, 5, 2)
+    return x.flatten(4, 5).flatten(2, 3)
 
 
 def unet(params, *, channels, num_blocks, attention, patch, device="cpu") -> Callable:

@@ -8,15 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.bench.products import Product, multiply
 from experiments.harness import timing
 from qdiffjax import kernels
-from qdiffjax.kernels import backends, narrow
+from qdiffjax.kernels import XLA, narrow
 from qdiffjax.kernels.operands import FLOAT8, quantized
 from qdiffjax.quant import E4M3FN, E5M2, ActivationGrid, IntFormat, QTensor, dequantize
 
 INT8, INT4 = IntFormat(8), IntFormat(4)
 BF16, STATIC = jnp.bfloat16, jnp.float32(0.03)
-NHWC = ("NHWC", "HWIO", "NHWC")
 
 
 class Case(NamedTuple):
@@ -58,45 +58,15 @@ def scales(seed: int, n: int):
     return jax.random.uniform(jax.random.key(seed), (n,), jnp.float32, 0.5, 1.5) / 100
 
 
-class Problem(NamedTuple):
-    """A product: shapes of x and w (two axes, or NHWC and HWIO), and how many run in a row."""
-
-    x: tuple[int, ...]
-    w: tuple[int, ...]
-    num: int
-
-    @property
-    def outputs(self) -> int:
-        """Numbers of the result."""
-        return int(np.prod(self.x[:-1])) * self.w[-1]
-
-    @property
-    def flops(self) -> float:
-        """Two for every product of numbers."""
-        return 2.0 * self.outputs * int(np.prod(self.w[:-1]))
-
-    def bytes(self, x_bits: int, w_bits: int) -> float:
-        """Of the operands and a bfloat16 result."""
-        return np.prod(self.x) * x_bits / 8 + np.prod(self.w) * w_bits / 8 + 2.0 * self.outputs
-
-
-def multiply(x, w, dtype=jnp.float32, precision=None):
-    """The plain product of arrays, summed in `dtype`."""
-    if x.ndim == 2:
-        return jax.lax.dot(x, w, precision=precision, preferred_element_type=dtype)
-    return jax.lax.conv_general_dilated(
-        x, w, (1, 1), "SAME", dimension_numbers=NHWC, precision=precision,
-        preferred_element_type=dtype,
-    )  # fmt: skip
-
-
 exact = jax.jit(functools.partial(multiply, precision="highest"))
 
 
-def floats(p: Problem, name: str, *, dtype=jnp.float32, is_transposed=False, alone=False) -> Case:
-    """The product of bfloat16 numbers, which all others are compared with."""
+def floats(
+    p: Product, num: int, name: str, *, dtype=jnp.float32, is_transposed=False, alone=False
+) -> Case:
+    """Products of bfloat16 numbers, which all others are compared with."""
     shape = p.w[::-1] if is_transposed else tuple(p.w)
-    sets = [(drawn(2 * i, p.x, None), drawn(2 * i + 1, shape, None)) for i in range(p.num)]
+    sets = [(drawn(2 * i, p.x, None), drawn(2 * i + 1, shape, None)) for i in range(num)]
 
     def ordered(w):
         return w.T if is_transposed else w
@@ -110,15 +80,15 @@ def floats(p: Problem, name: str, *, dtype=jnp.float32, is_transposed=False, alo
 
 
 def codes(
-    p: Problem, name: str, x_format, w_format, *, activation: ActivationGrid | None = None,
-    path=None, is_transposed=True, alone=False,
+    p: Product, num: int, name: str, x_format, w_format, *,
+    activation: ActivationGrid | None = None, path=None, is_transposed=True, alone=False,
 ) -> Case:  # fmt: skip
-    """A product of `kernels`: x is codes, or numbers that are rounded, or that stay (no format)."""
+    """Products of `kernels`: x is codes, or numbers that are rounded, or that stay (no format)."""
     held = x_format if activation is None else None
     n = p.w[-1]
     shape = (n, int(np.prod(p.w[:-1]))) if is_transposed else p.w
     sets = [(drawn(3 * i, p.x, held), drawn(3 * i + 1, shape, w_format), scales(3 * i + 2, n))
-            for i in range(p.num)]  # fmt: skip
+            for i in range(num)]  # fmt: skip
     call = kernels.matmul if len(p.x) == 2 else kernels.conv
 
     def operands(x, w, scale):
@@ -143,42 +113,37 @@ def codes(
     return Case(name, kind, fn, sets, expected, p.flops, p.bytes(bits, width), alone=alone)
 
 
-def many(p: Problem) -> list[Callable[[], Case]]:
+def many(p: Product, num: int = 2) -> list[Callable[[], Case]]:
     """Products of many tokens, or convolutions; each is made when it is called."""
-    is_matrix = len(p.x) == 2
-    found: list[Callable[[], Case]] = [lambda: floats(p, "bf16, XLA")]
-    if is_matrix:
-        found += [lambda: floats(p, "bf16, XLA, w held as [N, K]", is_transposed=True)]
-    else:
-        found += [lambda: floats(p, "bf16, XLA, sums leave as bf16", dtype=BF16)]
-    found += [
-        lambda: codes(p, "int8", INT8, INT8),
-        lambda: codes(
-            p, "int8, x rounded, static", INT8, INT8, activation=ActivationGrid(INT8, STATIC)
-        ),
-        lambda: codes(p, "int8, x rounded, dynamic", INT8, INT8, activation=ActivationGrid(INT8)),
-        lambda: codes(p, "e4m3", E4M3FN, E4M3FN),
-        lambda: codes(p, "int8, XLA", INT8, INT8, path=backends.XLA),
+    static, dynamic, dynamic8 = (
+        {"activation": ActivationGrid(*grid)} for grid in ((INT8, STATIC), (INT8,), (E4M3FN,))
+    )
+    ways = [
+        lambda: floats(p, num, "bf16, XLA"),
+        lambda: floats(p, num, "bf16, XLA, w held as [N, K]", is_transposed=True),
+        lambda: codes(p, num, "int8", INT8, INT8),
+        lambda: codes(p, num, "int8, x rounded, static", INT8, INT8, **static),
+        lambda: codes(p, num, "int8, x rounded, dynamic", INT8, INT8, **dynamic),
+        lambda: codes(p, num, "e4m3", E4M3FN, E4M3FN),
+        lambda: codes(p, num, "int8, XLA", INT8, INT8, path=XLA),
+        lambda: codes(p, num, "e4m3, x rounded, dynamic", E4M3FN, E4M3FN, **dynamic8),
+        lambda: codes(p, num, "e5m2", E5M2, E5M2),
+        lambda: codes(p, num, "int8, w held as [K, N]", INT8, INT8, is_transposed=False),
     ]
-    if is_matrix:
-        found += [
-            lambda: codes(
-                p, "e4m3, x rounded, dynamic", E4M3FN, E4M3FN, activation=ActivationGrid(E4M3FN)
-            ),
-            lambda: codes(p, "e5m2", E5M2, E5M2),
-            lambda: codes(p, "int8, w held as [K, N]", INT8, INT8, is_transposed=False),
-        ]
-    return found
+    if len(p.x) == 2:
+        return ways
+    sums = lambda: floats(p, num, "bf16, XLA, sums leave as bf16", dtype=BF16)  # noqa: E731
+    return [ways[0], sums, *ways[2:7]]
 
 
-def few(p: Problem) -> list[Callable[[], Case]]:
+def few(p: Product, num: int) -> list[Callable[[], Case]]:
     """Products of few tokens with codes of the weights alone."""
     return [
-        lambda: floats(p, "bf16, XLA", alone=True),
-        lambda: floats(p, "bf16, XLA, w held as [N, K]", is_transposed=True),
-        lambda: codes(p, "W4A16", None, INT4, alone=True),
-        lambda: codes(p, "W8A16", None, INT8, alone=True),
-        lambda: codes(p, "W4A16, w held as [K, N]", None, INT4, is_transposed=False),
+        lambda: floats(p, num, "bf16, XLA", alone=True),
+        lambda: floats(p, num, "bf16, XLA, w held as [N, K]", is_transposed=True),
+        lambda: codes(p, num, "W4A16", None, INT4, alone=True),
+        lambda: codes(p, num, "W8A16", None, INT8, alone=True),
+        lambda: codes(p, num, "W4A16, w held as [K, N]", None, INT4, is_transposed=False),
     ]
 
 

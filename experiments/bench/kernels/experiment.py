@@ -31,7 +31,8 @@ import jax
 import jax.numpy as jnp
 
 from experiments.bench.kernels import cases, torch_peer
-from experiments.bench.kernels.cases import Case, Problem
+from experiments.bench.kernels.cases import Case
+from experiments.bench.products import Product
 from experiments.harness import command, store, tables, timing
 from experiments.harness.command import option
 from qdiffjax.kernels import backends
@@ -75,25 +76,26 @@ QUICK = {"size": 64, "tokens": 128, "width": 64, "few": (2,), "outputs": (64,), 
          "images": ("1x8x16",), "ceiling": 64, "repeats": 2, "least_ms": 1.0}  # fmt: skip
 
 
-def products(config: Config) -> dict[str, tuple[Problem, Callable]]:
+def products(config: Config) -> dict[str, tuple[Product, Callable]]:
     """What is multiplied, by importance, and the function that lists the ways."""
 
-    def matrices(m, k, n, num=2, ways=cases.many):
-        return f"{m}x{k} to {n}", (Problem((m, k), (k, n), num), ways)
+    def matrices(m, k, n, ways=cases.many):
+        return f"{m}x{k} to {n}", (Product((m, k), (k, n)), ways)
 
     size, width, wide = config.size, config.width, 4 * config.width
-    few = [matrices(m, size, n, config.num_layers, cases.few)
+    in_layers = functools.partial(cases.few, num=config.num_layers)
+    few = [matrices(m, size, n, in_layers)
            for m, n in itertools.product(config.few, config.outputs)]  # fmt: skip
     dit = [matrices(config.tokens, *shape)
            for shape in ((width, wide), (wide, width), (width, 3 * width))]  # fmt: skip
     images = {text: image(text) for text in config.images}
-    convs = [(f"conv {text}", (Problem((b, side, side, c), (3, 3, c, c), 2), cases.many))
+    convs = [(f"conv {text}", (Product((b, side, side, c), (3, 3, c, c)), cases.many))
              for text, (b, side, c) in images.items()]  # fmt: skip
     square = matrices(size, size, size)
     return dict([square, *convs[:1], *few[:2], *dit, *convs[1:], *few[2:]])
 
 
-def ceilings(square: Problem) -> list[Callable[[], Case]]:
+def ceilings(square: Product) -> list[Callable[[], Case]]:
     """What moves most bytes, and multiplies fastest."""
     length = 4 * square.outputs
 
@@ -103,9 +105,9 @@ def ceilings(square: Problem) -> list[Callable[[], Case]]:
 
     return [
         add,
-        lambda: cases.floats(square, "bf16, XLA"),
-        lambda: cases.codes(square, "int8", cases.INT8, cases.INT8),
-        lambda: cases.codes(square, "e4m3", cases.E4M3FN, cases.E4M3FN),
+        lambda: cases.floats(square, 1, "bf16, XLA"),
+        lambda: cases.codes(square, 1, "int8", cases.INT8, cases.INT8),
+        lambda: cases.codes(square, 1, "e4m3", cases.E4M3FN, cases.E4M3FN),
     ]
 
 
@@ -131,7 +133,7 @@ def group(ways: list[Callable[[], Case]], config: Config, left: Callable[[], flo
 def run(config: Config, *, progress: bool = False, keep=None, kept=None):
     """Return seconds [repeats] by "<product>/<way>", and a row for each."""
     end = time.monotonic() + config.time_limit
-    square = Problem((config.ceiling,) * 2, (config.ceiling,) * 2, 1)
+    square = Product((config.ceiling,) * 2, (config.ceiling,) * 2)
     listed = {"ceilings": (square, ceilings), **products(config)}
 
     def left() -> float:

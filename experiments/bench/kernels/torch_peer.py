@@ -5,7 +5,8 @@ from collections.abc import Callable
 from typing import Any
 
 from experiments.bench.kernels import cases
-from experiments.bench.kernels.cases import Case, Problem
+from experiments.bench.kernels.cases import Case
+from experiments.bench.products import Product
 from experiments.harness import timing
 
 
@@ -19,12 +20,12 @@ def torch() -> Any:
     return peer if peer.cuda.is_available() else None
 
 
-def rows(problem: Problem, repeats: int, least: float) -> list[dict[str, Any]]:
+def rows(problem: Product, repeats: int, least: float) -> list[dict[str, Any]]:
     """Rows of a product of many tokens; none for other things or machines."""
     if len(problem.x) != 2 or problem.x[0] <= 16 or torch() is None:
         return []
     wait = lambda _: torch().cuda.synchronize()  # noqa: E731
-    found = []
+    measured = []
     for case in products(problem):
         row = {"name": case.name, "kind": case.kind, "is_peer": True, "flops": case.flops,
                "bytes": case.bytes}  # fmt: skip
@@ -32,11 +33,11 @@ def rows(problem: Problem, repeats: int, least: float) -> list[dict[str, Any]]:
             row |= cases.rates(case, timing.repeat(case.fn, repeats, least, wait=wait))
         except Exception as error:  # calls without a promise: versions of torch differ
             row["failed"] = timing.words(error)
-        found.append(row)
-    return found
+        measured.append(row)
+    return measured
 
 
-def products(p: Problem) -> list[Case]:
+def products(p: Product) -> list[Case]:
     """Every call that torch has, on data of its own."""
     t = torch()
     (m, k), n = p.x, p.w[1]

@@ -23,8 +23,8 @@ from typing import Any
 
 import jax
 
-from experiments.bench.tpu_aot import products, scans
-from experiments.bench.tpu_aot.products import MACS, WAYS
+from experiments.bench.tpu_aot import costs, scans
+from experiments.bench.tpu_aot.costs import MACS, WAYS
 from experiments.harness import command, store, tables
 from experiments.harness.command import option
 from qdiffjax import kernels
@@ -46,7 +46,7 @@ class Config:
     shapes: tuple[str, ...] = option(
         ("4096x512x512", "4096x1280x1280", "4096x1280x5120", "8x32x32x512x512", "8x32x32x640x640",
          "8x16x16x1280x1280"),
-        "MxKxN, a matrix product, or BxHxWxKxN, a 3 x 3 convolution.", each=products.shape_of,
+        "MxKxN, a matrix product, or BxHxWxKxN, a 3 x 3 convolution.", each=costs.shape_of,
     )  # fmt: skip
     hows: tuple[str, ...] = option(
         ("W8A8 static", "W8A8 dynamic", "W8A16"), "Ways to multiply codes.", choices=WAYS
@@ -96,9 +96,9 @@ def measure(config: Config, part: str) -> tuple[dict[str, Any], list[dict[str, A
 
 def product_rows(config: Config, text: str) -> list[dict[str, Any]]:
     """A product in bfloat16 and in codes, by our kernels and by XLA."""
-    chip, shape = config.chip, products.shape_of(text)
-    real = products.real_cost(shape, chip)
-    least = products.floor(shape, None, chip)
+    chip, shape = config.chip, costs.shape_of(text)
+    real = costs.real_cost(shape, chip)
+    least = costs.floor(shape, None, chip)
     base, product = max(real.cycles, least), max(*(op.cycles for op in real.ops), least)
     shared = {"part": text, "chip": chip, "compiler": real.compiler}
     rows = [shared | {"how": "bf16 XLA", "cycles": base, "product": product, "floor": least,
@@ -110,11 +110,11 @@ def product_rows(config: Config, text: str) -> list[dict[str, Any]]:
                               **more})  # fmt: skip
 
     for name in config.hows:
-        cost = products.code_cost(shape, WAYS[name], chip)
-        least = products.floor(shape, WAYS[name], chip)
+        cost = costs.code_cost(shape, WAYS[name], chip)
+        least = costs.floor(shape, WAYS[name], chip)
         cycles = max(cost.cycles, least)
         add(name, cost, cycles, floor=least, ratio_product=cycles / product)
-    cost = products.code_cost(shape, WAYS["W8A8 static"], chip, kernels.XLA)
+    cost = costs.code_cost(shape, WAYS["W8A8 static"], chip, kernels.XLA)
     add("W8A8 static by XLA", cost, cost.cycles)
     return rows
 
@@ -125,10 +125,10 @@ def compiles(name: str, chip: str) -> dict[str, Any]:
     def cycles(kind: str) -> Any:
         try:
             if kind == "rounding":
-                return products.rounding_cost(name, chip).cycles
-            return products.code_cost(products.shape_of(EXAMPLES[kind]), WAYS[name], chip).cycles
+                return costs.rounding_cost(name, chip).cycles
+            return costs.code_cost(costs.shape_of(EXAMPLES[kind]), WAYS[name], chip).cycles
         except RuntimeError as error:
-            return products.reason(str(error))
+            return costs.reason(str(error))
 
     kinds = EXAMPLES if name in WAYS else ("rounding",)
     return {"part": f"chip-{chip}", "chip": chip, "how": name, **{k: cycles(k) for k in kinds}}
@@ -147,7 +147,7 @@ def scan_row(config: Config, name: str, chip: str, way: str) -> dict[str, Any]:
         cost = scans.scan_cost(network, way, c.num_steps, chip)
         row |= scans.by_step(cost, c.num_steps)
     except RuntimeError as error:
-        return row | {"reason": products.reason(str(error))}
+        return row | {"reason": costs.reason(str(error))}
     return row | {"memory": cost.memory, "compiler": cost.compiler}
 
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from experiments.bench.tpu_aot import products as parts
+from experiments.bench.tpu_aot import costs
 from qdiffjax import diffusion, kernels, precision
 from qdiffjax.hardware.ahead import tpu
 from qdiffjax.kernels.tpu.grid import TABLE
@@ -102,6 +102,6 @@ def by_step(cost: tpu.TpuCost, num_steps: int) -> dict[str, float]:
     return {
         "step": step("cycles") / num_steps,
         "issued": step("issued") / num_steps,
-        "products": total(filter(parts.is_product, inside), "cycles") / num_steps,
+        "products": total(filter(costs.is_product, inside), "cycles") / num_steps,
         "outside": cost.cycles - step("cycles"),
     }

@@ -5,29 +5,31 @@ import math
 import jax
 import pytest
 
-from experiments.bench.tpu_aot import experiment, products, scans
+from experiments.bench.products import Product
+from experiments.bench.tpu_aot import costs, experiment, scans
 from experiments.harness import command, store
 from qdiffjax.hardware.ahead import tpu
 from qdiffjax.quant import IntFormat
 
 
 def test_shapes_are_products_and_convolutions():
-    assert products.shape_of("4x5x6") == products.Shape((4, 5), (5, 6))
-    conv = products.shape_of("2x8x9x5x6")
-    assert (conv.x, conv.w, conv.out) == ((2, 8, 9, 5), (3, 3, 5, 6), (2, 8, 9, 6))
-    assert conv.macs == 2 * 8 * 9 * 9 * 5 * 6
+    assert costs.shape_of("4x5x6") == Product((4, 5), (5, 6))
+    conv = costs.shape_of("2x8x9x5x6")
+    assert conv == Product((2, 8, 9, 5), (3, 3, 5, 6))
+    assert conv.outputs == 2 * 8 * 9 * 6
+    assert conv.flops == 2 * 2 * 8 * 9 * 9 * 5 * 6
     with pytest.raises(ValueError, match="expected MxKxN"):
-        products.shape_of("4x5")
+        costs.shape_of("4x5")
 
 
 def test_no_schedule_is_faster_than_the_matrix_units_or_memory():
-    way = products.WAYS["W8A8 static"]
-    large, thin = products.shape_of("4096x4096x4096"), products.shape_of("4096x8x8")
-    assert products.floor(large, None, "v5e") == 4096**3 / 4 / 128**2
-    assert products.floor(large, way, "v5e") == products.floor(large, None, "v5e") / 2
+    way = costs.WAYS["W8A8 static"]
+    large, thin = costs.shape_of("4096x4096x4096"), costs.shape_of("4096x8x8")
+    assert costs.floor(large, None, "v5e") == 4096**3 / 4 / 128**2
+    assert costs.floor(large, way, "v5e") == costs.floor(large, None, "v5e") / 2
     clock = 197e12 / (2 * 4 * 128**2)
     assert math.isclose(
-        products.floor(thin, way, "v5e"), (2 * 4096 * 16 + 64) / 819e9 * clock, rel_tol=1e-12
+        costs.floor(thin, way, "v5e"), (2 * 4096 * 16 + 64) / 819e9 * clock, rel_tol=1e-12
     )
 
 
@@ -54,7 +56,7 @@ def test_a_step_is_what_runs_as_often_as_the_loop():
 
 def test_reasons_are_the_compilers_last_words_on_the_kernel():
     error = "exit code 1\nMosaic failed to compile TPU kernel: Unsupported matmul\nmore\n"
-    assert products.reason(error) == "Mosaic failed to compile TPU kernel: Unsupported matmul"
+    assert costs.reason(error) == "Mosaic failed to compile TPU kernel: Unsupported matmul"
 
 
 @pytest.mark.skipif(not tpu.missing(), reason="libtpu is installed")

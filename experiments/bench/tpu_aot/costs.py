@@ -1,13 +1,13 @@
 """Parts of `experiments.bench.tpu_aot`: functions to compile, and their cost for a TPU."""
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from experiments.bench.products import Product, multiply
 from qdiffjax import hardware, kernels
 from qdiffjax.hardware.ahead import tpu
 from qdiffjax.kernels.tpu.grid import TABLE
@@ -40,24 +40,7 @@ WAYS = {
 }
 
 
-class Shape(NamedTuple):
-    """A product: x, w, and what its multiply-adds and bytes (of bfloat16 in and out) are."""
-
-    x: tuple[int, ...]
-    w: tuple[int, ...]
-
-    @property
-    def out(self) -> tuple[int, ...]:
-        """Of a matrix product, or a convolution that keeps the size."""
-        return (*self.x[:-1], self.w[-1])
-
-    @property
-    def macs(self) -> int:
-        """Multiply-adds, borders included."""
-        return math.prod(self.x[:-1]) * math.prod(self.w)
-
-
-def shape_of(text: str) -> Shape:
+def shape_of(text: str) -> Product:
     """Read "MxKxN", a matrix product, or "BxHxWxKxN", a 3 x 3 convolution.
 
     Raises:
@@ -66,30 +49,25 @@ def shape_of(text: str) -> Shape:
     numbers = [int(n) for n in text.split("x")]
     if len(numbers) == 3:
         m, k, n = numbers
-        return Shape((m, k), (k, n))
+        return Product((m, k), (k, n))
     if len(numbers) == 5:
         *image, k, n = numbers
-        return Shape((*image, k), (3, 3, k, n))
+        return Product((*image, k), (3, 3, k, n))
     raise ValueError(f"got shape {text}, expected MxKxN or BxHxWxKxN.")
 
 
-def real_cost(shape: Shape, chip: str) -> tpu.TpuCost:
+def real_cost(shape: Product, chip: str) -> tpu.TpuCost:
     """The product by XLA in bfloat16, with a bias."""
+    dtype = F32 if len(shape.x) == 2 else BF16
 
     def run(x, w, b):
-        b = b.astype(F32)
-        if x.ndim == 2:
-            return (jnp.dot(x, w, preferred_element_type=F32) + b).astype(BF16)
-        dims = ("NHWC", "HWIO", "NHWC")
-        return jax.lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=dims) + (
-            b.astype(BF16)
-        )
+        return (multiply(x, w, dtype) + b.astype(dtype)).astype(BF16)
 
     return tpu.tpu_cost(run, S(shape.x, BF16), S(shape.w, BF16), S(shape.w[-1:], F32),
                         topology=chip)  # fmt: skip
 
 
-def code_cost(shape: Shape, way: Way, chip: str, path: kernels.Path | None = None) -> tpu.TpuCost:
+def code_cost(shape: Product, way: Way, chip: str, path: kernels.Path | None = None) -> tpu.TpuCost:
     """The product of codes, with a bias; x and the result are bfloat16 in memory."""
     path = kernels.tpu_path(blocks=TABLE[chip]) if path is None else path
     product = kernels.matmul if len(shape.x) == 2 else kernels.conv
@@ -120,15 +98,13 @@ def rounding_cost(name: str, chip: str) -> tpu.TpuCost:
     return tpu.tpu_cost(run, x, scale, bits, topology=chip)
 
 
-def floor(shape: Shape, way: Way | None, chip: str) -> float:
+def floor(shape: Product, way: Way | None, chip: str) -> float:
     """Cycles below which no schedule can be: all multiply-adds, or every byte once."""
     (peak,) = (c for c in hardware.CHIPS if c.name == chip)
     clock = peak.rates["bf16"] / (2 * MACS[chip])
-    weight_bytes = 2 if way is None else way.w.bits / 8
-    num_bytes = 2 * math.prod(shape.x) + 2 * math.prod(shape.out)
-    num_bytes += weight_bytes * math.prod(shape.w)
+    num_bytes = shape.bytes(16, 16 if way is None else way.w.bits)
     rate = MACS[chip] * (2 if way is not None and way.x in (INT8, UINT8) else 1)
-    return max(shape.macs / rate, num_bytes / peak.bandwidth * clock)
+    return max(shape.flops / 2 / rate, num_bytes / peak.bandwidth * clock)
 
 
 def is_product(op: tpu.Op) -> bool:
