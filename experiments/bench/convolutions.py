@@ -11,7 +11,6 @@ torch is optional.
 
 import dataclasses
 import functools
-import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -93,18 +92,8 @@ def bfloat16(x, kernel):
     )
 
 
-def static(x, w: QTensor):
-    """Codes of 8 bits, one scale for all images."""
-    return kernels.conv(x, w, activation=STATIC)
-
-
-def dynamic(x, w: QTensor):
-    """Codes of 8 bits, a scale for each image from its largest entry."""
-    return kernels.conv(x, w, activation=ActivationGrid(INT8))
-
-
 def int8(x, w: QTensor):
-    """As `static`, by XLA's convolution of int8."""
+    """Codes of 8 bits and one scale for all images, by XLA's convolution of int8."""
     codes = rounded_codes(x, STATIC, (1, 2, 3))
     y = convolve(codes.values, w.codes, preferred_element_type=jnp.int32)
     return codes.scale * w.scale * y.astype(jnp.float32)
@@ -121,7 +110,12 @@ WAYS: dict[str, tuple[Callable, dict[str, Any] | None]] = {
     "im2col": (im2col, None),
     "bfloat16": (bfloat16, None),
 }
-CODED = {"W8A8 static": static, "W8A8 dynamic": dynamic, "W8A8 static, XLA's": int8}
+# Codes of 8 bits: one scale for all images, or one for each from its largest entry.
+CODED: dict[str, Callable] = {
+    "W8A8 static": functools.partial(kernels.conv, activation=STATIC),
+    "W8A8 dynamic": functools.partial(kernels.conv, activation=ActivationGrid(INT8)),
+    "W8A8 static, XLA's": int8,
+}
 
 
 def turns(x, kernel) -> dict[str, Callable[[], Any]]:
@@ -179,13 +173,9 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def table(rows) -> list:
-    """Return the tables on the screen: one for each shape, a line for each way."""
-    groups = itertools.groupby(rows, lambda r: r["shape"])
-    return [tables.columns(list(ways), COLUMNS, title=str(shape)) for shape, ways in groups]
-
-
-EXPERIMENT = command.experiment(Config, run, table=table)
+EXPERIMENT = command.experiment(
+    Config, run, table=lambda rows: tables.grouped(rows, "shape", COLUMNS)
+)
 
 if __name__ == "__main__":
     raise SystemExit(command.main(EXPERIMENT))

@@ -207,14 +207,12 @@ COLUMNS = (
     ("peak MB", tables.numbers("peak", unit=1e6)),
     ("peak/bf16", tables.numbers("peak_over_bf16")), ("distance", tables.numbers("distance")),
 )  # fmt: skip
-
-
-def table(rows) -> list:
-    """Return the table on the screen, a line for each way, and what failed."""
-    return [tables.columns(rows, COLUMNS), *tables.reasons(rows, "failed", "name")]
-
-
-EXPERIMENT = command.experiment(Config, run, table=table, notes={"weights": "random"})
+EXPERIMENT = command.experiment(
+    Config,
+    run,
+    table=lambda rows: [tables.columns(rows, COLUMNS), *tables.reasons(rows, "failed", "name")],
+    notes={"weights": "random"},
+)
 
 if __name__ == "__main__":
     raise SystemExit(command.main(EXPERIMENT))

@@ -43,18 +43,13 @@ def run(config: Config, *, progress: bool = False):
         return functools.partial(timing.finish, sampler, q, x_T)
 
     turns = {"float": turn(full_call), "quantized": turn(quantized_call)}
-    seconds, _ = timing.interleave(turns, config.num_pairs)
-    return {"seconds": seconds}, [summary(seconds)]
-
-
-def summary(seconds) -> dict[str, float]:
-    """Medians of both, and of the ratios of pairs with their range."""
-    ratios = seconds[:, 1] / seconds[:, 0]
-    float_seconds, quantized_seconds = np.median(seconds, axis=0)
-    return {
-        "float_seconds": float_seconds, "quantized_seconds": quantized_seconds,
-        "ratio": np.median(ratios), "ratio_min": ratios.min(), "ratio_max": ratios.max(),
+    seconds, _, (plain, quantized) = timing.compare(turns, config.num_pairs)
+    ratios = quantized.wall / quantized.base
+    row = {
+        "float_seconds": np.median(plain.wall), "quantized_seconds": np.median(quantized.wall),
+        "ratio": quantized.ratio, "ratio_min": ratios.min(), "ratio_max": ratios.max(),
     }  # fmt: skip
+    return {"seconds": seconds}, [row]
 
 
 EXPERIMENT = command.experiment(Config, run)

@@ -102,14 +102,11 @@ COLUMNS = (
     ("turned once", lambda r: r["once"]["transposes"]), ("launches", launches),
     ("small", lambda r: r["loop"]["small"]), ("turned", lambda r: r["loop"]["transposes"]),
 )  # fmt: skip
-
-
-def table(rows) -> list:
-    """Return the table on the screen: a line for each program."""
-    return [tables.columns(rows, COLUMNS)]
-
-
-EXPERIMENT = command.experiment(Config, run, table=table)
+EXPERIMENT = command.experiment(
+    Config,
+    run,
+    table=lambda rows: [tables.columns(rows, COLUMNS)],
+)
 
 if __name__ == "__main__":
     raise SystemExit(command.main(EXPERIMENT))

@@ -135,14 +135,11 @@ COLUMNS = (
     ("CPU ms\nat best", tables.numbers("cpu_milliseconds")),
     ("x ours", tables.numbers("over_ours")), ("GMAC/s", tables.numbers("gmacs_per_second")),
 )  # fmt: skip
-
-
-def table(rows) -> list:
-    """Return the table on the screen, and who is missing."""
-    return [tables.columns(rows, COLUMNS), *tables.reasons(rows, "missing", "name")]
-
-
-EXPERIMENT = command.experiment(Config, run, table=table)
+EXPERIMENT = command.experiment(
+    Config,
+    run,
+    table=lambda rows: [tables.columns(rows, COLUMNS), *tables.reasons(rows, "missing", "name")],
+)
 
 if __name__ == "__main__":
     raise SystemExit(command.main(EXPERIMENT))

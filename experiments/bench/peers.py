@@ -15,7 +15,7 @@ from qdiffjax.networks.denoisers import NETWORKS
 
 
 class Peer(NamedTuple):
-    """A sampler of another system.
+    """A sampler, ours or of another system.
 
     turn: one run, which returns the samples, or None if it runs no sampler; num_bytes: of the
     arrays it is given, or None.

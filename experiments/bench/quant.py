@@ -106,14 +106,11 @@ COLUMNS = (
     ("x copy", tables.numbers("over_copy")), ("least", tables.numbers("over_copy_min")),
     ("most", tables.numbers("over_copy_max")),
 )  # fmt: skip
-
-
-def table(rows) -> list:
-    """Return the table on the screen: a line for each format."""
-    return [tables.columns(rows, COLUMNS)]
-
-
-EXPERIMENT = command.experiment(Config, run, table=table)
+EXPERIMENT = command.experiment(
+    Config,
+    run,
+    table=lambda rows: [tables.columns(rows, COLUMNS)],
+)
 
 if __name__ == "__main__":
     raise SystemExit(command.main(EXPERIMENT))

@@ -38,6 +38,7 @@ WIDTHS = {"W8A8": (8, 8), "W4A8": (4, 8), "W8": (8, None)}
 FLOAT = "float32"
 ORDER = "order"  # of sums: such runs are compared, not timed
 FLIPS = "W8A8"  # whose first call is compared too
+ERRORS = ImportError, ValueError, flax.errors.FlaxError  # of a system that is not there
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,22 +96,20 @@ def measure(checkpoint: str, config: Config) -> tuple[dict[str, np.ndarray], lis
         return jax.jit(lambda q, x: call_of(q)(x, t, None)[0])(q, x)
 
     nets = networks(target, x, config.num_orders)
-    runs = {name: turn(*net) for name, net in nets.items()}
-    samples = {name: run() for name, run in runs.items()}
+    runs = {
+        name: peers.Peer(turn(*net), peers.num_bytes((net[1], x))) for name, net in nets.items()
+    }
+    others, missing = timing.available(systems(target, x, steps), ERRORS)
+    runs |= others
+    samples = {name: run.turn() for name, run in runs.items()}
     calls = {name: first(*net) for name, net in nets.items() if name.endswith(FLIPS)}
-    turns = {name: run for name, run in runs.items() if not name.startswith(ORDER)}
-    sizes = {name: peers.num_bytes((nets[name][1], x)) for name in turns}
-    errors = ImportError, ValueError, flax.errors.FlaxError
-    others, missing = timing.available(systems(target, x, steps), errors)
-    turns |= {name: peer.turn for name, peer in others.items()}
-    sizes |= {name: peer.num_bytes for name, peer in others.items()}
-    samples |= {name: peer.turn() for name, peer in others.items()}
+    turns = {name: run.turn for name, run in runs.items() if not name.startswith(ORDER)}
     wall, cpu, each = timing.compare(turns, config.num_rounds, seed=config.seed)
     rows = [
         {"checkpoint": checkpoint, "name": t.name,
          "milliseconds": t.milliseconds / config.num_steps, "over_float": t.ratio,
          "cpu_over_float": np.median(t.cpu / t.base_cpu),
-         "argument_bytes": sizes[t.name], **distances(t.name, samples, calls)}
+         "argument_bytes": runs[t.name].num_bytes, **distances(t.name, samples, calls)}
         for t in each
     ]  # fmt: skip
     rows += [{"checkpoint": checkpoint, "name": k, "missing": v} for k, v in missing.items()]
@@ -211,22 +210,22 @@ def run(config: Config, *, progress: bool = False) -> tuple[dict[str, np.ndarray
 
 
 COLUMNS = (
-    ("", lambda r: f"{r['checkpoint']}\n{r['name']}"),
-    ("ms\na call", tables.numbers("milliseconds")), ("x\nfloat32", tables.numbers("over_float")),
+    ("", lambda r: r["name"]), ("ms\na call", tables.numbers("milliseconds")),
+    ("x\nfloat32", tables.numbers("over_float")),
     ("CPU x\nfloat32", tables.numbers("cpu_over_float")),
     ("MB", tables.numbers("argument_bytes", unit=1e6)), ("error", tables.numbers("error")),
     ("from\nsimulation", tables.numbers("from_simulation")),
     ("two\norders", tables.numbers("two_orders")),
     ("least, most", lambda r: ", ".join(map(tables.number, r.get("two_orders_range", ())))),
 )  # fmt: skip
-
-
-def table(rows) -> list:
-    """Return the table on the screen, and who is missing."""
-    return [tables.columns(rows, COLUMNS), *tables.reasons(rows, "missing", "checkpoint", "name")]
-
-
-EXPERIMENT = command.experiment(Config, run, table=table)
+EXPERIMENT = command.experiment(
+    Config,
+    run,
+    table=lambda rows: [
+        *tables.grouped(rows, "checkpoint", COLUMNS),
+        *tables.reasons(rows, "missing", "checkpoint", "name"),
+    ],
+)
 
 if __name__ == "__main__":
     raise SystemExit(command.main(EXPERIMENT))

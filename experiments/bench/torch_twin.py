@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -12,24 +12,23 @@ def tensors(params, device: str) -> dict[str, Any]:
     """Flax parameters by path in torch's layouts: Linear [out, in], Conv2d [out, in, h, w]."""
     import torch
 
-    found = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params["params"]):
-        array, name = np.array(leaf), jax.tree_util.keystr(path, simple=True, separator="/")
-        if array.ndim == 4:
-            kernel = torch.from_numpy(array.transpose(3, 2, 0, 1).copy())
-            found[name] = kernel.to(device, memory_format=torch.channels_last)
-        else:
-            found[name] = torch.from_numpy(array.T.copy()).to(device)
-    return found
+    def tensor(leaf):
+        array = np.array(leaf)
+        if array.ndim < 4:
+            return torch.from_numpy(array.T.copy()).to(device)
+        kernel = torch.from_numpy(array.transpose(3, 2, 0, 1).copy())
+        return kernel.to(device, memory_format=torch.channels_last)
+
+    leaves = jax.tree_util.tree_leaves_with_path(params["params"])
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): tensor(leaf)
+            for path, leaf in leaves}  # fmt: skip
 
 
-class Layers:
-    """The layers of the UNet as functions of a path to their parameters."""
+class Layers(NamedTuple):
+    """The layers of the UNet as functions of a path to their parameters w; f: torch's functions."""
 
-    def __init__(self, weights):
-        from torch.nn import functional
-
-        self.w, self.f = weights, functional
+    w: dict[str, Any]
+    f: Any
 
     def dense(self, name, x):
         """Affine map of the last axis."""
@@ -87,7 +86,7 @@ def unet(params, *, channels, num_blocks, attention, patch, device="cpu") -> Cal
     """Return fn(x [b, c, h, w], t [1]) -> eps, the unconditional `UNet` of these parameters."""
     import torch
 
-    layers = Layers(tensors(params, device))
+    layers = Layers(tensors(params, device), torch.nn.functional)
     half = channels[0] // 2
     steps = torch.arange(half, dtype=torch.float32, device=device)
     freqs = torch.exp(-math.log(10_000.0) / half * steps)

@@ -50,10 +50,15 @@ def load(name: str, dtype=jnp.float32) -> Network:
 def published(name: str, dtype) -> Network:
     """Return one of SIZES in `dtype` by its shapes, with all its outputs: eps and its variance."""
     net = SIZES[name](num_classes=NUM_CLASSES, learn_sigma=True, dtype=dtype)
-    arrays = jnp.zeros((1, *LATENT), jnp.float32), jnp.zeros((), jnp.float32)
+    return by_shapes(net, LATENT, dtype)
+
+
+def by_shapes(net, shape: tuple[int, ...], dtype) -> Network:
+    """Return a linen network for samples of this shape, with parameters in `dtype`."""
+    arrays = jnp.zeros((1, *shape), jnp.float32), jnp.zeros((), jnp.float32)
     params = jax.eval_shape(net.init, jax.random.key(0), *arrays)
     params = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, dtype), params)
-    return Network(net.apply, params, LATENT)
+    return Network(net.apply, params, shape)
 
 
 def random_params(network: Network):

@@ -1,5 +1,6 @@
 """Tables on the screen, from the rows and arrays of a finished run."""
 
+import itertools
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -51,6 +52,12 @@ def columns(rows: Iterable, spec: Sequence[tuple[str, Callable[[Any], Any]]], *,
         cells = (cell(row) for _, cell in spec)
         table.add_row(*("" if cell is None else str(cell) for cell in cells))
     return table
+
+
+def grouped(rows: Iterable[Mapping[str, Any]], key: str, spec) -> list:
+    """Return a table of `columns` for each run of rows with the same value under this key."""
+    groups = itertools.groupby(rows, lambda row: row[key])
+    return [columns(list(members), spec, title=str(value)) for value, members in groups]
 
 
 def numbers(key: str, digits: int = 3, unit: float = 1) -> Callable[[Mapping[str, Any]], str]:

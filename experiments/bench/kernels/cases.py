@@ -16,7 +16,8 @@ from qdiffjax.kernels.operands import FLOAT8, quantized
 from qdiffjax.quant import E4M3FN, E5M2, ActivationGrid, IntFormat, QTensor, dequantize
 
 INT8, INT4 = IntFormat(8), IntFormat(4)
-BF16, STATIC = jnp.bfloat16, jnp.float32(0.03)
+BF16, SCALE = jnp.bfloat16, np.float32(0.03)
+STATIC, DYNAMIC = ActivationGrid(INT8, SCALE), ActivationGrid(INT8)
 
 
 class Case(NamedTuple):
@@ -93,7 +94,7 @@ def codes(
 
     def operands(x, w, scale):
         if held is not None:
-            x = QTensor(x, jnp.full((1,) * x.ndim, STATIC), None, held)
+            x = QTensor(x, jnp.full((1,) * x.ndim, SCALE), None, held)
         w = w.T.reshape(p.w) if is_transposed else w  # the compiler moves nothing
         return x, narrow(QTensor(w, scale.reshape((1,) * (w.ndim - 1) + (n,)), None, w_format))
 
@@ -115,18 +116,17 @@ def codes(
 
 def many(p: Product, num: int = 2) -> list[Callable[[], Case]]:
     """Products of many tokens, or convolutions; each is made when it is called."""
-    static, dynamic, dynamic8 = (
-        {"activation": ActivationGrid(*grid)} for grid in ((INT8, STATIC), (INT8,), (E4M3FN,))
-    )
     ways = [
         lambda: floats(p, num, "bf16, XLA"),
         lambda: floats(p, num, "bf16, XLA, w held as [N, K]", is_transposed=True),
         lambda: codes(p, num, "int8", INT8, INT8),
-        lambda: codes(p, num, "int8, x rounded, static", INT8, INT8, **static),
-        lambda: codes(p, num, "int8, x rounded, dynamic", INT8, INT8, **dynamic),
+        lambda: codes(p, num, "int8, x rounded, static", INT8, INT8, activation=STATIC),
+        lambda: codes(p, num, "int8, x rounded, dynamic", INT8, INT8, activation=DYNAMIC),
         lambda: codes(p, num, "e4m3", E4M3FN, E4M3FN),
         lambda: codes(p, num, "int8, XLA", INT8, INT8, path=XLA),
-        lambda: codes(p, num, "e4m3, x rounded, dynamic", E4M3FN, E4M3FN, **dynamic8),
+        lambda: codes(
+            p, num, "e4m3, x rounded, dynamic", E4M3FN, E4M3FN, activation=ActivationGrid(E4M3FN)
+        ),
         lambda: codes(p, num, "e5m2", E5M2, E5M2),
         lambda: codes(p, num, "int8, w held as [K, N]", INT8, INT8, is_transposed=False),
     ]

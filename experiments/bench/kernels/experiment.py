@@ -162,32 +162,25 @@ def summary(groups: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
     top = rates(groups["ceilings"])
     rows = []
     for name, group_rows in groups.items():
-        timed = [r for r in group_rows if "us" in r]
-        base = min((r["us"] for r in timed if r.get("is_base")), default=None)
-        lt = {r["kind"]: r["us"] for r in timed if r.get("is_peer")}
+        timed = [row for row in group_rows if "us" in row]
+        base = min((row["us"] for row in timed if row.get("is_base")), default=None)
+        lt = {row["kind"]: row["us"] for row in timed if row.get("is_peer")}
         for row in group_rows:
             more: dict[str, Any] = {"product": name}
             if "us" in row:
-                more |= {"over_bf16": ratio(base, row["us"]),
-                         "over_cublaslt": ratio(lt.get(row["kind"]), row["us"]),
-                         "roofline_us": roofline(row, top)}  # fmt: skip
+                peer = lt.get(row["kind"])
+                more["over_bf16"] = None if base is None else base / row["us"]
+                more["over_cublaslt"] = None if peer is None else peer / row["us"]
+                more["roofline_us"] = roofline(row, top)
             rows.append(more | row)
     return rows
 
 
-def ratio(base: float | None, us: float) -> float | None:
-    """Return base / us, None without a base."""
-    return None if base is None else base / us
-
-
 def rates(rows: list[dict[str, Any]]) -> dict[str, float]:
     """Highest rates by kind of operands: flops per us, and bytes per us as "bandwidth"."""
-    best: dict[str, float] = {}
-    for row in rows:
-        if "us" in row:
-            rate = row["bytes" if row["kind"] == "bandwidth" else "flops"] / row["us"]
-            best[row["kind"]] = max(rate, best.get(row["kind"], 0.0))
-    return best
+    numbers = [(row["kind"], row["bytes" if row["kind"] == "bandwidth" else "flops"] / row["us"])
+               for row in rows if "us" in row]  # fmt: skip
+    return {kind: max(rate for k, rate in numbers if k == kind) for kind, _ in numbers}
 
 
 def roofline(row: dict[str, Any], top: dict[str, float]) -> float | None:
@@ -204,13 +197,12 @@ COLUMNS = (
     ("x bf16", tables.numbers("over_bf16")), ("x Lt", tables.numbers("over_cublaslt")),
     ("roofline", tables.numbers("roofline_us")), ("error", tables.numbers("error", 2)),
 )  # fmt: skip
-
-
-def table(rows) -> list:
-    """Return the tables on the screen: one for each product, a line for each way."""
-    groups = itertools.groupby(rows, lambda r: r["product"])
-    by_product = [tables.columns(list(ways), COLUMNS, title=name) for name, ways in groups]
-    return by_product + tables.reasons(rows, "failed", "product", "name")
-
-
-EXPERIMENT = command.experiment(Config, run, table=table, quick=QUICK)
+EXPERIMENT = command.experiment(
+    Config,
+    run,
+    table=lambda rows: [
+        *tables.grouped(rows, "product", COLUMNS),
+        *tables.reasons(rows, "failed", "product", "name"),
+    ],
+    quick=QUICK,
+)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from experiments.bench.tpu_aot import costs
+from experiments.harness import networks
 from qdiffjax import diffusion, kernels, precision
 from qdiffjax.hardware.ahead import tpu
 from qdiffjax.kernels.tpu.grid import TABLE
@@ -46,9 +47,7 @@ def network(net, side: int, batch: int) -> Network:
 
     Products with fewer than 32 inputs or outputs stay too.
     """
-    x, t = S((batch, side, side, 4), F32), S((), F32)
-    params = jax.eval_shape(net.init, jax.random.key(0), x, t)
-    params = jax.tree.map(lambda p: S(p.shape, BF16), params)
+    params, x, t = networks.by_shapes(net, (side, side, 4), BF16).arguments(batch)
     weighted = [s for s in list_sites(net.apply, params, x, t) if s.weight is not None]
     wide = [s for s in weighted[1:-1] if min(s.shapes[s.weight or 0][-2:]) >= 32]
     inputs = {s.name: _w8a8(s) for s in wide}

@@ -43,7 +43,7 @@ def test_rows_compare_with_bfloat16_of_the_same_batch(tiny, monkeypatch):
     config = gpu_aot.Config(batches=(1, 7), ways=tuple(peaks))
     _, rows = gpu_aot.run(config)
     assert [r["peak_over_bf16"] for r in rows] == [1, 0.3, 0.3] * 2
-    tables.show(gpu_aot.table(rows), text := io.StringIO())
+    tables.show(gpu_aot.EXPERIMENT.table(rows), text := io.StringIO())
     assert text.getvalue().count("[N, K]") == 2
 
 

@@ -52,7 +52,7 @@ def test_nothing_begins_after_the_time_limit():
     assert arrays == {}
     assert {r["failed"] for r in rows} == {"not reached"}
     screen = io.StringIO()
-    tables.show(experiment.table(rows), screen)
+    tables.show(experiment.EXPERIMENT.table(rows), screen)
     assert "conv 16x32x640, all: not reached" in screen.getvalue()
 
 

@@ -5,6 +5,7 @@ import pytest
 
 from experiments.bench import fake_quant, quant
 from experiments.harness import command, store, timing
+from tests import worlds
 
 
 def test_a_format_is_compared_with_the_faster_copy_of_its_own_round(tmp_path, monkeypatch, capsys):
@@ -31,7 +32,13 @@ def test_sizes_that_no_block_divides_and_no_rounds_are_refused(flags, text, tmp_
     assert text in capsys.readouterr().err
 
 
-def test_the_cost_of_simulation_is_the_median_of_the_ratios_of_pairs():
-    row = fake_quant.summary(np.array([[1.0, 2.0], [10.0, 40.0], [4.0, 12.0]]))
+def test_the_cost_of_simulation_is_the_median_of_the_ratios_of_pairs(tmp_path, monkeypatch):
+    seconds = np.array([[1.0, 2.0], [10.0, 40.0], [4.0, 12.0]])
+    monkeypatch.setattr(timing, "interleave", lambda turns, num_rounds, seed: (seconds, seconds))
+    checkpoint = worlds.save_tiny(tmp_path / "model")
+    arrays, (row,) = fake_quant.EXPERIMENT.run(
+        fake_quant.Config(checkpoint=str(checkpoint), num_steps=1, num_samples=1)
+    )
+    np.testing.assert_array_equal(arrays["seconds"], seconds)
     assert (row["float_seconds"], row["quantized_seconds"]) == (4.0, 12.0)
     assert (row["ratio"], row["ratio_min"], row["ratio_max"]) == (3.0, 2.0, 4.0)

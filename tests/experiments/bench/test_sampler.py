@@ -36,7 +36,7 @@ def test_two_int4_take_a_byte():
 
 def test_what_is_missing_is_said():
     row = {"checkpoint": "a", "name": "torch float32", "missing": "No module named 'torch'"}
-    tables.show(sampler.table([row]), text := io.StringIO())
+    tables.show(sampler.EXPERIMENT.table([row]), text := io.StringIO())
     assert "a, torch float32: No module named 'torch'" in text.getvalue()
 
 
