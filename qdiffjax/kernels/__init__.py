@@ -14,18 +14,3 @@ the simulation with `quant.fake_quant`, forward and reverse.
 from qdiffjax.kernels.backends import GPU, REFERENCE, TPU, TPU_INTERPRETED, XLA, Path, tpu_path
 from qdiffjax.kernels.operands import narrow
 from qdiffjax.kernels.ops import conv, matmul, rounded, stochastic_codes
-
-__all__ = [
-    "GPU",
-    "REFERENCE",
-    "TPU",
-    "TPU_INTERPRETED",
-    "XLA",
-    "Path",
-    "conv",
-    "matmul",
-    "narrow",
-    "rounded",
-    "stochastic_codes",
-    "tpu_path",
-]

@@ -8,8 +8,7 @@ from typing import Any
 
 import jax
 
-from qdiffjax.kernels import reference, tpu, xla
-from qdiffjax.kernels.chip import is_hopper
+from qdiffjax.kernels import chip, reference, tpu, xla
 from qdiffjax.kernels.tpu.grid import Blocks, kind_of_device
 
 
@@ -48,7 +47,7 @@ def tpu_path(*, interpret: Any = False, blocks: Blocks | None = None) -> Path:
 REFERENCE = Path(
     "reference", reference.matmul, reference.conv, reference.rounded, reference.stochastic_codes
 )
-XLA = Path("xla", xla.matmul, xla.conv, xla.rounded, reference.stochastic_codes)
+XLA = Path("xla", xla.matmul, xla.conv, reference.rounded, reference.stochastic_codes)
 TPU = tpu_path()
 TPU_INTERPRETED = tpu_path(interpret=True)
 
@@ -64,7 +63,7 @@ def _hopper(name: str) -> Callable:
 
 
 GPU = Path(
-    "gpu", _hopper("matmul"), _hopper("conv"), xla.rounded, reference.stochastic_codes,
+    "gpu", _hopper("matmul"), _hopper("conv"), reference.rounded, reference.stochastic_codes,
     sums_last=True,
 )  # fmt: skip
 
@@ -74,7 +73,7 @@ def default() -> Path:
 
     GPUs other than Hopper get XLA.
     """
-    if is_hopper():
+    if chip.is_hopper():
         return GPU
     if jax.default_backend() == "tpu" and kind_of_device() not in (None, "v4"):
         return TPU

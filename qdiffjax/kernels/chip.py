@@ -25,5 +25,6 @@ def multiplies_unsigned() -> bool:
     So it is on CPUs that have VNNI (for numpy AVX512_CLX or _ICL) alone. Those who have AMX too
     (AVX512_SPR) have signed products as fast, and an int8 convolution that uses them.
     """
-    found = np.show_config(mode="dicts").get("SIMD Extensions", {}).get("found", ())
-    return not {"AVX512_CLX", "AVX512_ICL"}.isdisjoint(found) and "AVX512_SPR" not in found
+    extensions = np.show_config(mode="dicts").get("SIMD Extensions", {}).get("found", ())
+    has_vnni = not {"AVX512_CLX", "AVX512_ICL"}.isdisjoint(extensions)
+    return has_vnni and "AVX512_SPR" not in extensions

@@ -56,13 +56,13 @@ def simulated_conv(window: dict, act_fn, out_dtype, operands: Operands) -> Array
     return finish(y, bias, act_fn, out_dtype)
 
 
-def straight_through(x, how: ActivationGrid | None, axes: tuple[int, ...]) -> Array:
+def straight_through(x, grid: ActivationGrid | None, axes: tuple[int, ...]) -> Array:
     """Float32 of x as a kernel sees it, whose derivative passes the rounding."""
-    if how is None:
+    if grid is None:
         return dequantize(x) if isinstance(x, QTensor) else x.astype(jnp.float32)
-    scale, zero = how.parameters(x, axes)
-    scale = jax.lax.stop_gradient(scale) if how.scale is None else scale
-    return fake_quant(x, scale, zero, format=how.format).astype(jnp.float32)
+    scale, zero = grid.parameters(x, axes)
+    scale = jax.lax.stop_gradient(scale) if grid.scale is None else scale
+    return fake_quant(x, scale, zero, format=grid.format).astype(jnp.float32)
 
 
 def holds_arrays(fn: Callable | None) -> bool:

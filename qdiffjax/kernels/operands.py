@@ -7,19 +7,20 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from qdiffjax._checks import require
 from qdiffjax._typing import Array
 from qdiffjax.quant import (
     E4M3B11FNUZ,
     E4M3FN,
     E5M2,
     ActivationGrid,
+    Format,
     IntFormat,
     QTensor,
+    check_arguments,
+    inverse,
     quantize,
 )
-from qdiffjax.quant.formats.base import Format
-from qdiffjax.quant.granularity import inverse
-from qdiffjax.quant.qtensor import check_arguments
 
 FLOAT8: dict[Any, Any] = {
     E4M3FN: jnp.float8_e4m3fn,
@@ -71,6 +72,11 @@ def is_integer(format: Format) -> bool:
     return isinstance(format, IntFormat)
 
 
+def shift(format: Format) -> int:
+    """Distance by which codes move down so that they fit int8."""
+    return 128 if isinstance(format, IntFormat) and not format.signed and format.bits == 8 else 0
+
+
 def native(q: QTensor) -> Native:
     """Return the codes of `q` in a machine's dtype.
 
@@ -84,7 +90,7 @@ def native(q: QTensor) -> Native:
     if not isinstance(q.format, IntFormat):
         return Native(jax.lax.bitcast_convert_type(q.codes, FLOAT8[q.format]), scale, None)
     zero = None if q.zero_point is None else q.zero_point.astype(jnp.int32)
-    if q.format.signed or q.format.bits < 8:
+    if not shift(q.format):
         codes = q.codes if q.codes.dtype == jnp.int4 else q.codes.astype(jnp.int8)
         return Native(codes, scale, zero)
     shifted = jax.lax.bitcast_convert_type(q.codes ^ jnp.uint8(128), jnp.int8)
@@ -97,50 +103,52 @@ def widened(values: Array) -> Array:
     return values.astype(jnp.int8) if values.dtype == jnp.int4 else values
 
 
+def is_multiplied(format: Format) -> bool:
+    """Whether some kernel multiplies codes of a format."""
+    if isinstance(format, IntFormat):
+        return format.is_static and format.bits <= 8 and not format.is_binary
+    return format in FLOAT8
+
+
 def check_format(format: Format) -> None:
     """Raise ValueError for a format that no kernel multiplies."""
-    if isinstance(format, IntFormat) and format.is_static and format.bits <= 8:
-        if not format.is_binary:
-            return
-    elif format in FLOAT8:
-        return
-    raise ValueError(
-        f"format: got {format!r}, expected integers of 2 to 8 bits, E4M3FN, E5M2 or E4M3B11FNUZ; "
-        "other formats are simulated by quant.fake_quant."
-    )
+    require(
+        is_multiplied(format), "format", got=format,
+        expected="integers of 2 to 8 bits, E4M3FN, E5M2 or E4M3B11FNUZ",
+        remedy="other formats are simulated by quant.fake_quant",
+    )  # fmt: skip
 
 
-def quantized(x: Array, how: ActivationGrid, axes: tuple[int, ...]) -> QTensor:
+def quantized(x: Array, grid: ActivationGrid, axes: tuple[int, ...]) -> QTensor:
     """Codes of a real operand; `axes` share a scale where it is dynamic.
 
     Bit-identical to the codes that `fake_quant` with the same scale rounds to.
     """
-    scale, zero_point = how.parameters(x, axes)
-    return quantize(x, scale, zero_point, format=how.format)
+    scale, zero_point = grid.parameters(x, axes)
+    return quantize(x, scale, zero_point, format=grid.format)
 
 
-def rounded_codes(x: Array, how: ActivationGrid, axes: tuple[int, ...]) -> Native:
-    """Return native(quantized(x, how, axes)), on a CPU in fewer operations; NaN has no code."""
-    if not isinstance(how.format, IntFormat) or x.dtype == jnp.float64:
-        return native(quantized(x, how, axes))
-    check_format(how.format)
-    scale, zero_point = how.parameters(x, axes)
+def rounded_codes(x: Array, grid: ActivationGrid, axes: tuple[int, ...]) -> Native:
+    """Return native(quantized(x, grid, axes)), on a CPU in fewer operations; NaN has no code."""
+    if not isinstance(grid.format, IntFormat) or x.dtype == jnp.float64:
+        return native(quantized(x, grid, axes))
+    check_format(grid.format)
+    scale, zero_point = grid.parameters(x, axes)
     scale = scale.astype(jnp.float32)
-    check_arguments(x, scale, zero_point, how.format)
-    is_shifted = not how.format.signed and how.format.bits == 8
+    check_arguments(x, scale, zero_point, grid.format)
+    move = shift(grid.format)
     zero = jnp.int32(0) if zero_point is None else jnp.round(zero_point).astype(jnp.int32)
     low, high = (
-        jnp.asarray(q - zero).astype(jnp.float32) for q in (how.format.low, how.format.high)
+        jnp.asarray(q - zero).astype(jnp.float32) for q in (grid.format.low, grid.format.high)
     )
-    zero = zero - 128 if is_shifted else zero
+    zero = zero - move if move else zero
     v = x.astype(jnp.float32) * inverse(scale)
-    move = 128 if is_shifted else 0
-    bounds = (how.format.qmin - move, how.format.qmax - move)
+    bounds = (grid.format.qmin - move, grid.format.qmax - move)
     codes = jax.lax.platform_dependent(
         v, low, high, zero, cpu=_codes_on_cpu,
         default=functools.partial(_codes_anywhere, bounds=bounds),
     )  # fmt: skip
-    is_centered = zero_point is None and not is_shifted
+    is_centered = zero_point is None and not move
     return Native(codes, scale, None if is_centered else jnp.broadcast_to(zero, scale.shape))
 
 

@@ -1,10 +1,12 @@
 """Products of quantized operands: arguments checked, shapes flattened, the path chosen."""
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 
+from qdiffjax._checks import require
 from qdiffjax._typing import Array
 from qdiffjax.kernels.backends import Path, default
 from qdiffjax.kernels.derivatives import (
@@ -15,8 +17,7 @@ from qdiffjax.kernels.derivatives import (
     with_derivative,
 )
 from qdiffjax.kernels.operands import check_format
-from qdiffjax.quant import ActivationGrid, IntFormat, QTensor, fake_quant
-from qdiffjax.quant.formats.base import Format
+from qdiffjax.quant import ActivationGrid, Format, IntFormat, QTensor, fake_quant
 
 
 def matmul(
@@ -48,15 +49,14 @@ def matmul(
     """
     check_weight(w, 2)
     check_operand(x, activation)
-    if x.shape[-1] != w.shape[0]:
-        raise ValueError(f"x {x.shape} and w {w.shape}: expected x [..., K] and w [K, N].")
-    lead, k = x.shape[:-1], x.shape[-1]
-    flat = _flattened(x, k)
-    path = default() if path is None else path
-    y = _multiplied(
-        path.matmul, simulated_matmul, Operands(flat, w, activation, bias), act_fn, out_dtype
-    )
-    return y.reshape(*lead, w.shape[1])
+    require(
+        x.shape[-1] == w.shape[0], "x, w", got=(x.shape, w.shape),
+        expected="x [..., K] and w [K, N]",
+    )  # fmt: skip
+    operands = Operands(_flattened(x, x.shape[-1]), w, activation, bias)
+    kernel = (path or default()).matmul
+    y = _multiplied(kernel, simulated_matmul, operands, act_fn, out_dtype)
+    return y.reshape(*x.shape[:-1], w.shape[1])
 
 
 def _multiplied(kernel, simulation, operands: Operands, act_fn, out_dtype) -> Array:
@@ -107,20 +107,21 @@ def conv(
     """
     check_weight(w, 4)
     check_operand(x, activation)
-    if any(n > 1 for n in w.scale.shape[:-1]) or w.zero_point is not None:
-        raise ValueError(
-            f"w: got scales {w.scale.shape}, zero point {w.zero_point is not None}; expected one "
-            "scale for each output channel [1, 1, 1, N] and none."
-        )
-    if x.ndim != 4 or x.shape[-1] != w.shape[2] * feature_group_count:
-        raise ValueError(f"x {x.shape} and w {w.shape}: expected NHWC and HWIO.")
+    require(
+        all(n == 1 for n in w.scale.shape[:-1]) and w.zero_point is None, "w",
+        got=f"scales {w.scale.shape}, zero point {w.zero_point is not None}",
+        expected="one scale for each output channel [1, 1, 1, N] and no zero point",
+    )  # fmt: skip
+    require(
+        x.ndim == 4 and x.shape[-1] == w.shape[2] * feature_group_count, "x, w",
+        got=(x.shape, w.shape), expected="NHWC and HWIO",
+    )  # fmt: skip
     window = {
         "window_strides": tuple(strides), "padding": padding, "rhs_dilation": rhs_dilation,
         "feature_group_count": feature_group_count,
         "dimension_numbers": ("NHWC", "HWIO", "NHWC"),
     }  # fmt: skip
-    path = default() if path is None else path
-    kernel = functools.partial(path.conv, window=window)
+    kernel = functools.partial((path or default()).conv, window=window)
     simulation = functools.partial(simulated_conv, window)
     return _multiplied(kernel, simulation, Operands(x, w, activation, bias), act_fn, out_dtype)
 
@@ -130,10 +131,9 @@ def rounded(
     path: Path | None = None,
 ) -> Array:  # fmt: skip
     """Return Q(x) [*shape] in one pass over memory: `quant.fake_quant`, with its derivative."""
-    path = default() if path is None else path
 
     def run(operands):
-        return path.rounded(*operands, format=format)
+        return (path or default()).rounded(*operands, format=format)
 
     def simulation(operands):
         return fake_quant(*operands, format=format)
@@ -161,42 +161,42 @@ def stochastic_codes(
       ValueError: bits of another shape or dtype, or the binary format.
     """
     bits = jnp.asarray(bits)
-    if bits.shape != jnp.shape(x) or bits.dtype != jnp.uint32:
-        raise ValueError(
-            f"bits: got {bits.dtype} {bits.shape} for x of shape {jnp.shape(x)}, expected uint32 "
-            "of the same shape; draw them with jax.random.bits(key, x.shape, jnp.uint32)."
-        )
-    if not isinstance(format, IntFormat) or format.is_binary:
-        raise ValueError(f"format: got {format!r}, expected integers of at least 2 bits.")
-    path = default() if path is None else path
-    return path.stochastic_codes(x, scale, bits, format=format)
+    require(
+        bits.shape == jnp.shape(x) and bits.dtype == jnp.uint32, "bits",
+        got=f"{bits.dtype} {bits.shape} for x of shape {jnp.shape(x)}",
+        expected="uint32 of the same shape",
+        remedy="draw them with jax.random.bits(key, x.shape, jnp.uint32)",
+    )  # fmt: skip
+    require(
+        isinstance(format, IntFormat) and not format.is_binary, "format", got=format,
+        expected="integers of at least 2 bits",
+    )  # fmt: skip
+    return (path or default()).stochastic_codes(x, scale, bits, format=format)
 
 
 def check_weight(w: QTensor, ndim: int) -> None:
     """Raise unless w is a quantized array of that rank."""
-    if not isinstance(w, QTensor):
-        raise TypeError(f"w: got {type(w).__name__}, expected a QTensor; see quant.quantize.")
+    require(
+        isinstance(w, QTensor), "w", got=type(w).__name__, expected="a QTensor",
+        remedy="see quant.quantize", error=TypeError,
+    )  # fmt: skip
     check_format(w.format)
-    if w.ndim != ndim:
-        raise ValueError(f"w: got shape {w.shape}, expected {ndim} axes.")
+    require(w.ndim == ndim, "w", got=f"shape {w.shape}", expected=f"{ndim} axes")
 
 
 def check_operand(x, activation: ActivationGrid | None) -> None:
     """Raise unless x is codes, or real with or without a way to round it."""
-    if activation is not None:
-        check_format(activation.format)
-        if isinstance(x, QTensor):
-            raise ValueError("activation: got one for an x of codes, expected None.")
     if isinstance(x, QTensor):
         check_format(x.format)
+        require(activation is None, "activation", got="one for an x of codes", expected="None")
+    elif activation is not None:
+        check_format(activation.format)
 
 
 def _flattened(x, k: int):
     if not isinstance(x, QTensor):
         return x.reshape(-1, k)
-    rows = 1
-    for n in x.shape[:-1]:
-        rows *= n
+    rows = math.prod(x.shape[:-1])
 
     def flat(a):
         if a is None or a.size == 1:

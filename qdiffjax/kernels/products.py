@@ -7,11 +7,12 @@ import jax.numpy as jnp
 
 from qdiffjax._typing import Array
 from qdiffjax.kernels import integers
-from qdiffjax.kernels.integers import Dims
 from qdiffjax.kernels.operands import Native, widened
 
 
-def dot_general(a: Native, b: Native, dimension_numbers: Dims, *, out_dtype=jnp.float32) -> Array:
+def dot_general(
+    a: Native, b: Native, dimension_numbers: integers.Dims, *, out_dtype=jnp.float32
+) -> Array:
     """Return sum_k a_hat b_hat [*batch, *free of a, *free of b], codes multiplied as codes.
 
         sum_k s_a (q_a - z_a) s_b (q_b - z_b)
@@ -55,7 +56,7 @@ def _centered(operand: Native) -> Array:
     return values if operand.zero is None else values - operand.zero.astype(jnp.float32)
 
 
-def _layout(index: int, operands, dims: Dims):
+def _layout(index: int, operands, dims: integers.Dims):
     """Map a granule array of one operand, 1 long where it is summed, to the axes of the result."""
     contract, batch = dims[0][index], dims[1][index]
     ndims = [operand.ndim for operand in operands]

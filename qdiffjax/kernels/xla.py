@@ -9,8 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from qdiffjax._typing import Array
-from qdiffjax.kernels import integers
-from qdiffjax.kernels.integers import paddings
+from qdiffjax.kernels import integers, reference
 from qdiffjax.kernels.operands import (
     Native,
     is_integer,
@@ -19,23 +18,20 @@ from qdiffjax.kernels.operands import (
     rounded_codes,
     widened,
 )
-from qdiffjax.kernels.reference import finish, rounded
 from qdiffjax.quant import ActivationGrid, QTensor, dequantize
-
-__all__ = ["conv", "matmul", "rounded"]
 
 
 def matmul(x, w: QTensor, *, activation: ActivationGrid | None, bias, act_fn, out_dtype) -> Array:
     """As `reference.matmul`; codes of both operands multiply as codes."""
     if activation is None and not isinstance(x, QTensor):
-        return finish(_weight_only(x, w), bias, act_fn, out_dtype)
+        return reference.finish(_weight_only(x, w), bias, act_fn, out_dtype)
     is_integral = is_integer(x.format if activation is None else activation.format)
     if is_integral != is_integer(w.format) or w.scale.shape[0] > 1:
         x = x if activation is None else quantized(x, activation, (1,))
-        return finish(_grouped(x, w), bias, act_fn, out_dtype)
+        return reference.finish(_grouped(x, w), bias, act_fn, out_dtype)
     a, b = _codes(x, activation, (1,)), native(w)
     y = a.scale * b.scale * _centered_dot(a, b).astype(jnp.float32)
-    return finish(y, bias, act_fn, out_dtype)
+    return reference.finish(y, bias, act_fn, out_dtype)
 
 
 def _codes(x, activation: ActivationGrid | None, axes: tuple[int, ...]) -> Native:
@@ -94,17 +90,18 @@ def conv(
     axes, codes = tuple(range(1, x.ndim)), native(w)
     if activation is None and not isinstance(x, QTensor):
         if codes.zero is not None:
-            return finish(_real_conv(x, dequantize(w, x.dtype), window), bias, act_fn, out_dtype)
+            y = _real_conv(x, dequantize(w, x.dtype), window)
+            return reference.finish(y, bias, act_fn, out_dtype)
         y = _real_conv(x, codes.values.astype(x.dtype), window)
-        return finish(codes.scale * y, bias, act_fn, out_dtype)
+        return reference.finish(codes.scale * y, bias, act_fn, out_dtype)
     is_integral = is_integer(x.format if activation is None else activation.format)
     if is_integral != is_integer(w.format) or codes.zero is not None:
         x = x if activation is None else quantized(x, activation, axes)
         y = _real_conv(dequantize(x), dequantize(w), window)
-        return finish(y, bias, act_fn, out_dtype)
+        return reference.finish(y, bias, act_fn, out_dtype)
     a = _codes(x, activation, axes)
     y = a.scale * codes.scale * _centered_conv(a, codes, window)
-    return finish(y, bias, act_fn, out_dtype)
+    return reference.finish(y, bias, act_fn, out_dtype)
 
 
 def _real_conv(x, w, window) -> Array:
@@ -137,7 +134,7 @@ def _taps_inside(x: Array, w: Array, window: dict) -> Array:
         _meets(n, taps, stride, d, pads)
         for n, taps, stride, d, pads in zip(
             x.shape[1:-1], w.shape[:-2], window["window_strides"], dilation,
-            paddings(x.shape, w.shape, window), strict=True,
+            integers.paddings(x.shape, w.shape, window), strict=True,
         )
     ]  # fmt: skip
     taps = integers.sums(w, (w.ndim - 2,), tuple(range(w.ndim - 2)))

@@ -113,6 +113,7 @@ from qdiffjax.quant.formats import (
     quantile_codebook,
 )
 from qdiffjax.quant.granularity import (
+    inverse,
     per_channel,
     per_group,
     per_tensor,
@@ -142,6 +143,7 @@ from qdiffjax.quant.packing import (
 )
 from qdiffjax.quant.qtensor import (
     QTensor,
+    check_arguments,
     dequantize,
     quantization_error,
     quantize,

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 
 from qdiffjax._checks import require
 from qdiffjax._typing import Array
-from qdiffjax.quant.formats.integers import IntFormat, check_equal_steps
-from qdiffjax.quant.granularity import check_like, compute_dtype, expand, inverse
+from qdiffjax.quant.formats import IntFormat, check_equal_steps
+from qdiffjax.quant.granularity import check_like, compute_dtype, expand, in_steps
 from qdiffjax.quant.qtensor import check_arguments, zero_like
 
 STRETCH_LOW, STRETCH_HIGH = -0.1, 1.1  # gamma and zeta of the paper
@@ -37,9 +37,8 @@ def adaround_init(x: Array, scale: Array) -> Array:
     Raises:
       ValueError: as `fake_quant`.
     """
-    x, scale = jnp.asarray(x), jnp.asarray(scale)
-    check_arguments(x, scale, None, IntFormat(8))
-    v = _steps(x, scale)
+    x, scale = check_arguments(x, scale, None, IntFormat(8))
+    v = in_steps(x, scale.astype(compute_dtype(x)))
     part = v - jnp.floor(v)
     return jnp.log((part - STRETCH_LOW) / (STRETCH_HIGH - part))
 
@@ -80,20 +79,19 @@ def fake_quant_adaround(
     Raises:
       ValueError: as `fake_quant`; logits of another shape; a format without an integer grid.
     """
-    x, scale, logits = jnp.asarray(x), jnp.asarray(scale), jnp.asarray(logits)
-    check_arguments(x, scale, zero_point, format)
+    x, scale = check_arguments(x, scale, zero_point, format)
     check_equal_steps(format, "rounding up or down needs integer codes")
     check_like("logits", logits, x, "begin with adaround_init(x, scale)")
-    dtype = compute_dtype(x)
-    up = (logits >= 0).astype(dtype) if hard else rectified_sigmoid(logits.astype(dtype))
-    zero = zero_like(zero_point, jnp.zeros((), dtype), x.shape)
-    ends = (expand(jnp.asarray(q).astype(dtype), x.shape) for q in (format.qmin, format.qmax))
+    scale, logits = (jnp.asarray(a).astype(compute_dtype(x)) for a in (scale, logits))
+    up = (logits >= 0).astype(scale.dtype) if hard else rectified_sigmoid(logits)
+    zero = zero_like(zero_point, scale, x.shape)
+    ends = (expand(jnp.asarray(q).astype(scale.dtype), x.shape) for q in (format.qmin, format.qmax))
     zero, low, high = jax.lax.stop_gradient((zero, *ends))
-    code = jnp.floor(jax.lax.stop_gradient(_steps(x, scale))) + up
+    code = jnp.floor(jax.lax.stop_gradient(in_steps(x, scale))) + up
     low, high = low - zero, high - zero
     # Not jnp.clip, which would halve the gradient of a code that is exactly an end.
     code = jnp.where(code < low, low, jnp.where(code > high, high, code))
-    return (expand(scale.astype(dtype), x.shape) * code).astype(x.dtype)
+    return (expand(scale, x.shape) * code).astype(x.dtype)
 
 
 def adaround_regularizer(logits: Array, beta: Array | float) -> Array:
@@ -134,8 +132,3 @@ def adaround_schedule(
     past = jnp.asarray(step).astype(jnp.float32) - warmup * num_steps
     left = jnp.clip(1 - past / ((1 - warmup) * num_steps), 0, 1)
     return (past >= 0).astype(jnp.float32), end + (start - end) * left
-
-
-def _steps(x, scale):
-    dtype = compute_dtype(x)
-    return x.astype(dtype) * expand(inverse(scale.astype(dtype)), x.shape)

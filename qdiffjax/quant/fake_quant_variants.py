@@ -15,10 +15,15 @@ import jax.numpy as jnp
 from qdiffjax._checks import require
 from qdiffjax._typing import Array
 from qdiffjax.quant import calibration, rounding
-from qdiffjax.quant.formats.base import Format
-from qdiffjax.quant.formats.blocks import BlockFormat, block_scale
-from qdiffjax.quant.formats.codebooks import CodebookFormat, level_index
-from qdiffjax.quant.formats.integers import IntFormat, check_equal_steps
+from qdiffjax.quant.formats import (
+    BlockFormat,
+    CodebookFormat,
+    Format,
+    IntFormat,
+    block_scale,
+    check_equal_steps,
+    level_index,
+)
 from qdiffjax.quant.granularity import (
     Shape,
     check_divides,
@@ -29,7 +34,7 @@ from qdiffjax.quant.granularity import (
     divide_small,
     expand,
     granules,
-    inverse,
+    in_steps,
     normal_or_one,
 )
 from qdiffjax.quant.qtensor import QTensor, check_arguments, quantize
@@ -160,13 +165,11 @@ def fake_quant_subtractive(
       ValueError: as `fake_quant`; a dither of another shape; a format that is not an integer
         grid or is binary (a step must be the same everywhere).
     """
-    x, scale, dither = jnp.asarray(x), jnp.asarray(scale), jnp.asarray(dither)
-    remedy = "only a grid of equal steps can be dithered and undithered"
-    check_equal_steps(format, remedy)
+    x, scale = check_arguments(x, scale, zero_point, format)
+    check_equal_steps(format, "only a grid of equal steps can be dithered and undithered")
     check_like("dither", dither, x, "draw it with rectangular_like(key, x)")
-    check_arguments(x, scale, zero_point, format)
-    scale, noise = (a.astype(compute_dtype(x)) for a in (scale, dither))
-    v = x.astype(scale.dtype) * expand(inverse(scale), x.shape)
+    scale, noise = (jnp.asarray(a).astype(compute_dtype(x)) for a in (scale, dither))
+    v = in_steps(x, scale)
     round_fn = functools.partial(rounding.dithered, dither=noise)
     # In steps, so that one product comes last: s q - s d would be fused or not, at a whim.
     codes = fake_quant(v, jnp.ones_like(scale), zero_point, format=format, round_fn=round_fn)
@@ -204,30 +207,16 @@ def fake_quant_codebook(
       ValueError: shapes that do not divide, a concrete scale that is not positive, or concrete
         levels that do not ascend.
     """
-    x, scale, levels = jnp.asarray(x), jnp.asarray(scale), jnp.asarray(levels)
-    check_arguments(x, scale, None, CodebookFormat(levels))
-    dtype = compute_dtype(x)
-    scale, levels, wide = (a.astype(dtype) for a in (scale, levels, x))
-    v = jax.lax.stop_gradient(wide * expand(inverse(scale), x.shape))
-    index = level_index(v, jax.lax.stop_gradient(levels), round_fn)
-    return _look_up(wide, expand(scale, x.shape), levels, v, index).astype(x.dtype)
-
-
-@jax.custom_jvp
-def _look_up(x, scale, levels, v, index):
-    """Return scale * levels[index]; x acts through its derivative only, and as NaN."""
-    return jnp.where(jnp.isnan(x), x, scale * levels[index])
-
-
-@_look_up.defjvp
-def _look_up_jvp(primals, tangents):
-    x, scale, levels, v, index = primals
-    dx, dscale, dlevels = tangents[:3]
-    slack = 2 * jnp.finfo(v.dtype).eps * (levels[-1] - levels[0])  # as in `fake_quant`
-    inside = (v >= levels[0] - slack) & (v <= levels[-1] + slack)
-    # The map inside is x + scale * (levels[j] - v), v held: its own derivatives are right too.
-    straight = jnp.where(inside, dx - jnp.where(inside, v, 0) * dscale, jnp.zeros_like(x))
-    return _look_up(*primals), straight + levels[index] * dscale + scale * dlevels[index]
+    x, scale = check_arguments(x, scale, None, CodebookFormat(jnp.asarray(levels)))
+    scale, levels, wide = (jnp.asarray(a).astype(compute_dtype(x)) for a in (scale, levels, x))
+    v, fixed = jax.lax.stop_gradient((in_steps(x, scale), levels))
+    slack = 2 * jnp.finfo(v.dtype).eps * (fixed[-1] - fixed[0])  # as in `fake_quant`
+    inside = (v >= fixed[0] - slack) & (v <= fixed[-1] + slack)
+    # Inside, the map is x + scale * (levels[j] - v) with v held; NaN must not reach a product.
+    scale, held = expand(scale, x.shape), jnp.where(inside, v, 0)
+    looked_up = scale * levels[level_index(v, fixed, round_fn)]
+    straight = jnp.where(inside, wide - held * scale, 0) + looked_up
+    return with_value(straight, jnp.where(jnp.isnan(wide), wide, looked_up)).astype(x.dtype)
 
 
 def fake_quant_block(

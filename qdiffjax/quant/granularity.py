@@ -182,3 +182,8 @@ def granules(x: Array, scale_shape: Shape) -> tuple[Array, Shape]:
 def normal_or_one(scale: Array) -> Array:
     """Replace scales that are not normal floats by 1: dividing by a subnormal may give inf."""
     return jnp.where(scale >= jnp.finfo(scale.dtype).tiny, scale, jnp.ones_like(scale))
+
+
+def in_steps(x: Array, scale: Array) -> Array:
+    """Return x / scale [*shape], in the dtype of scale [*groups]."""
+    return x.astype(scale.dtype) * expand(inverse(scale), x.shape)

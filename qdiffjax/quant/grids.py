@@ -8,8 +8,7 @@ import jax.numpy as jnp
 
 from qdiffjax._typing import Array
 from qdiffjax.quant.calibration.ranges import scale_from_range
-from qdiffjax.quant.formats.base import Format
-from qdiffjax.quant.formats.integers import IntFormat
+from qdiffjax.quant.formats import Format, IntFormat
 
 
 @jax.tree_util.register_dataclass

@@ -14,7 +14,7 @@ from qdiffjax.quant import rounding
 from qdiffjax.quant.calibration.moments import mean_magnitude
 from qdiffjax.quant.calibration.ranges import UNSHIFTABLE, minmax_range, prepare
 from qdiffjax.quant.calibration.search import RATIOS, best_ratio
-from qdiffjax.quant.formats.integers import MAX_BITS, IntFormat, check_equal_steps
+from qdiffjax.quant.formats import MAX_BITS, IntFormat, check_equal_steps
 from qdiffjax.quant.granularity import (
     Shape,
     check_divides,

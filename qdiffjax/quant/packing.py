@@ -11,8 +11,7 @@ import jax.numpy as jnp
 from qdiffjax._checks import require
 from qdiffjax._typing import Array
 from qdiffjax.quant import rounding
-from qdiffjax.quant.formats.base import Format, check_static_integer
-from qdiffjax.quant.formats.integers import is_binary
+from qdiffjax.quant.formats import Format, check_static_integer, is_binary
 from qdiffjax.quant.granularity import check_positive, concrete_all
 from qdiffjax.quant.qtensor import QTensor
 
@@ -155,7 +154,13 @@ def pack(
         scale_format.
     """
     if tensor_scale is not None:
-        tensor_scale = _checked_tensor_scale(tensor_scale, scale_format)
+        tensor_scale = jnp.asarray(tensor_scale).astype(jnp.float32)
+        require(
+            scale_format is not None and tensor_scale.ndim == 0, "tensor_scale",
+            got=f"shape {tensor_scale.shape} with scale_format {scale_format}",
+            expected="a scalar, and the format of the scales in units of it, such as E4M3FN",
+        )  # fmt: skip
+        check_positive(tensor_scale)
     scale = q.scale if scale_format is None else _encode_scale(q.scale, scale_format, tensor_scale)
     codes = q.codes > 0 if is_binary(q.format) else q.codes
     data = pack_codes(codes.astype(q.format.storage_dtype).reshape(-1), q.format.bits)
@@ -204,17 +209,6 @@ def _column(codes):
     """Codes [*shape, 1] as uint32, negative ones as two's complement."""
     wide = codes if codes.dtype == jnp.uint32 else codes.astype(jnp.int32)
     return jax.lax.bitcast_convert_type(wide, jnp.uint32)[..., None]
-
-
-def _checked_tensor_scale(tensor_scale, scale_format):
-    tensor_scale = jnp.asarray(tensor_scale).astype(jnp.float32)
-    require(
-        scale_format is not None and tensor_scale.ndim == 0, "tensor_scale",
-        got=f"shape {tensor_scale.shape} with scale_format {scale_format}",
-        expected="a scalar, and the format of the scales in units of it, such as E4M3FN",
-    )  # fmt: skip
-    check_positive(tensor_scale)
-    return tensor_scale
 
 
 def _encode_scale(scale, format, tensor_scale):

@@ -9,15 +9,14 @@ import jax.numpy as jnp
 from qdiffjax._checks import require
 from qdiffjax._typing import Array
 from qdiffjax.quant import rounding
-from qdiffjax.quant.formats.base import Format
-from qdiffjax.quant.formats.integers import has_equal_steps
+from qdiffjax.quant.formats import Format, has_equal_steps
 from qdiffjax.quant.granularity import (
     check_divides,
     check_positive,
     compute_dtype,
     concrete_all,
     expand,
-    inverse,
+    in_steps,
 )
 
 
@@ -87,8 +86,7 @@ def quantize(
         format.is_static, "format", got="traced bits", expected="an int",
         remedy="use fake_quant for those", error=TypeError,
     )  # fmt: skip
-    x, scale = jnp.asarray(x), jnp.asarray(scale)
-    check_arguments(x, scale, zero_point, format)
+    x, scale = check_arguments(x, scale, zero_point, format)
     require(
         concrete_all(lambda x: ~jnp.isnan(x), x),
         "x",
@@ -126,8 +124,7 @@ def quantization_error(
     Arguments as for `quantize`, but bits may be traced and NaN gives NaN. The dtype is float32
     (float64 for float64 x): the error is not rounded to that of x.
     """
-    x, scale = jnp.asarray(x), jnp.asarray(scale)
-    check_arguments(x, scale, zero_point, format)
+    x, scale = check_arguments(x, scale, zero_point, format)
     scale = scale.astype(compute_dtype(x))
     zero = zero_like(zero_point, scale, x.shape)
     grid = expand(scale, x.shape) * steps(x, scale, zero, format, round_fn)
@@ -138,12 +135,19 @@ def steps(x: Array, scale: Array, zero: Array, format: Format, round_fn) -> Arra
     """Grid value of x less its zero: clip(round(x / scale), low - zero, high - zero) [*shape]."""
     low = expand(jnp.asarray(format.low).astype(scale.dtype), x.shape) - zero
     high = expand(jnp.asarray(format.high).astype(scale.dtype), x.shape) - zero
-    v = x.astype(scale.dtype) * expand(inverse(scale), x.shape)
-    return jnp.clip(format.round(v, round_fn), low, high)
+    return jnp.clip(format.round(in_steps(x, scale), round_fn), low, high)
 
 
-def check_arguments(x: Array, scale: Array, zero_point: Array | None, format: Format) -> None:
-    """Raise ValueError for a scale or zero point that does not fit x or the format."""
+def check_arguments(
+    x: Array, scale: Array, zero_point: Array | None, format: Format
+) -> tuple[Array, Array]:
+    """Return x and scale as arrays.
+
+    Raises:
+      TypeError: x is not real.
+      ValueError: a scale or zero point that does not fit x or the format.
+    """
+    x, scale = jnp.asarray(x), jnp.asarray(scale)
     compute_dtype(x)
     check_divides(x.shape, scale.shape)
     check_positive(scale)
@@ -154,6 +158,7 @@ def check_arguments(x: Array, scale: Array, zero_point: Array | None, format: Fo
             remedy="only integer grids shift, of at least 2 bits or IntFormat(1, signed=False), "
             "not the binary format {-1, +1}",
         )  # fmt: skip
+    return x, scale
 
 
 def zero_like(zero_point: Array | None, scale: Array, shape: tuple[int, ...]) -> Array:

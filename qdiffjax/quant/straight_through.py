@@ -24,8 +24,7 @@ from jax.custom_derivatives import SymbolicZero
 from qdiffjax._checks import require
 from qdiffjax._typing import Array
 from qdiffjax.quant import rounding
-from qdiffjax.quant.formats.base import Format
-from qdiffjax.quant.formats.integers import IntFormat, is_binary
+from qdiffjax.quant.formats import Format, IntFormat, is_binary
 from qdiffjax.quant.granularity import check_like, compute_dtype, concrete_all, expand, inverse
 from qdiffjax.quant.qtensor import check_arguments
 
@@ -72,8 +71,7 @@ def fake_quant(
       TypeError: x is not real.
       ValueError: shapes that do not divide, or a concrete scale that is not positive.
     """
-    x, scale = jnp.asarray(x), jnp.asarray(scale)
-    check_arguments(x, scale, zero_point, format)
+    x, scale = check_arguments(x, scale, zero_point, format)
     round_grid = functools.partial(format.round, round_fn=round_fn)
     return _fake_quant(x, scale, zero_point, round_grid, format.low, format.high)
 
@@ -137,6 +135,11 @@ def fake_quant_lsq(
     return fake_quant(x, damped, zero_point, format=format)
 
 
+def scale_gradient(x: Array, factor: Array) -> Array:
+    """Return x [*shape] unchanged; VJP: x_bar = factor * u. The factor is a constant."""
+    return with_value(x * jax.lax.stop_gradient(factor), x)
+
+
 def fake_quant_codes(
     x: Array,
     scale: Array,
@@ -162,8 +165,7 @@ def fake_quant_codes(
     Raises:
       TypeError, ValueError: as `fake_quant`, or concrete codes with qmin > qmax.
     """
-    x, scale = jnp.asarray(x), jnp.asarray(scale)
-    check_arguments(x, scale, zero_point, IntFormat(8))
+    x, scale = check_arguments(x, scale, zero_point, IntFormat(8))
     require(
         isinstance(qmin, jax.core.Tracer) or concrete_all(lambda q: q >= qmin, qmax),
         "qmin, qmax",
@@ -220,19 +222,6 @@ _to_grid.defjvp(_to_grid_jvp, symbolic_zeros=True)
 
 def _round_straight_through(x):
     return x + jax.lax.stop_gradient(jnp.round(x) - x)  # exact: round(x) - x is representable
-
-
-@jax.custom_jvp
-def scale_gradient(x: Array, factor: Array) -> Array:
-    """Return x [*shape] unchanged; VJP: x_bar = factor * u. The factor is a constant."""
-    del factor
-    return x
-
-
-@scale_gradient.defjvp
-def _scale_gradient_jvp(primals, tangents):
-    x, factor = primals
-    return scale_gradient(x, factor), tangents[0] * factor
 
 
 @jax.custom_jvp

@@ -8,7 +8,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from qdiffjax import kernels
 from qdiffjax.kernels.tpu.grid import Blocks, fitted
-from qdiffjax.kernels.tpu.matmul import Job, _block
+from qdiffjax.kernels.tpu.matrix_products import Job, _block
 from qdiffjax.quant import IntFormat
 from tests.kernels.paths import DYNAMIC, exact, exact_operand, weight
 from tests.tolerances import assert_close

@@ -8,7 +8,5 @@
 take is XLA's, as is everything on other GPUs.
 """
 
-from qdiffjax.kernels.gpu.conv import conv
-from qdiffjax.kernels.gpu.matmul import matmul
-
-__all__ = ["conv", "matmul"]
+from qdiffjax.kernels.gpu.convolutions import conv
+from qdiffjax.kernels.gpu.matrix_products import matmul

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 
+from qdiffjax._checks import require
 from qdiffjax._typing import Array
 
 MOST_TOKENS = 64
@@ -78,8 +79,10 @@ def product(
     is_paired = w.dtype == jnp.int4
     if is_paired:
         w, x = _paired(w, jnp.int8), _paired(x, jnp.int32)
-    if m > MOST_TOKENS or not stripe.divides(n, w.shape[1]):
-        raise ValueError(f"stripe: got {stripe} for [M, N, K] = {m, n, k}, expected divisors.")
+    require(
+        m <= MOST_TOKENS and stripe.divides(n, w.shape[1]), "stripe",
+        got=f"{stripe} for [M, N, K] = {m, n, k}", expected="divisors",
+    )  # fmt: skip
     finish = functools.partial(_finished, act_fn=act_fn, dtype=out_dtype)
     y = pl.pallas_call(
         functools.partial(_body, is_paired=is_paired, stripe=stripe, finish=finish),

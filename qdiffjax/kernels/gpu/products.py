@@ -14,6 +14,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from qdiffjax import _compat
+from qdiffjax._checks import require
 from qdiffjax._typing import Array
 from qdiffjax.kernels.gpu.tiles import Tile
 
@@ -93,8 +94,10 @@ def product(
 def check_tile(shape: tuple[int, int, int], tile: Tile) -> None:
     """Raise ValueError unless the tile divides [M, N, K]."""
     sizes = (*tile.cluster, tile.depth)
-    if any(n % t for n, t in zip(shape, sizes, strict=True)):
-        raise ValueError(f"tile: got {sizes} for [M, N, K] = {shape}, expected divisors; pad.")
+    require(
+        all(n % t == 0 for n, t in zip(shape, sizes, strict=True)), "tile",
+        got=f"{sizes} for [M, N, K] = {shape}", expected="divisors", remedy="pad",
+    )  # fmt: skip
 
 
 def _lines(bytes_: int, itemsize: int = 1):

@@ -4,12 +4,10 @@
     conv         the same for images, as a product of shifted copies of the image
     rounded, stochastic_codes    rounding alone
 
-`call` starts a kernel, `prologue` rounds inside it, `products` multiplies inside it, `blocks` says
-how much it takes at a time. `interpret=True` runs them anywhere, by JAX's interpreter.
+`grid` says how much a kernel takes at a time and starts it, `prologue` rounds inside it, `products`
+multiplies inside it. `interpret=True` runs them anywhere, by JAX's interpreter.
 """
 
-from qdiffjax.kernels.tpu.conv import conv
-from qdiffjax.kernels.tpu.matmul import matmul
-from qdiffjax.kernels.tpu.quantize import rounded, stochastic_codes
-
-__all__ = ["conv", "matmul", "rounded", "stochastic_codes"]
+from qdiffjax.kernels.tpu.convolutions import conv
+from qdiffjax.kernels.tpu.elementwise import rounded, stochastic_codes
+from qdiffjax.kernels.tpu.matrix_products import matmul

@@ -1,4 +1,4 @@
-"""One way to start a kernel: operands, their blocks and scratch memory by name."""
+"""How much a kernel takes at a time, and one way to start it: operands and scratch by name."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -81,24 +81,28 @@ class Operand(NamedTuple):
         return pl.BlockSpec(self.block, self.at)
 
 
-class Run(NamedTuple):
-    """How kernels run.
+def by_rows(a: Array, rows: int) -> Operand:
+    """Blocks of the first axis, one for each step along the first axis of the grid; 1 is shared."""
+    rest = (0,) * (a.ndim - 1)
+    if a.shape[0] == 1:
+        return Operand(a, a.shape, lambda i, j: (0, *rest))
+    return Operand(a, (rows, *a.shape[1:]), lambda i, j: (i, *rest))
 
-    interpret: True, or pltpu.InterpretParams, for JAX's interpreter on any platform; vmem: bytes
-    of vector memory allowed.
-    """
 
-    interpret: Any
-    vmem: int
+def by_columns(a: Array, columns: int) -> Operand:
+    """Blocks of the last axis, one for each step along the second axis of the grid."""
+    rest = (0,) * (a.ndim - 1)
+    return Operand(a, (*a.shape[:-1], columns), lambda i, j: (*rest, j))
 
 
 def call(
     body: Callable[[dict], None], grid: tuple[int, ...], operands: dict[str, Operand],
-    out: Operand, run: Run, scratch: dict[str, Any] | None = None,
+    out: Operand, interpret: Any, blocks: Blocks, scratch: dict[str, Any] | None = None,
 ) -> Array:  # fmt: skip
     """Run body(refs by name) for each step of the grid; "out" is the name of the result.
 
     Scratch keeps its contents along the last axis of the grid; steps of the others are independent.
+    `interpret` is True, or pltpu.InterpretParams, for JAX's interpreter on any platform.
     """
     scratch = scratch or {}
     names = [*operands, "out", *scratch]
@@ -114,8 +118,8 @@ def call(
         in_specs=[operand.spec() for operand in operands.values()],
         out_specs=out.spec(),
         scratch_shapes=list(scratch.values()),
-        interpret=run.interpret,
+        interpret=interpret,
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=semantics, vmem_limit_bytes=run.vmem
+            dimension_semantics=semantics, vmem_limit_bytes=blocks.vmem
         ),
     )(*(operand.array for operand in operands.values()))

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from qdiffjax._typing import Array
 from qdiffjax.kernels.operands import FLOAT8, is_integer, widened
-from qdiffjax.quant.formats.base import Format
+from qdiffjax.quant import Format
 
 
 def of_codes(left: Array, zero: Array | None, refs: dict, format: Format) -> Array:

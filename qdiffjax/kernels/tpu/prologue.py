@@ -10,9 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from qdiffjax._typing import Array
-from qdiffjax.kernels.operands import FLOAT8, is_integer
-from qdiffjax.quant import ActivationGrid, IntFormat
-from qdiffjax.quant.formats.base import Format
+from qdiffjax.kernels.operands import FLOAT8, is_integer, native, shift
+from qdiffjax.quant import ActivationGrid, Format, QTensor
 
 # 3 * 2^22: added to |v| < 2^22, it leaves round(v), ties to even, in the low bits of the sum.
 MAGIC = 12582912.0
@@ -28,11 +27,6 @@ class Step(NamedTuple):
     scale: Array
     inverse: Array
     zero: Array | None
-
-
-def shift(format: Format) -> int:
-    """Distance by which codes move down so that they fit int8."""
-    return 128 if isinstance(format, IntFormat) and not format.signed and format.bits == 8 else 0
 
 
 def code_dtype(format: Format) -> Any:
@@ -79,25 +73,37 @@ def steps(x: Array, step: Step, format: Any) -> Array:
     return jnp.clip(jnp.where(v == v, v, 0.0), float(format.low), float(format.high))
 
 
-def fits(x, how: ActivationGrid) -> bool:
+def fits(x, grid: ActivationGrid) -> bool:
     """Whether a kernel can round x: not float64, which a chip has not, and one scale for all."""
-    params = (how.scale, how.zero_point)
+    params = (grid.scale, grid.zero_point)
     return x.dtype != jnp.float64 and all(p is None or jnp.size(p) == 1 for p in params)
 
 
-def operands(how: ActivationGrid, ndim: int) -> dict[str, Array]:
+def left_operands(x, activation: ActivationGrid | None) -> dict[str, Array]:
+    """Operands that belong to x: itself, and how it is scaled, one axis less for images."""
+    ndim = min(x.ndim, 3)
+    if activation is not None:
+        return {"left": x} | operands(activation, ndim)
+    if not isinstance(x, QTensor):
+        return {"left": x}
+    values, scale, zero = native(x)
+    shifts = {} if zero is None else {"zero": zero.reshape(zero.shape[:ndim])}
+    return {"left": values, "scale": scale.reshape(scale.shape[:ndim])} | shifts
+
+
+def operands(grid: ActivationGrid, ndim: int) -> dict[str, Array]:
     """What a kernel must be given of how it rounds: arrays [1, ..., 1], none where not needed.
 
     step, inverse: float32 scale and 1 / scale; zero: int32 code of 0.0, moved down by `shift`.
     """
-    given = {}
-    if how.scale is not None:
-        scale = jnp.asarray(how.scale).astype(jnp.float32)
-        given = {"step": scale, "inverse": 1 / scale}
-    if how.zero_point is not None or shift(how.format):
-        zero = 0 if how.zero_point is None else jnp.round(jnp.asarray(how.zero_point))
-        given["zero"] = jnp.asarray(zero).astype(jnp.int32) - shift(how.format)
-    return {name: value.reshape((1,) * ndim) for name, value in given.items()}
+    arrays = {}
+    if grid.scale is not None:
+        scale = jnp.asarray(grid.scale).astype(jnp.float32)
+        arrays = {"step": scale, "inverse": 1 / scale}
+    if grid.zero_point is not None or shift(grid.format):
+        zero = 0 if grid.zero_point is None else jnp.round(jnp.asarray(grid.zero_point))
+        arrays["zero"] = jnp.asarray(zero).astype(jnp.int32) - shift(grid.format)
+    return {name: value.reshape((1,) * ndim) for name, value in arrays.items()}
 
 
 def step_of(x: Array, refs: dict, format: Format, axes: tuple[int, ...]) -> Step:

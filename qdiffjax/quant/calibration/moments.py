@@ -13,8 +13,7 @@ import numpy as np
 from qdiffjax._checks import require
 from qdiffjax._typing import Array
 from qdiffjax.quant.calibration.ranges import Grid, grid_of, prepare
-from qdiffjax.quant.formats.base import Format
-from qdiffjax.quant.formats.integers import MAX_BITS, IntFormat
+from qdiffjax.quant.formats import MAX_BITS, Format, IntFormat
 from qdiffjax.quant.granularity import (
     Shape,
     check_positive,
@@ -24,8 +23,7 @@ from qdiffjax.quant.granularity import (
     group,
     normal_or_one,
 )
-from qdiffjax.quant.noise.distributions import Folded, Gaussian, Laplace
-from qdiffjax.quant.noise.prediction import optimal_scale
+from qdiffjax.quant.noise import Folded, Gaussian, Laplace, optimal_scale
 
 GAUSSIAN, LAPLACE = Gaussian(), Laplace(math.sqrt(2))  # unit root mean square; unit mean magnitude
 
@@ -88,8 +86,7 @@ def gaussian_clip(x: Array, *, format: Format, scale_shape: Shape | None = None)
       ValueError: as `rms`; more levels than 2^20, which nothing needs to clip.
       TypeError: traced fields of a format that is not an integer grid.
     """
-    size = _root_mean_square(*prepare(x, scale_shape))
-    return normal_or_one(_times_optimal(size, format, GAUSSIAN)), None
+    return _times_optimal(_root_mean_square(*prepare(x, scale_shape)), format, GAUSSIAN), None
 
 
 def laplace_clip(x: Array, *, format: Format, scale_shape: Shape | None = None) -> Grid:
@@ -103,8 +100,7 @@ def laplace_clip(x: Array, *, format: Format, scale_shape: Shape | None = None) 
     about 0, not about the mean. Arguments and errors as for `gaussian_clip`; an unsigned format
     takes exponential data.
     """
-    size = mean_magnitude(*prepare(x, scale_shape))
-    return normal_or_one(_times_optimal(size, format, LAPLACE)), None
+    return _times_optimal(mean_magnitude(*prepare(x, scale_shape)), format, LAPLACE), None
 
 
 def binary_fit(x: Array, *, scale_shape: Shape | None = None) -> Grid:
@@ -195,8 +191,9 @@ def _constant(format: Any, law: Gaussian | Laplace) -> Array:
 
 
 def _times_optimal(size: Array, format: Format, law: Gaussian | Laplace) -> Array:
-    """The constant is hidden, lest the compiler merge it with that of a mean if it is static."""
-    return size * jax.lax.optimization_barrier(_constant(format, law).astype(size.dtype))
+    # The constant is hidden, lest the compiler merge it with that of a mean if it is static.
+    constant = jax.lax.optimization_barrier(_constant(format, law).astype(size.dtype))
+    return normal_or_one(size * constant)
 
 
 def _root_mean_square(x: Array, shape: Shape) -> Array:

@@ -23,8 +23,7 @@ import jax.numpy as jnp
 from qdiffjax._checks import require
 from qdiffjax._typing import Array
 from qdiffjax.quant.calibration import ranges, search
-from qdiffjax.quant.formats.base import Format
-from qdiffjax.quant.formats.integers import check_equal_steps
+from qdiffjax.quant.formats import Format, check_equal_steps
 from qdiffjax.quant.granularity import Shape, compute_dtype, expand
 from qdiffjax.quant.qtensor import quantization_error
 

@@ -4,8 +4,7 @@ import jax.numpy as jnp
 
 from qdiffjax._checks import require
 from qdiffjax._typing import Array
-from qdiffjax.quant.formats.base import Format
-from qdiffjax.quant.formats.integers import IntFormat, check_equal_steps
+from qdiffjax.quant.formats import Format, IntFormat, check_equal_steps
 from qdiffjax.quant.granularity import (
     Shape,
     check_finite,

@@ -11,8 +11,7 @@ from qdiffjax._typing import Array
 from qdiffjax.quant import rounding
 from qdiffjax.quant.calibration.moments import binary_fit
 from qdiffjax.quant.calibration.ranges import UNSHIFTABLE, Grid, grid_of, minmax_range, prepare
-from qdiffjax.quant.formats.base import Format
-from qdiffjax.quant.formats.integers import check_equal_steps, is_binary
+from qdiffjax.quant.formats import Format, check_equal_steps, is_binary
 from qdiffjax.quant.granularity import (
     Shape,
     compute_dtype,

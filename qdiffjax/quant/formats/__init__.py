@@ -7,7 +7,7 @@ codebooks      CodebookFormat: any levels, fixed (NF4), fitted (codebook_fits) o
 blocks         BlockFormat: one of these, and a rule for the scale; MXFP4, NVFP4, ...
 """
 
-from qdiffjax.quant.formats.base import Format
+from qdiffjax.quant.formats.base import Format, check_static_integer
 from qdiffjax.quant.formats.blocks import (
     MXFP4,
     MXFP6_E2M3,
@@ -36,7 +36,7 @@ from qdiffjax.quant.formats.codebook_fits import (
     lloyd_max,
     quantile_codebook,
 )
-from qdiffjax.quant.formats.codebooks import CodebookFormat, nf4
+from qdiffjax.quant.formats.codebooks import CodebookFormat, level_index, nf4
 from qdiffjax.quant.formats.floats import (
     BF16,
     E2M1,
@@ -49,5 +49,13 @@ from qdiffjax.quant.formats.floats import (
     TF32,
     FloatFormat,
 )
-from qdiffjax.quant.formats.integers import IntFormat, effective_bits
+from qdiffjax.quant.formats.integers import (
+    MAX_BITS,
+    MIN_BITS,
+    IntFormat,
+    check_equal_steps,
+    effective_bits,
+    has_equal_steps,
+    is_binary,
+)
 from qdiffjax.quant.formats.logarithmic import E8M0, LogFormat, ScaleFormat

@@ -3,6 +3,7 @@
 from typing import Any, Protocol, runtime_checkable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from qdiffjax._checks import require
@@ -86,3 +87,11 @@ def check_static_integer(name: str, value: Any, most: int) -> None:
         got=repr(value),
         expected=f"an int in 1..{most}",
     )
+
+
+def shift(number: int | Array, places: int | Array) -> Any:
+    """Return number 2^places: an int if both are, else int32; exp2 of an integer may round."""
+    if isinstance(number, int) and isinstance(places, int):
+        return number << places
+    number, places = (jnp.asarray(a).astype(jnp.int32) for a in (number, places))
+    return jnp.left_shift(number, places)

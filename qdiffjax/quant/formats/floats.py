@@ -18,7 +18,7 @@ import numpy as np
 from qdiffjax._checks import require
 from qdiffjax._typing import Array
 from qdiffjax.quant import rounding
-from qdiffjax.quant.formats.base import check_integer
+from qdiffjax.quant.formats.base import check_integer, shift
 from qdiffjax.quant.granularity import expand
 
 
@@ -173,7 +173,7 @@ class FloatFormat:
         """The bias, spelled out."""
         if self.bias is not None:
             return self.bias
-        half = _shift(1, self.exponent_bits - 1)
+        half = shift(1, self.exponent_bits - 1)
         return half if self.kind == "fnuz" else half - 1
 
     @property
@@ -258,8 +258,8 @@ def _layout(format, shape):
 def _value(magnitude, format, dtype):
     """Number of a code without its sign."""
     m = format.mantissa_bits
-    field, mantissa = magnitude >> m, magnitude & (_shift(1, m) - 1)
-    significand = mantissa + _shift(jnp.minimum(field, 1), m)
+    field, mantissa = magnitude >> m, magnitude & (shift(1, m) - 1)
+    significand = mantissa + shift(jnp.minimum(field, 1), m)
     exponent = jnp.maximum(field, 1) - format.exponent_bias
     return join(significand.astype(dtype), exponent, m, 1 - format.exponent_bias)
 
@@ -271,18 +271,11 @@ def _exact_value(magnitude, format):
     return np.ldexp(significand, np.maximum(field, 1) - format.exponent_bias)
 
 
-def _shift(number, places):
-    if isinstance(number, int) and isinstance(places, int):
-        return number << places
-    number, places = (jnp.asarray(a).astype(jnp.int32) for a in (number, places))
-    return jnp.left_shift(number, places)
-
-
 def _top_code(format):
     """Largest code without its sign that is a finite number."""
-    all_ones = _shift(1, format.exponent_bits + format.mantissa_bits) - 1
+    all_ones = shift(1, format.exponent_bits + format.mantissa_bits) - 1
     if format.kind == "ieee":
-        return all_ones - _shift(1, format.mantissa_bits)
+        return all_ones - shift(1, format.mantissa_bits)
     return all_ones - 1 if format.kind == "fn" else all_ones
 
 

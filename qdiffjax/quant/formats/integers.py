@@ -10,7 +10,7 @@ import numpy as np
 from qdiffjax._checks import require
 from qdiffjax._typing import Array
 from qdiffjax.quant import rounding
-from qdiffjax.quant.formats.base import Format, check_integer
+from qdiffjax.quant.formats.base import Format, check_integer, shift
 
 MIN_BITS, MAX_BITS = 1, 16
 
@@ -74,15 +74,7 @@ class IntFormat:
             return self.qmax * 0
         return -self.qmax if self.narrow or self.is_binary else -self.qmax - 1
 
-    @property
-    def low(self) -> int | Array:
-        """Smallest grid value: qmin."""
-        return self.qmin
-
-    @property
-    def high(self) -> int | Array:
-        """Largest grid value: qmax."""
-        return self.qmax
+    low, high = qmin, qmax  # grid values are codes
 
     @property
     def storage_dtype(self) -> np.dtype:
@@ -168,8 +160,6 @@ def effective_bits(
 
 
 def _power_of_two(exponent):
-    """2^exponent; by a shift when traced, since exp2 of an integer need not be exact."""
-    if isinstance(exponent, int):
-        return 2**exponent
-    shift = jnp.asarray(exponent).astype(jnp.int32)
-    return jnp.left_shift(jnp.ones_like(shift), shift).astype(jnp.float32)
+    """2^exponent; float32 when traced."""
+    power = shift(1, exponent)
+    return power if isinstance(power, int) else power.astype(jnp.float32)

@@ -13,7 +13,7 @@ import numpy as np
 from qdiffjax._checks import require
 from qdiffjax._typing import Array
 from qdiffjax.quant import rounding
-from qdiffjax.quant.formats.base import check_integer
+from qdiffjax.quant.formats.base import check_integer, shift
 from qdiffjax.quant.formats.floats import power_of_two, split
 from qdiffjax.quant.granularity import expand
 
@@ -228,8 +228,4 @@ def _level(q, format, dtype):
 
 def _last(format):
     """Largest q that is a number."""
-    width = format.bits - 1 if format.signed else format.bits
-    if format.is_static:
-        return 2**width - 1 - int(format.signed)
-    width = width.astype(jnp.int32)
-    return jnp.left_shift(jnp.ones_like(width), width) - 1 - int(format.signed)
+    return shift(1, format.bits - int(format.signed)) - 1 - int(format.signed)

@@ -11,9 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from qdiffjax._checks import require
-from qdiffjax.quant.formats.base import Format
-from qdiffjax.quant.formats.integers import check_equal_steps, is_binary
-from qdiffjax.quant.formats.logarithmic import LogFormat
+from qdiffjax.quant.formats import Format, LogFormat, check_equal_steps, is_binary
 
 MAX_LEVELS = 2**20
 TINY = 1e-290  # below zero, and not lost by a scale
@@ -177,7 +175,6 @@ def _levels(format) -> np.ndarray:
     return format.levels()
 
 
-def _uniform_ends(format) -> tuple[float, float]:
+def _uniform_ends(format) -> tuple[float, ...]:
     check_equal_steps(format, "the theorems of dither need equal steps")
-    levels = _levels(format)
-    return float(levels[0]), float(levels[-1])
+    return tuple(map(float, _levels(format)[[0, -1]]))

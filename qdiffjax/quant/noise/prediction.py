@@ -9,9 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from qdiffjax._checks import require
-from qdiffjax.quant.formats.base import Format
-from qdiffjax.quant.formats.blocks import BlockFormat
-from qdiffjax.quant.formats.logarithmic import LogFormat
+from qdiffjax.quant.formats import BlockFormat, Format, LogFormat
 from qdiffjax.quant.granularity import check_divides
 from qdiffjax.quant.noise.distributions import Distribution, Moments, shifted
 from qdiffjax.quant.noise.empirical import histogram

@@ -11,11 +11,10 @@ from jax.experimental import pallas as pl
 
 from qdiffjax._typing import Array
 from qdiffjax.kernels import reference
-from qdiffjax.kernels.operands import FLOAT8, is_integer
+from qdiffjax.kernels.operands import is_integer, is_multiplied
 from qdiffjax.kernels.tpu import prologue
-from qdiffjax.kernels.tpu.grid import Blocks, Operand, Run, call, fitted, of_device
-from qdiffjax.quant import IntFormat
-from qdiffjax.quant.qtensor import check_arguments
+from qdiffjax.kernels.tpu.grid import Blocks, Operand, call, fitted, of_device
+from qdiffjax.quant import IntFormat, check_arguments
 
 
 def rounded(
@@ -31,11 +30,11 @@ def rounded(
         return reference.rounded(x, scale, zero_point, format=format)
     check_arguments(x, scale, zero_point, format)
     scale = scale.astype(jnp.float32)
-    given = {"step": scale, "inverse": 1 / scale}
+    grid = {"step": scale, "inverse": 1 / scale}
     if zero is not None:
-        given["zero"] = jnp.round(zero).astype(jnp.int32)
+        grid["zero"] = jnp.round(zero).astype(jnp.int32)
     body = functools.partial(_round, format)
-    return _elementwise(body, x, {}, given, x.dtype, interpret, blocks)
+    return _elementwise(body, {"x": x}, grid, x.dtype, interpret, blocks)
 
 
 def stochastic_codes(
@@ -47,10 +46,10 @@ def stochastic_codes(
     if not (is_known and _is_matrix(scale.shape, x.shape)):
         return reference.stochastic_codes(x, scale, bits, format=format)
     check_arguments(x, scale, None, format)
-    inverse = 1 / scale.astype(jnp.float32)
-    noise = {"bits": jax.lax.bitcast_convert_type(bits, jnp.int32)}
+    arrays = {"x": x, "bits": jax.lax.bitcast_convert_type(bits, jnp.int32)}
+    grid = {"inverse": 1 / scale.astype(jnp.float32)}
     body = functools.partial(_round_at_random, format)
-    codes = _elementwise(body, x, noise, {"inverse": inverse}, jnp.int8, interpret, blocks)
+    codes = _elementwise(body, arrays, grid, jnp.int8, interpret, blocks)
     if not prologue.shift(format):
         return codes.astype(format.storage_dtype)
     return jax.lax.bitcast_convert_type(codes, jnp.uint8) ^ jnp.uint8(128)
@@ -80,41 +79,33 @@ def _round_at_random(format: IntFormat, refs: dict) -> None:
 
 def _fits(format: Any, x: Array) -> bool:
     """Whether the kernels know the format and the dtype of x."""
-    if x.ndim == 0 or x.size == 0 or x.dtype not in (jnp.float32, jnp.bfloat16):
-        return False
-    if isinstance(format, IntFormat):
-        return format.is_static and format.bits <= 8 and not format.is_binary
-    return format in FLOAT8
+    is_array = x.ndim > 0 and x.size > 0 and x.dtype in (jnp.float32, jnp.bfloat16)
+    return is_array and is_multiplied(format)
 
 
 def _is_matrix(groups: tuple[int, ...], shape: tuple[int, ...]) -> bool:
     """Whether scales [*groups] of x [*shape] vary along all rows, or the last axis, or not."""
-    if len(groups) != len(shape):
-        return False
     is_shared = all(g == 1 for g in groups[:-1])
-    return (is_shared and groups[-1] in (1, shape[-1])) or (
-        groups[:-1] == shape[:-1] and groups[-1] == 1
-    )
+    by_column = is_shared and groups[-1:] in ((1,), shape[-1:])
+    by_row = groups[:-1] == shape[:-1] and groups[-1:] == (1,)
+    return len(groups) == len(shape) and (by_column or by_row)
 
 
-def _elementwise(body, x, others: dict, given: dict, dtype, interpret, blocks) -> Array:
-    """Run a body on x and `others` [*shape], as matrices; `given` are [1 or rows, 1 or columns]."""
+def _elementwise(body, arrays: dict, grid: dict, dtype, interpret, blocks) -> Array:
+    """Run a body on arrays [*shape] and what broadcasts against them, all as matrices."""
     blocks = of_device() if blocks is None else blocks
-    columns = x.shape[-1]
-    m = x.size // columns
+    shape = arrays["x"].shape
+    m, columns = math.prod(shape[:-1]), shape[-1]
     width = fitted(max(blocks.columns, 1024), columns, 128)
     rows = fitted(max(32, min(blocks.rows, 2**18 // width // 32 * 32)), m, 32)
 
     def operand(a):
+        a = a.reshape(math.prod(a.shape[:-1]), a.shape[-1])
         block = tuple(min(n, b) for n, b in zip(a.shape, (rows, width), strict=True))
         row, column = (int(n > 1) for n in a.shape)
         return Operand(a, block, lambda i, j: (i * row, j * column))
 
-    arrays = {"x": x} | others
-    operands = {name: operand(a.reshape(m, columns)) for name, a in arrays.items()}
-    operands |= {
-        name: operand(a.reshape(math.prod(a.shape[:-1]), a.shape[-1])) for name, a in given.items()
-    }
+    operands = {name: operand(a) for name, a in (arrays | grid).items()}
     out = Operand(jax.ShapeDtypeStruct((m, columns), dtype), (rows, width), lambda i, j: (i, j))
-    grid = (pl.cdiv(m, rows), pl.cdiv(columns, width))
-    return call(body, grid, operands, out, Run(interpret, blocks.vmem)).reshape(x.shape)
+    steps = (pl.cdiv(m, rows), pl.cdiv(columns, width))
+    return call(body, steps, operands, out, interpret, blocks).reshape(shape)

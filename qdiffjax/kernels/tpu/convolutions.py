@@ -22,15 +22,22 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from qdiffjax._typing import Array
-from qdiffjax.kernels import xla
-from qdiffjax.kernels.integers import paddings
+from qdiffjax.kernels import integers, reference, xla
 from qdiffjax.kernels.operands import is_integer, native, quantized
-from qdiffjax.kernels.reference import finish
-from qdiffjax.kernels.tpu import conv as images
 from qdiffjax.kernels.tpu import products, prologue
-from qdiffjax.kernels.tpu.grid import Blocks, Operand, Run, call, fitted, of_device
-from qdiffjax.kernels.tpu.matmul import Job, job_of
+from qdiffjax.kernels.tpu.grid import (
+    Blocks,
+    Operand,
+    by_columns,
+    by_rows,
+    call,
+    fitted,
+    of_device,
+)
+from qdiffjax.kernels.tpu.matrix_products import Job, job_of
 from qdiffjax.quant import ActivationGrid, QTensor
+
+LANES = 128  # of a register
 
 
 class Window(NamedTuple):
@@ -72,7 +79,7 @@ class Window(NamedTuple):
 def window_of(x_shape, w_shape, window: dict) -> Window:
     """Sizes of a convolution of x [B, H, W, K] with w [h, w, K, N]."""
     kernel, strides = (w_shape[0], w_shape[1]), tuple(window["window_strides"])
-    pads = paddings(x_shape, w_shape, window)
+    pads = integers.paddings(x_shape, w_shape, window)
     image = x_shape[1], x_shape[2]
     height, width = (
         (n + lo + hi - k) // s + 1
@@ -91,9 +98,6 @@ def window_of(x_shape, w_shape, window: dict) -> Window:
 def up(n: int, unit: int) -> int:
     """Smallest multiple of unit that is at least n."""
     return -(-n // unit) * unit
-
-
-LANES = 128
 
 
 def of_image(ref, image: int):
@@ -192,39 +196,37 @@ def conv(
     shape = _block(x, w, job, sizes, blocks)
     if shape is None:
         return fallback()
-    operands = _left(x, activation, shape[0])
-    operands |= _right(w, bias, shape[1], shifted="zero" in operands)
-    return _run(job, sizes, operands, shape, out_dtype, Run(interpret, blocks.vmem))
+    count, columns = shape
+    left = prologue.left_operands(x, activation)
+    right = _right(w, bias, shifted="zero" in left)
+    operands = {name: by_rows(a, count) for name, a in left.items()}
+    operands |= {name: by_columns(a, columns) for name, a in right.items()}
+    (batch, *_, k), n = x.shape, w.shape[-1]
+    out = Operand(
+        jax.ShapeDtypeStruct((batch, *sizes.out, n), out_dtype), (count, *sizes.out, columns),
+        lambda i, j: (i, 0, 0, j),
+    )  # fmt: skip
+    wide, narrow = _dtypes(job, left["left"].dtype)
+    scratch = {
+        "padded": pltpu.VMEM((pl.cdiv(k, LANES), *sizes.padded, LANES), wide),
+        "copies": pltpu.VMEM((len(sizes.copies), count * sizes.copy_rows, k), narrow),
+        "scales": pltpu.VMEM((count, 1, 1), jnp.float32),
+    }
+    grid, body = (pl.cdiv(batch, count), pl.cdiv(n, columns)), functools.partial(_body, job, sizes)
+    return call(body, grid, operands, out, interpret, blocks, scratch)
 
 
 def _takes(x, w: QTensor, window: dict, job: Job) -> bool:
     """Whether the kernel does this convolution at all."""
-    if x.ndim != 4 or window.get("feature_group_count", 1) != 1 or x.shape[-1] < 8:
+    if x.ndim != 4 or any(d != 1 for d in window.get("rhs_dilation") or ()):
         return False
-    if any(d != 1 for d in window.get("rhs_dilation") or ()):
-        return False
-    if any(n < 0 for pair in paddings(x.shape, w.shape, window) for n in pair):
-        return False
-    if is_integer(w.format) and native(w).zero is not None:
-        return False
-    return job.left is None or is_integer(job.left) == is_integer(job.right)
-
-
-def _run(job: Job, window: Window, operands, shape, out_dtype, run: Run) -> Array:
-    count, columns = shape
-    (batch, *_, k), n = operands["left"].array.shape, operands["right"].array.shape[-1]
-    out = Operand(
-        jax.ShapeDtypeStruct((batch, *window.out, n), out_dtype), (count, *window.out, columns),
-        lambda i, j: (i, 0, 0, j),
-    )  # fmt: skip
-    wide, narrow = _dtypes(job, operands["left"].array.dtype)
-    scratch = {
-        "padded": pltpu.VMEM((pl.cdiv(k, images.LANES), *window.padded, images.LANES), wide),
-        "copies": pltpu.VMEM((len(window.copies), count * window.copy_rows, k), narrow),
-        "scales": pltpu.VMEM((count, 1, 1), jnp.float32),
-    }
-    grid = (pl.cdiv(batch, count), pl.cdiv(n, columns))
-    return call(functools.partial(_body, job, window), grid, operands, out, run, scratch)
+    return (
+        window.get("feature_group_count", 1) == 1
+        and x.shape[-1] >= 8
+        and all(n >= 0 for pair in integers.paddings(x.shape, w.shape, window) for n in pair)
+        and not (is_integer(w.format) and native(w).zero is not None)
+        and (job.left is None or is_integer(job.left) == is_integer(job.right))
+    )
 
 
 def _dtypes(job: Job, dtype) -> tuple:
@@ -234,44 +236,17 @@ def _dtypes(job: Job, dtype) -> tuple:
     return jnp.int32 if is_integer(job.left) else jnp.float32, prologue.code_dtype(job.left)
 
 
-def _left(x, activation: ActivationGrid | None, images: int) -> dict[str, Operand]:
-    """Operands that belong to x: itself, and how it is scaled."""
-    if activation is not None:
-        given = prologue.operands(activation, 3)
-    elif isinstance(x, QTensor):
-        x, scale, zero = native(x)
-        given = {"scale": scale[..., 0]} | ({} if zero is None else {"zero": zero[..., 0]})
-    else:
-        given = {}
-    return {name: _of_images(a, images) for name, a in ({"left": x} | given).items()}
-
-
-def _right(w: QTensor, bias, columns: int, shifted: bool) -> dict[str, Operand]:
+def _right(w: QTensor, bias, shifted: bool) -> dict[str, Array]:
     """Operands that belong to w and to the epilogue; sums of codes where those of x are shifted."""
     values = native(w).values if is_integer(w.format) else w.codes
     n = w.shape[-1]
-    flat = values.reshape(-1, n)
-    given = {
+    arrays = {
         "right": values.reshape(-1, *values.shape[2:]),
         "right_scale": jnp.broadcast_to(w.scale.reshape(1, -1), (1, n)),
     }
     if shifted:
-        given["sums"] = products.sums(flat, 1)
-    if bias is not None:
-        given["bias"] = bias.reshape(1, n)
-    return {name: _of_columns(a, columns) for name, a in given.items()}
-
-
-def _of_images(a: Array, images: int) -> Operand:
-    rest = (0,) * (a.ndim - 1)
-    if a.shape[0] == 1:
-        return Operand(a, a.shape, lambda i, j: (0, *rest))
-    return Operand(a, (images, *a.shape[1:]), lambda i, j: (i, *rest))
-
-
-def _of_columns(a: Array, columns: int) -> Operand:
-    rest = (0,) * (a.ndim - 1)
-    return Operand(a, (*a.shape[:-1], columns), lambda i, j: (*rest, j))
+        arrays["sums"] = products.sums(values.reshape(-1, n), 1)
+    return arrays if bias is None else arrays | {"bias": bias.reshape(1, n)}
 
 
 def _body(job: Job, window: Window, refs: dict) -> None:
@@ -280,17 +255,17 @@ def _body(job: Job, window: Window, refs: dict) -> None:
     @pl.when(pl.program_id(1) == 0)
     def _():
         for image in range(count):
-            images.border(job, window, refs, image)
-            images.copy(window, refs, image)
+            border(job, window, refs, image)
+            copy(window, refs, image)
 
     for image in range(count):
         y = _taps(job, window, refs, image)
         if "sums" in refs:
-            y -= images.of_image(refs["zero"], image) * refs["sums"][...]
+            y -= of_image(refs["zero"], image) * refs["sums"][...]
         y = refs["right_scale"][...] * y.astype(jnp.float32)
         y = y if job.left is None else refs["scales"][image] * y
         bias = refs["bias"][...] if "bias" in refs else None
-        y = finish(y, bias, job.act_fn, refs["out"].dtype)
+        y = reference.finish(y, bias, job.act_fn, refs["out"].dtype)
         y = y.reshape(window.rows // window.width, window.width, -1)
         refs["out"][image] = y[: window.out[0], : window.out[1]]
 

@@ -3,10 +3,8 @@
 import jax.numpy as jnp
 
 from qdiffjax._typing import Array
-from qdiffjax.kernels import xla
-from qdiffjax.kernels.gpu.matmul import of_codes, takes, tile_of
-from qdiffjax.kernels.gpu.products import Taps
-from qdiffjax.kernels.integers import paddings
+from qdiffjax.kernels import integers, xla
+from qdiffjax.kernels.gpu import matrix_products, products
 from qdiffjax.kernels.operands import Native, Summed, native, rounded_codes, widened
 from qdiffjax.quant import ActivationGrid, QTensor
 
@@ -21,7 +19,7 @@ def conv(
     """
     rest = {"bias": bias, "act_fn": act_fn, "out_dtype": out_dtype}
     is_coded = activation is not None or isinstance(x, QTensor)
-    if is_coded and takes(x, w, activation) and _fits(x.shape, w.shape, window):
+    if is_coded and matrix_products.takes(x, w, activation) and _fits(x.shape, w.shape, window):
         a = native(x) if activation is None else rounded_codes(x, activation, (1, 2, 3))
         if a.scale.size in (1, x.shape[0]):
             return _by_taps(a, w, window, **rest)
@@ -30,15 +28,14 @@ def conv(
 
 def _fits(x_shape, w_shape, window: dict) -> bool:
     is_plain = window["dimension_numbers"] == ("NHWC", "HWIO", "NHWC")
-    if not is_plain or tuple(window["window_strides"]) != (1, 1):
-        return False
-    if window.get("feature_group_count", 1) != 1 or window.get("batch_group_count", 1) != 1:
+    is_one_group = all(window.get(f"{n}_group_count", 1) == 1 for n in ("feature", "batch"))
+    if not (is_plain and is_one_group and tuple(window["window_strides"]) == (1, 1)):
         return False
     high, wide = _out_size(x_shape, w_shape, window)
-    depth = w_shape[1] * w_shape[2]
     if high <= 0 or wide <= 0 or wide % 8 or (high * wide) % 128:
         return False
-    return tile_of(x_shape[0] * high * wide, w_shape[3], depth) is not None
+    sizes = x_shape[0] * high * wide, w_shape[3], w_shape[1] * w_shape[2]
+    return matrix_products.tile_of(*sizes) is not None
 
 
 def _dilation(window: dict) -> tuple[int, int]:
@@ -47,7 +44,7 @@ def _dilation(window: dict) -> tuple[int, int]:
 
 
 def _out_size(x_shape, w_shape, window: dict) -> tuple[int, int]:
-    pads, dilation = paddings(x_shape, w_shape, window), _dilation(window)
+    pads, dilation = integers.paddings(x_shape, w_shape, window), _dilation(window)
     high, wide = (
         n + sum(pad) - (taps - 1) * d
         for n, pad, taps, d in zip(x_shape[1:3], pads, w_shape[:2], dilation, strict=True)
@@ -65,16 +62,16 @@ def _by_taps(a: Native, w: QTensor, window: dict, *, bias, act_fn, out_dtype) ->
     values = widened(a.values)
     high, wide = _out_size(values.shape, w.shape, window)
     down, right = _dilation(window)
-    pads = [(0, 0), *paddings(values.shape, w.shape, window), (0, 0)]
+    pads = [(0, 0), *integers.paddings(values.shape, w.shape, window), (0, 0)]
     zero = 0 if a.zero is None else a.zero.reshape(-1)[0].astype(values.dtype)
     values = jnp.pad(values, pads, constant_values=zero)
     shifted = [values[:, :, j * right : j * right + wide] for j in range(w.shape[1])]
     rows = jnp.concatenate(shifted, -1)
-    taps = Taps(w.shape[0], down * wide, high * wide, rows.shape[1] * wide)
+    taps = products.Taps(w.shape[0], down * wide, high * wide, rows.shape[1] * wide)
     flat = a._replace(values=rows.reshape(-1, rows.shape[-1]))
     codes = native(w).values.reshape(-1, w.shape[3])
     sums = w.sums.reshape(1, -1) if isinstance(w, Summed) else None
-    y = of_codes(
+    y = matrix_products.of_codes(
         flat, codes, w.scale, bias=bias, act_fn=act_fn, out_dtype=out_dtype, sums=sums, taps=taps
     )
     return y.reshape(a.values.shape[0], high, wide, w.shape[3])

@@ -15,11 +15,18 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from qdiffjax._typing import Array
-from qdiffjax.kernels import xla
+from qdiffjax.kernels import reference, xla
 from qdiffjax.kernels.operands import is_integer, native, quantized
-from qdiffjax.kernels.reference import finish
 from qdiffjax.kernels.tpu import products, prologue
-from qdiffjax.kernels.tpu.grid import Blocks, Operand, Run, call, fitted, of_device
+from qdiffjax.kernels.tpu.grid import (
+    Blocks,
+    Operand,
+    by_columns,
+    by_rows,
+    call,
+    fitted,
+    of_device,
+)
 from qdiffjax.quant import ActivationGrid, QTensor
 
 
@@ -60,60 +67,31 @@ def matmul(
         return xla.matmul(
             x, w, activation=activation, bias=bias, act_fn=act_fn, out_dtype=out_dtype
         )
-    operands = _left(x, activation, shape[0])
-    operands |= _right(w, bias, job, shape[1], shifted="zero" in operands)
-    return _run(job, operands, shape, out_dtype, Run(interpret, blocks.vmem))
-
-
-def _run(job: Job, operands: dict[str, Operand], shape, out_dtype, run: Run) -> Array:
-    (m, k), n, (rows, columns) = (
-        operands["left"].array.shape,
-        operands["right"].array.shape[1],
-        shape,
-    )
+    rows, columns = shape
+    left = prologue.left_operands(x, activation)
+    right = _right(w, bias, job, shifted="zero" in left)
+    operands = {name: by_rows(a, rows) for name, a in left.items()}
+    operands |= {name: by_columns(a, columns) for name, a in right.items()}
+    (m, k), n = x.shape, w.shape[1]
     out = Operand(jax.ShapeDtypeStruct((m, n), out_dtype), shape, lambda i, j: (i, j))
     scratch = {}
     if job.rounds:
         codes = pltpu.VMEM((rows, k), prologue.code_dtype(job.left))
         scratch = {"codes": codes, "scale": pltpu.VMEM((rows, 1), jnp.float32)}
     grid = (pl.cdiv(m, rows), pl.cdiv(n, columns))
-    return call(functools.partial(_body, job), grid, operands, out, run, scratch)
+    return call(functools.partial(_body, job), grid, operands, out, interpret, blocks, scratch)
 
 
-def _left(x, activation: ActivationGrid | None, rows: int) -> dict[str, Operand]:
-    """Operands that belong to x: itself, and how it is scaled."""
-    if activation is not None:
-        given = prologue.operands(activation, 2)
-    elif isinstance(x, QTensor):
-        x, scale, zero = native(x)
-        given = {"scale": scale} | ({} if zero is None else {"zero": zero})
-    else:
-        given = {}
-    return {name: _of_rows(a, rows) for name, a in ({"left": x} | given).items()}
-
-
-def _right(w: QTensor, bias, job: Job, columns: int, shifted: bool) -> dict[str, Operand]:
+def _right(w: QTensor, bias, job: Job, shifted: bool) -> dict[str, Array]:
     """Operands that belong to w and to the epilogue; sums of codes where those of x are shifted."""
     values, scale, zero = native(w) if is_integer(w.format) else (w.codes, w.scale, None)
     n = w.shape[1]
-    given = {"right": values, "right_scale": jnp.broadcast_to(scale, (scale.shape[0], n))}
+    arrays = {"right": values, "right_scale": jnp.broadcast_to(scale, (scale.shape[0], n))}
     if zero is not None:
-        given["right_zero"] = jnp.broadcast_to(zero, given["right_scale"].shape)
-    if shifted and multiplies_codes(job, given):
-        given["sums"] = products.sums(values, scale.shape[0])
-    if bias is not None:
-        given["bias"] = bias.reshape(1, n)
-    return {name: _of_columns(a, columns) for name, a in given.items()}
-
-
-def _of_rows(a: Array, rows: int) -> Operand:
-    if a.shape[0] == 1:
-        return Operand(a, a.shape, lambda i, j: (0, 0))
-    return Operand(a, (rows, a.shape[1]), lambda i, j: (i, 0))
-
-
-def _of_columns(a: Array, columns: int) -> Operand:
-    return Operand(a, (a.shape[0], columns), lambda i, j: (0, j))
+        arrays["right_zero"] = jnp.broadcast_to(zero, arrays["right_scale"].shape)
+    if shifted and multiplies_codes(job, arrays):
+        arrays["sums"] = products.sums(values, scale.shape[0])
+    return arrays if bias is None else arrays | {"bias": bias.reshape(1, n)}
 
 
 def multiplies_codes(job: Job, refs: dict) -> bool:
@@ -134,7 +112,7 @@ def _body(job: Job, refs: dict) -> None:
     zero = refs["zero"][...] if "zero" in refs else None
     y = _product(job, left, scale, zero, refs)
     bias = refs["bias"][...] if "bias" in refs else None
-    refs["out"][...] = finish(y, bias, job.act_fn, refs["out"].dtype)
+    refs["out"][...] = reference.finish(y, bias, job.act_fn, refs["out"].dtype)
 
 
 def _round(job: Job, refs: dict) -> None:

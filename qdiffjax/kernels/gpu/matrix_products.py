@@ -8,14 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from qdiffjax._typing import Array
-from qdiffjax.kernels import xla
-from qdiffjax.kernels.chip import num_cores
-from qdiffjax.kernels.gpu import few_tokens, products
-from qdiffjax.kernels.gpu.few_tokens import Stripe
-from qdiffjax.kernels.gpu.products import Taps, Vectors
-from qdiffjax.kernels.gpu.tiles import Tile, choose
+from qdiffjax.kernels import chip, reference, xla
+from qdiffjax.kernels.gpu import few_tokens, products, tiles
 from qdiffjax.kernels.operands import Native, Summed, native, rounded_codes, widened
-from qdiffjax.kernels.reference import finish
 from qdiffjax.quant import E4M3FN, E5M2, ActivationGrid, IntFormat, QTensor
 
 LEAST_TOKENS = 128  # below, most of a block would be padding
@@ -49,20 +44,20 @@ def matmul(x, w: QTensor, *, activation: ActivationGrid | None, bias, act_fn, ou
 
 def takes(x, w: QTensor, activation: ActivationGrid | None) -> bool:
     """Whether the tensor cores multiply such codes: w symmetric, x with one zero point at most."""
-    how = x if activation is None else activation
+    left = x if activation is None else activation
     if native(w).zero is not None:
         return False
-    if isinstance(how.format, IntFormat) != isinstance(w.format, IntFormat):
+    if isinstance(left.format, IntFormat) != isinstance(w.format, IntFormat):
         return False
-    if not isinstance(how.format, IntFormat):
-        return how.format == w.format and w.format in (E4M3FN, E5M2)
-    is_shifted = how.zero_point is not None or not how.format.signed
-    return not is_shifted or (how.scale is not None and jnp.size(how.scale) == 1)
+    if not isinstance(left.format, IntFormat):
+        return left.format == w.format and w.format in (E4M3FN, E5M2)
+    is_shifted = left.zero_point is not None or not left.format.signed
+    return not is_shifted or (left.scale is not None and jnp.size(left.scale) == 1)
 
 
 def of_codes(
     a: Native, w: Array, scale, *, bias, act_fn, out_dtype, sums: Array | None = None,
-    taps: Taps | None = None,
+    taps: products.Taps | None = None,
 ):  # fmt: skip
     """Return act(s_a s_w sum (a - z_a) w + bias) [M, N] for codes a [M', K] and w [taps * K, N].
 
@@ -80,17 +75,17 @@ def of_codes(
     y = products.product(
         values, w.T, _vectors(a, w, sums, scale, bias, m, missing),
         act_fn=act_fn if fused and act_fn is not None else _same,
-        out_dtype=out_dtype if fused else jnp.float32, tile=tile, cores=num_cores(), taps=taps,
+        out_dtype=out_dtype if fused else jnp.float32, tile=tile, taps=taps, cores=chip.num_cores(),
     )[:m]  # fmt: skip
     return y if fused else act_fn(y).astype(out_dtype)
 
 
-def tile_of(m: int, n: int, k: int) -> Tile | None:
+def tile_of(m: int, n: int, k: int) -> tiles.Tile | None:
     """How a product is cut, or None for sizes that no block divides."""
-    return choose(m, n, k, num_cores())
+    return tiles.choose(m, n, k, chip.num_cores())
 
 
-def _vectors(a: Native, w, sums, scale, bias, m: int, missing: int) -> Vectors:
+def _vectors(a: Native, w, sums, scale, bias, m: int, missing: int) -> products.Vectors:
     column = scale.reshape(-1).astype(jnp.float32)
     row: Any = a.scale.reshape(-1).astype(jnp.float32)
     column = jnp.broadcast_to(column, (w.shape[1],))
@@ -102,17 +97,17 @@ def _vectors(a: Native, w, sums, scale, bias, m: int, missing: int) -> Vectors:
     if a.zero is not None:
         sums = jnp.sum(w, 0, dtype=jnp.int32) if sums is None else sums[0]
         shift = a.zero.reshape(-1)[0] * sums
-    return Vectors(row, column, shift, None if bias is None else bias.astype(jnp.float32))
+    return products.Vectors(row, column, shift, None if bias is None else bias.astype(jnp.float32))
 
 
-def _stripe(x, w: QTensor) -> Stripe | None:
+def _stripe(x, w: QTensor) -> few_tokens.Stripe | None:
     is_code = isinstance(w.format, IntFormat) and (w.format.signed or w.format.bits < 8)
     if not is_code or x.dtype != jnp.bfloat16 or x.shape[0] > few_tokens.MOST_TOKENS:
         return None
     return few_tokens.choose(x.shape[0], w.shape[1], w.shape[0], w.codes.dtype)
 
 
-def _few(x, w: QTensor, stripe: Stripe, *, bias, act_fn, out_dtype) -> Array:
+def _few(x, w: QTensor, stripe: few_tokens.Stripe, *, bias, act_fn, out_dtype) -> Array:
     codes, n = native(w).values, w.shape[1]
     scale = jnp.broadcast_to(w.scale.reshape(-1).astype(jnp.float32), (n,))
     fused = act_fn is None or act_fn in FUSED
@@ -132,7 +127,7 @@ def _reals(x, w: QTensor, *, bias, act_fn, out_dtype) -> Array:
     values = native(dataclasses.replace(w, codes=codes)).values.astype(x.dtype)
     last = (((1,), (1,)), ((), ()))
     y = jax.lax.dot_general(x, values, last, preferred_element_type=jnp.float32)
-    return finish(w.scale.astype(jnp.float32) * y, bias, act_fn, out_dtype)
+    return reference.finish(w.scale.astype(jnp.float32) * y, bias, act_fn, out_dtype)
 
 
 def _same(y):
