@@ -1,14 +1,13 @@
 """What a number is: measured, predicted, counted, compiled, or a bound and what it assumes.
 
-`@bound(kind, assumption)` labels a function; `record(fn, value)` puts the label on its value.
+`@bound(kind, assumption)` labels a function; `label(fn)` reads what it says.
 """
 
 import enum
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
-import jax
-import numpy as np
+from qdiffjax._checks import require
 
 Fn = TypeVar("Fn", bound=Callable)
 
@@ -33,16 +32,6 @@ class Label(NamedTuple):
     assumption: str
 
 
-class Bound(NamedTuple):
-    """A bound with its label; value: any pytree of arrays, finite: whether each entry is finite."""
-
-    name: str
-    kind: Kind
-    assumption: str
-    value: Any
-    finite: Any
-
-
 def bound(kind: Kind, assumption: str) -> Callable[[Fn], Fn]:
     """Label a function whose result is a bound; the function itself does not change."""
 
@@ -59,13 +48,6 @@ def label(fn: Callable) -> Label:
     Raises:
       ValueError: if it has none.
     """
-    found = getattr(fn, "label", None)
-    if found is None:
-        raise ValueError(f"got {fn!r} without a label, expected a bound function; decorate it with "
-                         "@bound(kind, assumption)")  # fmt: skip
-    return found
-
-
-def record(fn: Callable, value) -> Bound:
-    """Return a value of a bound function, computed anywhere, with what it is."""
-    return Bound(*label(fn), value, jax.tree.map(np.isfinite, value))
+    require(hasattr(fn, "label"), got=f"{fn!r} without a label", expected="a bound function",
+            remedy="decorate it with @bound(kind, assumption)")  # fmt: skip
+    return fn.label  # type: ignore[attr-defined]

@@ -12,8 +12,7 @@ from scipy.cluster import vq
 from experiments.harness import store, subject
 from qdiffjax import compiling, diffusion, estimates
 from qdiffjax.analysis import divergences
-from qdiffjax.analysis.errors import coherence, propagation, runs
-from qdiffjax.analysis.gains import flows
+from qdiffjax.analysis.errors import coherence, flips, propagation, runs
 from qdiffjax.diffusion.gaussian import gaussian_kl
 from qdiffjax.precision import full_call, quantized_call
 
@@ -51,7 +50,7 @@ class Study:
         self.floor_samples = self.split(*self.sample(None, self.x_T))
         found, self.frames = self.floor_samples, frames(self.floor_samples.chosen_1)
         centres, _ = vq.kmeans2(found.chosen_0, NUM_CENTRES, minit="++", seed=config.seed)
-        self.label_fn = flows.nearest(jnp.asarray(centres, jnp.float32))
+        self.label_fn = flips.nearest(jnp.asarray(centres, jnp.float32))
 
     def mark(self) -> str:
         """Fingerprint of everything but the list of widths."""
@@ -130,7 +129,7 @@ class Study:
         return arrays, row
 
     def _flips(self, x, y) -> dict[str, Any]:
-        found = flows.mode_flips(jnp.asarray(x), jnp.asarray(y), self.label_fn)
+        found = flips.mode_flips(jnp.asarray(x), jnp.asarray(y), self.label_fn)
         cost = np.sum(x**2, 1) - 2 * y @ x.T  # of y_i to x_j, less |y_i|^2
         return {
             "flips": interval(found.rate), "rms_flipped": float(found.rms_flipped),

@@ -12,8 +12,8 @@ import numpy as np
 from experiments.harness import subject
 from qdiffjax import diffusion, estimates, studies
 from qdiffjax.analysis import divergences
-from qdiffjax.analysis.bounds import pathwise
 from qdiffjax.analysis.errors import ledger, prediction, runs
+from qdiffjax.analysis.gains import Gains, step_gains
 from qdiffjax.compiling import compiled
 from qdiffjax.precision import calibration, full_call, quantized_call
 
@@ -76,7 +76,7 @@ def columns(config, setting: Setting) -> dict[str, Callable[[Any, studies.Run], 
     attribute = compiled(lambda q, x, x_0, *quadrature: ledger.attribution(
         q, x, steps, quadrature=quadrature, x_0=x_0, key=key
     ))  # fmt: skip
-    gains = compiled(lambda params, xs: pathwise.step_gains(
+    gains = compiled(lambda params, xs: step_gains(
         diffusion.bind(denoiser.eps_fn, params), xs, steps, key=jax.random.key(seed + 2),
         num_iterations=4,
     ))  # fmt: skip
@@ -136,7 +136,7 @@ def prediction_column(predicted: studies.Predicted, run: studies.Run, key) -> Pa
     return {"predicted_rms": rms, "first_order_rms": first, "predicted_final_norms": norms}, row
 
 
-def bounds_column(bounded: studies.Bounded, gains: pathwise.Gains) -> Part:
+def bounds_column(bounded: studies.Bounded, gains: Gains) -> Part:
     """Both bounds along the run, and by how much they exceed the error at its end."""
     arrays = {
         "measured_norms": bounded.measured, "gronwall": bounded.gronwall,

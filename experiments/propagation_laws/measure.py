@@ -15,6 +15,7 @@ from qdiffjax.analysis.errors import coherence, prediction, propagation
 from qdiffjax.analysis.errors import laws as scaling
 from qdiffjax.analysis.errors import runs as probes
 from qdiffjax.analysis.errors import runs as trajectories
+from qdiffjax.analysis.gains import step_gains
 from qdiffjax.precision import Quantized, calibration, full_call, quantized_call
 
 NUM_PROBES = 4
@@ -102,7 +103,7 @@ class Study:
         full = diffusion.bind(denoiser.eps_fn, denoiser.params)
         sample = compiling.compiled(lambda x: diffusion.sample(full, x, steps, key=key).states)
         xs = sample(self.x_T)
-        gains = compiling.compiled(lambda xs: pathwise.step_gains(
+        gains = compiling.compiled(lambda xs: step_gains(
             full, xs, steps,
             key=jax.random.key(config.seed + 2), num_iterations=4,
         ).norms)  # fmt: skip
@@ -132,7 +133,7 @@ class Study:
         return {
             "errors": prediction.root_mean_square(at_end(xs_hat[-1]) - at_end(xs[-1])),
             "predicted": prediction.root_mean_square(at_end(predicted)),
-            "kappa": coherence.coherence(coherence.probed_gram(full, x, steps, e, vs)),
+            "kappa": coherence.coherence_factor(coherence.probed_gram(full, x, steps, e, vs)),
             "bound_over_measured": bound[-1] / error,
         }
 

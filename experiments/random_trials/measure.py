@@ -11,6 +11,7 @@ from qdiffjax.analysis import divergences
 from qdiffjax.analysis.bounds import laws as transport_bounds
 from qdiffjax.analysis.bounds import pathwise as bounds
 from qdiffjax.analysis.errors import propagation, runs
+from qdiffjax.analysis.gains import log_norm_gains, step_gains
 from qdiffjax.diffusion import NoiseLevel, gaussian
 from qdiffjax.quant import rounding
 from qdiffjax.quant.formats import floats
@@ -116,7 +117,7 @@ def pathwise(world: World, family: str, key, num_samples: int):
 
     def at(u):
         xs = pair.xs + u * pair.errors
-        return bounds.step_gains(full, xs, steps, num_burn_in=0, **krylov).norms
+        return step_gains(full, xs, steps, num_burn_in=0, **krylov).norms
 
     gains = jax.lax.map(at, jnp.linspace(0.0, 1.0, NUM_NODES))
     remainder, radius = bounds.remainder_bound(gains[0], norms(rho), first)
@@ -142,7 +143,7 @@ def pathwise(world: World, family: str, key, num_samples: int):
         found["log-concave, DDIM"] = _log_concave(world, steps, delta, local)
     else:
         # From one end, the mean Jacobian of the segment is half its length away.
-        log = bounds.log_norm_gains(full, pair.xs, steps, **krylov) + curvature * delta[:-1] / 2
+        log = log_norm_gains(full, pair.xs, steps, **krylov) + curvature * delta[:-1] / 2
         found["Gronwall, log-norm + curvature"] = delta, bounds.gronwall(log, local)
     return found, pair
 

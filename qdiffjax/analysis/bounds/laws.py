@@ -62,7 +62,7 @@ def score_error_bound(
 
     Kwon, Fan & Lee 2022 in form; derived as follows. Under common noise |delta| obeys, backwards
     in t, |delta|' <= (L_f + c g^2 L_s) |delta| + c g^2 |score_hat - score| at the second state, L
-    the one-sided Lipschitz constants of the first drift; Gronwall and Minkowski. Equality for
+    the one-sided Lipschitz constants of the first drift; Grönwall and Minkowski. Equality for
     isotropic Gaussian data and a constant error of eps. The integrals are trapezoid rules on the
     given times, second order; choose them fine, and in geometric progression towards t = 0.
 

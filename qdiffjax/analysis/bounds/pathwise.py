@@ -4,47 +4,21 @@ Errors travel by delta_{i+1} = F_i(x_hat_i) - F_i(x_i) + e_i, with F_i the full-
 e_i the local error at the quantized run's state, in units of x, delta_0 = 0 at the noise end.
 
 Pathwise bounds are valid along the run that was measured; sup bounds hold for every run on data
-of a known class. The gains they multiply are in gains.py; those of the continuous flow on such data
-in amplification.py.
+of a known class. The gains that they multiply are in gains/steps.py; those of the continuous flow
+on such data in gains/flows.py.
 """
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from qdiffjax._typing import Array, float_dtype
-from qdiffjax.analysis.errors.runs import norms
+from qdiffjax.analysis.errors.runs import accumulate, norms
 from qdiffjax.analysis.gains.steps import (
-    Gains,
-    SpectralNorm,
-    log_norm_gains,
-    segment_gains,
-    spectral_norm,
-    step_gains,
-    symmetric_extremes,
+    check_scalar,
 )
 from qdiffjax.diffusion import DiscreteSchedule, Steps
 from qdiffjax.labels import Kind, bound
-
-__all__ = [
-    "Gains",
-    "SpectralNorm",
-    "euler_gains",
-    "gains_between_nodes",
-    "gronwall",
-    "gronwall_log_norm",
-    "log_concave_bound",
-    "log_concave_posterior",
-    "log_norm_gains",
-    "mixture_posterior",
-    "posterior_gains",
-    "remainder_bound",
-    "segment_gains",
-    "spectral_norm",
-    "step_gains",
-    "symmetric_extremes",
-]
 
 
 @bound(Kind.ALONG_RUN, "gains_i >= |F_i(x_hat_i) - F_i(x_i)| / |x_hat_i - x_i|")
@@ -53,7 +27,7 @@ def gronwall(gains, local_norms) -> Array:
 
         r_{i+1} = gains_i r_i + local_norms_i,   r_0 = 0
 
-    The discrete Gronwall inequality (Hairer, Norsett & Wanner 1993, I.10). Bound, a posteriori
+    The discrete Grönwall inequality (Hairer, Norsett & Wanner 1993, I.10). Bound, a posteriori
     along the run: |delta_i| <= r_i if gains_i >= |F_i(x_hat_i) - F_i(x_i)| / |delta_i|, for which
     `segment_gains` suffice when converged and their nodes catch the maximum on the segment. With
     gains valid everywhere (`posterior_gains`) it holds for every run. Attained when every step
@@ -68,15 +42,8 @@ def gronwall(gains, local_norms) -> Array:
     """
     local_norms = jnp.asarray(local_norms).astype(float_dtype(local_norms))
     gains = jnp.broadcast_to(jnp.asarray(gains).astype(local_norms.dtype), local_norms.shape)
-
-    def body(r, slices):
-        gain, local = slices
-        r = gain * r + local
-        return r, r
-
-    r_0 = jnp.zeros_like(local_norms[0])
-    _, r = jax.lax.scan(body, r_0, (gains, local_norms))
-    return jnp.concatenate([r_0[None], r])
+    zero = jnp.zeros_like(local_norms[0])
+    return accumulate(lambda r, gain, local: gain * r + local, zero, gains, local_norms)
 
 
 def gains_between_nodes(gains, curvature, lengths, num_nodes: int) -> Array:
@@ -94,40 +61,6 @@ def gains_between_nodes(gains, curvature, lengths, num_nodes: int) -> Array:
       num_nodes: at least 2.
     """
     return gains + curvature * lengths / (2 * (num_nodes - 1))
-
-
-def euler_gains(log_norms, norms, widths) -> Array:
-    """Return the gains of explicit Euler steps from one-sided Lipschitz constants [*shape].
-
-        |I + h A|_2^2 <= 1 + 2 h mu(A) + h^2 |A|_2^2,   mu(A) = lambda_max((A + A^T) / 2)
-
-    Without the last term it is false (rotations have mu = 0 and gains above 1). Equality if one
-    vector attains both mu and |A|: normal matrices with one modulus, spirals among them.
-
-    Args:
-      log_norms: mu of the drift's Jacobian, any sign [*shape].
-      norms: |A|_2, at least |mu| [*shape].
-      widths: h > 0, in the direction of sampling [*shape].
-    """
-    return jnp.sqrt(jnp.maximum(1 + 2 * widths * log_norms + (widths * norms) ** 2, 0))
-
-
-@bound(Kind.ALONG_RUN, "mu_i and |A_i| at least those of the drift's mean Jacobian on the segment")
-def gronwall_log_norm(log_norms, norms, widths, local_norms) -> Array:
-    """Return `gronwall` with `euler_gains`, in units of x [N+1, batch].
-
-        r_{i+1} = (1 + 2 h_i mu_i + h_i^2 |A_i|^2)^(1/2) r_i + local_norms_i
-
-    Dahlquist 1958; Hairer, Norsett & Wanner 1993, I.10. Below 1 where mu is negative and the step
-    short, which no Lipschitz constant can give.
-
-    Args:
-      log_norms: [N, batch] or [N, 1].
-      norms: [N, batch] or [N, 1].
-      widths: h_i [N].
-      local_norms: |e_i| [N, batch].
-    """
-    return gronwall(euler_gains(log_norms, norms, jnp.asarray(widths)[:, None]), local_norms)
 
 
 @bound(Kind.ALONG_RUN, "gains_i >= |J_i|_2 at the full-precision states")
@@ -172,9 +105,7 @@ def posterior_gains(schedule: DiscreteSchedule, steps: Steps, posterior) -> Arra
     Raises:
       ValueError: a sampler with memory or with matrix coefficients.
     """
-    if jnp.ndim(steps.coeffs.x) != 1:
-        raise ValueError("got a sampler with memory or with matrix coefficients, expected scalar "
-                         "ones; use step_gains instead.")  # fmt: skip
+    check_scalar(steps, "use step_gains instead")
     sigma = schedule(steps.t).sigma
     free = steps.coeffs.x + steps.coeffs.eps / sigma
     posterior = jnp.asarray(posterior).astype(free.dtype)

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import spatial
 
-from qdiffjax._typing import Array, Key
-from qdiffjax.diffusion.gaussian import GaussianMixture, gaussian_kl, log_prob, sample_mixture
+from qdiffjax._typing import Array
+from qdiffjax.diffusion.gaussian import gaussian_kl
 from qdiffjax.estimates import Estimate, mean_interval, student_quantile
 from qdiffjax.labels import Kind, bound
 
@@ -29,14 +29,6 @@ def log_ratio_kl(log_p, log_q, *, control: bool = False) -> Estimate:
     """
     ratio = jnp.asarray(log_q).astype(jnp.result_type(float)) - jnp.asarray(log_p)
     return mean_interval(jnp.expm1(ratio) - ratio if control else -ratio)
-
-
-def mixture_kl(
-    key: Key, p: GaussianMixture, q: GaussianMixture, num: int, *, control: bool = False
-) -> Estimate:
-    """Return KL(p || q) of two Gaussian mixtures from num samples of p, with interval []."""
-    x = sample_mixture(key, p, num)
-    return log_ratio_kl(log_prob(p, x), log_prob(q, x), control=control)
 
 
 def knn_kl(x, y, *, num_neighbours: int = 5, num_blocks: int = 10) -> Estimate:

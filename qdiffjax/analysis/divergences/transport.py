@@ -89,12 +89,6 @@ def squared_costs(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.stack([np.sum((row - y) ** 2, axis=1) for row in x])
 
 
-def random_directions(key: Key, num: int, n: int, dtype=None) -> Array:
-    """Return independent uniformly random unit vectors [num, n]."""
-    gauss = jax.random.normal(key, (num, n), dtype or jnp.result_type(float))
-    return gauss / jnp.linalg.norm(gauss, axis=1, keepdims=True)
-
-
 def orthonormal_frames(key: Key, num_frames: int, n: int, dtype=None) -> Array:
     """Return uniformly random orthonormal frames of R^n, stacked [num_frames * n, n]."""
     gauss = jax.random.normal(key, (num_frames, n, n), dtype or jnp.result_type(float))

@@ -64,7 +64,7 @@ def gram(terms) -> Array:
     return jnp.einsum("nbk,mbk->bnm", flat, flat, precision="highest")
 
 
-def coherence(gram) -> Array:
+def coherence_factor(gram) -> Array:
     """Return kappa = |sum_i a_i|^2 / sum_i |a_i|^2 of a Gram matrix [*batch, N, N].
 
     Between 0 (all cancel) and N (all equal); 1 is what uncorrelated terms have on average. For a

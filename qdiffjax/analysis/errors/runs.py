@@ -160,6 +160,19 @@ class Run(NamedTuple):
     per_call: PyTree = None
 
 
+def accumulate(fn: Callable, first, *slices, reverse: bool = False) -> Any:
+    """Return all carries, leaves [N+1, ...], of v_{i+1} = fn(v_i, *slices_i) from v_0 = first.
+
+    In reverse v_i = fn(v_{i+1}, *slices_i) from v_N = first.
+    """
+
+    def body(carry, row):
+        carry = fn(carry, *row)
+        return carry, carry
+
+    return stack(first, jax.lax.scan(body, first, slices, reverse=reverse)[1], reverse=reverse)
+
+
 def along(fn: Callable, run: Run, first, *slices, reverse: bool = False) -> Any:
     """Carry something along a run, step by step: the one loop of errors.
 
@@ -177,14 +190,12 @@ def along(fn: Callable, run: Run, first, *slices, reverse: bool = False) -> Any:
       All carries, leaves [N+1, ...].
     """
 
-    def body(carry, row):
-        x, t, coeffs, z, inputs, *rest = row
-        carry = fn(carry, step_map(run.call, t, coeffs, z, inputs), x, *rest)
-        return carry, carry
+    def move(carry, x, t, coeffs, z, inputs, *rest):
+        return fn(carry, step_map(run.call, t, coeffs, z, inputs), x, *rest)
 
     times = run.steps.times(as_point(run.xs).x)
     table = (at(run.xs, slice(-1)), times, run.steps.coeffs, run.noise, run.per_call, *slices)
-    return stack(first, jax.lax.scan(body, first, table, reverse=reverse)[1], reverse=reverse)
+    return accumulate(move, first, *table, reverse=reverse)
 
 
 def local_errors(

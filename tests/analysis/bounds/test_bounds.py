@@ -11,6 +11,7 @@ import pytest
 from qdiffjax import diffusion
 from qdiffjax.analysis.bounds import pathwise
 from qdiffjax.analysis.gains import flows
+from qdiffjax.analysis.gains import steps as step_norms
 from qdiffjax.diffusion import gaussian
 from tests.tolerances import assert_close
 
@@ -81,9 +82,9 @@ def run(eps_fn, params, steps, local, x_T):
     start = x_T, x_T, jnp.zeros_like(x_T)
     _, (*states, jac, rho) = jax.lax.scan(body, start, (steps.t, steps.coeffs, local))
     xs, xs_hat, first = (jnp.concatenate([a[None], b]) for a, b in zip(start, states, strict=True))
-    gains = pathwise.step_gains(call, xs, steps, key=KEY)
-    segment = pathwise.segment_gains(call, xs, xs_hat, steps, key=KEY)
-    log_gains = pathwise.log_norm_gains(call, xs, steps, key=KEY)
+    gains = step_norms.step_gains(call, xs, steps, key=KEY)
+    segment = step_norms.segment_gains(call, xs, xs_hat, steps, key=KEY)
+    log_gains = step_norms.log_norm_gains(call, xs, steps, key=KEY)
     return Lab(xs, xs_hat, jac, first, rho, gains, segment, log_gains)
 
 
@@ -115,7 +116,7 @@ def matrix_map(matrices):
 
 @partial(jax.jit, static_argnums=2)
 def matrix_norms(matrices, v0, num):
-    return pathwise.spectral_norm(matrix_map(matrices), v0, num)
+    return step_norms.spectral_norm(matrix_map(matrices), v0, num)
 
 
 def test_the_full_krylov_space_gives_the_largest_singular_value():
@@ -152,7 +153,7 @@ def test_a_multiple_of_an_isometry_takes_one_iteration_and_never_more(dtype):
 
 def test_extremes_are_those_of_the_symmetric_part():
     matrices = np.random.default_rng(3).normal(size=(4, 8, 8))
-    extremes = jax.jit(lambda v0: pathwise.symmetric_extremes(matrix_map(matrices), v0, 8))
+    extremes = jax.jit(lambda v0: step_norms.symmetric_extremes(matrix_map(matrices), v0, 8))
     low, high = extremes(np.ones((4, 8)))
     values = np.linalg.eigvalsh((matrices + matrices.transpose(0, 2, 1)) / 2)
     assert_close(low, values[:, 0], factor=100)
@@ -161,7 +162,7 @@ def test_extremes_are_those_of_the_symmetric_part():
 
 def test_one_iteration_cannot_be_gauged():
     with pytest.raises(ValueError, match="at least 2"):
-        pathwise.spectral_norm(lambda v: v, np.ones((1, 3)), 1)
+        step_norms.spectral_norm(lambda v: v, np.ones((1, 3)), 1)
 
 
 @pytest.mark.parametrize("steps", [STEPS, diffusion.ddpm(SCHEDULE, 10)], ids=["ddim", "ddpm"])
@@ -174,7 +175,7 @@ def test_step_gains_are_the_norms_of_the_dense_jacobians(index, steps):
 
 @partial(jax.jit, static_argnums=0)
 def gains(call, xs, steps, per_call=None):
-    return pathwise.step_gains(
+    return step_norms.step_gains(
         call, xs, steps, key=KEY, num_iterations=6, num_burn_in=6, per_call=per_call
     )
 
@@ -244,7 +245,7 @@ def test_the_nodes_are_points_of_the_segment_and_the_largest_counts():
         return x**2, None, state
 
     xs, xs_hat = np.full((2, 1, 1), 0.2), np.full((2, 1, 1), 3.2)
-    segment = jax.jit(lambda u: pathwise.segment_gains(call, xs, xs_hat, steps, nodes=u, key=KEY))
+    segment = jax.jit(lambda u: step_norms.segment_gains(call, xs, xs_hat, steps, nodes=u, key=KEY))
     for nodes, expected in [([0.0, 0.5, 1.0], 2.2), ([0.0, 0.5, 0.5], 0.8), ([0.5, 0.5, 0.5], 0.7)]:
         assert_close(segment(np.array(nodes)).norms, np.array([[expected]]), factor=100)
 

@@ -137,15 +137,6 @@ def test_assignment_undoes_any_permutation_of_a_small_translation():
     np.testing.assert_allclose(divergences.assignment_w2_squared(x, y), 2e-4, rtol=1e-9)
 
 
-def test_independent_directions_average_squares_in_expectation_only():
-    """E n <u, z>^2 = |z|^2; a single direction misses."""
-    u = np.asarray(divergences.random_directions(KEY, 20_000, 4))
-    assert_close(np.sum(u**2, 1), np.ones(20_000))
-    squares = 4 * (u @ np.array([1.0, -2.0, 0.5, 0.0])) ** 2
-    assert abs(squares.mean() - 5.25) < 3 * squares.std() / 20_000**0.5
-    assert squares.std() > 1
-
-
 def test_w2_of_gaussians_is_the_root_of_its_square():
     """Commuting covariances: |m|^2 + sum (sqrt a - sqrt b)^2, by hand 9 + 1 + 4."""
     laws = np.zeros(2), np.diag([1.0, 4.0]), np.array([3.0, 0]), np.diag([4.0, 16.0])

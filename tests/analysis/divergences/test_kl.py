@@ -10,6 +10,15 @@ from qdiffjax.analysis import divergences
 from qdiffjax.diffusion import gaussian
 from tests.tolerances import assert_close
 
+
+def mixture_kl(key, p, q, num, *, control=False):
+    """Return KL(p || q) of two Gaussian mixtures from num samples of p, with interval []."""
+    x = gaussian.sample_mixture(key, p, num)
+    return divergences.log_ratio_kl(
+        gaussian.log_prob(p, x), gaussian.log_prob(q, x), control=control
+    )
+
+
 KEY = jax.random.key(0)
 P = gaussian.gaussian(np.array([0.3, -0.2]), np.array([[0.8, 0.2], [0.2, 0.5]]))
 Q = gaussian.gaussian(np.array([0.0, 0.1]), np.array([[1.0, -0.1], [-0.1, 0.6]]))
@@ -24,7 +33,7 @@ def within(estimate, exact, errors=3.0):
 
 @pytest.mark.parametrize("control", [False, True])
 def test_monte_carlo_kl_of_gaussians_is_the_closed_form(control):
-    assert within(divergences.mixture_kl(KEY, P, Q, 20_000, control=control), EXACT)
+    assert within(mixture_kl(KEY, P, Q, 20_000, control=control), EXACT)
 
 
 def test_monte_carlo_kl_of_mixtures_is_the_integral():
@@ -35,14 +44,14 @@ def test_monte_carlo_kl_of_mixtures_is_the_integral():
     x = np.linspace(-12, 12, 20_001)[:, None]
     log_p, log_q = (np.asarray(gaussian.log_prob(m, x)) for m in (p, q))
     exact = float(np.sum(np.exp(log_p) * (log_p - log_q)) * 24 / 20_000)
-    assert within(divergences.mixture_kl(KEY, p, q, 20_000), exact)
+    assert within(mixture_kl(KEY, p, q, 20_000), exact)
 
 
 def test_the_control_resolves_a_kl_that_plain_sampling_cannot():
     """N(0, 1), N(1e-3, 1): KL = 5e-7; 1000 plain samples have the standard error 3e-5."""
     p, q = (gaussian.gaussian(np.array([m]), np.eye(1)) for m in (0.0, 1e-3))
-    plain = divergences.mixture_kl(KEY, p, q, 1000)
-    control = divergences.mixture_kl(KEY, p, q, 1000, control=True)
+    plain = mixture_kl(KEY, p, q, 1000)
+    control = mixture_kl(KEY, p, q, 1000, control=True)
     assert float(plain.high - plain.low) > 5e-5
     assert float(control.high - control.low) < 1e-7
     assert within(control, 5e-7)

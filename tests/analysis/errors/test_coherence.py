@@ -56,7 +56,7 @@ def test_coherence_is_n_for_equal_one_for_orthogonal_and_zero_for_cancelling_ter
     orthogonal = jnp.eye(5)[:, None]
     cancelling = jnp.asarray([1.0, -1.0])[:, None, None] * jnp.ones((2, 1, 3))
     for terms, kappa in ((equal, 5.0), (orthogonal, 1.0), (cancelling, 0.0)):
-        found = coherence.coherence(coherence.gram(terms))
+        found = coherence.coherence_factor(coherence.gram(terms))
         assert_close(found, np.full(terms.shape[1], kappa), scale=1.0)
     assert_close(correlation(coherence.gram(equal))[0], np.ones((5, 5)))
     assert_close(correlation(coherence.gram(orthogonal))[0], np.eye(5), scale=1.0)
@@ -69,10 +69,10 @@ def test_independent_errors_have_coherence_one_on_average(dense):
         dense.call, dense.xs, dense.steps, e, coupled.axes(worlds.X_T)
     ), e))  # fmt: skip
     grams = np.asarray(run(e))
-    assert np.max(np.abs(coherence.coherence(grams.sum(0)) - 1)) < 0.25
+    assert np.max(np.abs(coherence.coherence_factor(grams.sum(0)) - 1)) < 0.25
     unlike = np.asarray(correlation(grams.sum(0))) - np.eye(worlds.NUM_STEPS)
     assert np.max(np.abs(unlike)) < 0.25
-    assert np.max(coherence.coherence(grams)) > 2
+    assert np.max(coherence.coherence_factor(grams)) > 2
 
 
 # ------------------------------------------------------------------ weights and activations

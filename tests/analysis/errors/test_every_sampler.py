@@ -14,6 +14,7 @@ import pytest
 from qdiffjax import diffusion, precision
 from qdiffjax.analysis.bounds import pathwise
 from qdiffjax.analysis.errors import ledger, propagation, runs
+from qdiffjax.analysis.gains import steps as step_norms
 from qdiffjax.networks.models.dit import DiT
 from qdiffjax.networks.models.unet import UNet
 from qdiffjax.networks.models.video import VideoDiT
@@ -131,7 +132,7 @@ def spine(q, x_T, steps):
     exact = propagation.propagate(full, pair.xs, steps, e + rho)
     # Both runs in one loop, so that the program holds one copy: the nodes of `segment_gains`.
     both = jnp.stack([pair.xs, pair.xs_hat])
-    step_gains = functools.partial(pathwise.step_gains, full, steps=steps, key=KEY, num_burn_in=1)
+    step_gains = functools.partial(step_norms.step_gains, full, steps=steps, key=KEY, num_burn_in=1)
     gains = jax.lax.map(lambda xs: step_gains(xs).norms, both)
     return {
         "error": sizes(pair.errors),

@@ -11,6 +11,7 @@ from qdiffjax import diffusion
 from qdiffjax.analysis import divergences
 from qdiffjax.analysis.bounds import pathwise
 from qdiffjax.analysis.errors import ledger, prediction, propagation, runs
+from qdiffjax.analysis.gains import steps as step_norms
 from tests import worlds
 from tests.analysis import coupled
 
@@ -74,7 +75,7 @@ def test_all_amounts_injected_are_the_quantized_run(pair):
 
 def test_the_gronwall_bound_holds_for_the_norm_of_the_state(pair):
     gains = jax.jit(
-        lambda p: pathwise.segment_gains(FULL, p.xs, p.xs_hat, STEPS, key=worlds.KEY)
+        lambda p: step_norms.segment_gains(FULL, p.xs, p.xs_hat, STEPS, key=worlds.KEY)
     )(pair)  # fmt: skip
     bound = pathwise.gronwall(gains.norms, runs.norms(pair.local_errors))
     assert np.all(runs.norms(pair.errors) <= bound * (1 + 1e-9))
@@ -92,4 +93,4 @@ def test_what_needs_a_first_order_sampler_says_so():
         divergences.path_kl(FULL, HAT, worlds.X_T, STEPS, key=worlds.KEY)
     xs = diffusion.sample(FULL, worlds.X_T, STEPS).states
     with pytest.raises(ValueError, match="memory"):
-        pathwise.log_norm_gains(FULL, xs, STEPS, key=worlds.KEY)
+        step_norms.log_norm_gains(FULL, xs, STEPS, key=worlds.KEY)
