@@ -16,6 +16,7 @@ output, and with ranges that are wider by the factor `widen`.
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import numpy as np
@@ -99,7 +100,7 @@ def run(config: Config, **options):
     Arrays of either: errors and excess [samples], pixel_error and law [steps + 1] of the most
     clipped pixel. Options as `command.parts`.
     """
-    steps_of = lambda schedule: diffusion.ddim(schedule, config.num_steps)  # noqa: E731
+    steps_of = functools.partial(diffusion.ddim, num_steps=config.num_steps)
     study = subject.prepare(config.checkpoint, steps_of, config.sites, config.seed)
     denoiser, steps = study.denoiser, steps_of(study.denoiser.schedule)
     alphas = denoiser.schedule.exact(np.r_[steps.t[0], steps.s].astype(int)).alpha

@@ -1,8 +1,6 @@
 """Run the experiment: `python -m experiments.divergence_vs_bits`."""
 
-import sys
+from experiments.divergence_vs_bits.experiment import EXPERIMENT
+from experiments.harness.command import main
 
-from experiments.divergence_vs_bits.experiment import main
-
-if __name__ == "__main__":
-    sys.exit(main())
+raise SystemExit(main(EXPERIMENT))

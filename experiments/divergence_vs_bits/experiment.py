@@ -26,10 +26,10 @@ nothing was changed.
 
 import dataclasses
 
-from experiments.divergence_vs_bits import plots
-from experiments.divergence_vs_bits.measure import Study
-from experiments.harness import old_command as command
-from experiments.harness import subject
+from experiments.divergence_vs_bits import measure, plots
+from experiments.harness import command, store, subject
+from experiments.harness.command import option
+from qdiffjax._checks import require
 from qdiffjax.precision.recipe import check_bits
 
 
@@ -37,45 +37,31 @@ from qdiffjax.precision.recipe import check_bits
 class Config:
     """What to run."""
 
-    checkpoint: str = "fashion_unet"
-    bits: tuple[int, ...] = (8, 7, 6, 5, 4)
-    num_steps: int = 20
-    num_samples: int = 256
-    num_chosen: int = 128
-    num_kl_samples: int = 64
-    num_fan_samples: int = 16
-    num_resamples: int = 50
-    sites: tuple[str, ...] = subject.ALL_BUT_LAST
-    seed: int = 0
+    checkpoint: str = option(
+        "fashion_unet", "Folder of a checkpoint, or the name of a shipped one."
+    )
+    bits: tuple[int, ...] = option(
+        (8, 7, 6, 5, 4), "Widths of weights and activations.", each=check_bits
+    )
+    num_steps: int = option(20, "Steps of DDIM with eta = 1.", least=3)
+    num_samples: int = option(256, "Samples of each of two halves.", least=32)
+    num_chosen: int = option(
+        128, "Further samples, on which directions and centres are chosen.", least=16
+    )
+    num_kl_samples: int = option(64, "Samples of path KL and Girsanov.", least=2)
+    num_fan_samples: int = option(
+        16, "Samples of the exact fan, whose cost is quadratic in steps.", least=2
+    )
+    num_resamples: int = option(50, "Bootstrap resamples.", least=2)
+    sites: tuple[str, ...] = option(subject.ALL_BUT_LAST, "Globs of the sites to quantize.")
+    seed: int = option(0, "Seed of everything random.")
 
-
-HELP = {
-    "checkpoint": "folder of a checkpoint, or the name of a shipped one",
-    "bits": "of weights and activations",
-    "num_steps": "steps of DDIM with eta = 1",
-    "num_samples": "samples of each of two halves",
-    "num_chosen": "further samples, on which directions and centres are chosen",
-    "num_kl_samples": "samples of path KL and Girsanov",
-    "num_fan_samples": "samples of the exact fan, whose cost is quadratic in steps",
-    "num_resamples": "bootstrap resamples",
-    "sites": "globs of the sites to quantize",
-    "seed": "of everything random",
-}
-
-
-def check(config: Config) -> None:
-    """Refuse what cannot work; raises ValueError."""
-    for bits in config.bits:
-        check_bits(bits)
-    if config.num_steps < 3:
-        raise ValueError(f"got {config.num_steps} steps, expected at least 3.")
-    for name, least in (("num_samples", 32), ("num_chosen", 16), ("num_kl_samples", 2),
-                        ("num_fan_samples", 2), ("num_resamples", 2)):  # fmt: skip
-        if getattr(config, name) < least:
-            raise ValueError(f"got {name} = {getattr(config, name)}, expected at least {least}.")
-    if max(config.num_kl_samples, config.num_fan_samples) > config.num_samples:
-        raise ValueError(f"got more than num_samples = {config.num_samples} samples of the KL or "
-                         "the fan; raise num_samples.")  # fmt: skip
+    def check(self) -> None:
+        """Refuse more samples of the KL or the fan than there are; raises ValueError."""
+        most = max(self.num_kl_samples, self.num_fan_samples)
+        require(most <= self.num_samples, got=f"{most} samples of the KL or the fan",
+                expected=f"no more than num_samples = {self.num_samples}",
+                remedy="raise num_samples")  # fmt: skip
 
 
 def run(config: Config, **options):
@@ -86,21 +72,17 @@ def run(config: Config, **options):
     `W8A8/kl_terms` [steps], nats; `W8A8/error_profile` [steps], summing to E|error|^2.
     Options as `command.parts`.
     """
-    check(config)
-    study = Study(config)
-    names = ["floor", *(f"W{b}A{b}" for b in config.bits)]
-    found = command.parts(names, study.measure, study.mark(), **options)
-    arrays = {f"{name}/{key}": value for name, part in found.items()
-              for key, value in part[0].items()}  # fmt: skip
-    return arrays, [row for _, row in found.values()]
+    study = measure.prepare(config)
+    widths = {f"W{bits}A{bits}": bits for bits in config.bits}
+
+    def measure_part(name: str):
+        if name == "floor":
+            return {}, measure.measure_floor(study, config)
+        return measure.measure_width(study, config, widths[name])
+
+    mark = store.fingerprint(dataclasses.asdict(config) | {"bits": None}, study.subject.mark())
+    done = command.parts(["floor", *widths], measure_part, mark, **options)
+    return command.by_part(done), [row for _, row in done.values()]
 
 
-EXPERIMENT = command.Experiment(
-    "divergence_vs_bits", __doc__ or "", Config, HELP, check, run, plots.write,
-    plots.print_table,
-)  # fmt: skip
-
-
-def main(argv=None) -> int:
-    """Run, print the table, write results and the figure."""
-    return command.main(EXPERIMENT, argv)
+EXPERIMENT = command.experiment(Config, run, plots=plots)

@@ -1,18 +1,19 @@
 """The measurements behind `experiments.divergence_vs_bits`."""
 
-import dataclasses
 import functools
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from scipy.cluster import vq
 
-from experiments.harness import store, subject
-from qdiffjax import compiling, diffusion, estimates
+from experiments.harness import subject
+from qdiffjax import diffusion, estimates
 from qdiffjax.analysis import divergences
 from qdiffjax.analysis.errors import coherence, flips, propagation, runs
+from qdiffjax.compiling import compiled
 from qdiffjax.diffusion.gaussian import gaussian_kl
 from qdiffjax.precision import full_call, quantized_call
 
@@ -20,8 +21,7 @@ NUM_CENTRES = 10
 NUM_BLOCKS = 8
 
 
-@dataclasses.dataclass(frozen=True)
-class Samples:
+class Samples(NamedTuple):
     """Of one denoiser: final samples and the states before the last step, both [num, n], on
     the two halves and on the samples where directions are chosen.
     """
@@ -32,110 +32,113 @@ class Samples:
     chosen_1: np.ndarray
 
 
-class Study:
-    """One denoiser and DDIM with eta = 1; what all widths share is computed once."""
+class Study(NamedTuple):
+    """One denoiser and DDIM with eta = 1: what all widths share.
 
-    def __init__(self, config):
-        self.config = config
-        steps_of = lambda s: diffusion.ddim(s, config.num_steps, eta=1.0)  # noqa: E731
-        self.subject = subject.prepare(config.checkpoint, steps_of, config.sites, config.seed)
-        denoiser = self.subject.denoiser
-        self.steps = steps_of(denoiser.schedule)
-        self.rule = divergences.quadrature(float(self.steps.t[-1]), float(self.steps.t[0]))
-        self.keys = jax.random.split(jax.random.key(config.seed + 1), 6)
-        num = 2 * config.num_samples + config.num_chosen
-        self.x_T = subject.noise(denoiser, num, config.seed)
-        self.sample = compiling.compiled(self._sample)
-        self.along = compiling.compiled(self._along)
-        self.floor_samples = self.split(*self.sample(None, self.x_T))
-        found, self.frames = self.floor_samples, frames(self.floor_samples.chosen_1)
-        centres, _ = vq.kmeans2(found.chosen_0, NUM_CENTRES, minit="++", seed=config.seed)
-        self.label_fn = flips.nearest(jnp.asarray(centres, jnp.float32))
+    key: of the estimators; sample: q -> `Samples`; paths: q -> terms of path KL, of Girsanov's
+    integral and of the exact fan; full: samples in full precision; frames: directions to project
+    on; label_fn: the nearest of the centres.
+    """
 
-    def mark(self) -> str:
-        """Fingerprint of everything but the list of widths."""
-        config = dataclasses.asdict(self.config) | {"bits": None}
-        return store.fingerprint(config, self.subject.mark())
+    subject: subject.Subject
+    key: jax.Array
+    sample: Callable[[Any], Samples]
+    paths: Callable[[Any], tuple]
+    full: Samples
+    frames: dict[str, np.ndarray]
+    label_fn: Callable
 
-    def _sample(self, q, x):
-        """States before the last step, and final samples; full precision for q = None."""
-        denoiser = self.subject.denoiser
-        full = diffusion.bind(denoiser.eps_fn, denoiser.params)
-        call = full if q is None else quantized_call(q)
-        states = diffusion.sample(call, x, self.steps, key=self.keys[0]).states
-        return states[-2], states[-1]
 
-    def split(self, x_1, x_0) -> Samples:
-        """Flatten, and cut into the halves and the chosen."""
-        n = self.config.num_samples
-        x_0, x_1 = (np.asarray(a).reshape(len(a), -1) for a in (x_0, x_1))
-        return Samples((x_0[:n], x_0[n : 2 * n]), (x_1[:n], x_1[n : 2 * n]),
-                       x_0[2 * n :], x_1[2 * n :])  # fmt: skip
+def prepare(config) -> Study:
+    """Load, calibrate, sample in full precision, and choose directions and centres."""
+    steps_of = functools.partial(diffusion.ddim, num_steps=config.num_steps, eta=1.0)
+    prepared = subject.prepare(config.checkpoint, steps_of, config.sites, config.seed)
+    denoiser, steps = prepared.denoiser, steps_of(prepared.denoiser.schedule)
+    keys = jax.random.split(jax.random.key(config.seed + 1), 6)
+    num = 2 * config.num_samples + config.num_chosen
+    x_T = subject.noise(denoiser, num, config.seed)
+    rule = divergences.quadrature(float(steps.t[-1]), float(steps.t[0]))
+    states = compiled(lambda q, x: last_states(denoiser, q, x, steps, keys[0]))
+    paths = compiled(lambda q, x: measure_paths(q, x, config, denoiser, steps, rule, keys[1:4]))
+    sample = lambda q: split(states(q, x_T), config.num_samples)  # noqa: E731
+    full = sample(None)
+    centres, _ = vq.kmeans2(full.chosen_0, NUM_CENTRES, minit="++", seed=config.seed)
+    label_fn = flips.nearest(jnp.asarray(centres, jnp.float32))
+    return Study(prepared, keys[4], sample, lambda q: jax.device_get(paths(q, x_T)), full,
+                 frames(full.chosen_1), label_fn)  # fmt: skip
 
-    def _along(self, q, x_T):
-        """Terms of path KL, of Girsanov's integral, and of the exact fan."""
-        full, quantized, c = full_call(q), quantized_call(q), self.config
-        x = x_T[: c.num_kl_samples]
-        path = divergences.path_kl(full, quantized, x, self.steps, key=self.keys[1])
-        process, _ = subject.continuous(self.subject.denoiser)
-        x_0 = diffusion.sample(full, x, self.steps, key=self.keys[1]).x_0
-        girsanov = divergences.girsanov_kl(
-            full, quantized, x_0, process, self.rule, key=self.keys[2]
-        )
-        pair = runs.couple(full, quantized, x_T[: c.num_fan_samples], self.steps, key=self.keys[3])
-        return path, girsanov, propagation.fan(full, pair.xs_hat, self.steps, key=self.keys[3])
 
-    def measure(self, name: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """Return (arrays, row) of one width, or of the floor."""
-        if name == "floor":
-            return {}, self._floor()
-        full, key = self.floor_samples, self.keys[4]
-        bits = int(name.partition("A")[2])
-        q = self.subject.quantized(bits, bits)
-        found = self.split(*self.sample(q, self.x_T))
-        shift = unit(np.mean(found.chosen_1 - full.chosen_1, axis=0, keepdims=True))
-        kl = projected(full.x_1[0], found.x_1[1], self.frames | {"shift": shift}, self.config, key)
-        row: dict[str, Any] = {"kind": "width", "bits": bits, "projected": kl}
-        row |= distances(full.x_0[0], found.x_0[0], key, self.config.num_resamples)
-        row |= self._flips(np.concatenate(full.x_0), np.concatenate(found.x_0))
-        arrays, paths = self._paths(q)
-        path = paths["path_kl"]
-        best = max(k["neighbours"][0] for k in kl.values())
-        hold = all(k["neighbours"][1] <= path[2] for k in kl.values())
-        row |= paths | {"tightness": best / path[0], "bounds_hold": hold}
-        errors = np.sqrt(np.mean((np.concatenate(found.x_0) - np.concatenate(full.x_0)) ** 2, 1))
-        return arrays | {"errors": errors}, row | tails(errors)
+def last_states(denoiser, q, x_T, steps: diffusion.Steps, key):
+    """Return the states before the last step, and final samples; full precision for q = None."""
+    full = diffusion.bind(denoiser.eps_fn, denoiser.params)
+    states = diffusion.sample(full if q is None else quantized_call(q), x_T, steps, key=key).states
+    return states[-2], states[-1]
 
-    def _floor(self) -> dict[str, Any]:
-        """Every estimate between two halves of full-precision samples."""
-        full, key = self.floor_samples, self.keys[4]
-        # The mean shift needs a quantized network; a random direction has the same floor.
-        shift = np.random.default_rng(self.config.seed).normal(size=(1, full.x_0[0].shape[1]))
-        kl = projected(*full.x_1, self.frames | {"shift": unit(shift)}, self.config, key)
-        found = distances(*full.x_0, key, self.config.num_resamples)
-        return {"kind": "floor", **found, "projected": kl}
 
-    def _paths(self, q):
-        path, girsanov, fan = jax.device_get(self.along(q, self.x_T))
-        shares = coherence.conflict(path, fan)
-        row = {
-            "path_kl": interval(estimates.mean_interval(path.sum(axis=0))),
-            "girsanov_kl": interval(estimates.mean_interval(girsanov.sum(axis=0))),
-            "kl_shares": [float(s) for s in shares.kl],
-            "error_shares": [float(s) for s in shares.error],
-        }
-        arrays = {"kl_terms": path.mean(axis=1),
-                  "error_profile": np.asarray(coherence.error_profile(fan))}  # fmt: skip
-        return arrays, row
+def split(states, num: int) -> Samples:
+    """Flatten `last_states`, and cut them into halves of `num` and the chosen."""
+    x_1, x_0 = (np.asarray(a).reshape(len(a), -1) for a in states)
+    return Samples((x_0[:num], x_0[num : 2 * num]), (x_1[:num], x_1[num : 2 * num]),
+                   x_0[2 * num :], x_1[2 * num :])  # fmt: skip
 
-    def _flips(self, x, y) -> dict[str, Any]:
-        found = flips.mode_flips(jnp.asarray(x), jnp.asarray(y), self.label_fn)
-        cost = np.sum(x**2, 1) - 2 * y @ x.T  # of y_i to x_j, less |y_i|^2
-        return {
-            "flips": interval(found.rate), "rms_flipped": float(found.rms_flipped),
-            "rms_kept": float(found.rms_kept),
-            "lost": float(np.mean(np.argmin(cost, axis=1) != np.arange(len(x)))),
-        }  # fmt: skip
+
+def measure_paths(q, x_T, config, denoiser, steps: diffusion.Steps, rule, keys):
+    """Return the terms of path KL, of Girsanov's integral, and of the exact fan."""
+    full, quantized, x = full_call(q), quantized_call(q), x_T[: config.num_kl_samples]
+    path = divergences.path_kl(full, quantized, x, steps, key=keys[0])
+    process, _ = subject.continuous(denoiser)
+    x_0 = diffusion.sample(full, x, steps, key=keys[0]).x_0
+    girsanov = divergences.girsanov_kl(full, quantized, x_0, process, rule, key=keys[1])
+    pair = runs.couple(full, quantized, x_T[: config.num_fan_samples], steps, key=keys[2])
+    return path, girsanov, propagation.fan(full, pair.xs_hat, steps, key=keys[2])
+
+
+def measure_floor(study: Study, config) -> dict[str, Any]:
+    """Return the row of every estimate between two halves of full-precision samples."""
+    full = study.full
+    # The mean shift needs a quantized network; a random direction has the same floor.
+    shift = np.random.default_rng(config.seed).normal(size=(1, full.x_0[0].shape[1]))
+    kl = projected(*full.x_1, study.frames | {"shift": unit(shift)}, config, study.key)
+    distance = distances(*full.x_0, study.key, config.num_resamples)
+    return {"kind": "floor", **distance, "projected": kl}
+
+
+def measure_width(study: Study, config, bits: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Return (arrays, row) of one width."""
+    full, q = study.full, study.subject.quantized(bits, bits)
+    quantized = study.sample(q)
+    x, y = (np.concatenate(samples.x_0) for samples in (full, quantized))
+    shift = unit(np.mean(quantized.chosen_1 - full.chosen_1, axis=0, keepdims=True))
+    chosen = study.frames | {"shift": shift}
+    kl = projected(full.x_1[0], quantized.x_1[1], chosen, config, study.key)
+    path, girsanov, fan = study.paths(q)
+    shares = coherence.conflict(path, fan)
+    path_kl = interval(estimates.mean_interval(path.sum(axis=0)))
+    errors = np.sqrt(np.mean((y - x) ** 2, 1))
+    row = {
+        "kind": "width", "bits": bits, "projected": kl,
+        **distances(full.x_0[0], quantized.x_0[0], study.key, config.num_resamples),
+        **flipped(x, y, study.label_fn), "path_kl": path_kl,
+        "girsanov_kl": interval(estimates.mean_interval(girsanov.sum(axis=0))),
+        "kl_shares": [float(s) for s in shares.kl],
+        "error_shares": [float(s) for s in shares.error],
+        "tightness": max(k["neighbours"][0] for k in kl.values()) / path_kl[0],
+        "bounds_hold": all(k["neighbours"][1] <= path_kl[2] for k in kl.values()), **tails(errors),
+    }  # fmt: skip
+    arrays = {"kl_terms": path.mean(axis=1), "errors": errors,
+              "error_profile": np.asarray(coherence.error_profile(fan))}  # fmt: skip
+    return arrays, row
+
+
+def flipped(x, y, label_fn) -> dict[str, Any]:
+    """Return how many of the samples y [num, n] changed their centre, or lost their twin in x."""
+    changed = flips.mode_flips(jnp.asarray(x), jnp.asarray(y), label_fn)
+    cost = np.sum(x**2, 1) - 2 * y @ x.T  # of y_i to x_j, less |y_i|^2
+    return {
+        "flips": interval(changed.rate), "rms_flipped": float(changed.rms_flipped),
+        "rms_kept": float(changed.rms_kept),
+        "lost": float(np.mean(np.argmin(cost, axis=1) != np.arange(len(x)))),
+    }  # fmt: skip
 
 
 def unit(rows) -> np.ndarray:
@@ -163,8 +166,9 @@ def _distances(x, y, key, num):
     def sliced(x, y):  # in units of W2
         return jnp.sqrt(x.shape[1] * divergences.sliced_w2_squared(x, y, frame))
 
+    bracket = divergences.w2_bracket(x, y, key=key, num=num)
     return {
-        "w2": divergences.w2_bracket(x, y, key=key, num=num),
+        "w2_lower": bracket.lower, "w2_upper": bracket.upper,
         "sliced": estimates.bootstrap(sliced, x, y, key=key, num=num),
         "mmd_squared": estimates.block_mean(mmd, x, y, num_blocks=NUM_BLOCKS),
         "energy": estimates.block_mean(divergences.energy_distance, x, y,
@@ -174,29 +178,27 @@ def _distances(x, y, key, num):
 
 def distances(x, y, key, num: int) -> dict[str, list[float]]:
     """Return distances of two sets of samples [num, n] with their intervals."""
-    found = _distances(jnp.asarray(x), jnp.asarray(y), key, num)
-    bracket = found.pop("w2")
-    sides = {"w2_lower": bracket.lower, "w2_upper": bracket.upper}
-    return {name: interval(value) for name, value in (sides | found).items()}
+    by_name = _distances(jnp.asarray(x), jnp.asarray(y), key, num)
+    return {name: interval(estimate) for name, estimate in by_name.items()}
 
 
 def projected(x, y, chosen: dict[str, np.ndarray], config, key) -> dict[str, dict[str, list]]:
     """Return the KL of projections of independent samples, by neighbours and of Gaussian fits."""
-    found = {}
+    kl = {}
     for name, frame in chosen.items():
         a, b = (np.asarray(s @ frame.T, np.float64) for s in (x, y))
         fits = estimates.bootstrap(_fitted_kl, a, b, key=key, num=config.num_resamples)
-        found[name] = {
+        kl[name] = {
             "neighbours": interval(divergences.knn_kl(a, b)), "gaussian": interval(fits)
         }  # fmt: skip
-    return found
+    return kl
 
 
 def _fitted_kl(a, b):
     moments = []
-    for s in (a, b):
-        centred = s - jnp.mean(s, axis=0, keepdims=True)
-        moments += [jnp.mean(s, axis=0), centred.T @ centred / len(s)]
+    for x in (a, b):
+        centred = x - jnp.mean(x, axis=0, keepdims=True)
+        moments += [jnp.mean(x, axis=0), centred.T @ centred / len(x)]
     return gaussian_kl(*moments)
 
 

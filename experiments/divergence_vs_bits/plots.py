@@ -1,19 +1,13 @@
 """Figure and table of `experiments.divergence_vs_bits`; needs no JAX."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from experiments.harness import store, tables
+from experiments.harness import tables
 from experiments.harness.looks import BLUE, GREEN, GREY, ORANGE, SMALL, tidy
-
-
-def write(folder) -> None:
-    """Write divergences.png of the run in `folder` beside it."""
-    draw(*store.load(folder)).savefig(Path(folder) / "divergences.png", dpi=150)
 
 
 def draw(config, arrays, rows) -> Figure:
@@ -123,43 +117,6 @@ def _draw_tails(ax, arrays, widths) -> None:
            title="Share of samples with a larger error")  # fmt: skip
 
 
-def print_table(rows: list[dict[str, Any]]) -> None:
-    """Print the floor and a line a width, in two tables."""
-    from rich.table import Table
-
-    console = tables.console(None)
-    table = Table(box=None, header_style="bold")
-    for name in ("width", "W2 lower, upper", "sliced", "1000 MMD^2", "energy", "path KL",
-                 "Girsanov", "projected KL", "tightness"):  # fmt: skip
-        table.add_column(name, justify="right")
-    for r in rows:
-        best = max(p["neighbours"] for p in r["projected"].values())
-        cells = [_width(r), f"{r['w2_lower'][0]:.3g}, {r['w2_upper'][0]:.3g}",
-                 f"{r['sliced'][0]:.3g}", _pm(r["mmd_squared"], 1000),
-                 _pm(r["energy"])]  # fmt: skip
-        if r["kind"] == "width":
-            cells += [_pm(r["path_kl"]), _pm(r["girsanov_kl"]), _pm(best), f"{r['tightness']:.2g}"]
-        else:
-            cells += ["0", "0", _pm(best), ""]
-        table.add_row(*cells)
-    console.print(table)
-    table = Table(box=None, header_style="bold")
-    for name in ("width", "KL share first, last", "error share first, last", "flips", "lost",
-                 "error RMS, median", "worst 5 %"):  # fmt: skip
-        table.add_column(name, justify="right")
-    for r in rows:
-        if r["kind"] == "width":
-            table.add_row(
-                _width(r), *("{:+.0%}, {:+.0%}".format(*r[k])
-                             for k in ("kl_shares", "error_shares")),
-                f"{r['flips'][0]:.1%}", f"{r['lost']:.1%}",
-                f"{r['error_rms']:.4f}, {r['error_median']:.4f}", f"{r['worst_share']:.0%}",
-            )  # fmt: skip
-    console.print(table)
-    if not all(r.get("bounds_hold", True) for r in rows):
-        console.print("A projected KL EXCEEDS the path KL beyond both intervals.")
-
-
 def _width(r) -> str:
     return "floor" if r["kind"] == "floor" else f"W{r['bits']}A{r['bits']}"
 
@@ -167,3 +124,42 @@ def _width(r) -> str:
 def _pm(estimate, scale: float = 1) -> str:
     value, low, high = (scale * v for v in estimate)
     return f"{value:.3g} +- {(high - low) / 2:.2g}"
+
+
+def _best(r):
+    return max(p["neighbours"] for p in r["projected"].values())
+
+
+FIGURES = {"divergences": draw}
+DISTANCES = (
+    ("width", _width),
+    ("W2\nlower, upper", lambda r: f"{r['w2_lower'][0]:.3g}, {r['w2_upper'][0]:.3g}"),
+    ("sliced", lambda r: f"{r['sliced'][0]:.3g}"),
+    ("1000 MMD^2", lambda r: _pm(r["mmd_squared"], 1000)),
+    ("energy", lambda r: _pm(r["energy"])),
+)
+KL = (
+    ("width", _width),
+    ("path KL", lambda r: _pm(r["path_kl"]) if "path_kl" in r else "0"),
+    ("Girsanov", lambda r: _pm(r["girsanov_kl"]) if "girsanov_kl" in r else "0"),
+    ("projected KL", lambda r: _pm(_best(r))),
+    ("tightness", lambda r: f"{r['tightness']:.2g}" if "tightness" in r else None),
+)
+SHARES = (
+    ("width", _width),
+    ("KL share first, last", lambda r: "{:+.0%}, {:+.0%}".format(*r["kl_shares"])),
+    ("error share first, last", lambda r: "{:+.0%}, {:+.0%}".format(*r["error_shares"])),
+    ("flips", lambda r: f"{r['flips'][0]:.1%}"),
+    ("lost", lambda r: f"{r['lost']:.1%}"),
+    ("error RMS, median", lambda r: f"{r['error_rms']:.4f}, {r['error_median']:.4f}"),
+    ("worst 5 %", lambda r: f"{r['worst_share']:.0%}"),
+)
+
+
+def table(rows) -> list:
+    """Return the distances and the KL of the floor and of each width, then who bears the error."""
+    widths = [r for r in rows if r["kind"] == "width"]
+    hold = all(r["bounds_hold"] for r in widths)
+    warning = [] if hold else ["A projected KL EXCEEDS the path KL beyond both intervals."]
+    both = (tables.columns(rows, spec) for spec in (DISTANCES, KL))
+    return [*both, tables.columns(widths, SHARES), *warning]

@@ -37,7 +37,7 @@ def prepare(config) -> Setting:
     Raises:
       ValueError: the samples are not finite.
     """
-    steps_of = lambda schedule: subject.SAMPLERS[config.sampler](schedule, config.num_steps)  # noqa: E731
+    steps_of = functools.partial(subject.SAMPLERS[config.sampler], num_steps=config.num_steps)
     prepared = subject.prepare(config.checkpoint, steps_of, config.sites, config.seed)
     ranges = calibration.widened(prepared.ranges, ("input", "output"), config.edge_margin)
     denoiser, steps = prepared.denoiser, steps_of(prepared.denoiser.schedule)

@@ -1,8 +1,6 @@
 """Run the experiment: `python -m experiments.first_order_failure`."""
 
-import sys
+from experiments.first_order_failure.experiment import EXPERIMENT
+from experiments.harness.command import main
 
-from experiments.first_order_failure.experiment import main
-
-if __name__ == "__main__":
-    sys.exit(main())
+raise SystemExit(main(EXPERIMENT))

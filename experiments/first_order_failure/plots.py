@@ -1,20 +1,14 @@
 """Figure and table of `experiments.first_order_failure`; needs no JAX."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.harness import store, tables
+from experiments.harness import tables
 from experiments.harness.looks import BLUE, GREEN, GREY, ORANGE, SMALL, tidy
 
 COLORS = {"weights": "black", "activations": BLUE, "both": ORANGE}
-
-
-def write(folder) -> None:
-    """Write failure.png of the run in `folder` beside it."""
-    draw(*store.load(folder)).savefig(Path(folder) / "failure.png", dpi=150)
 
 
 def draw(config, arrays, rows) -> Figure:
@@ -50,27 +44,26 @@ def kind_of(width: str) -> str:
     return "both" if "W" in width else "activations"
 
 
-def print_table(rows: list[dict[str, Any]]) -> None:
-    """Print a line a width and the confusion table."""
-    from rich.table import Table
+FIGURES = {"failure": draw}
+COLUMNS = (
+    ("rounded", lambda r: r["width"]),
+    ("RMS error\nmedian", lambda r: f"{r['median_error']:.4f}"),
+    ("measured\nmedian", lambda r: f"{r['measured']:.3f}"),
+    ("predicted\nmedian", lambda r: f"{r['predicted']:.3f}"),
+    ("failed", lambda r: r["failed"]),
+    ("foretold", lambda r: r["foretold"]),
+    ("right", lambda r: r["right"]),
+    ("samples", lambda r: r["samples"]),
+)
 
-    console = tables.console(None)
-    table = Table(box=None, header_style="bold")
-    for name in ("rounded", "RMS error, median", "measured, median", "predicted, median", "failed",
-                 "foretold", "right", "samples"):  # fmt: skip
-        table.add_column(name, justify="left" if name == "rounded" else "right")
-    for r in rows:
-        if r["kind"] == "width":
-            table.add_row(
-                r["width"], f"{r['median_error']:.4f}", f"{r['measured']:.3f}",
-                f"{r['predicted']:.3f}", *(str(r[k]) for k in ("failed", "foretold", "right",
-                                                               "samples")),
-            )  # fmt: skip
-    console.print(table)
-    r = rows[-1]
+
+def table(rows) -> list:
+    """Return a line for each width, and the confusion table."""
+    *widths, r = rows
     area = "-" if r["roc_area"] is None else f"{r['roc_area']:.3f}"
-    console.print(
+    return [
+        tables.columns(widths, COLUMNS),
         f"failed: {r['failed_foretold']} foretold, {r['failed_missed']} missed; held: "
         f"{r['held_right']} foretold, {r['held_foretold']} false alarms; right "
-        f"{r['accuracy']:.1%}, area under ROC {area}", highlight=False,
-    )  # fmt: skip
+        f"{r['accuracy']:.1%}, area under ROC {area}",
+    ]

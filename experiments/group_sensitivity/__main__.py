@@ -1,8 +1,6 @@
 """Run the experiment: `python -m experiments.group_sensitivity`."""
 
-import sys
+from experiments.group_sensitivity.experiment import EXPERIMENT
+from experiments.harness.command import main
 
-from experiments.group_sensitivity.experiment import main
-
-if __name__ == "__main__":
-    sys.exit(main())
+raise SystemExit(main(EXPERIMENT))

@@ -17,6 +17,7 @@ width:
 
 import dataclasses
 import fnmatch
+import functools
 from typing import Any
 
 import jax
@@ -24,10 +25,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.group_sensitivity import plots
-from experiments.harness import old_command as command
-from experiments.harness import store, subject
-from qdiffjax import compiling, diffusion
+from experiments.harness import command, store, subject
+from experiments.harness.command import option
+from qdiffjax import diffusion
 from qdiffjax.analysis.errors import prediction
+from qdiffjax.compiling import compiled
 from qdiffjax.precision import gated_call
 from qdiffjax.precision.recipe import check_bits
 
@@ -47,29 +49,13 @@ NORMS = "normalization parameters"
 class Config:
     """What to run."""
 
-    checkpoint: str = "fashion_unet"
-    bits: tuple[int, ...] = (8, 6, 4)
-    num_steps: int = 20
-    num_samples: int = 32
-    seed: int = 0
-
-
-HELP = {
-    "checkpoint": "folder of a checkpoint, or the name of a shipped one",
-    "bits": "of weights and activations",
-    "num_steps": "steps of DDIM",
-    "num_samples": "samples",
-    "seed": "of everything random",
-}
-
-
-def check(config: Config) -> None:
-    """Refuse what cannot work; raises ValueError."""
-    for bits in config.bits:
-        check_bits(bits)
-    if config.num_steps < 1 or config.num_samples < 2:
-        raise ValueError(f"got {config.num_steps} steps and {config.num_samples} samples, expected "
-                         "at least 1 and 2.")  # fmt: skip
+    checkpoint: str = option(
+        "fashion_unet", "Folder of a checkpoint, or the name of a shipped one."
+    )
+    bits: tuple[int, ...] = option((8, 6, 4), "Widths of weights and activations.", each=check_bits)
+    num_steps: int = option(20, "Steps of DDIM.", least=1)
+    num_samples: int = option(32, "Number of samples.", least=2)
+    seed: int = option(0, "Seed of everything random.")
 
 
 def group_of(site: str) -> str:
@@ -78,70 +64,20 @@ def group_of(site: str) -> str:
                 if any(fnmatch.fnmatchcase(site, glob) for glob in globs))  # fmt: skip
 
 
-class Study:
-    """One denoiser, compiled once for all groups and widths."""
-
-    def __init__(self, config: Config):
-        self.config = config
-        self.subject = subject.prepare(
-            config.checkpoint, lambda s: diffusion.ddim(s, config.num_steps), ("*",), config.seed
-        )
-        denoiser = self.subject.denoiser
-        self.steps = diffusion.ddim(denoiser.schedule, config.num_steps)
-        self.x_T = subject.noise(denoiser, config.num_samples, config.seed)
-        self.sample = compiling.compiled(self._sample)
-        self.groups: dict[str, list] = {}
-        for site in self.subject.sites:
-            self.groups.setdefault(group_of(site.name), []).append(site)
-
-    def mark(self) -> str:
-        """Fingerprint of everything but the list of widths."""
-        config = dataclasses.asdict(self.config) | {"bits": None}
-        return store.fingerprint(config, self.subject.mark())
-
-    def _sample(self, q, on):
-        call = gated_call(q)
-        run = diffusion.sample(lambda x, t, _, state: call(x, t, on, state), self.x_T, self.steps)
-        return run.x_0
-
-    def measure(self, width: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """Return (arrays, row) of one width: errors of every group [samples]."""
-        bits = int(width.partition("A")[2])
-        q = self.subject.quantized(bits, bits)
-        names = [site.name for site in self.subject.sites]
-
-        def switched(chosen):
-            return {name: jnp.asarray(name in chosen) for name in names}
-
-        exact = self.sample(q, switched(()))
-        chosen = {group: {s.name for s in sites} for group, sites in self.groups.items()}
-        arrays = {group: self._errors(q, switched(on), exact)
-                  for group, on in (chosen | {"all": set(names)}).items()}  # fmt: skip
-        norms = round_norms(q.params, bits)
-        if norms is not None:
-            q = dataclasses.replace(q, params=norms)
-            arrays[NORMS] = self._errors(q, switched(()), exact)
-        return arrays, {"bits": bits, "macs": {g: sum(s.macs for s in sites)
-                                               for g, sites in self.groups.items()}}  # fmt: skip
-
-    def _errors(self, q, on, exact) -> np.ndarray:
-        return np.asarray(prediction.root_mean_square(self.sample(q, on) - exact))
-
-
 def round_norms(params, bits: int):
     """Return params with the arrays of normalization layers rounded, None if there are none."""
-    found = []
+    norms = []
 
     def rounded(path, leaf):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         if not fnmatch.fnmatchcase(name, "*norm*"):
             return leaf
-        found.append(name)
+        norms.append(name)
         scale = jnp.max(jnp.abs(leaf)) / (2.0 ** (bits - 1) - 1)
         return jnp.where(scale > 0, jnp.round(leaf / jnp.where(scale > 0, scale, 1)) * scale, leaf)
 
     params = jax.tree_util.tree_map_with_path(rounded, params)
-    return params if found else None
+    return params if norms else None
 
 
 def rows_of(arrays: dict[str, np.ndarray], part: dict[str, Any]) -> list[dict[str, Any]]:
@@ -164,19 +100,41 @@ def run(config: Config, **options):
 
     Options as `command.parts`.
     """
-    check(config)
-    study = Study(config)
+    steps_of = functools.partial(diffusion.ddim, num_steps=config.num_steps)
+    study = subject.prepare(config.checkpoint, steps_of, ("*",), config.seed)
+    steps = steps_of(study.denoiser.schedule)
+    x_T = subject.noise(study.denoiser, config.num_samples, config.seed)
+    groups: dict[str, set[str]] = {}
+    macs: dict[str, int] = {}
+    for site in study.sites:
+        group = group_of(site.name)
+        groups.setdefault(group, set()).add(site.name)
+        macs[group] = macs.get(group, 0) + site.macs
+    groups["all"] = {site.name for site in study.sites}
+
+    @compiled
+    def sample(q, on):
+        call = gated_call(q)
+        return diffusion.sample(lambda x, t, _, state: call(x, t, on, state), x_T, steps).x_0
+
+    def sample_rounding(q, names):
+        return sample(q, {name: jnp.asarray(name in names) for name in groups["all"]})
+
+    def measure(width: str):
+        bits = int(width.partition("A")[2])
+        q = study.quantized(bits, bits)
+        samples = {group: sample_rounding(q, names) for group, names in groups.items()}
+        exact, norms = sample_rounding(q, ()), round_norms(q.params, bits)
+        if norms is not None:
+            samples[NORMS] = sample_rounding(dataclasses.replace(q, params=norms), ())
+        arrays = {group: np.asarray(prediction.root_mean_square(x - exact))
+                  for group, x in samples.items()}  # fmt: skip
+        return arrays, {"bits": bits, "macs": macs}
+
+    mark = store.fingerprint(dataclasses.asdict(config) | {"bits": None}, study.mark())
     widths = [f"W{b}A{b}" for b in config.bits]
-    found = command.parts(widths, study.measure, study.mark(), **options)
-    return command.by_part(found), [row for part in found.values() for row in rows_of(*part)]
+    done = command.parts(widths, measure, mark, **options)
+    return command.by_part(done), [row for part in done.values() for row in rows_of(*part)]
 
 
-EXPERIMENT = command.Experiment(
-    "group_sensitivity", __doc__ or "", Config, HELP, check, run, plots.write,
-    plots.print_table,
-)  # fmt: skip
-
-
-def main(argv=None) -> int:
-    """Run, print the table, write results and the figure."""
-    return command.main(EXPERIMENT, argv)
+EXPERIMENT = command.experiment(Config, run, plots=plots)

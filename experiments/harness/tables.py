@@ -45,9 +45,7 @@ def columns(rows: Iterable, spec: Sequence[tuple[str, Callable[[Any], Any]]], *,
     table = blank()
     table.title = title
     for i, (name, _) in enumerate(spec):
-        is_text = i in left
-        justify = "left" if is_text else "right"
-        table.add_column(name, justify=justify, no_wrap=not is_text, overflow="fold")
+        table.add_column(name, justify="left" if i in left else "right", overflow="fold")
     for row in rows:
         cells = (cell(row) for _, cell in spec)
         table.add_row(*("" if cell is None else str(cell) for cell in cells))

@@ -10,7 +10,7 @@ import pytest
 
 from experiments.divergence_vs_bits import experiment
 from experiments.divergence_vs_bits import measure as parts
-from experiments.harness import store
+from experiments.harness import command, store
 from tests import worlds
 
 CONFIG = experiment.Config()
@@ -55,7 +55,7 @@ def flags(tmp_path):
 
 def test_a_miniature_run_obeys_the_inequalities_between_its_numbers(tmp_path):
     with redirect_stdout(io.StringIO()) as printed:
-        assert experiment.main(flags(tmp_path)) == 0
+        assert command.main(experiment.EXPERIMENT, flags(tmp_path)) == 0
     _, arrays, rows = store.load(tmp_path / "out")
     assert (tmp_path / "out" / "divergences.png").stat().st_size > 10_000
     assert "error share first, last" in " ".join(printed.getvalue().split())
@@ -79,11 +79,11 @@ def test_a_miniature_run_obeys_the_inequalities_between_its_numbers(tmp_path):
     ("change", "message"),
     [
         ({"bits": (8, 0)}, "got 0 bits"),
-        ({"num_steps": 2}, "got 2 steps"),
+        ({"num_steps": 2}, "got num_steps = 2, expected at least 3"),
         ({"num_samples": 31}, "num_samples = 31"),
-        ({"num_kl_samples": 257}, "more than num_samples = 256"),
+        ({"num_kl_samples": 257}, "got 257 samples .*no more than num_samples = 256"),
     ],
 )
 def test_what_cannot_be_run_is_refused_first(change, message):
     with pytest.raises(ValueError, match=message):
-        experiment.check(dataclasses.replace(CONFIG, **change))
+        command.check(dataclasses.replace(CONFIG, **change))

@@ -32,6 +32,23 @@ def flags(checkpoint, output, *more):
     return ["--checkpoint", str(checkpoint), "--output", str(output), *small, *sites, *more]
 
 
+COMPILED: list[str] = []  # every compilation of this process since this file was imported
+AFTER_WIDTHS: list[int] = []  # how many there were when each width was done
+
+
+def listen(event, *_, **__):
+    if event == "/jax/core/compile/backend_compile_duration":
+        COMPILED.append(event)
+
+
+def keep(*part, save_part=store.save_part):
+    AFTER_WIDTHS.append(len(COMPILED))
+    save_part(*part)
+
+
+jax.monitoring.register_event_duration_secs_listener(listen)
+
+
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     return worlds.save_tiny(tmp_path_factory.mktemp("checkpoint"))
@@ -41,7 +58,11 @@ def checkpoint(tmp_path_factory):
 def finished(checkpoint, tmp_path_factory):
     """A miniature run from the command line: its folder and what it printed."""
     folder = tmp_path_factory.mktemp("finished")
-    with contextlib.redirect_stdout(io.StringIO()) as printed:
+    with (
+        contextlib.redirect_stdout(io.StringIO()) as printed,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setattr(store, "save_part", keep)
         assert command.main(error_bounds.EXPERIMENT, flags(checkpoint, folder)) == 0
     return folder, printed.getvalue()
 
@@ -87,6 +108,11 @@ def test_numbers_of_a_run_agree_with_each_other(finished, name):
     assert row["bounds_hold"]
     assert (get("gronwall") * 1.0001 >= get("measured_norms")).all()
     assert (get("remainder") * 1.0001 >= get("measured_norms")).all()
+
+
+def test_a_second_width_compiles_nothing(finished):
+    first, second = AFTER_WIDTHS[:2]
+    assert second == first > 0
 
 
 def test_fewer_bits_make_more_error(finished):

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from experiments.first_order_failure import experiment
-from experiments.first_order_failure import measure as parts
-from experiments.harness import store
+from experiments.harness import command, store
 from tests import worlds
 
 CONFIG = experiment.Config()
@@ -21,18 +20,18 @@ def test_the_confusion_table_counted_by_hand():
         "A8/measured": np.array([0.2, 0.4]), "A8/predicted": np.array([0.9, 0.3]),
         "A8/errors": np.ones(2),
     }  # fmt: skip
-    found = parts.confusion(arrays, 0.25)
+    found = experiment.confusion(arrays, 0.25)
     counts = [found[k] for k in ("failed_foretold", "failed_missed", "held_foretold", "held_right")]
     assert counts == [2, 1, 1, 1]
     assert found["accuracy"] == pytest.approx(3 / 5)
     # failed got .1, .6, .3; held got .2, .9: 2 of 6 pairs are in order.
     assert found["roc_area"] == pytest.approx(2 / 6)
-    assert parts.confusion({"a/measured": np.ones(2), "a/predicted": np.ones(2)}, 0.25)[
+    assert experiment.confusion({"a/measured": np.ones(2), "a/predicted": np.ones(2)}, 0.25)[
         "roc_area"] is None  # fmt: skip
 
 
 def test_widths_are_read():
-    widths = [parts.parse_width(w) for w in ("W8", "A6", "W4A16")]
+    widths = [experiment.parse_width(w) for w in ("W8", "A6", "W4A16")]
     assert widths == [(8, None), (None, 6), (4, 16)]
 
 
@@ -42,14 +41,14 @@ def test_widths_are_read():
         ({"widths": ("W8", "")}, "got width ''"),
         ({"widths": ("A8W8",)}, "got width 'A8W8'"),
         ({"widths": ("W17",)}, "got 17 bits"),
-        ({"sampler": "dimm"}, "no sampler 'dimm'"),
-        ({"tolerance": 0.0}, "got tolerance 0"),
-        ({"num_samples": 1}, "got 1 samples"),
+        ({"sampler": "dimm"}, "got sampler = 'dimm', expected one of ddim"),
+        ({"tolerance": 0.0}, "got tolerance = 0"),
+        ({"num_samples": 1}, "got num_samples = 1, expected at least 2"),
     ],
 )
 def test_what_cannot_be_run_is_refused_first(change, message):
     with pytest.raises(ValueError, match=message):
-        experiment.check(dataclasses.replace(CONFIG, **change))
+        command.check(dataclasses.replace(CONFIG, **change))
 
 
 def test_a_miniature_run_measures_and_predicts(tmp_path):
@@ -58,7 +57,7 @@ def test_a_miniature_run_measures_and_predicts(tmp_path):
         "--num-steps", "3", "--num-samples", "4", "--widths", "W8", "W3", "--sites", "conv_*",
     ]  # fmt: skip
     with redirect_stdout(io.StringIO()) as printed:
-        assert experiment.main(flags) == 0
+        assert command.main(experiment.EXPERIMENT, flags) == 0
     _, arrays, rows = store.load(tmp_path / "out")
     assert (tmp_path / "out" / "failure.png").stat().st_size > 10_000
     assert "area under ROC" in printed.getvalue()
@@ -73,5 +72,5 @@ def test_a_miniature_run_measures_and_predicts(tmp_path):
 
 def test_a_missing_checkpoint_is_refused(tmp_path, capsys):
     argv = ["--checkpoint", str(tmp_path / "nothing"), "--output", str(tmp_path / "out")]
-    assert experiment.main(argv) == 2
+    assert command.main(experiment.EXPERIMENT, argv) == 2
     assert "no checkpoint" in capsys.readouterr().err

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from experiments.group_sensitivity import experiment
-from experiments.harness import store
+from experiments.harness import command, store
 from tests import worlds
 
 NET = worlds.TINY_DIT
@@ -51,7 +51,7 @@ def test_in_a_miniature_run_fewer_bits_cost_more_in_every_group(tmp_path):
             str(tmp_path / "out"), "--num-steps", "2", "--num-samples", "2", "--bits", "8",
             "3"]  # fmt: skip
     with redirect_stdout(io.StringIO()) as printed:
-        assert experiment.main(argv) == 0
+        assert command.main(experiment.EXPERIMENT, argv) == 0
     _, arrays, rows = store.load(tmp_path / "out")
     assert (tmp_path / "out" / "groups.png").stat().st_size > 10_000
     assert "attention products" in printed.getvalue()
@@ -65,6 +65,6 @@ def test_in_a_miniature_run_fewer_bits_cost_more_in_every_group(tmp_path):
 
 def test_what_cannot_be_run_is_refused_first():
     with pytest.raises(ValueError, match="got 17 bits"):
-        experiment.check(experiment.Config(bits=(8, 17)))
-    with pytest.raises(ValueError, match="1 samples"):
-        experiment.check(experiment.Config(num_samples=1))
+        command.check(experiment.Config(bits=(8, 17)))
+    with pytest.raises(ValueError, match="got num_samples = 1"):
+        command.check(experiment.Config(num_samples=1))
