@@ -27,8 +27,9 @@ import numpy as np
 from experiments.bench import peers
 from experiments.harness import command, networks, tables, timing
 from experiments.harness.command import option
-from qdiffjax import diffusion, hardware, precision
+from qdiffjax import diffusion, precision
 from qdiffjax._checks import require
+from qdiffjax.hardware import measured, read_cost
 from qdiffjax.kernels import backends
 from qdiffjax.quant import E4M3FN, ActivationGrid, IntFormat
 from qdiffjax.sites import list_sites
@@ -84,7 +85,7 @@ class Config:
 
 
 def quantized(network: networks.Network, sites, way: Way, x, path=None) -> precision.Quantized:
-    """The network with codes for weights, without the weights they stand for."""
+    """Return the network with codes for weights, without the weights they stand for."""
     dense = [s for s in sites if s.weight is not None and s.kind == "dot"][:-1]
     weights = precision.weight_operands(network.eps_fn, network.params, x, jnp.float32(0))
     bits = getattr(way.weight, "bits", 8)
@@ -104,28 +105,27 @@ def quantized(network: networks.Network, sites, way: Way, x, path=None) -> preci
 
 
 def tokens(site) -> int:
-    """Rows of the activation that a dense layer multiplies."""
+    """Return the number of rows of the activation that a dense layer multiplies."""
     index = 1 - site.weight
     shape = site.shapes[index]
     return math.prod(shape) // math.prod(shape[a] for a in site.contract_axes[index])
 
 
-def version(network: networks.Network, sites, name: str, x, path=None):
-    """What the scan of a way takes: the parameters as they are, or codes in their place."""
-    return network.params if name == BASE else quantized(network, sites, WAYS[name], x, path)
-
-
-def sampler(network: networks.Network, name: str, num_steps: int):
-    """The scan of a way: (version, x_T) -> samples."""
-    steps = diffusion.ddim(diffusion.linear(), num_steps)
-    call_of: Any = precision.quantized_call
+def version(network: networks.Network, sites, name: str, x, path=None) -> precision.Quantized:
+    """Return what the scan of a way takes: the network as it is, or with codes for weights."""
     if name == BASE:
-        call_of = functools.partial(diffusion.bind, network.eps_fn)
-    return lambda q, x: diffusion.sample(call_of(q), x, steps, keep_trajectory=False).x_0
+        return precision.Quantized(network.eps_fn, network.params, {})
+    return quantized(network, sites, WAYS[name], x, path)
+
+
+def sampler(name: str, num_steps: int):
+    """Return the scan of a way: (version, x_T) -> samples."""
+    call_of = precision.full_call if name == BASE else precision.quantized_call
+    return timing.scan(call_of, diffusion.ddim(diffusion.linear(), num_steps))
 
 
 def lowered(run, args, is_free: bool):
-    """The scan, traced and not yet compiled."""
+    """Trace a scan; with `is_free` XLA chooses how its arguments lie in memory."""
     if not is_free:
         return jax.jit(run).lower(*args)
     from jax.experimental.layout import Format, Layout
@@ -135,14 +135,14 @@ def lowered(run, args, is_free: bool):
 
 
 def compiled_ways(config: Config, x) -> dict[str, tuple[Any, Any]]:
-    """By name, (compiled or an exception, its arguments)."""
+    """Return by name what was compiled, or an exception, and its arguments."""
     network = networks.load(config.network, BF16)
     network = network._replace(params=networks.random_params(network))
     sites = list_sites(network.eps_fn, network.params, x, jnp.float32(0))
     args = {name: (version(network, sites, name, x), x) for name in config.ways}
     traced = [
         timing.attempt(functools.partial(
-            lowered, sampler(network, name, config.num_steps), args[name], WAYS[name].is_free
+            lowered, sampler(name, config.num_steps), args[name], WAYS[name].is_free
         ))
         for name in config.ways
     ]  # fmt: skip
@@ -165,11 +165,9 @@ def run(config: Config, *, progress: bool = False):
                 args = jax.device_put(args, run.input_formats[0])
             row |= memory(run, args)
             if not config.compile_only:
-                turn = functools.partial(timing.finish, run, *args)
-                samples[name] = turn()
-                stats = jax.devices()[0].memory_stats() or {}
-                row["in_use"] = stats.get("peak_bytes_in_use")
-                turns[name] = turn
+                samples[name] = timing.finish(run, *args)
+                turns[name] = functools.partial(timing.finish, run, *args)
+                row["in_use"] = measured.peak_bytes()
         except Exception as error:  # of a compiler, or of memory
             row["failed"] = timing.words(error)
     if BASE not in turns:
@@ -181,14 +179,14 @@ def run(config: Config, *, progress: bool = False):
 
 
 def memory(run, args) -> dict[str, Any]:
-    """Bytes as compiled."""
-    cost = hardware.read_cost(run)
+    """Return the bytes of a compiled function."""
+    cost = read_cost(run)
     return {"arguments": cost.arguments, "temporaries": cost.temporaries, "peak": cost.peak,
             "argument_bits": 8 * peers.num_bytes(args)}  # fmt: skip
 
 
 def compared(timed: timing.Timed, rows, samples, num_steps: int) -> dict[str, Any]:
-    """Times of a way, and its ratios to the base."""
+    """Return the times of a way, and its ratios to the base."""
     row, base = rows[timed.name], rows[BASE]
     far = jnp.linalg.norm(samples[timed.name] - samples[BASE])
     return {

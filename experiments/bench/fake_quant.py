@@ -37,12 +37,10 @@ def run(config: Config, *, progress: bool = False):
     steps = steps_of(study.denoiser.schedule)
     x_T = subject.noise(study.denoiser, config.num_samples, 0)
     q = study.quantized(8, 8)
-
-    def turn(call_of):
-        sampler = jax.jit(lambda q, x: diffusion.sample(call_of(q), x, steps).x_0)
-        return functools.partial(timing.finish, sampler, q, x_T)
-
-    turns = {"float": turn(full_call), "quantized": turn(quantized_call)}
+    turns = {
+        name: functools.partial(timing.finish, jax.jit(timing.scan(call_of, steps)), q, x_T)
+        for name, call_of in (("float", full_call), ("quantized", quantized_call))
+    }
     seconds, _, (plain, quantized) = timing.compare(turns, config.num_pairs)
     ratios = quantized.wall / quantized.base
     row = {

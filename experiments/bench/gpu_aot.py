@@ -52,20 +52,20 @@ class Config:
 
 def run(config: Config, *, progress: bool = False):
     """Return no arrays, and a row for each way, batch and order of codes."""
+    programs = [(batch, name, order) for batch in config.batches for name in config.ways
+                for order in (ORDERS if name != BASE else [*ORDERS][:1])]  # fmt: skip
     rows: list[dict[str, Any]] = []
-    for batch in config.batches:
-        for name in config.ways:
-            for order in ORDERS if name != BASE else [*ORDERS][:1]:
-                row = {"name": name, "batch": batch, "order": order}
-                rows.append(row | cost(config, name, batch, ORDERS[order]))
-                if progress:
-                    print(rows[-1], flush=True)
+    for batch, name, order in programs:
+        row = {"name": name, "batch": batch, "order": order}
+        rows.append(row | cost(config, name, batch, ORDERS[order]))
+        if progress:
+            print(rows[-1], flush=True)
     peaks = {row["batch"]: row["peak"] for row in rows if row["name"] == BASE}
     return {}, [row | {"peak_over_bf16": row["peak"] / peaks[row["batch"]]} for row in rows]
 
 
 def cost(config: Config, name: str, batch: int, path) -> dict[str, Any]:
-    """Bytes, and launches by kind, of one scan."""
+    """Return the bytes, and the launches by kind, of one scan."""
     fn, args = scan(config, name, batch, path)
     whole = gpu.gpu_cost(fn, *args, chip=config.chip, options=OPTIONS.get(name))
     compiled = whole.compiled
@@ -77,7 +77,7 @@ def cost(config: Config, name: str, batch: int, path) -> dict[str, Any]:
 
 
 def scan(config: Config, name: str, batch: int, path):
-    """The sampler, and the shapes of its arguments."""
+    """Return the sampler, and the shapes of its arguments."""
     network = networks.load(config.network, dit_xl.BF16)
     params, x, t = network.arguments(batch)
     sites = list_sites(network.eps_fn, params, x, t)
@@ -86,11 +86,11 @@ def scan(config: Config, name: str, batch: int, path):
         return dit_xl.version(network._replace(params=params), sites, name, x, path)
 
     q = jax.eval_shape(version, params, x)
-    return dit_xl.sampler(network, name, config.num_steps), (q, x)
+    return dit_xl.sampler(name, config.num_steps), (q, x)
 
 
 def launches(row) -> int:
-    """What one pass through the loop launches."""
+    """Return the number of launches in one pass through the loop."""
     return sum(row["loop"][kind] for kind in ("fusions", "calls", "copies", "others"))
 
 

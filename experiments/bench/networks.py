@@ -9,6 +9,7 @@ that JAX sees; torch channels-last.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -38,7 +39,7 @@ class Config:
     torch_compile: bool = option(False, "Run torch.compile too, which takes a minute or two.")
 
 
-OURS, SCAN = "ours, one call", "ours, sampler's scan"
+OURS, SCAN, PEER = "ours, one call", "ours, sampler's scan", "diffusers UNet2DModel"
 Contender = tuple[Callable[[], Any], float]  # a turn, and its MACs a sample and call
 
 
@@ -50,17 +51,13 @@ def ours(denoiser, x, num_steps: int) -> dict[str, Contender]:
     macs = count_macs(denoiser, x)
     call = jax.jit(eps_fn)
 
-    @jax.jit
-    def scan(params, x):
-        call = diffusion.bind(eps_fn, params)
-        return diffusion.sample(call, x, steps, keep_trajectory=False).x_0
-
     def one_by_one():
         h = x
         for t in times:  # each waits for the one before, as in a sampler
             h = call(params, h, t)
         return jax.block_until_ready(h)
 
+    scan = jax.jit(timing.scan(functools.partial(diffusion.bind, eps_fn), steps))
     return {OURS: (one_by_one, macs), SCAN: (lambda: timing.finish(scan, params, x), macs)}
 
 
@@ -105,7 +102,7 @@ def run(config: Config, *, progress: bool = False):
     x, num_steps = subject.noise(denoiser, config.batch, 0), config.num_steps
     makers = {
         "torch": lambda: twins(denoiser, x, num_steps, config.torch_compile),
-        "diffusers": lambda: diffusers(denoiser, x, num_steps),
+        "diffusers": lambda: {PEER: peers.diffusers(denoiser, x, num_steps)},
     }
     made, missing = timing.available(makers)
     contenders = ours(denoiser, x, num_steps)
@@ -121,12 +118,6 @@ def run(config: Config, *, progress: bool = False):
     ]  # fmt: skip
     rows += [{"name": name, "missing": reason} for name, reason in missing.items()]
     return {"seconds": wall, "cpu_seconds": cpu}, rows
-
-
-def diffusers(denoiser, x, num_steps: int) -> dict[str, Contender]:
-    """A UNet of diffusers; raises ImportError without it."""
-    net, z, macs = peers.diffusers_unet(denoiser, x)
-    return {"diffusers UNet2DModel": (peers.torch_turn(net, z, 500, num_steps), macs)}
 
 
 COLUMNS = (

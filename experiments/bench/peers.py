@@ -55,11 +55,10 @@ def qwix(denoiser, x, steps, last: str, *, is_static: bool) -> Peer:
     stats = _statistics(peer, rule, net, denoiser, x, steps) if is_static else {}
     quantized = peer.quantize_params(params, shapes, stats)
 
-    @jax.jit
-    def run(p, x):
-        call = diffusion.bind(lambda p, x, t: model.apply({"params": p}, x, t), p)
-        return diffusion.sample(call, x, steps, keep_trajectory=False).x_0
+    def call_of(p):
+        return diffusion.bind(lambda p, x, t: model.apply({"params": p}, x, t), p)
 
+    run = jax.jit(timing.scan(call_of, steps))
     return Peer(lambda: timing.finish(run, quantized, x), num_bytes((quantized, x)))
 
 
@@ -122,23 +121,23 @@ def torch_turn(fn, x, t, num_calls: int) -> Callable[[], None]:
     return turn
 
 
-def diffusers_unet(denoiser, x) -> tuple[Callable[..., Any], Any, float]:
+def diffusers(denoiser, x, num_calls: int) -> tuple[Callable[[], None], float]:
     """A diffusers UNet with the widths of ours on images folded alike; not the same network.
 
     Returns:
-      The network, its input, and its multiply-adds a sample as torch counts them: without
-      attention's products on a CPU.
+      A function that calls it `num_calls` times, and its multiply-adds a sample as torch counts
+      them: without attention's products on a CPU.
 
     Raises:
       ImportError: diffusers is not installed.
     """
-    import diffusers
+    import diffusers as peer
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
     a = denoiser.config.arguments
     side, channels = x.shape[1] // a["patch"], x.shape[3] * a["patch"] ** 2
-    net = diffusers.UNet2DModel(
+    net = peer.UNet2DModel(
         sample_size=side, in_channels=channels, out_channels=channels,
         block_out_channels=a["channels"], layers_per_block=a["num_blocks"],
         down_block_types=tuple("AttnDownBlock2D" if b else "DownBlock2D" for b in a["attention"]),
@@ -149,7 +148,7 @@ def diffusers_unet(denoiser, x) -> tuple[Callable[..., Any], Any, float]:
     z = z.contiguous(memory_format=torch.channels_last)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         net(z, 500)
-    return net, z, counter.get_total_flops() / 2 / x.shape[0]
+    return torch_turn(net, z, 500, num_calls), counter.get_total_flops() / 2 / x.shape[0]
 
 
 def num_bytes(tree) -> int:

@@ -64,45 +64,42 @@ def lowered(target: subject.Subject, weight_bits, activation_bits, x) -> precisi
     return precision.drop_weights(q, x, jnp.float32(0))
 
 
-def networks(target: subject.Subject, x, num_orders: int) -> dict[str, tuple[Callable, Any]]:
-    """What is sampled from, by name: a function, and its argument that gives a network call."""
+def networks(target: subject.Subject, x, num_orders: int) -> dict[str, precision.Quantized]:
+    """Return what is sampled from, by name."""
     denoiser = target.denoiser
-    calls: dict[str, tuple[Callable, Any]] = {
-        FLOAT: (functools.partial(diffusion.bind, denoiser.eps_fn), denoiser.params)
-    }
+    versions = {FLOAT: precision.Quantized(denoiser.eps_fn, denoiser.params, {})}
     for width, bits in WIDTHS.items():
         q = target.quantized(*bits)
-        versions = {f"simulated {width}": q}
+        versions[f"simulated {width}"] = q
         for order in range(1, num_orders):
             versions[f"{ORDER} {order} {width}"] = dataclasses.replace(q, rule=reordered(order))
         versions[f"lowered {width}"] = lowered(target, *bits, x)
-        calls |= {name: (precision.quantized_call, q) for name, q in versions.items()}
-    return calls
+    return versions
 
 
 def measure(checkpoint: str, config: Config) -> tuple[dict[str, np.ndarray], list[dict]]:
-    """Times [num_rounds, runs] of one checkpoint, and its rows."""
+    """Return the times [num_rounds, runs] of one checkpoint, and its rows."""
     steps_of = functools.partial(diffusion.ddim, num_steps=config.num_steps)
     target = subject.prepare(checkpoint, steps_of, subject.ALL_BUT_LAST, config.seed)
     x = subject.noise(target.denoiser, config.batch, config.seed)
     steps = steps_of(target.denoiser.schedule)
 
-    def turn(call_of, q):
-        sampler = lambda q, x: diffusion.sample(call_of(q), x, steps, keep_trajectory=False).x_0  # noqa: E731
-        return functools.partial(timing.finish, jax.jit(sampler), q, x)
+    def ours(name: str, q: precision.Quantized) -> peers.Peer:
+        call_of = precision.full_call if name == FLOAT else precision.quantized_call
+        sampler = jax.jit(timing.scan(call_of, steps))
+        turn = functools.partial(timing.finish, sampler, q, x)
+        return peers.Peer(turn, peers.num_bytes((q, x)))
 
-    def first(call_of, q):
+    @jax.jit
+    def first(q, x):
         t = jnp.asarray(steps.t[0], jnp.float32)
-        return jax.jit(lambda q, x: call_of(q)(x, t, None)[0])(q, x)
+        return precision.quantized_call(q)(x, t)[0]
 
-    nets = networks(target, x, config.num_orders)
-    runs = {
-        name: peers.Peer(turn(*net), peers.num_bytes((net[1], x))) for name, net in nets.items()
-    }
+    versions = networks(target, x, config.num_orders)
     others, missing = timing.available(systems(target, x, steps), ERRORS)
-    runs |= others
+    runs = {name: ours(name, q) for name, q in versions.items()} | others
     samples = {name: run.turn() for name, run in runs.items()}
-    calls = {name: first(*net) for name, net in nets.items() if name.endswith(FLIPS)}
+    calls = {name: first(q, x) for name, q in versions.items() if name.endswith(FLIPS)}
     turns = {name: run.turn for name, run in runs.items() if not name.startswith(ORDER)}
     wall, cpu, each = timing.compare(turns, config.num_rounds, seed=config.seed)
     rows = [
@@ -200,13 +197,8 @@ def run(config: Config, *, progress: bool = False) -> tuple[dict[str, np.ndarray
     Raises:
       FileNotFoundError, ValueError: see `subject.prepare`.
     """
-    arrays: dict[str, np.ndarray] = {}
-    rows: list[dict] = []
-    for checkpoint in config.checkpoints:
-        own, more = measure(checkpoint, config)
-        arrays |= {f"{checkpoint}/{key}": value for key, value in own.items()}
-        rows += more
-    return arrays, rows
+    parts = {checkpoint: measure(checkpoint, config) for checkpoint in config.checkpoints}
+    return command.by_part(parts), [row for _, rows in parts.values() for row in rows]
 
 
 COLUMNS = (

@@ -136,9 +136,12 @@ def memory(config: Config) -> list[dict[str, Any]]:
 def _memory_row(network, side: int, num_steps: int, batch: int, shape, keep: bool = False):
     """Compile the sampler and read what one of a table of devices holds; nothing is run."""
     mesh = sharding.make_mesh(*shape)
-    places = sharding.param_shardings(network.params, mesh)
-    params = jax.tree.map(_placed, network.params, places)
     x = jax.ShapeDtypeStruct((batch, side, side, network.shape[-1]), jnp.float32)
+    params, x = jax.tree.map(
+        lambda a, place: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place),
+        (network.params, x),
+        (sharding.param_shardings(network.params, mesh), sharding.over_batch(mesh)),
+    )
     steps = diffusion.ddim(diffusion.linear(), num_steps)
 
     def run(params, x, steps):
@@ -146,7 +149,6 @@ def _memory_row(network, side: int, num_steps: int, batch: int, shape, keep: boo
         trajectory = diffusion.sample(call, x, steps, keep_trajectory=keep)
         return trajectory.xs if keep else trajectory.x_0
 
-    x = _placed(x, sharding.over_batch(mesh))
     cost = hardware.compiled_cost(jax.jit(run), params, x, steps)
     return {
         "part": "memory", "kind": str(cost.kind), "side": side, "steps": num_steps,
@@ -154,10 +156,6 @@ def _memory_row(network, side: int, num_steps: int, batch: int, shape, keep: boo
         "arguments": cost.arguments, "outputs": cost.outputs, "temporaries": cost.temporaries,
         "peak": cost.peak,
     }  # fmt: skip
-
-
-def _placed(shape, place):
-    return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=place)
 
 
 SWEEPS = (

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from qdiffjax import diffusion
+
 Errors = type[Exception] | tuple[type[Exception], ...]
 
 
@@ -35,23 +37,20 @@ class Timed(NamedTuple):
         return float(np.median(self.wall / self.base))
 
 
-class Timings(NamedTuple):
-    """Seconds of all functions [num_rounds, functions], and a record of each."""
-
-    wall: np.ndarray
-    cpu: np.ndarray
-    each: list[Timed]
-
-
 def finish(fn: Callable, *args):
     """Call a function and wait for its results."""
     return jax.block_until_ready(fn(*args))
 
 
+def scan(call_of: Callable, steps: diffusion.Steps) -> Callable:
+    """Return the sampler (q, x_T) -> x_0, one scan over calls of call_of(q): what is compiled."""
+    return lambda q, x_T: diffusion.sample(call_of(q), x_T, steps, keep_trajectory=False).x_0
+
+
 def compare(
     turns: Mapping[str, Callable[[], Any]], num_rounds: int, *,
     base: Sequence[str] = (), num_calls: int = 1, seed: int = 0,
-) -> Timings:  # fmt: skip
+) -> tuple[np.ndarray, np.ndarray, list[Timed]]:  # fmt: skip
     """Time functions in turns, each beside a base.
 
     Args:
@@ -61,13 +60,16 @@ def compare(
         function if there are none.
       num_calls: calls in a turn; seconds are of one call.
       seed: of the order of turns, see `interleave`.
+
+    Returns:
+      Wall seconds and CPU seconds [num_rounds, functions], and a record of each function.
     """
     wall, cpu = (s / num_calls for s in interleave(turns, num_rounds, seed=seed))
     names = list(turns)
     columns = [names.index(name) for name in base or names[:1]]
     bases = [s[:, columns].min(axis=1) for s in (wall, cpu)]
     each = [Timed(*own, *bases) for own in zip(names, wall.T, cpu.T, strict=True)]
-    return Timings(wall, cpu, each)
+    return wall, cpu, each
 
 
 def interleave(
@@ -97,7 +99,7 @@ def interleave(
 def repeat(
     fn: Callable[[], Any], num_repeats: int, least: float, *, wait: Callable = jax.block_until_ready
 ) -> np.ndarray:
-    """Seconds of one call [num_repeats], each the mean of calls that together take `least` seconds.
+    """Return seconds of a call [num_repeats], means over calls that take `least` seconds.
 
     Args:
       fn: may return before its work is done.
@@ -129,7 +131,7 @@ def attempt(job: Callable[[], Any], errors: Errors = Exception) -> Any:
 def available(
     makers: Mapping[str, Callable[[], Any]], errors: Errors = ImportError
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """Call all makers: what they make, and the first line of the error of those that fail."""
+    """Return what makers make, and the first line of the error of those that fail."""
     made = {name: attempt(make, errors) for name, make in makers.items()}
     failed = {k: str(v).partition("\n")[0] for k, v in made.items() if isinstance(v, Exception)}
     return {name: value for name, value in made.items() if name not in failed}, failed
@@ -148,7 +150,7 @@ def result(value: Any) -> Any:
 
 
 def with_limit(jobs: Iterable[Callable[[], Any]], seconds: float) -> list[Any]:
-    """Results of jobs that run side by side, exceptions among them; those that stall are left.
+    """Return results of jobs that run side by side, or their exceptions; leave those that stall.
 
     A compiler that never returns cannot be stopped, but need not be waited for.
     """

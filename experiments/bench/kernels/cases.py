@@ -167,28 +167,37 @@ def compile_case(case: Case) -> tuple[Callable, Callable | None]:
     return together, jax.jit(case.fn).lower(*case.sets[0]).compile() if case.alone else None
 
 
-def measure(case: Case, compiled, repeats: int, least: float) -> tuple[np.ndarray, dict[str, Any]]:
-    """Check the first product, then time: seconds [repeats] of one product, and its row.
+def measure(case: Case, compiled, repeats: int, least: float) -> dict[str, Any]:
+    """Check the first product, then time: columns, with `seconds` [repeats] of one product.
 
     Raises:
       Exception: the one that `compiled` is, where the compiler failed.
     """
     together, single = timing.result(compiled)
-    row = {}
+    columns: dict[str, Any] = {}
     y = together(case.sets)[0]
     if case.expected is not None:
         expected = case.expected()
         norm = jnp.linalg.norm(expected)
-        row["error"] = float(jnp.linalg.norm(y.astype(jnp.float32) - expected) / norm)
+        columns["error"] = float(jnp.linalg.norm(y.astype(jnp.float32) - expected) / norm)
     seconds = timing.repeat(lambda: together(case.sets), repeats, least) / len(case.sets)
-    row |= rates(case, seconds)
+    columns |= {"seconds": seconds, **rates(case, seconds)}
     if single is not None:
         alone = timing.repeat(lambda: [single(*args) for args in case.sets], repeats, least)
-        row["us_alone"] = 1e6 * float(np.median(alone)) / len(case.sets)
-    return seconds, row
+        columns["us_alone"] = 1e6 * float(np.median(alone)) / len(case.sets)
+    return columns
 
 
 def rates(case: Case, seconds: np.ndarray) -> dict[str, float]:
-    """Columns of a product that takes these seconds."""
+    """Return columns of a product that takes these seconds."""
     us = 1e6 * float(np.median(seconds))
     return {"us": us, "tflops": case.flops / us / 1e6, "gbs": case.bytes / us / 1e3}
+
+
+def row_of(case: Case, job: Callable[[], dict[str, Any]], **flags: bool) -> dict[str, Any]:
+    """Return the row of a case with the columns that a job measures, or with its error."""
+    row = {"name": case.name, "kind": case.kind, "flops": case.flops, "bytes": case.bytes, **flags}
+    try:
+        return row | job()
+    except Exception as error:  # whatever a compiler says belongs into the table
+        return row | {"failed": timing.words(error)}

@@ -35,14 +35,15 @@ from experiments.bench.kernels.cases import Case
 from experiments.bench.products import Product
 from experiments.harness import command, store, tables, timing
 from experiments.harness.command import option
+from qdiffjax._checks import require
 from qdiffjax.kernels import backends
 
 
 def image(text: str) -> tuple[int, int, int]:
     """Read "number x side x channels"."""
     numbers = text.split("x")
-    if len(numbers) != 3 or not all(n.isdigit() for n in numbers):
-        raise ValueError(f"images: got {text!r}, expected number x side x channels, as 16x32x640.")
+    require(len(numbers) == 3 and all(n.isdigit() for n in numbers), "images", got=repr(text),
+            expected="number x side x channels, as 16x32x640")  # fmt: skip
     batch, side, channels = map(int, numbers)
     return batch, side, channels
 
@@ -98,17 +99,18 @@ def products(config: Config) -> dict[str, tuple[Product, Callable]]:
 def ceilings(square: Product) -> list[Callable[[], Case]]:
     """What moves most bytes, and multiplies fastest."""
     length = 4 * square.outputs
-
-    def add():
-        ones = [(jnp.ones(length),)]
-        return Case("add 1 to float32", "bandwidth", lambda x: x + 1, ones, None, 0.0, 8.0 * length)
-
     return [
-        add,
+        lambda: Case("add 1 to float32", "bandwidth", lambda x: x + 1, [(jnp.ones(length),)], None,
+                     0.0, 8.0 * length),
         lambda: cases.floats(square, 1, "bf16, XLA"),
         lambda: cases.codes(square, 1, "int8", cases.INT8, cases.INT8),
         lambda: cases.codes(square, 1, "e4m3", cases.E4M3FN, cases.E4M3FN),
-    ]
+    ]  # fmt: skip
+
+
+def effort(config: Config) -> tuple[int, float]:
+    """Return the number of repetitions of a timing, and the seconds that each takes at least."""
+    return config.repeats, config.least_ms / 1e3
 
 
 def group(ways: list[Callable[[], Case]], config: Config, left: Callable[[], float]):
@@ -118,15 +120,10 @@ def group(ways: list[Callable[[], Case]], config: Config, left: Callable[[], flo
     compiled = timing.with_limit(jobs, max(1.0, min(config.stall, left())))
     arrays, rows = {}, []
     for case, programs in zip(made, compiled, strict=True):
-        row = {"name": case.name, "kind": case.kind, "is_base": case.is_base, "flops": case.flops,
-               "bytes": case.bytes}  # fmt: skip
-        try:
-            seconds, more = cases.measure(case, programs, config.repeats, config.least_ms / 1e3)
-            arrays[case.name.replace("/", " ")] = seconds
-            row |= more
-        except Exception as error:  # whatever a compiler says belongs into the table
-            row["failed"] = timing.words(error)
-        rows.append(row)
+        measure = functools.partial(cases.measure, case, programs, *effort(config))
+        rows.append(cases.row_of(case, measure, is_base=case.is_base))
+        if "seconds" in rows[-1]:
+            arrays[case.name.replace("/", " ")] = rows[-1].pop("seconds")
     return arrays, rows
 
 
@@ -144,9 +141,7 @@ def run(config: Config, *, progress: bool = False, keep=None, kept=None):
         if left() <= 0:
             return {}, {"rows": [{"name": "all", "failed": "not reached"}]}
         arrays, rows = group(ways(problem), config, left)
-        return arrays, {
-            "rows": rows + torch_peer.rows(problem, config.repeats, config.least_ms / 1e3)
-        }
+        return arrays, {"rows": rows + torch_peer.rows(problem, *effort(config))}
 
     def keep_if_done(name, mark, arrays, row):
         if keep and arrays:

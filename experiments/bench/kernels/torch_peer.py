@@ -25,16 +25,12 @@ def rows(problem: Product, repeats: int, least: float) -> list[dict[str, Any]]:
     if len(problem.x) != 2 or problem.x[0] <= 16 or torch() is None:
         return []
     wait = lambda _: torch().cuda.synchronize()  # noqa: E731
-    measured = []
-    for case in products(problem):
-        row = {"name": case.name, "kind": case.kind, "is_peer": True, "flops": case.flops,
-               "bytes": case.bytes}  # fmt: skip
-        try:
-            row |= cases.rates(case, timing.repeat(case.fn, repeats, least, wait=wait))
-        except Exception as error:  # calls without a promise: versions of torch differ
-            row["failed"] = timing.words(error)
-        measured.append(row)
-    return measured
+
+    def measure(case: Case) -> dict[str, float]:
+        return cases.rates(case, timing.repeat(case.fn, repeats, least, wait=wait))
+
+    return [cases.row_of(case, functools.partial(measure, case), is_peer=True)
+            for case in products(problem)]  # fmt: skip
 
 
 def products(p: Product) -> list[Case]:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from experiments.bench.products import Product, multiply
 from qdiffjax import hardware, kernels
+from qdiffjax._checks import require
 from qdiffjax.hardware.ahead import tpu
 from qdiffjax.kernels.tpu.grid import TABLE
 from qdiffjax.quant import E4M3FN, E5M2, ActivationGrid, IntFormat, QTensor
@@ -46,14 +47,11 @@ def shape_of(text: str) -> Product:
     Raises:
       ValueError: neither.
     """
-    numbers = [int(n) for n in text.split("x")]
-    if len(numbers) == 3:
-        m, k, n = numbers
-        return Product((m, k), (k, n))
-    if len(numbers) == 5:
-        *image, k, n = numbers
-        return Product((*image, k), (3, 3, k, n))
-    raise ValueError(f"got shape {text}, expected MxKxN or BxHxWxKxN.")
+    numbers = text.split("x")
+    require(len(numbers) in (3, 5) and all(n.isdigit() for n in numbers), "shapes", got=text,
+            expected="MxKxN or BxHxWxKxN")  # fmt: skip
+    *rows, k, n = map(int, numbers)
+    return Product((*rows, k), (k, n) if len(rows) == 1 else (3, 3, k, n))
 
 
 def real_cost(shape: Product, chip: str) -> tpu.TpuCost:
@@ -74,10 +72,8 @@ def code_cost(shape: Product, way: Way, chip: str, path: kernels.Path | None = N
     scale, zero = S((), F32), S((), jnp.int32)
 
     def run(x, codes, w_scale, bias, scale, zero):
-        affine = way.x is UINT8
-        activation = way.x and ActivationGrid(
-            way.x, scale if way.static else None, zero if affine else None
-        )
+        grid = scale if way.static else None, zero if way.x is UINT8 else None
+        activation = way.x and ActivationGrid(way.x, *grid)
         w = QTensor(codes, w_scale, None, way.w)
         return product(x, w, activation=activation, bias=bias, out_dtype=BF16, path=path)
 

@@ -137,12 +137,11 @@ def compiles(name: str, chip: str) -> dict[str, Any]:
 def scan_row(config: Config, name: str, chip: str, way: str) -> dict[str, Any]:
     """A sampling run by its shapes; a reason where the compiler fails."""
     c = config
-    if name == "unet":
-        network = scans.unet(c.channels, c.side, c.batch)
-    else:
-        network = scans.dit(c.width, c.depth, c.side, c.batch)
-    row: dict[str, Any] = {"part": f"{name}-{chip}-{way}", "chip": chip, "how": way}
-    row["lowered"] = len(network.denoiser.site_inputs) if way != "bf16" else 0
+    network = (scans.unet(c.channels, c.side, c.batch) if name == "unet"
+               else scans.dit(c.width, c.depth, c.side, c.batch))  # fmt: skip
+    lowered = len(network.denoiser.site_inputs) if way != "bf16" else 0
+    row: dict[str, Any] = {"part": f"{name}-{chip}-{way}", "chip": chip, "how": way,
+                           "lowered": lowered}  # fmt: skip
     try:
         cost = scans.scan_cost(network, way, c.num_steps, chip)
         row |= scans.by_step(cost, c.num_steps)

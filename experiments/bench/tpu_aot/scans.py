@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from experiments.bench.tpu_aot import costs
-from experiments.harness import networks
+from experiments.harness import networks, timing
 from qdiffjax import diffusion, kernels, precision
 from qdiffjax.hardware.ahead import tpu
 from qdiffjax.kernels.tpu.grid import TABLE
@@ -17,7 +17,7 @@ from qdiffjax.networks.models.unet import UNet
 from qdiffjax.quant import ActivationGrid, IntFormat, QTensor
 from qdiffjax.sites import Site, list_sites
 
-S = jax.ShapeDtypeStruct
+S: Any = jax.ShapeDtypeStruct
 BF16, F32, INT8 = jnp.bfloat16, jnp.float32, IntFormat(8)
 WAYS = ("bf16", "kernels", "xla")
 
@@ -31,7 +31,7 @@ class Network(NamedTuple):
 
 def unet(channels: tuple[int, ...], side: int, batch: int) -> Network:
     """A UNet in bfloat16 on latents [batch, side, side, 4], attention at its lowest level."""
-    attention = (False,) * (len(channels) - 1) + (True,)
+    attention = (*[False] * (len(channels) - 1), True)
     net = UNet(channels=channels, num_blocks=1, attention=attention, patch=1, dtype=BF16)
     return network(net, side, batch)
 
@@ -55,9 +55,8 @@ def network(net, side: int, batch: int) -> Network:
 
 
 def _w8a8(site: Site) -> precision.SiteQuant:
-    codes: Any = S(site.shapes[site.weight or 0], jnp.int8)
-    scale: Any = S(precision.output_channels(site), F32)
-    w = QTensor(codes, scale, None, INT8)
+    codes = S(site.shapes[site.weight or 0], jnp.int8)
+    w = QTensor(codes, S(precision.output_channels(site), F32), None, INT8)
     return precision.SiteQuant(w, (ActivationGrid(INT8, S((), F32)),))
 
 
@@ -67,18 +66,14 @@ def scan_cost(network: Network, way: str, num_steps: int, chip: str) -> tpu.TpuC
     way: "bf16", or W8A8 by our "kernels" or by "xla", without the weights that codes replace.
     """
     steps = diffusion.ddim(diffusion.linear(), num_steps)
-    q, of = network.denoiser, precision.quantized_call
+    q, call_of = network.denoiser, precision.quantized_call
     if way == "bf16":
-        q, of = dataclasses.replace(q, site_inputs={}), precision.full_call
+        q, call_of = dataclasses.replace(q, site_inputs={}), precision.full_call
     else:
         path = kernels.XLA if way == "xla" else kernels.tpu_path(blocks=TABLE[chip])
         q = dataclasses.replace(q, rule=precision.lower_site(path))
         q = precision.drop_weights(q, network.x, S((), F32))
-
-    def run(q, x_T):
-        return diffusion.sample(of(q), x_T, steps, keep_trajectory=False).x_0
-
-    return tpu.tpu_cost(run, q, network.x, topology=chip)
+    return tpu.tpu_cost(timing.scan(call_of, steps), q, network.x, topology=chip)
 
 
 def by_step(cost: tpu.TpuCost, num_steps: int) -> dict[str, float]:
