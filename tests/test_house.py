@@ -1,6 +1,8 @@
 """The house itself: lint, types, who imports whom, the README's example."""
 
+import ast
 import doctest
+import json
 import shutil
 import subprocess
 import sys
@@ -51,6 +53,51 @@ def test_the_core_works_without_a_network_framework():
         "sys.exit(any(m in sys.modules for m in ('flax', 'optax', 'equinox', 'matplotlib')))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+NAMES_IN_ORDER = """
+import importlib, json, sys
+order, modules, doors = sys.argv[1], *map(json.loads, sys.argv[2:])
+def load():
+    for module in modules:
+        importlib.import_module(module)
+def listed():
+    found = {door: importlib.import_module(door) for door in doors}
+    return {(door, n): getattr(found[door], n) for door, names in doors.items() for n in names}
+if order == "modules first":
+    load()
+before = listed()
+load()
+after = listed()
+changed = [key for key in before if before[key] is not after[key]]
+sys.exit(f"modules hide {changed}" if changed else 0)
+"""
+
+
+def names_of_door(path: Path) -> set[str]:
+    """Names that an `__init__`, or its stub if it is lazy, takes from modules of the package."""
+    stub = path.with_suffix(".pyi")
+    tree = ast.parse((stub if stub.exists() else path).read_text())
+    room = ".".join(path.parent.relative_to(ROOT).parts)
+    lists = [n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module]
+    ours = [n for n in lists if n.level or (n.module.startswith("qdiffjax.") and n.module != room)]
+    return {a.asname or a.name for n in ours for a in n.names}
+
+
+@pytest.mark.parametrize("order", ["doors first", "modules first"])
+def test_no_module_bears_the_name_of_what_the_door_of_its_room_lists(order):
+    doors = {}
+    for path in (ROOT / "qdiffjax").rglob("__init__.py"):
+        names = names_of_door(path)
+        assert not names & {module.stem for module in path.parent.glob("*.py")}, path
+        doors[".".join(path.parent.relative_to(ROOT).parts)] = sorted(names)
+    files = [p.relative_to(ROOT) for p in (ROOT / "qdiffjax").rglob("*.py")]
+    modules = [".".join(p.with_suffix("").parts) for p in files if not p.stem.startswith("__")]
+    run = subprocess.run(
+        [sys.executable, "-c", NAMES_IN_ORDER, order, json.dumps(modules), json.dumps(doors)],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
 
 
 def test_a_file_is_one_idea_of_at_most_400_lines():
