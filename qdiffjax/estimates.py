@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from scipy import stats
 
+from qdiffjax._checks import require
 from qdiffjax._typing import Array, Key, float_dtype
 
 
@@ -33,8 +33,9 @@ def mean_interval(samples) -> Estimate:
     """
     samples = jnp.asarray(samples).astype(float_dtype(samples))
     num = samples.shape[0]
-    if num < 2:
-        raise ValueError(f"got {num} sample(s), expected at least 2 for an interval; draw more")
+    require(
+        num >= 2, got=f"{num} sample(s)", expected="at least 2 for an interval", remedy="draw more"
+    )
     mean = jnp.mean(samples, axis=0)
     width = 1.96 * jnp.std(samples, axis=0, ddof=1) / num**0.5
     return Estimate(mean, mean - width, mean + width)
@@ -60,8 +61,12 @@ def bootstrap(stat_fn, *arrays, key: Key, num: int = 200, block: int = 1) -> Est
       ValueError: if the first axes differ, or the block is not in 1 ... n.
     """
     size = _common_size(arrays)
-    if not 1 <= block <= size:
-        raise ValueError(f"got block = {block} of {size} rows, expected 1 ... {size}; shorten it")
+    require(
+        1 <= block <= size,
+        got=f"block = {block} of {size} rows",
+        expected=f"1 ... {size}",
+        remedy="shorten it",
+    )
     starts = jax.random.randint(key, (num, -(-size // block)), 0, size)
     rows = (starts[:, :, None] + jnp.arange(block)[None, None]) % size
     rows = rows.reshape(num, -1)[:, :size]
@@ -92,6 +97,8 @@ def block_mean(stat_fn, *arrays, num_blocks: int = 10) -> Estimate:
 
 def student_quantile(num: int) -> float:
     """Return the factor of the standard error of num values, 1.96 for many."""
+    from scipy import stats
+
     return float(stats.t.ppf(0.975, num - 1))
 
 
@@ -118,6 +125,10 @@ def beside_floor(distance_fn: Callable, x, y, *, key: Key) -> BesideFloor:
 
 def _common_size(arrays) -> int:
     sizes = {len(a) for a in arrays}
-    if len(sizes) != 1:
-        raise ValueError(f"got first axes {sorted(sizes)}, expected one size; pass paired samples")
+    require(
+        len(sizes) == 1,
+        got=f"first axes {sorted(sizes)}",
+        expected="one size",
+        remedy="pass paired samples",
+    )
     return sizes.pop()

@@ -302,6 +302,12 @@ DDPM = diffusion.ddim(SCHEDULE, NUM_STEPS, eta=1.0)
 X_T = normal(0, BATCH, 2)
 
 
+def gaussian_law(mean, cov):
+    """N(mean [n], cov [n, n]) as a mixture of one."""
+    mean, cov = jnp.asarray(mean), jnp.asarray(cov)
+    return gaussian.GaussianMixture(jnp.ones((1,), mean.dtype), mean[None], cov[None])
+
+
 def mixture():
     """Three tilted components in the plane, near enough that their flow is smooth."""
     means = np.array([[1.0, 0.5], [-1.0, 0.8], [0.2, -1.1]])

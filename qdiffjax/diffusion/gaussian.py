@@ -1,10 +1,11 @@
-"""Exact oracles: Gaussian-mixture data under diffusion (Gaussian laws: gaussian_laws.py).
+"""Exact oracles: Gaussian-mixture data under diffusion, and the Gaussian laws of samplers.
 
 With p_0 = sum_k w_k N(mu_k, S_k) every marginal is again a mixture,
 
     p_t = sum_k w_k N(m_k, C_k),   m_k = alpha mu_k,   C_k = alpha^2 S_k + sigma^2 I,
 
-so score, Hessian, posterior and optimal eps are closed forms (Efron 2011 for Tweedie's formula).
+so score and optimal eps are closed forms (Efron 2011 for Tweedie's formula). On Gaussian data the
+steps of every sampler are affine, and the law of each of its states is Gaussian, in closed form.
 """
 
 import math
@@ -14,29 +15,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from qdiffjax._checks import require
 from qdiffjax._typing import Array, EpsFn, Key, float_dtype
-from qdiffjax.diffusion.loop import SlotCoeffs, Steps
+from qdiffjax.diffusion.loop import SlotCoeffs, Steps, stack
 from qdiffjax.diffusion.schedules import NoiseLevel
-
-__all__ = [
-    "GaussianChain",
-    "GaussianMixture",
-    "affine_steps",
-    "eps_fn_for",
-    "eps_jacobian",
-    "gaussian",
-    "gaussian_chain",
-    "gaussian_kl",
-    "gaussian_w2_squared",
-    "hessian",
-    "log_prob",
-    "marginal",
-    "posterior_cov",
-    "posterior_mean",
-    "push_forward",
-    "sample_mixture",
-    "score",
-]
 
 
 class GaussianMixture(NamedTuple):
@@ -45,12 +27,6 @@ class GaussianMixture(NamedTuple):
     weights: Any
     means: Any
     covs: Any
-
-
-def gaussian(mean, cov) -> GaussianMixture:
-    """Return N(mean [n], cov [n, n]) as a mixture of one."""
-    mean, cov = jnp.asarray(mean), jnp.asarray(cov)
-    return GaussianMixture(jnp.ones((1,), mean.dtype), mean[None], cov[None])
 
 
 def marginal(mixture: GaussianMixture, level: NoiseLevel) -> GaussianMixture:
@@ -72,11 +48,6 @@ def score(mixture: GaussianMixture, x) -> Array:
     return _pointwise(mixture, x, _score, "(n)->(n)")
 
 
-def hessian(mixture: GaussianMixture, x) -> Array:
-    """Return the Hessian of log p: sum_k r_k (g_k g_k^T - C_k^-1) - s s^T [*batch, n, n]."""
-    return _pointwise(mixture, x, _hessian, "(n)->(n,m)")
-
-
 def sample_mixture(key: Key, mixture: GaussianMixture, num: int) -> Array:
     """Draw x [num, n] from the mixture; singular covariances are welcome."""
     mixture = cast(mixture, float_dtype(mixture.means))
@@ -85,30 +56,6 @@ def sample_mixture(key: Key, mixture: GaussianMixture, num: int) -> Array:
     z = jax.random.normal(key_z, (num, mixture.means.shape[-1]), mixture.means.dtype)
     roots = jax.vmap(symmetric_root)(mixture.covs)
     return mixture.means[k] + jnp.einsum("bij,bj->bi", roots[k], z, precision="highest")
-
-
-def posterior_mean(mixture: GaussianMixture, x, level: NoiseLevel) -> Array:
-    """Return E[x_0 | x_t = x] = (x + sigma^2 score) / alpha [*batch, n] (Tweedie)."""
-    s = score(marginal(mixture, level), x)
-    alpha, sigma = cast(level, s.dtype)
-    return (jnp.asarray(x).astype(s.dtype) + sigma**2 * s) / alpha
-
-
-def posterior_cov(mixture: GaussianMixture, x, level: NoiseLevel) -> Array:
-    """Return Cov[x_0 | x_t = x] = (sigma / alpha)^2 (I + sigma^2 Hessian) [*batch, n, n].
-
-    For small sigma the sum cancels: the absolute error is of the order of eps(dtype) sigma^2.
-    """
-    h = hessian(marginal(mixture, level), x)
-    alpha, sigma = cast(level, h.dtype)
-    identity = jnp.broadcast_to(jnp.eye(h.shape[-1], dtype=h.dtype), h.shape)
-    return (sigma / alpha) ** 2 * (identity + sigma**2 * h)
-
-
-def eps_jacobian(mixture: GaussianMixture, x, level: NoiseLevel) -> Array:
-    """Return d E[eps | x_t] / dx = -sigma * Hessian [*batch, n, n]; sigma > 0."""
-    h = hessian(marginal(mixture, level), x)
-    return -jnp.asarray(level.sigma).astype(h.dtype) * h
 
 
 def eps_fn_for(schedule: Callable[[Any], NoiseLevel]) -> EpsFn:
@@ -170,14 +117,6 @@ def _score(c: _Components) -> Array:
     return jnp.einsum("k,kn->n", jax.nn.softmax(c.log_joint), c.gradients, precision="highest")
 
 
-def _hessian(c: _Components) -> Array:
-    s, r = _score(c), jax.nn.softmax(c.log_joint)
-    # Centred gradients: the sum of squares minus the square would cancel far from the modes.
-    spread = c.gradients - s[None, :]
-    outer = jnp.einsum("k,ki,kj->ij", r, spread, spread, precision="highest")
-    return outer - jnp.einsum("k,kij->ij", r, c.precisions, precision="highest")
-
-
 def cast(tree, dtype) -> Any:
     """Return the pytree with every leaf as an array of `dtype`."""
     return jax.tree.map(lambda leaf: jnp.asarray(leaf).astype(dtype), tree)
@@ -223,9 +162,12 @@ def affine_steps(mean, cov, schedule, steps: Steps, *, kappa=0.0, bias=0.0):
     Raises:
       ValueError: if the coefficients are matrices.
     """
-    if jnp.ndim(steps.coeffs.x) == 3 and not isinstance(steps.coeffs, SlotCoeffs):
-        raise ValueError("got matrix coefficients, expected scalar ones or slots; a process on "
-                         "(x, v) has its own laws, see cld_marginal")  # fmt: skip
+    require(
+        jnp.ndim(steps.coeffs.x) != 3 or isinstance(steps.coeffs, SlotCoeffs),
+        got="matrix coefficients",
+        expected="scalar ones or slots",
+        remedy="a process on (x, v) has its own laws, see cld_marginal",
+    )
     dtype = float_dtype(mean)
     mean, cov, steps, kappa, bias = cast((mean, cov, steps, kappa, bias), dtype)
     num_steps, n = steps.t.shape[0], mean.shape[0]
@@ -267,8 +209,8 @@ def push_forward(mean, cov, matrices, offsets, noise) -> GaussianChain:
         c = _congruence(matrix, c) + jnp.kron(spread, identity)
         return (m, c), (m, c)
 
-    _, (means, covs) = jax.lax.scan(body, (mean, cov), tuple(maps))
-    return GaussianChain(jnp.concatenate([mean[None], means]), jnp.concatenate([cov[None], covs]))
+    laws = jax.lax.scan(body, (mean, cov), tuple(maps))[1]
+    return GaussianChain(*stack((mean, cov), laws))
 
 
 def gaussian_chain(

@@ -7,22 +7,8 @@ diffusers names, in our times 1 ... T, one more than its timesteps, and end at 0
 
 import numpy as np
 
+from qdiffjax._checks import require
 from qdiffjax.diffusion.processes import Process, half_log_snr
-
-__all__ = [
-    "ending_at",
-    "karras_times",
-    "leading_times",
-    "linspace_times",
-    "log_snr_times",
-    "multistep_leading_times",
-    "multistep_linspace_times",
-    "power_times",
-    "quadratic_times",
-    "to_zero",
-    "trailing_times",
-    "warm_start",
-]
 
 
 def power_times(t_max: float, t_min: float, num_steps: int, power: float = 1.0) -> np.ndarray:
@@ -33,8 +19,10 @@ def power_times(t_max: float, t_min: float, num_steps: int, power: float = 1.0) 
     Raises:
       ValueError: unless t_max > t_min >= 0 and num_steps >= 1.
     """
-    _check(t_max > t_min >= 0, f"t_max = {t_max}, t_min = {t_min}", "t_max > t_min >= 0")
-    _check(num_steps >= 1, f"num_steps = {num_steps}", "at least 1")
+    require(t_max > t_min >= 0, got=f"t_max = {t_max}, t_min = {t_min}",
+            expected="t_max > t_min >= 0", remedy="change the ends")  # fmt: skip
+    require(num_steps >= 1, got=f"num_steps = {num_steps}", expected="at least 1",
+            remedy="change the number of steps")  # fmt: skip
     ends = t_max ** (1 / power), t_min ** (1 / power)
     times = np.linspace(float(ends[0]), float(ends[1]), num_steps + 1) ** power
     times[0], times[-1] = t_max, t_min
@@ -49,7 +37,8 @@ def quadratic_times(t_max: float, t_min: float, num_steps: int) -> np.ndarray:
 def log_snr_times(process: Process, t_max: float, t_min: float, num_steps: int) -> np.ndarray:
     """Return times of equispaced log-SNR, the grid of DPM-Solver; Lu et al. 2022a, section 3.3."""
     ends = half_log_snr(process.exact(np.array([t_max, t_min])))
-    _check(np.all(np.isfinite(ends)), f"log-SNR {2 * ends}", "0 < sigma, alpha; use to_zero")
+    require(np.all(np.isfinite(ends)), got=f"log-SNR {2 * ends}", expected="0 < sigma, alpha",
+            remedy="change the ends, or use to_zero")  # fmt: skip
     times = process.time(2 * np.linspace(ends[0], ends[1], num_steps + 1))
     times[0], times[-1] = t_max, t_min
     return times
@@ -82,15 +71,6 @@ def ending_at(times, last: float) -> np.ndarray:
     Its DEIS, and others with `final_sigmas_type="sigma_min"`, stop at their timestep 0.
     """
     return np.append(np.asarray(times, np.float64)[:-1], last)
-
-
-def warm_start(times, fraction: float) -> np.ndarray:
-    """Return the grid with its first interval cut in two, the first part `fraction` of it.
-
-    A multistep method of order p starts with a step of order 1. For its error not to dominate,
-    that step must be O(h^(p/2)): without it the order of the whole is 2 at most.
-    """
-    return np.insert(np.asarray(times, np.float64), 1, times[0] + fraction * (times[1] - times[0]))
 
 
 def trailing_times(num_train_steps: int, num_steps: int) -> np.ndarray:
@@ -129,11 +109,5 @@ def multistep_leading_times(num_train_steps: int, num_steps: int, offset: int = 
 
 
 def _check_count(num_train_steps: int, num_steps: int) -> None:
-    _check(
-        1 <= num_steps <= num_train_steps, f"num_steps = {num_steps}", f"1 ... {num_train_steps}"
-    )
-
-
-def _check(valid, got: str, expected: str) -> None:
-    if not valid:
-        raise ValueError(f"got {got}, expected {expected}; change the ends or the number of steps")
+    require(1 <= num_steps <= num_train_steps, got=f"num_steps = {num_steps}",
+            expected=f"1 ... {num_train_steps}", remedy="change the number of steps")  # fmt: skip

@@ -7,11 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from qdiffjax._checks import require
 from qdiffjax._typing import Array, Key, float_dtype
 from qdiffjax.diffusion.processes import Process
 from qdiffjax.diffusion.schedules import NoiseLevel
-
-__all__ = ["Learned", "LogSNRParams", "init_log_snr", "learned_level", "learned_log_snr"]
 
 
 class LogSNRParams(NamedTuple):
@@ -91,9 +90,12 @@ class Learned(Process):
     def __post_init__(self):
         params = LogSNRParams(*(np.array(leaf, np.float64) for leaf in self.params))
         finite = all(np.all(np.isfinite(leaf)) for leaf in params)
-        if not finite or not params.ends[0] > params.ends[1]:
-            raise ValueError(f"got log-SNR from {params.ends[0]} to {params.ends[1]}, expected "
-                             "finite parameters and a fall; see init_log_snr")  # fmt: skip
+        require(
+            finite and params.ends[0] > params.ends[1],
+            got=f"log-SNR from {params.ends[0]} to {params.ends[1]}",
+            expected="finite parameters and a fall",
+            remedy="see init_log_snr",
+        )
         object.__setattr__(self, "params", params)
 
     def __eq__(self, other):

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from qdiffjax._checks import require
 from qdiffjax._typing import Array, EpsFn, PyTree, float_dtype
 from qdiffjax.diffusion.ode import Field, Solver, pf_ode, rk4
 from qdiffjax.diffusion.processes import Process
@@ -53,9 +54,12 @@ def log_likelihood(
       ValueError: if probes do not have the shape of x_0 after their first axis.
     """
     x_0 = jnp.asarray(x_0).astype(float_dtype(x_0))
-    if probes is not None and jnp.shape(probes)[1:] != x_0.shape:
-        raise ValueError(f"got probes of shape {jnp.shape(probes)}, expected [num, "
-                         f"*{x_0.shape}]; draw them with jax.random.rademacher")  # fmt: skip
+    require(
+        probes is None or jnp.shape(probes)[1:] == x_0.shape,
+        got=f"probes of shape {jnp.shape(probes)}",
+        expected=f"[num, *{x_0.shape}]",
+        remedy="draw them with jax.random.rademacher",
+    )
     times = jnp.asarray(times).astype(x_0.dtype)
     field = _with_divergence(pf_ode(eps_fn, params, process), probes)
     x_T, change = solver(field, (x_0, jnp.zeros(x_0.shape[0], x_0.dtype)), times)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from qdiffjax._checks import require
 from qdiffjax._typing import Array, CallFn, EpsFn, Key, PyTree, float_dtype
 
 
@@ -256,18 +257,20 @@ def _adds_noise(noise, key: Key | None) -> bool:
     if isinstance(noise, jax.core.Tracer):
         return key is not None
     noisy = bool(np.any(np.asarray(noise) != 0.0))
-    if noisy and key is None:
-        raise ValueError(
-            f"got key=None for steps with noise coefficients up to {np.max(noise):.3g}, expected a "
-            "PRNG key; pass key=jax.random.key(seed) or use deterministic steps such as ddim(eta=0)"
-        )
+    require(
+        not noisy or key is not None,
+        got=f"key=None for steps with noise coefficients up to {np.max(noise):.3g}",
+        expected="a PRNG key",
+        remedy="pass key=jax.random.key(seed) or use deterministic steps such as ddim(eta=0)",
+    )
     return noisy
 
 
 def _check_per_call(per_call: PyTree, num_steps: int) -> None:
     for leaf in jax.tree.leaves(per_call):
-        if jnp.ndim(leaf) == 0 or jnp.shape(leaf)[0] != num_steps:
-            raise ValueError(
-                f"got a per_call leaf of shape {jnp.shape(leaf)}, expected leading axis "
-                f"{num_steps}; give one slice per network call"
-            )
+        require(
+            jnp.ndim(leaf) != 0 and jnp.shape(leaf)[0] == num_steps,
+            got=f"a per_call leaf of shape {jnp.shape(leaf)}",
+            expected=f"leading axis {num_steps}",
+            remedy="give one slice per network call",
+        )

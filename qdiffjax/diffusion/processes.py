@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from qdiffjax._checks import require
 from qdiffjax._typing import Array, float_dtype
 from qdiffjax.diffusion.schedules import DiscreteSchedule, NoiseLevel
 
@@ -236,11 +237,12 @@ class Interpolated(Process):
     schedule: DiscreteSchedule
 
     def __post_init__(self):
-        if self.schedule.alpha_bar[-1] == 0:
-            raise ValueError(
-                "got a schedule of zero terminal SNR, expected alpha > 0 to interpolate log alpha; "
-                "stay at its integer times"
-            )
+        require(
+            self.schedule.alpha_bar[-1] != 0,
+            got="a schedule of zero terminal SNR",
+            expected="alpha > 0 to interpolate log alpha",
+            remedy="stay at its integer times",
+        )
 
     def integral(self, t, xp):
         """Return B(t) = -log alpha_bar [*times]."""

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from qdiffjax._checks import require
 from qdiffjax._typing import float_dtype
 
 
@@ -79,30 +80,33 @@ class DiscreteSchedule:
         return NoiseLevel(np.sqrt(alpha_bar), np.sqrt(1.0 - alpha_bar))
 
     def _check_times(self, times: np.ndarray) -> None:
-        if times.size and (times.min() < 0 or times.max() > self.num_train_steps):
-            raise ValueError(
-                f"got times from {times.min()} to {times.max()}, expected 0 ... "
-                f"{self.num_train_steps}; use times of this schedule (see uniform_times)"
-            )
-        if np.any(times != np.floor(times)):
-            raise ValueError(
-                f"got times {times}, expected integers; round them, or read the schedule at real "
-                "times with Interpolated(schedule)"
-            )
+        require(
+            not times.size or (times.min() >= 0 and times.max() <= self.num_train_steps),
+            got=f"times {times}",
+            expected=f"0 ... {self.num_train_steps}",
+            remedy="use times of this schedule (see uniform_times)",
+        )
+        require(
+            not np.any(times != np.floor(times)),
+            got=f"times {times}",
+            expected="integers",
+            remedy="round them, or read the schedule at real times with Interpolated(schedule)",
+        )
 
 
 def _check_alpha_bar(table: np.ndarray) -> None:
-    if table.ndim != 1 or table.size < 2:
-        raise ValueError(
-            f"got alpha_bar of shape {table.shape}, expected [T+1] with T >= 1; "
-            "pass 1 followed by the cumulative products of 1 - beta"
-        )
-    if table[0] != 1.0 or not np.all(np.diff(table) < 0) or not table[-1] >= 0:
-        raise ValueError(
-            f"got alpha_bar from {table[0]} to {table[-1]}, expected 1 at time 0, strictly "
-            "decreasing and not negative; prepend 1 to the cumulative products of 1 - beta and "
-            "keep every beta in (0, 1)"
-        )
+    require(
+        table.ndim == 1 and table.size >= 2,
+        got=f"alpha_bar of shape {table.shape}",
+        expected="[T+1] with T >= 1",
+        remedy="pass 1 followed by the cumulative products of 1 - beta",
+    )
+    require(
+        table[0] == 1.0 and np.all(np.diff(table) < 0) and table[-1] >= 0,
+        got=f"alpha_bar from {table[0]} to {table[-1]}",
+        expected="1 at time 0, strictly decreasing and not negative",
+        remedy="prepend 1 to the cumulative products of 1 - beta and keep every beta in (0, 1)",
+    )
 
 
 def _from_betas(betas: np.ndarray) -> DiscreteSchedule:
@@ -176,9 +180,10 @@ def uniform_times(num_train_steps: int, num_steps: int) -> np.ndarray:
     Raises:
       ValueError: if num_steps is not in 1 ... num_train_steps.
     """
-    if not 1 <= num_steps <= num_train_steps:
-        raise ValueError(
-            f"got num_steps = {num_steps}, expected 1 ... {num_train_steps}; a discrete schedule "
-            "has one step per training time at most"
-        )
+    require(
+        1 <= num_steps <= num_train_steps,
+        got=f"num_steps = {num_steps}",
+        expected=f"1 ... {num_train_steps}",
+        remedy="a discrete schedule has one step per training time at most",
+    )
     return num_train_steps * np.arange(num_steps, -1, -1) // num_steps

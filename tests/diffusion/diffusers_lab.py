@@ -9,6 +9,7 @@ import pytest
 
 from qdiffjax import diffusion as d
 from qdiffjax.diffusion import gaussian
+from tests.worlds import gaussian_law
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
@@ -34,7 +35,7 @@ def noise(index):
 
 @partial(jax.jit, static_argnums=0)
 def run(process, x, steps):
-    call_fn = d.bind(gaussian.eps_fn_for(process), gaussian.gaussian(MEAN, COV))
+    call_fn = d.bind(gaussian.eps_fn_for(process), gaussian_law(MEAN, COV))
     return d.sample(call_fn, x, steps, key=KEY).x_0
 
 

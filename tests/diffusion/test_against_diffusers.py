@@ -15,6 +15,7 @@ import pytest
 from qdiffjax import diffusion as d
 from qdiffjax.diffusion import gaussian
 from tests.diffusion import diffusers_lab as lab
+from tests.worlds import gaussian_law
 
 diffusers, torch, T, MEAN, COV = lab.diffusers, lab.torch, lab.T, lab.MEAN, lab.COV
 
@@ -217,7 +218,7 @@ def test_edm_euler(monkeypatch, churn):
     steps = d.edm(process, times, churn=churn, churn_range=(0.1, 100.0), second_order=False)
     # Ours starts at the raised level, and draws the noise of interval i + 1 in call i.
     start = x + np.sqrt(float(steps.t[0]) ** 2 - times[0] ** 2) * lab.noise(0)
-    shifted = shift_noise(d.bind(gaussian.eps_fn_for(process), gaussian.gaussian(MEAN, COV)))
+    shifted = shift_noise(d.bind(gaussian.eps_fn_for(process), gaussian_law(MEAN, COV)))
     # Theirs rounds its sigmas and states to float32.
     lab.check(np.asarray(shifted(jnp.asarray(start), steps)), expected, 1e-5)
 

@@ -11,6 +11,7 @@ from scipy import integrate, linalg, stats
 from qdiffjax import diffusion
 from qdiffjax.diffusion import gaussian
 from tests.tolerances import assert_close
+from tests.worlds import gaussian_law
 
 SCHEDULE = diffusion.linear(20, 1e-3, 0.3)
 n = 3
@@ -66,7 +67,7 @@ def test_affine_steps_are_the_sampler_on_the_perturbed_network():
     mean, cov = law(0)
     steps = diffusion.ddim(SCHEDULE, 4)
     kappa, bias = jnp.array([0.1, -0.2, 0.0, 0.05]), jnp.asarray(law(5)[0])
-    exact = diffusion.bind(gaussian.eps_fn_for(SCHEDULE), gaussian.gaussian(mean, cov))
+    exact = diffusion.bind(gaussian.eps_fn_for(SCHEDULE), gaussian_law(mean, cov))
 
     def call_fn(x, t, kappa, state=()):
         eps, _, state = exact(x, t, None)
@@ -84,7 +85,7 @@ def test_the_chain_is_the_law_of_simulated_samples():
     num, kappa, bias = 20_000, 0.3, jnp.array([0.5, 0.0, -1.0])
     steps = diffusion.ddpm(SCHEDULE, 4)
     chain = gaussian_chain(mean, cov, SCHEDULE, steps, kappa=kappa, bias=bias)
-    exact = diffusion.bind(gaussian.eps_fn_for(SCHEDULE), gaussian.gaussian(mean, cov))
+    exact = diffusion.bind(gaussian.eps_fn_for(SCHEDULE), gaussian_law(mean, cov))
 
     def call_fn(x, t, inputs, state=()):
         eps, _, state = exact(x, t, inputs)
@@ -197,7 +198,7 @@ def test_affine_steps_of_a_sampler_with_memory_are_the_sampler_on_its_whole_stat
     mean, cov = law(0)
     process, bias = diffusion.VP(), jnp.asarray(law(5)[0])
     steps = diffusion.unipc(process, diffusion.power_times(0.9, 0.1, 4), order=2)
-    exact = diffusion.bind(gaussian.eps_fn_for(process), gaussian.gaussian(mean, cov))
+    exact = diffusion.bind(gaussian.eps_fn_for(process), gaussian_law(mean, cov))
 
     def call_fn(x, t, kappa, state=()):
         return (1 + kappa) * exact(x, t, None)[0] + bias[None], None, state

@@ -83,10 +83,6 @@ def test_power_times_descend_between_their_ends_and_are_homogeneous(t_max, ratio
     assert_close(d.power_times(2 * t_max, 2 * ratio * t_max, num, power), 2 * times, factor=64)
 
 
-def test_a_warm_start_cuts_the_first_interval_at_its_fraction():
-    assert_close(d.warm_start([1.0, 0.5, 0.0], 0.1), np.array([1.0, 0.95, 0.5, 0.0]))
-
-
 @pytest.mark.parametrize(
     "call",
     [

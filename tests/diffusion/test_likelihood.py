@@ -12,9 +12,10 @@ import pytest
 from qdiffjax import diffusion as d
 from qdiffjax.diffusion import gaussian
 from tests.tolerances import assert_close
+from tests.worlds import gaussian_law
 
 MEAN, COV = np.array([0.5, -1.0, 0.2]), np.diag([0.6, 0.9, 0.3]) + 0.1
-LAW = gaussian.gaussian(MEAN, COV)
+LAW = gaussian_law(MEAN, COV)
 X_0 = jnp.asarray(np.random.default_rng(0).normal(size=(4, 3)))
 # process, first and last time, grid. The last is where the marginal is all but Gaussian noise.
 CASES = {
@@ -64,7 +65,7 @@ def test_runge_kutta_converges_with_slope_minus_four():
 def test_the_code_of_a_sample_is_its_standardized_self():
     """For N(m, c^2) the flow keeps (x - alpha m) / sqrt(alpha^2 c^2 + sigma^2)."""
     process, m, c = d.VP(), jnp.array([[1.0, -1.0]]), 0.5
-    law = gaussian.gaussian(m[0], c**2 * jnp.eye(2))
+    law = gaussian_law(m[0], c**2 * jnp.eye(2))
     times = ascending(process, 1e-3, 0.9, 200)
     eps_fn, x = gaussian.eps_fn_for(process), jnp.array([[0.7, 0.1], [2.0, -3.0]])
     x_T = jax.jit(lambda x: d.solve_pf_ode(eps_fn, law, process, x, times))(x)

@@ -1,5 +1,7 @@
 """Theorems about the forward process and the eps loss."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,11 +10,18 @@ import pytest
 from qdiffjax import diffusion
 from qdiffjax.diffusion import NoiseLevel, gaussian, losses
 from tests.tolerances import assert_close
+from tests.worlds import gaussian_law
 
 SCHEDULE = diffusion.linear(50, 1e-3, 0.2)
 
-eps_loss = jax.jit(losses.eps_loss, static_argnums=(0, 4))
-squared_errors = jax.jit(losses.squared_errors, static_argnums=(0, 5))
+eps_loss = jax.jit(losses.prediction_loss, static_argnums=(0, 4))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 5))
+def squared_errors(eps_fn, params, x_0, t, eps, schedule):
+    """|eps - eps_fn(params, x_t, t)|^2 of each sample, the integrand of the loss."""
+    residual = eps - eps_fn(params, losses.add_noise(x_0, eps, schedule(t)), t)
+    return jnp.sum(residual**2, axis=tuple(range(1, residual.ndim)))
 
 
 def zero_fn(params, x, t):
@@ -58,7 +67,7 @@ def test_the_loss_of_answering_zero_is_one_per_element(shape):
 def test_the_optimal_error_of_gaussian_data_is_its_posterior_variance():
     """E|eps - E[eps | x_t]|^2 = n alpha^2 c^2 / v at level t, v = alpha^2 c^2 + sigma^2."""
     n, num, c, t = 3, 4000, 0.7, 20
-    data = gaussian.gaussian(jnp.array([1.0, 0.0, -2.0]), c**2 * jnp.eye(n))
+    data = gaussian_law(jnp.array([1.0, 0.0, -2.0]), c**2 * jnp.eye(n))
     x_0 = jax.jit(gaussian.sample_mixture, static_argnums=2)(jax.random.key(0), data, num)
     eps = jax.random.normal(jax.random.key(1), x_0.shape)
     errors = squared_errors(
@@ -77,7 +86,7 @@ def test_the_loss_draws_every_time_but_zero():
         return x
 
     short = diffusion.linear(3, 0.1, 0.3)
-    losses.eps_loss(eps_fn, None, jax.random.key(0), jnp.zeros((200, 1)), short)
+    losses.prediction_loss(eps_fn, None, jax.random.key(0), jnp.zeros((200, 1)), short)
     assert set(seen[0].tolist()) == {1.0, 2.0, 3.0}
 
 

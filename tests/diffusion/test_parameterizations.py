@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from qdiffjax import diffusion as d
 from qdiffjax.diffusion import NoiseLevel, gaussian
 from tests.tolerances import assert_close
+from tests.worlds import gaussian_law
 
 PREDICTIONS = [d.eps_prediction, d.x0_prediction, d.v_prediction, d.flow_prediction]
 PREDICTIONS += [d.score_prediction]
-LAW = gaussian.gaussian(jnp.array([0.5, -1.0]), jnp.array([[0.6, 0.3], [0.3, 0.9]]))
+LAW = gaussian_law(jnp.array([0.5, -1.0]), jnp.array([[0.6, 0.3], [0.3, 0.9]]))
 SCHEDULE = d.linear()
 EPS_FN = jax.jit(gaussian.eps_fn_for(SCHEDULE))
 
@@ -143,7 +144,7 @@ def test_the_guidance_scale_may_be_traced_and_may_depend_on_time():
 def test_guidance_of_exact_scores_samples_the_tempered_product_direction():
     """eps is linear in the score: guided eps = -sigma grad log(p(x) (p(x|c) / p(x))^w)."""
     schedule, w, t = SCHEDULE, 3.0, jnp.float64(400)
-    narrow = gaussian.gaussian(jnp.array([1.0, 1.0]), 0.3 * jnp.eye(2))
+    narrow = gaussian_law(jnp.array([1.0, 1.0]), 0.3 * jnp.eye(2))
     x = jax.random.normal(jax.random.key(1), (4, 2))
 
     def eps_fn(params, x, t, cond):

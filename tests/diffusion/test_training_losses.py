@@ -38,7 +38,16 @@ def tanh_as(name, process=SCHEDULE):
 
 def test_the_unweighted_loss_of_eps_is_the_simple_loss():
     args = (tanh_as("eps"), None, jax.random.key(0), X_0, SCHEDULE)
-    got, simple = quick_jit(lambda: (losses.prediction_loss(*args), losses.eps_loss(*args)))()
+
+    def simple_loss(eps_fn, params, key, x_0, schedule):
+        """Ho et al. 2020, eq. 14, per element: times 1 ... T, then the noise, by the same keys."""
+        key_t, key_eps = jax.random.split(key)
+        t = jax.random.randint(key_t, (x_0.shape[0],), 1, schedule.num_train_steps + 1)
+        t, eps = t.astype(x_0.dtype), jax.random.normal(key_eps, x_0.shape, x_0.dtype)
+        residual = eps - eps_fn(params, losses.add_noise(x_0, eps, schedule(t)), t)
+        return jnp.mean(jnp.sum(residual**2, axis=tuple(range(1, x_0.ndim)))) / x_0[0].size
+
+    got, simple = quick_jit(lambda: (losses.prediction_loss(*args), simple_loss(*args)))()
     np.testing.assert_array_equal(got, simple)
 
 

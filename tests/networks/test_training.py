@@ -119,7 +119,7 @@ def test_the_loss_on_digits_goes_down():
         return (h @ params["b"]).reshape(x.shape)
 
     def digits_loss(params, key, batch):
-        return losses.eps_loss(eps_fn, params, key, batch, schedule)
+        return losses.prediction_loss(eps_fn, params, key, batch, schedule)
 
     rng = np.random.default_rng(0)
     params = {"a": rng.normal(size=(65, 64)) / 8, "b": 0 * rng.normal(size=(64, 64))}

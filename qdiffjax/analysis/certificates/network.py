@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from qdiffjax import _compat
+from qdiffjax._checks import require
 from qdiffjax.analysis.certificates import forms, pairs, primitives
 from qdiffjax.analysis.certificates.forms import Form
 from qdiffjax.analysis.certificates.pairs import Pair
@@ -73,8 +74,12 @@ def _check(q: Quantized) -> None:
             "got JAX without float64, in which certificates compute; run them under "
             "`with jax.enable_x64(True):`"
         )
-    if q.rule is not quantize_site:
-        raise TypeError(f"got the rule {q.rule}, expected quantize_site, which is enclosed here")
+    require(
+        q.rule is quantize_site,
+        got=f"the rule {q.rule}",
+        expected="quantize_site, which is enclosed here",
+        error=TypeError,
+    )
 
 
 def _check_names(given, names) -> None:

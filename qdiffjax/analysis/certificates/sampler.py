@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from qdiffjax._checks import require
 from qdiffjax._typing import Array, Key
 from qdiffjax.analysis.certificates import forms
 from qdiffjax.analysis.certificates.forms import Form
@@ -56,14 +57,21 @@ def sample_tube(
     Raises:
       TypeError: a sampler with memory.
     """
-    if not isinstance(steps.coeffs, StepCoeffs):
-        raise TypeError(
-            f"got a sampler with {type(steps.coeffs).__name__}, expected StepCoeffs: certificates "
-            "of samplers with memory are not written; use a first-order sampler such as ddim"
-        )
+    require(
+        isinstance(steps.coeffs, StepCoeffs),
+        got=f"a sampler with {type(steps.coeffs).__name__}",
+        expected="StepCoeffs: certificates of samplers with memory are not written",
+        remedy="use a first-order sampler such as ddim",
+        error=TypeError,
+    )
     num_steps, n = steps.t.shape[0], x_T.mid.size
-    if len(x_T) > n:
-        raise ValueError(f"x_T: got {len(x_T)} symbols, expected at most {n}; see forms.box")
+    require(
+        len(x_T) <= n,
+        "x_T",
+        got=f"{len(x_T)} symbols",
+        expected=f"at most {n}",
+        remedy="see forms.box",
+    )
     last = n * (1 + num_steps)
     x_T = forms.pad(x_T, last)
     nothing = Form(jnp.zeros(x_T.shape), jnp.zeros((last + n * num_steps, *x_T.shape)),

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from qdiffjax._checks import require
 from qdiffjax._typing import Array, CallFn, Key, PyTree, float_dtype
 from qdiffjax.analysis.divergences.paths import elbo_weights
 from qdiffjax.diffusion import DiscreteSchedule, forward_variance
@@ -88,8 +89,12 @@ def elbo_gaps(
     """
     num_train_steps = schedule.num_train_steps
     num = num_train_steps if num_times is None else num_times
-    if not 1 <= num <= num_train_steps:
-        raise ValueError(f"got num_times = {num}, expected 1 ... {num_train_steps}; lower it")
+    require(
+        1 <= num <= num_train_steps,
+        got=f"num_times = {num}",
+        expected=f"1 ... {num_train_steps}",
+        remedy="lower it",
+    )
     x_0 = jnp.asarray(x_0).astype(float_dtype(x_0))
     key_t, key_eps = jax.random.split(key)
     width = num_train_steps / num

@@ -4,8 +4,8 @@ import warnings
 
 import jax.numpy as jnp
 import numpy as np
-from scipy import spatial
 
+from qdiffjax._checks import require
 from qdiffjax._typing import Array
 from qdiffjax.diffusion.gaussian import gaussian_kl
 from qdiffjax.estimates import Estimate, mean_interval, student_quantile
@@ -57,10 +57,12 @@ def knn_kl(x, y, *, num_neighbours: int = 5, num_blocks: int = 10) -> Estimate:
         warnings.warn(f"nearest neighbours in {x.shape[1]} dimensions are biased beyond use; "
                       f"project to at most {MAX_NEIGHBOUR_DIMS}", stacklevel=2)  # fmt: skip
     smallest = min(len(x) - 1, len(y))
-    if smallest < num_neighbours:
-        raise ValueError(
-            f"got {len(x)} and {len(y)} samples, expected more than {num_neighbours}; draw more"
-        )
+    require(
+        smallest >= num_neighbours,
+        got=f"{len(x)} and {len(y)} samples",
+        expected=f"more than {num_neighbours}",
+        remedy="draw more",
+    )
     value = _neighbour_kl(x, y, num_neighbours)
     num_blocks = min(num_blocks, smallest // (num_neighbours + 1))
     if num_blocks < 2:
@@ -72,12 +74,16 @@ def knn_kl(x, y, *, num_neighbours: int = 5, num_blocks: int = 10) -> Estimate:
 
 
 def _neighbour_kl(x: np.ndarray, y: np.ndarray, num_neighbours: int) -> float:
+    from scipy import spatial
+
     rho = spatial.cKDTree(x).query(x, [num_neighbours + 1])[0][:, 0]
     nu = spatial.cKDTree(y).query(x, [num_neighbours])[0][:, 0]
-    if not (rho.min() > 0 and nu.min() > 0):
-        raise ValueError(
-            "got coinciding points, expected samples of two densities; rounded samples have none"
-        )
+    require(
+        rho.min() > 0 and nu.min() > 0,
+        got="coinciding points",
+        expected="samples of two densities",
+        remedy="rounded samples have none",
+    )
     return x.shape[1] * float(np.mean(np.log(nu / rho))) + float(np.log(len(y) / (len(x) - 1)))
 
 

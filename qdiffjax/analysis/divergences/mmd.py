@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from qdiffjax._checks import require
 from qdiffjax._typing import Array, float_dtype
 
 KernelFn = Callable[[Array], Array]  # squared distances [*shape], positive -> values [*shape]
@@ -94,10 +95,11 @@ def _diagonal(n: int, m: int) -> np.ndarray:
 
 def _flat(x, y) -> tuple[Array, Array]:
     """Return both as [num, dims] in the float dtype of x."""
-    if jnp.shape(x)[1:] != jnp.shape(y)[1:] or min(len(x), len(y)) < 2:
-        raise ValueError(
-            f"got samples of shapes {jnp.shape(x)} and {jnp.shape(y)}, expected at least two each "
-            "of one shape [num, *shape]; draw more"
-        )
+    require(
+        jnp.shape(x)[1:] == jnp.shape(y)[1:] and min(len(x), len(y)) >= 2,
+        got=f"samples of shapes {jnp.shape(x)} and {jnp.shape(y)}",
+        expected="at least two each of one shape [num, *shape]",
+        remedy="draw more",
+    )
     x, y = (jnp.asarray(a).astype(float_dtype(x)) for a in (x, y))
     return x.reshape(x.shape[0], -1), y.reshape(y.shape[0], -1)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from qdiffjax._checks import require
 from qdiffjax._typing import Array, CallFn, Key, PyTree, float_dtype
 from qdiffjax.analysis.errors.propagation import gauss_legendre
 from qdiffjax.diffusion import (
@@ -40,7 +41,7 @@ def elbo_weights(schedule: DiscreteSchedule, variance_fn: VarianceFn = forward_v
     Ho et al. 2020, eq. 12, with sigma_t^2 = variance_fn; there alpha_t = 1 - beta_t. The bound on
     the negative log-likelihood rises by sum_t w_t (|eps - eps_hat|^2 - |eps - eps_theta|^2) when
     eps_hat replaces eps_theta (`elbo_gaps`): the survey's eqs. 8 and 10-12 are unweighted. The
-    squares are sums over elements (`losses.squared_errors`). With `posterior_variance` w_1 is
+    squares are sums over elements. With `posterior_variance` w_1 is
     infinite: its last kernel is a Dirac, so leave t = 1 out.
     """
     t = np.arange(1, schedule.num_train_steps + 1)
@@ -106,12 +107,13 @@ def path_kl(
       ValueError: if a step before the last adds no noise, or the sampler has memory or
         matrix coefficients.
     """
-    if jnp.ndim(steps.coeffs.x) != 1:
-        raise ValueError(
-            "got a sampler with memory or with matrix coefficients, expected a first-order "
-            "stochastic one: with memory its steps are not Markov in x_t, so compare the paths of "
-            "its ddim(eta=1) companion."
-        )
+    require(
+        jnp.ndim(steps.coeffs.x) == 1,
+        got="a sampler with memory or with matrix coefficients",
+        expected="a first-order stochastic one",
+        remedy="with memory its steps are not Markov in x_t, so compare the paths "
+        "of its ddim(eta=1) companion",
+    )
     _check_stochastic(steps.coeffs.noise)
     dtype, num_steps = float_dtype(x_T), steps.t.shape[0]
     coeffs = jax.tree.map(lambda c: jnp.asarray(c).astype(dtype), steps.coeffs)
@@ -145,12 +147,13 @@ def _check_stochastic(noise) -> None:
         return
     noise = np.asarray(noise)
     silent = np.flatnonzero(noise[: max(noise.size - 1, 1)] == 0)
-    if silent.size:
-        raise ValueError(
-            f"got steps without noise at {silent} of {noise.size}, expected noise in "
-            "every step but the last; path laws of deterministic samplers are mutually singular, "
-            "use ddim(eta=1) or ddpm, or compare samples by w2_coupling"
-        )
+    require(
+        not silent.size,
+        got=f"steps without noise at {silent} of {noise.size}",
+        expected="noise in every step but the last",
+        remedy="path laws of deterministic samplers are mutually singular, use "
+        "ddim(eta=1) or ddpm, or compare samples by w2_coupling",
+    )
 
 
 def girsanov_weights(process: Process, times) -> np.ndarray:

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy import optimize
 
+from qdiffjax._checks import require
 from qdiffjax._typing import Array, Key, float_dtype
 from qdiffjax.diffusion.gaussian import gaussian_w2_squared
 from qdiffjax.estimates import Estimate, bootstrap, mean_interval
@@ -81,6 +81,8 @@ def assignment_w2_squared(x, y) -> float:
     """
     x, y = (np.asarray(a, np.float64) for a in paired(x, y))
     cost = squared_costs(x, y)
+    from scipy import optimize
+
     return float(cost[optimize.linear_sum_assignment(cost)].mean())
 
 
@@ -151,11 +153,12 @@ def paired(x, y) -> tuple[Array, Array]:
     Raises:
       ValueError: if the shapes differ.
     """
-    if jnp.shape(x) != jnp.shape(y) or jnp.ndim(x) < 1:
-        raise ValueError(
-            f"got samples of shapes {jnp.shape(x)} and {jnp.shape(y)}, expected equal [num, *shape]"
-            "; generate both from the same noise"
-        )
+    require(
+        jnp.shape(x) == jnp.shape(y) and jnp.ndim(x) >= 1,
+        got=f"samples of shapes {jnp.shape(x)} and {jnp.shape(y)}",
+        expected="equal [num, *shape]",
+        remedy="generate both from the same noise",
+    )
     x, y = (jnp.asarray(a).astype(float_dtype(x)) for a in (x, y))
     return x.reshape(x.shape[0], -1), y.reshape(y.shape[0], -1)
 

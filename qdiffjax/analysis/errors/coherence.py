@@ -176,7 +176,8 @@ def end_shares(profile, fraction: float = 0.1) -> EndShares:
     Raises:
       ValueError: if the fraction is not in (0, 1].
     """
-    require(0 < fraction <= 1, "fraction", got=fraction, expected="a part of the steps in (0, 1]")
+    require(0 < fraction <= 1, got=f"fraction = {fraction}",
+            expected="a part of the steps in (0, 1]")  # fmt: skip
     profile = jnp.asarray(profile)
     steps_before = jnp.arange(profile.size).astype(profile.dtype)
     counted = jnp.clip(fraction * profile.size - steps_before, 0, 1)

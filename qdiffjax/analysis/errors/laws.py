@@ -16,6 +16,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from qdiffjax._checks import require
 from qdiffjax._typing import Array
 
 
@@ -49,11 +50,12 @@ def fit_exponent(sizes, values) -> Exponent:
       ValueError: fewer than three sizes, or sizes or values that are not positive.
     """
     sizes, values = np.asarray(sizes, np.float64), np.asarray(values, np.float64)
-    if sizes.size < 3 or not (np.all(sizes > 0) and np.all(values > 0)):
-        raise ValueError(
-            f"got {sizes.size} sizes and values down to {values.min()}, expected at least three, "
-            "all positive; for errors that vanish fit absolute values of what is left"
-        )
+    require(
+        sizes.size >= 3 and (np.all(sizes > 0) and np.all(values > 0)),
+        got=f"{sizes.size} sizes and values down to {values.min()}",
+        expected="at least three, all positive",
+        remedy="for errors that vanish fit absolute values of what is left",
+    )
     design = np.stack([np.ones_like(sizes), np.log(sizes)], axis=1)
     (offset, slope), (_, error) = _least_squares(design, np.log(values))
     return Exponent(slope, error, np.exp(offset))

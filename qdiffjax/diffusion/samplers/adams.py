@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from qdiffjax._checks import require
 from qdiffjax.diffusion.loop import Steps
 from qdiffjax.diffusion.parameterizations import PredictionFn, denoise, eps_prediction
 from qdiffjax.diffusion.processes import half_log_snr
@@ -151,8 +152,9 @@ def pndm(schedule, times, *, prediction: PredictionFn = eps_prediction) -> Steps
       ValueError: if the grid has fewer than 4 intervals.
     """
     steps = intervals(schedule, times)
-    if len(steps) < 4:
-        raise ValueError(f"got {len(steps)} steps, expected at least 4; use plms or deis")
+    require(
+        len(steps) >= 4, got=f"{len(steps)} steps", expected="at least 4", remedy="use plms or deis"
+    )
     calls = []
     for step in steps[:3]:
         calls += _pseudo_runge_kutta(schedule, step, prediction)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from qdiffjax._checks import require
 from qdiffjax.diffusion.loop import StepCoeffs, Steps
 from qdiffjax.diffusion.schedules import DiscreteSchedule, NoiseLevel, uniform_times
 
@@ -55,8 +56,12 @@ def ddim_coeffs(level_t: NoiseLevel, level_s: NoiseLevel, *, eta=0.0) -> StepCoe
     Raises:
       ValueError: if eta is a Python number outside [0, 1].
     """
-    if isinstance(eta, (int, float)) and not 0.0 <= eta <= 1.0:
-        raise ValueError(f"got eta = {eta}, expected 0 (DDIM) to 1 (DDPM ancestral); clip it")
+    require(
+        not isinstance(eta, (int, float)) or 0.0 <= eta <= 1.0,
+        got=f"eta = {eta}",
+        expected="0 (DDIM) to 1 (DDPM ancestral)",
+        remedy="clip it",
+    )
     scale = level_s.alpha / level_t.alpha
     fresh = 1.0 - _noise_ratio(level_t, level_s) ** 2
     # sigma_s factored out: in this form the root's argument cannot round below zero.
@@ -97,14 +102,19 @@ def make_steps(schedule: Any, times, coeffs_fn: CoeffsFn) -> Steps:
       ValueError: if times do not descend strictly, or start at alpha = 0.
     """
     times = np.asarray(times)
-    if times.ndim != 1 or times.size < 2 or not np.all(np.diff(times) < 0):
-        raise ValueError(f"got times {times}, expected strictly descending; see uniform_times")
+    require(
+        times.ndim == 1 and times.size >= 2 and np.all(np.diff(times) < 0),
+        got=f"times {times}",
+        expected="strictly descending",
+        remedy="see uniform_times",
+    )
     t, s = times[:-1], times[1:]
-    if not schedule.exact(times).alpha[0] > 0:
-        raise ValueError(
-            "got alpha = 0 at the first time, expected positive: eps says nothing about x_0 there; "
-            "use dpmpp_1(schedule, times, prediction=v_prediction)"
-        )
+    require(
+        schedule.exact(times).alpha[0] > 0,
+        got="alpha = 0 at the first time",
+        expected="positive: eps says nothing about x_0 there",
+        remedy="use dpmpp_1(schedule, times, prediction=v_prediction)",
+    )
     steps = Steps(t, s, coeffs_fn(schedule.exact(t), schedule.exact(s)))
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(float)), steps)
 

@@ -20,14 +20,13 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import special
 
+from qdiffjax._checks import require
 from qdiffjax._typing import Array, EpsFn, Key, PyTree, float_dtype
 from qdiffjax.diffusion import gaussian
 from qdiffjax.diffusion.gaussian import cast
 from qdiffjax.diffusion.loop import StepCoeffs, Steps
 from qdiffjax.diffusion.losses import draw_times
 from qdiffjax.diffusion.schedules import NoiseLevel
-
-__all__ = ["CLD", "cld_eps_fn_for", "cld_euler_maruyama", "cld_loss", "cld_marginal", "sscs"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,8 +188,12 @@ def _intervals(process: CLD, times):
       ValueError: if times do not descend strictly to 0 at the lowest.
     """
     t = np.asarray(times, np.float64)
-    if t.ndim != 1 or t.size < 2 or not np.all(np.diff(t) < 0) or t[-1] < 0:
-        raise ValueError(f"got times {t}, expected strictly descending to 0 or more; see grids.py")
+    require(
+        t.ndim == 1 and t.size >= 2 and np.all(np.diff(t) < 0) and t[-1] >= 0,
+        got=f"times {t}",
+        expected="strictly descending to 0 or more",
+        remedy="see grids.py",
+    )
     return t, -process.beta * np.diff(t), lambda at: process.exact(at).sigma[..., 1, 1]
 
 

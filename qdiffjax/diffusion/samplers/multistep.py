@@ -5,13 +5,14 @@ r = e^-h = alpha_t sigma_s / (alpha_s sigma_t). Slots hold past predictions. A s
 has h = inf and is of first order, for all of them (diffusers' `final_sigmas_type="zero"`).
 
 A method of order p warms up with orders 1, 2, ... and its first step alone makes an error of
-O(h^2): of third order as a whole only on a grid whose first step is short, see `warm_start`.
+O(h^2): of third order as a whole only on a grid whose first step is O(h^(p/2)).
 """
 
 from collections.abc import Callable
 
 import numpy as np
 
+from qdiffjax._checks import require
 from qdiffjax.diffusion.loop import Steps
 from qdiffjax.diffusion.parameterizations import PredictionFn, denoise, eps_prediction
 from qdiffjax.diffusion.samplers.table import Call, Interval, Vector, assemble, basis, intervals
@@ -135,9 +136,12 @@ def dpmpp_multistep(
     Raises:
       ValueError: if order is not 1, 2 or 3 or eta not in [0, 1].
     """
-    if order not in (1, 2, 3) or not 0 <= eta <= 1:
-        raise ValueError(f"got order = {order}, eta = {eta}, expected order 1, 2 or 3 and "
-                         "eta from 0 (ODE) to 1 (SDE); see unipc and deis for more")  # fmt: skip
+    require(
+        order in (1, 2, 3) and 0 <= eta <= 1,
+        got=f"order = {order}, eta = {eta}",
+        expected="order 1, 2 or 3 and eta from 0 (ODE) to 1 (SDE)",
+        remedy="see unipc and deis for more",
+    )
     (x, *past), out, z = basis(order)
     steps, calls = intervals(schedule, times), []
     for step in steps:

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from qdiffjax._checks import require
 from qdiffjax.diffusion.loop import SlotCoeffs, StepCoeffs, Steps
 from qdiffjax.diffusion.processes import half_log_snr
 from qdiffjax.diffusion.schedules import NoiseLevel
@@ -71,12 +72,19 @@ def intervals(schedule, times) -> list[Interval]:
       ValueError: if times do not descend strictly, or a step starts without noise.
     """
     times = np.asarray(times, np.float64)
-    if times.ndim != 1 or times.size < 2 or not np.all(np.diff(times) < 0):
-        raise ValueError(f"got times {times}, expected strictly descending; see grids.py")
+    require(
+        times.ndim == 1 and times.size >= 2 and np.all(np.diff(times) < 0),
+        got=f"times {times}",
+        expected="strictly descending",
+        remedy="see grids.py",
+    )
     level = schedule.exact(times)
-    if not np.all(level.sigma[:-1] > 0):
-        raise ValueError(f"got sigma = 0 before the last of times {times}, expected positive; "
-                         "end the grid at the first time without noise")  # fmt: skip
+    require(
+        np.all(level.sigma[:-1] > 0),
+        got=f"sigma = 0 before the last of times {times}",
+        expected="positive",
+        remedy="end the grid at the first time without noise",
+    )
     levels, width = [NoiseLevel(*pair) for pair in zip(*level, strict=True)], -log_ratios(level)
     last = times.size - 2
     return [
@@ -119,15 +127,20 @@ def assemble(calls: Sequence[Call]) -> Steps:
 
 
 def _check_table(reads: np.ndarray, slots: np.ndarray) -> None:
-    if np.any(reads[:, -2:] != 0):
-        raise ValueError("got a call that reads its own output or noise, expected slots only; "
-                         "keep the noise of the call before in a slot")  # fmt: skip
+    require(
+        not np.any(reads[:, -2:] != 0),
+        got="a call that reads its own output or noise",
+        expected="slots only",
+        remedy="keep the noise of the call before in a slot",
+    )
     bad = ~np.all(np.isfinite(slots), axis=(1, 2)) | ~np.all(np.isfinite(reads), axis=1)
-    if np.any(bad):
-        raise ValueError(
-            f"got infinite coefficients at call {int(np.argmax(bad))}, expected finite ones; a "
-            "grid from alpha = 0 needs prediction=v_prediction, x0_prediction or flow_prediction"
-        )
+    require(
+        not np.any(bad),
+        got=f"infinite coefficients at call {int(np.argmax(bad))}",
+        expected="finite ones",
+        remedy="a grid from alpha = 0 needs prediction=v_prediction, "
+        "x0_prediction or flow_prediction",
+    )
 
 
 def nfe(steps: Steps) -> int:
@@ -147,15 +160,21 @@ def pad(steps: Steps, num_calls: int, num_slots: int) -> Steps:
     dtype, (t, s, coeffs) = steps.t.dtype, jax.tree.map(np.asarray, steps)
     if isinstance(coeffs, StepCoeffs):
         x, eps, noise = coeffs
-        if x.ndim > 1:
-            raise ValueError(f"got matrix coefficients {x.shape}, expected scalars; tables of "
-                             "(x, v) stack if they have equally many calls")  # fmt: skip
+        require(
+            x.ndim <= 1,
+            got=f"matrix coefficients {x.shape}",
+            expected="scalars",
+            remedy="tables of (x, v) stack if they have equally many calls",
+        )
         coeffs = SlotCoeffs(np.ones_like(x)[:, None], x[:, None, None], eps[:, None],
                             noise[:, None])  # fmt: skip
     extra, idle = num_slots - coeffs.input.shape[1], num_calls - len(t)
-    if extra < 0 or idle < 0:
-        raise ValueError(f"got {len(t)} calls, {coeffs.input.shape[1]} slots, expected at most "
-                         f"{num_calls}, {num_slots}; raise both")  # fmt: skip
+    require(
+        extra >= 0 and idle >= 0,
+        got=f"{len(t)} calls, {coeffs.input.shape[1]} slots",
+        expected=f"at most {num_calls}, {num_slots}",
+        remedy="raise both",
+    )
     first, same = np.eye(num_slots)[0], np.eye(num_slots)
     still = SlotCoeffs(first, same, 0 * first, 0 * first)
 

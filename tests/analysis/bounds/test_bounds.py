@@ -14,6 +14,7 @@ from qdiffjax.analysis.gains import flows
 from qdiffjax.analysis.gains import steps as step_norms
 from qdiffjax.diffusion import gaussian
 from tests.tolerances import assert_close
+from tests.worlds import gaussian_law
 
 SCHEDULE = diffusion.linear(40, 1e-3, 0.2)
 STEPS = diffusion.ddim(SCHEDULE, 10)
@@ -358,7 +359,7 @@ def test_the_log_concave_bound_holds_and_tends_to_the_integral_gaussians_attain(
     """Constant eta: eta m^(-1/2) asinh(sqrt(m) s_max); aligned errors on N(0, I / m)."""
     schedule, m, eta = diffusion.linear(2000, 1e-6, 3e-3), 2.5, 0.01
     steps = diffusion.ddim(schedule, 2000)
-    law = gaussian.gaussian(np.zeros(2), np.eye(2) / m)
+    law = gaussian_law(np.zeros(2), np.eye(2) / m)
     # eps coefficients are negative, so a constant error of eps adds up coherently.
     matrices, _ = gaussian.affine_steps(law.means[0], law.covs[0], schedule, steps)
     error = 0.0

@@ -9,6 +9,7 @@ from qdiffjax import diffusion, estimates
 from qdiffjax.analysis import divergences
 from qdiffjax.diffusion import gaussian
 from tests.tolerances import assert_close
+from tests.worlds import gaussian_law
 
 
 def mixture_kl(key, p, q, num, *, control=False):
@@ -20,8 +21,8 @@ def mixture_kl(key, p, q, num, *, control=False):
 
 
 KEY = jax.random.key(0)
-P = gaussian.gaussian(np.array([0.3, -0.2]), np.array([[0.8, 0.2], [0.2, 0.5]]))
-Q = gaussian.gaussian(np.array([0.0, 0.1]), np.array([[1.0, -0.1], [-0.1, 0.6]]))
+P = gaussian_law(np.array([0.3, -0.2]), np.array([[0.8, 0.2], [0.2, 0.5]]))
+Q = gaussian_law(np.array([0.0, 0.1]), np.array([[1.0, -0.1], [-0.1, 0.6]]))
 EXACT = float(gaussian.gaussian_kl(P.means[0], P.covs[0], Q.means[0], Q.covs[0]))
 
 
@@ -49,7 +50,7 @@ def test_monte_carlo_kl_of_mixtures_is_the_integral():
 
 def test_the_control_resolves_a_kl_that_plain_sampling_cannot():
     """N(0, 1), N(1e-3, 1): KL = 5e-7; 1000 plain samples have the standard error 3e-5."""
-    p, q = (gaussian.gaussian(np.array([m]), np.eye(1)) for m in (0.0, 1e-3))
+    p, q = (gaussian_law(np.array([m]), np.eye(1)) for m in (0.0, 1e-3))
     plain = mixture_kl(KEY, p, q, 1000)
     control = mixture_kl(KEY, p, q, 1000, control=True)
     assert float(plain.high - plain.low) > 5e-5
@@ -65,7 +66,7 @@ def test_likelihoods_of_two_smooth_networks_give_the_kl_of_their_flows():
     """
     process, c2, gain = diffusion.EDM(), 0.5, 1.1
     times = np.geomspace(0.1, 10.0, 129)
-    law = gaussian.gaussian(np.zeros(1), c2 * np.eye(1))
+    law = gaussian_law(np.zeros(1), c2 * np.eye(1))
     exact_fn = gaussian.eps_fn_for(process)
     v_T = c2 + times[-1] ** 2
     prior = lambda x: -(x[:, 0] ** 2) / (2 * v_T) - jnp.log(2 * jnp.pi * v_T) / 2  # noqa: E731

@@ -13,10 +13,11 @@ from qdiffjax import diffusion
 from qdiffjax.analysis import divergences
 from qdiffjax.diffusion import gaussian
 from tests.tolerances import assert_close
+from tests.worlds import gaussian_law
 
 SCHEDULE = diffusion.linear(6, 1e-2, 0.4)
 MEAN, COV = np.array([0.5, -1.0]), np.array([[0.6, 0.2], [0.2, 0.3]])
-EXACT = diffusion.bind(gaussian.eps_fn_for(SCHEDULE), gaussian.gaussian(MEAN, COV))
+EXACT = diffusion.bind(gaussian.eps_fn_for(SCHEDULE), gaussian_law(MEAN, COV))
 KAPPA, BIAS = 0.2, np.array([0.1, -0.05])
 THETA_KAPPA, THETA_BIAS = -0.15, np.array([0.0, 0.2])
 

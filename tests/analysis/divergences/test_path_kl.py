@@ -9,6 +9,7 @@ from qdiffjax import diffusion, estimates
 from qdiffjax.analysis import divergences
 from qdiffjax.diffusion import gaussian
 from tests.tolerances import assert_close
+from tests.worlds import gaussian_law
 
 SCHEDULE = diffusion.linear(20, 1e-3, 0.3)
 STEPS = diffusion.ddim(SCHEDULE, 8, eta=1.0)
@@ -20,7 +21,7 @@ KEY = jax.random.key(3)
 @jax.jit
 def lab_terms(steps, kappa, bias, noise_hat=None):
     """KL terms of eps_hat = (1 + kappa) eps + bias on Gaussian data [N, 4000]."""
-    full = diffusion.bind(EPS_FN, gaussian.gaussian(MEAN, COV))
+    full = diffusion.bind(EPS_FN, gaussian_law(MEAN, COV))
 
     def quantized(x, t, inputs, state=()):
         return (1 + kappa) * full(x, t, None)[0] + bias[None], None, state
@@ -171,7 +172,7 @@ def test_both_modes_of_autodiff_give_the_slope_in_the_noise():
 def test_the_other_direction_swaps_the_networks():
     """KL(P_hat || P): expectation along the quantized chain."""
     kappa, bias = 0.3, np.array([0.2, 0.0, -0.1])
-    full = diffusion.bind(EPS_FN, gaussian.gaussian(MEAN, COV))
+    full = diffusion.bind(EPS_FN, gaussian_law(MEAN, COV))
 
     def quantized(x, t, inputs, state=()):
         return (1 + kappa) * full(x, t, None)[0] + bias[None], None, state
@@ -188,7 +189,7 @@ def test_the_other_direction_swaps_the_networks():
 
 def test_the_runs_are_those_of_the_sampler():
     """With error eps_hat - eps = x the terms reveal the states: |x_i|^2."""
-    full = diffusion.bind(EPS_FN, gaussian.gaussian(MEAN, COV))
+    full = diffusion.bind(EPS_FN, gaussian_law(MEAN, COV))
     x_T = jax.random.normal(KEY, (5, 3))
 
     def quantized(x, t, inputs, state=()):
@@ -219,7 +220,7 @@ def test_a_last_step_with_noise_counts():
 
 @pytest.mark.parametrize("num_steps", [1, 4])
 def test_deterministic_samplers_are_refused(num_steps):
-    call = diffusion.bind(EPS_FN, gaussian.gaussian(MEAN, COV))
+    call = diffusion.bind(EPS_FN, gaussian_law(MEAN, COV))
     with pytest.raises(ValueError, match="eta=1"):
         divergences.path_kl(
             call, call, np.zeros((2, 3)), diffusion.ddim(SCHEDULE, num_steps), key=KEY

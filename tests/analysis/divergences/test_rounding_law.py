@@ -13,6 +13,7 @@ from qdiffjax.analysis import divergences
 from qdiffjax.analysis.divergences import rounding as law
 from qdiffjax.diffusion import gaussian
 from tests.tolerances import assert_close
+from tests.worlds import gaussian_law
 
 RANGE, NUM_POINTS = 14.0, 2801  # standard deviations of P; the trapezoid rule converges beyond
 
@@ -268,7 +269,7 @@ def test_the_costs_of_steps_add_up_to_the_kl_of_a_chain():
     Zero-mean Gaussian noise of variance r^2 only changes the noise of a step: path KL with
     unequal noise is sum (v - log(1 + v)) / 2 at v = -r^2 / (1 + r^2), r^4 / 4 to leading order.
     """
-    call = diffusion.bind(gaussian.eps_fn_for(SCHEDULE), gaussian.gaussian(np.zeros(2), np.eye(2)))
+    call = diffusion.bind(gaussian.eps_fn_for(SCHEDULE), gaussian_law(np.zeros(2), np.eye(2)))
     steps = jax.tree.map(lambda leaf: leaf[:3], STEPS)
     r = 0.1
     noise_hat = steps.coeffs.noise * (1 + r**2) ** 0.5

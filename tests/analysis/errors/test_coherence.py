@@ -14,7 +14,7 @@ from tests import worlds
 from tests.analysis import coupled
 from tests.analysis.coupled import DENSE_CASES, Dense
 from tests.tolerances import assert_close
-from tests.worlds import normal
+from tests.worlds import gaussian_law, normal
 
 
 @pytest.fixture(scope="module", params=DENSE_CASES)
@@ -124,7 +124,7 @@ def test_on_gaussian_data_the_survey_misses_by_the_factor_of_the_worked_case():
         runs = m * runs + np.array([[b], [c]])
     true = runs[1, 0] - runs[0, 0]
 
-    call = diffusion.bind(gaussian.eps_fn_for(schedule), gaussian.gaussian(mean, cov))
+    call = diffusion.bind(gaussian.eps_fn_for(schedule), gaussian_law(mean, cov))
     e = (steps.coeffs.eps * eta)[:, None, None]
     xs = jnp.zeros((21, 1, 1))
     first = jax.jit(lambda xs: propagation.propagate(call, xs, steps, e))(xs)[-1, 0, 0]
@@ -177,7 +177,7 @@ def padded(steps, num):
 def test_coherent_errors_tend_to_an_integral_and_incoherent_ones_decay_as_the_root():
     """Gaussian data, DDIM: eta asinh(sqrt(m) s) / sqrt(m), m = 1 / c^2; and slope -1/2."""
     schedule, eta, c = diffusion.linear(6400, 1e-5, 3e-3), 0.01, 0.5
-    call = diffusion.bind(gaussian.eps_fn_for(schedule), gaussian.gaussian(*map(
+    call = diffusion.bind(gaussian.eps_fn_for(schedule), gaussian_law(*map(
         np.asarray, ([0.0], [[c**2]]))))  # fmt: skip
     counts, coherent, incoherent = np.array([100, 200, 400, 800]), [], []
 

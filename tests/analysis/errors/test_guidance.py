@@ -13,7 +13,7 @@ from qdiffjax.diffusion import gaussian
 from tests import worlds
 from tests.analysis import coupled
 from tests.tolerances import assert_close
-from tests.worlds import normal
+from tests.worlds import gaussian_law, normal
 
 W = 7.5
 
@@ -63,7 +63,7 @@ NUM = 2048
 
 def eps_fn(params, x, t, cond):
     """Exact denoisers of Gaussians of one covariance and mean cond: affine, with one J for all."""
-    shift = gaussian.marginal(gaussian.gaussian(np.zeros(2), COV), worlds.SCHEDULE(t)).covs[0]
+    shift = gaussian.marginal(gaussian_law(np.zeros(2), COV), worlds.SCHEDULE(t)).covs[0]
     mean = worlds.SCHEDULE(t).alpha * cond
     return worlds.SCHEDULE(t).sigma * (x - mean) @ jnp.linalg.inv(shift)
 
@@ -106,7 +106,7 @@ def measured(key, map_branches):
     v = jnp.full((10, 1, 2), SCALE**2 / 6)
     axes = coupled.axes(x_T[:1])
     unit = random_errors.final_variance(
-        lambda x, t, i, state=(): (EXACT(gaussian.gaussian(np.zeros(2), COV), x, t), None, state),
+        lambda x, t, i, state=(): (EXACT(gaussian_law(np.zeros(2), COV), x, t), None, state),
         xs[:, :1], STEPS, v, axes,
     )  # fmt: skip
     rho = 2 * jnp.sum(d_u * d_c) / (jnp.sum(d_u**2) + jnp.sum(d_c**2))

@@ -15,7 +15,7 @@ from qdiffjax.sites import rules
 from tests import worlds
 from tests.analysis import coupled
 from tests.tolerances import assert_close, slope
-from tests.worlds import normal
+from tests.worlds import gaussian_law, normal
 
 MEAN, COV = np.array([0.3, -0.5]), np.array([[1.5, 0.6], [0.6, 0.4]])
 BIAS = np.array([0.1, -0.3])
@@ -32,7 +32,7 @@ EPS_FN = gaussian.eps_fn_for(worlds.SCHEDULE)
 
 def on_gaussian_data(rule, inputs):
     """The exact denoiser of Gaussian data, disturbed at its output."""
-    data = gaussian.gaussian(MEAN, COV)
+    data = gaussian_law(MEAN, COV)
     return precision.Quantized(EPS_FN, data, {"output": inputs}, rule)
 
 

@@ -12,6 +12,7 @@ from qdiffjax.analysis.errors import coherence, propagation
 from qdiffjax.analysis.gains import flows
 from qdiffjax.diffusion import gaussian
 from tests.tolerances import assert_close
+from tests.worlds import gaussian_law
 
 SCHEDULE = diffusion.linear(200, 1e-3, 0.05)
 STEPS = diffusion.ddim(SCHEDULE, 20, eta=1.0)
@@ -43,7 +44,7 @@ def test_both_profiles_of_one_sampler_have_closed_forms_that_disagree():
     sqrt(abar_t) c^2 / v_t from t to 0), so a local error b_i bias arrives as alpha_{s_i} b_i bias.
     """
     bias = np.array([0.02, 0.0])
-    call = diffusion.bind(gaussian.eps_fn_for(SCHEDULE), gaussian.gaussian(np.zeros(2), np.eye(2)))
+    call = diffusion.bind(gaussian.eps_fn_for(SCHEDULE), gaussian_law(np.zeros(2), np.eye(2)))
     key, x_T = jax.random.key(0), jax.random.normal(jax.random.key(1), (3, 2))
 
     def quantized(x, t, inputs, state=()):

@@ -13,7 +13,7 @@ from qdiffjax.diffusion import gaussian
 from tests import worlds
 from tests.analysis import coupled
 from tests.tolerances import assert_close, slope
-from tests.worlds import normal
+from tests.worlds import gaussian_law, normal
 
 couple = functools.partial(jax.jit, static_argnums=(0, 1))(runs.couple)
 
@@ -123,7 +123,7 @@ def test_remainders_are_of_second_order(smooth):
 
 MEAN, COV = np.array([0.3, -0.5]), np.array([[1.5, 0.6], [0.6, 0.4]])
 KAPPA, BIAS = 0.2, np.array([0.1, -0.3])
-gaussian_full = diffusion.bind(gaussian.eps_fn_for(worlds.SCHEDULE), gaussian.gaussian(MEAN, COV))
+gaussian_full = diffusion.bind(gaussian.eps_fn_for(worlds.SCHEDULE), gaussian_law(MEAN, COV))
 
 
 def gaussian_hat(x, t, inputs, state=()):
@@ -176,7 +176,7 @@ def test_jacobians_multiply_over_the_steps_still_to_do_not_over_those_done():
     true = j[2] * j[1] * e[0] + j[2] * e[1] + e[2]
     literal = j[0] * e[0] + j[0] * j[1] * e[1] + j[0] * j[1] * j[2] * e[2]  # k = t ... T
     call = diffusion.bind(
-        gaussian.eps_fn_for(schedule), gaussian.gaussian(np.zeros(1), np.full((1, 1), v))
+        gaussian.eps_fn_for(schedule), gaussian_law(np.zeros(1), np.full((1, 1), v))
     )
     xs = jnp.zeros((4, 1, 1))
     actual = propagation.propagate(call, xs, steps, jnp.asarray(e)[:, None, None])[-1, 0, 0]

@@ -18,7 +18,7 @@ from qdiffjax.diffusion import NoiseLevel, gaussian
 from tests import worlds
 from tests.analysis.gains import oracles
 from tests.tolerances import assert_close, slope
-from tests.worlds import normal
+from tests.worlds import gaussian_law, normal
 
 VP, VE = diffusion.VP(), diffusion.VE()
 VARIANCES = np.array([4.0, 1.0, 0.09])
@@ -46,7 +46,7 @@ def rearrange(mixture, t, s, x):
 @pytest.mark.parametrize("process", [VP, VE], ids=["vp", "ve"])
 def test_the_flow_of_gaussian_data_multiplies_errors_by_the_ratio_of_standard_deviations(process):
     call = gaussian.eps_fn_for(process)
-    law = gaussian.gaussian(np.full(3, 0.4), np.diag(VARIANCES))
+    law = gaussian_law(np.full(3, 0.4), np.diag(VARIANCES))
     times = np.linspace(1.0, 0.2, 161)
     x, v = jnp.ones((1, 3)), jnp.ones((1, 3))
     end = jax.jit(lambda x: diffusion.solve_pf_ode(call, law, process, x, times))
@@ -161,9 +161,16 @@ def test_euler_steps_on_the_separatrix_attain_the_euler_gain():
     bounds = pathwise.mixture_posterior(s[:-1], radius, std)
     ratio = s[1:] / s[:-1]
     found = np.append(np.cumprod((ratio + (1 - ratio) * bounds)[::-1])[::-1], 1.0)
-    covs = jax.jit(jax.vmap(
-        lambda s: gaussian.posterior_cov(pair, np.zeros(1), NoiseLevel(jnp.ones_like(s), s))[0, 0]
-    ))(s[:-1])  # fmt: skip
+
+    @jax.jit
+    @jax.vmap
+    def posterior_variance(s):
+        """Tweedie: Cov[x_0 | x_t = 0] = s^2 (1 + s^2 d^2 log p / dx^2)."""
+        law = gaussian.marginal(pair, NoiseLevel(jnp.ones_like(s), s))
+        curvature = jax.hessian(lambda x: gaussian.log_prob(law, x))(jnp.zeros(1))
+        return s**2 * (1 + s**2 * curvature[0, 0])
+
+    covs = posterior_variance(s[:-1])
     factors = [
         end / start + (1 - end / start) * cov / start**2
         for (start, end), cov in zip(itertools.pairwise(s), covs, strict=True)
@@ -177,7 +184,7 @@ def test_euler_steps_on_the_separatrix_attain_the_euler_gain():
 
 def test_the_log_volumes_of_a_gaussian_chain_sum_to_its_change_of_entropy():
     mean, cov = np.array([0.3, -0.5]), np.array([[1.5, 0.6], [0.6, 0.4]])
-    call = diffusion.bind(gaussian.eps_fn_for(worlds.SCHEDULE), gaussian.gaussian(mean, cov))
+    call = diffusion.bind(gaussian.eps_fn_for(worlds.SCHEDULE), gaussian_law(mean, cov))
     run = jax.jit(lambda x_T: diffusion.sample(call, x_T, worlds.DDIM).states)
     xs = run(worlds.X_T)
     chain = gaussian.gaussian_chain(mean, cov, worlds.SCHEDULE, worlds.DDIM)

@@ -9,6 +9,7 @@ from scipy import integrate
 from qdiffjax import diffusion, estimates
 from qdiffjax.analysis import divergences
 from qdiffjax.diffusion import gaussian
+from tests.worlds import gaussian_law
 
 
 def flow_kl_rate(velocity, velocity_hat, score, score_hat):
@@ -150,12 +151,12 @@ def exact_integral(process, t_min):
 @pytest.mark.parametrize("name", PROCESSES)
 def test_girsanov_is_the_integral_and_bounds_the_kl_of_the_marginal(name):
     process, t_min = PROCESSES[name], 0.02
-    full = diffusion.bind(gaussian.eps_fn_for(process), gaussian.gaussian(MEAN, COV))
+    full = diffusion.bind(gaussian.eps_fn_for(process), gaussian_law(MEAN, COV))
 
     def quantized(x, t, inputs, state=()):
         return (1 + KAPPA) * full(x, t, None)[0] + BIAS[None], None, state
 
-    x_0 = gaussian.sample_mixture(jax.random.key(0), gaussian.gaussian(MEAN, COV), 2000)
+    x_0 = gaussian.sample_mixture(jax.random.key(0), gaussian_law(MEAN, COV), 2000)
     rule = divergences.quadrature(t_min, 1.0)
 
     @jax.jit

@@ -17,7 +17,7 @@ from tests import worlds
 from tests.analysis import coupled
 from tests.analysis.coupled import DENSE_CASES, Dense
 from tests.tolerances import assert_close
-from tests.worlds import normal
+from tests.worlds import gaussian_law, normal
 
 # ------------------------------------------------------------------ one linear map
 
@@ -215,7 +215,7 @@ def test_log_norms_of_the_flow_of_gaussian_data_are_their_closed_form():
     """A = f I + g^2 C_t^-1 / 2 with eigenvalues f + g^2 / (2 v)."""
     variances = np.array([2.0, 0.5, 0.1])
     field = diffusion.pf_ode(
-        gaussian.eps_fn_for(VP), gaussian.gaussian(np.zeros(3), np.diag(variances)), VP
+        gaussian.eps_fn_for(VP), gaussian_law(np.zeros(3), np.diag(variances)), VP
     )
     xs = normal(8, 3, 2, 3)
     run = jax.jit(lambda xs: lyapunov.log_norms(field, TS, xs, key=worlds.KEY, num_iterations=3))

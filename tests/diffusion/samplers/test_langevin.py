@@ -9,6 +9,7 @@ from scipy import integrate, linalg, stats
 from qdiffjax import diffusion as d
 from qdiffjax.diffusion import gaussian
 from tests.tolerances import assert_close
+from tests.worlds import gaussian_law
 
 PROCESS = d.CLD()
 MEAN, VARIANCE = 0.7, 0.36  # of the data, one dimension
@@ -77,7 +78,7 @@ def test_the_denoiser_is_that_of_the_joint_gaussian_law():
     x_0 = mean + (u.reshape(3, 4) - to_u @ mean) @ gain.T
     expected = np.einsum("jk,bkn->bjn", np.linalg.inv(sigma), u - alpha[:, None] * x_0[:, None])
     eps_fn = d.cld_eps_fn_for(PROCESS)
-    found = eps_fn(gaussian.gaussian(mean, cov), jnp.asarray(u), jnp.float64(t))
+    found = eps_fn(gaussian_law(mean, cov), jnp.asarray(u), jnp.float64(t))
     assert_close(found, expected, factor=1e3)
 
 
@@ -86,7 +87,7 @@ def test_the_velocity_half_of_eps_is_its_score():
     t, u, h = 0.3, np.array([0.4, -0.2]), 1e-6
     density = stats.multivariate_normal(*law(PROCESS, t)).logpdf
     slope = (density(u + np.array([0, h])) - density(u - np.array([0, h]))) / (2 * h)
-    data = gaussian.gaussian(np.array([MEAN]), VARIANCE * np.eye(1))
+    data = gaussian_law(np.array([MEAN]), VARIANCE * np.eye(1))
     eps = d.cld_eps_fn_for(PROCESS)(data, jnp.asarray(u).reshape(1, 2, 1), jnp.float64(t))
     np.testing.assert_allclose(eps[0, 1, 0], -PROCESS.exact(t).sigma[1, 1] * slope, rtol=1e-7)
 
@@ -103,7 +104,7 @@ def test_the_exact_denoiser_has_the_posterior_variance_as_its_loss():
     variance = 1 - np.einsum("tij,tij->t", roots[..., 1:], np.linalg.solve(covs, roots[..., 1:]))
     num, key = 8000, jax.random.key(0)
     x_0 = MEAN + np.sqrt(VARIANCE) * jax.random.normal(key, (num, 1))
-    data = gaussian.gaussian(np.array([MEAN]), VARIANCE * np.eye(1))
+    data = gaussian_law(np.array([MEAN]), VARIANCE * np.eye(1))
     found = jax.jit(lambda x: d.cld_loss(eps_fn, data, jax.random.fold_in(key, 1), x, PROCESS))(x_0)
     second = 3 * np.mean(variance**2)  # fourth moment of a Gaussian, over times
     assert abs(found - variance.mean()) < 5 * np.sqrt((second - variance.mean() ** 2) / num)
@@ -181,7 +182,7 @@ def test_euler_maruyama_is_one_step_of_the_reverse_sde_by_hand():
 
 def test_sampling_applies_the_matrices_to_axis_one():
     steps = d.cld_euler_maruyama(PROCESS, d.power_times(0.9, 0.1, 4))
-    data = gaussian.gaussian(np.array([MEAN]), VARIANCE * np.eye(1))
+    data = gaussian_law(np.array([MEAN]), VARIANCE * np.eye(1))
     u = jnp.asarray(np.random.default_rng(0).normal(size=(3, 2, 1)))
     eps_fn, key = d.cld_eps_fn_for(PROCESS), jax.random.key(0)
     found = jax.jit(lambda u: d.sample(d.bind(eps_fn, data), u, steps, key=key).x_0)(u)

@@ -36,7 +36,13 @@ def uniform(process, start, end, num):
 
 def warm(grid_fn, power):
     """The grid with a first step of O(h^(1 + power)), so that the start of order 1 is no matter."""
-    return lambda *args: d.warm_start(grid_fn(*args), float(args[-1]) ** -power)
+
+    def grid(*args):
+        times = grid_fn(*args)
+        first = times[0] + float(args[-1]) ** -power * (times[1] - times[0])
+        return np.insert(np.asarray(times, np.float64), 1, first)
+
+    return grid
 
 
 LOG_SNR, WARM, WARMER = d.log_snr_times, warm(d.log_snr_times, 1), warm(d.log_snr_times, 2)

@@ -9,6 +9,7 @@ from scipy import optimize, stats
 from qdiffjax import diffusion
 from qdiffjax.diffusion import NoiseLevel, gaussian
 from tests.tolerances import assert_close
+from tests.worlds import gaussian_law
 
 
 def ve(times):
@@ -132,7 +133,7 @@ def test_coefficients_accept_traced_levels_and_eta():
 @pytest.mark.parametrize("num_steps", [1, 3, 10])
 def test_ddim_reaches_point_mass_data_in_any_number_of_steps(num_steps):
     schedule, data = diffusion.linear(10, 0.1, 0.5), jnp.array([[2.0, -1.0]])
-    point = gaussian.gaussian(data[0], jnp.zeros((2, 2)))
+    point = gaussian_law(data[0], jnp.zeros((2, 2)))
     call_fn = diffusion.bind(gaussian.eps_fn_for(schedule), point)
     x_T = jnp.array([[0.3, 5.0]])
     assert_close(final(call_fn, x_T, diffusion.ddim(schedule, num_steps)), data,
@@ -155,7 +156,7 @@ def test_every_sampler_ends_without_noise():
 @pytest.mark.parametrize("c", [0.5, 2.0])
 def test_ddim_converges_to_the_probability_flow_of_gaussian_data_with_slope_minus_one(c):
     schedule, mean = diffusion.linear(), jnp.array([1.0, -0.5])
-    data = gaussian.gaussian(mean, c**2 * jnp.eye(2))
+    data = gaussian_law(mean, c**2 * jnp.eye(2))
     call_fn = diffusion.bind(gaussian.eps_fn_for(schedule), data)
     x_T = jnp.array([0.7, -1.3])
     abar = schedule.alpha_bar[-1]
@@ -198,7 +199,7 @@ def test_ddim_converges_to_the_monotone_rearrangement_of_a_1d_mixture():
 def test_the_ddpm_mean_map_of_gaussian_data_telescopes(num_steps):
     schedule, c = diffusion.linear(100, 1e-3, 0.1), 0.6
     call_fn = diffusion.bind(
-        gaussian.eps_fn_for(schedule), gaussian.gaussian(jnp.array([2.0]), c**2 * jnp.eye(1))
+        gaussian.eps_fn_for(schedule), gaussian_law(jnp.array([2.0]), c**2 * jnp.eye(1))
     )
     steps = zero_noise(diffusion.ddpm(schedule, num_steps))
     gain = jax.jacfwd(lambda x: final(call_fn, x, steps))(jnp.array([0.4]))

@@ -10,6 +10,7 @@ import pytest
 from qdiffjax import diffusion as d
 from qdiffjax.diffusion import gaussian
 from tests.tolerances import assert_close
+from tests.worlds import gaussian_law
 
 SCHEDULE, VP = d.linear(), d.VP()
 TIMES, REAL = d.uniform_times(1000, 8), d.log_snr_times(VP, 0.9, 0.01, 8)
@@ -89,7 +90,7 @@ def test_data_at_one_point_is_reached_exactly_in_any_number_of_steps(name):
 def test_padding_changes_nothing(name):
     steps, num_calls = METHODS[name]
     process = d.Interpolated(SCHEDULE) if name in ("plms", "pndm") else VP
-    call_fn = d.bind(gaussian.eps_fn_for(process), gaussian.gaussian(jnp.ones(2), jnp.eye(2) / 4))
+    call_fn = d.bind(gaussian.eps_fn_for(process), gaussian_law(jnp.ones(2), jnp.eye(2) / 4))
     x, key = jax.random.normal(jax.random.key(1), (3, 2)), jax.random.key(0)
     run = jax.jit(lambda s: d.sample(call_fn, x, s, key=key).x_0)
     assert_close(run(d.pad(steps, num_calls + 2, 6)), run(steps), factor=1e3)
