@@ -33,6 +33,7 @@ import numpy as np
 from experiments.harness import old_command as command
 from experiments.harness import subject
 from qdiffjax import compiling, diffusion
+from qdiffjax.denoiser import Denoiser
 from qdiffjax.networks import data, denoisers
 
 BIN = 2 / 255  # of a pixel in [-1, 1]
@@ -93,7 +94,7 @@ def grids(process, config: Config) -> tuple[np.ndarray, np.ndarray]:
     return times, times[np.minimum((np.arange(times.size) + 1) // 2 * 2, times.size - 1)]
 
 
-def bits(denoiser: denoisers.Denoiser, config: Config):
+def bits(denoiser: Denoiser, config: Config):
     """Return fn(params, image, label, key, times) -> (bound, dequantized), each [batch]."""
     process, eps_fn = subject.continuous(denoiser)
     level = process.exact(grids(process, config)[0][0])

@@ -20,12 +20,12 @@ import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from qdiffjax import diffusion
-from qdiffjax.networks import denoisers, training
+from qdiffjax.networks import configs, training
 
-config = denoisers.ModelConfig(
+config = configs.ModelConfig(
     (4, 4, 1), "dit", {"patch": 2, "width": 8, "depth": 1, "num_heads": 2}, num_classes=2,
 )
-leaves, tree = jax.tree.flatten(denoisers.init_params(config, jax.random.key(0)))
+leaves, tree = jax.tree.flatten(configs.init_params(config, jax.random.key(0)))
 rng = np.random.default_rng(0)
 params = jax.tree.unflatten(tree, [
     leaf + jnp.asarray(0.1 * rng.normal(size=leaf.shape), leaf.dtype) for leaf in leaves
@@ -33,7 +33,7 @@ params = jax.tree.unflatten(tree, [
 mesh = Mesh(np.array(jax.devices()), ("batch",))
 
 steps = diffusion.ddpm(diffusion.linear(), 3)
-eps_fn = denoisers.make_eps_fn(config)
+eps_fn = configs.make_eps_fn(config)
 x_T = jax.random.normal(jax.random.key(1), (8, 4, 4, 1))
 label = jnp.arange(8) % 3
 

@@ -17,7 +17,7 @@ from flax import nnx
 from qdiffjax import diffusion, precision
 from qdiffjax.diffusion import gaussian
 from qdiffjax.hardware import costs
-from qdiffjax.networks import denoisers
+from qdiffjax.networks import configs, denoisers
 from qdiffjax.networks.models.adapters import from_nnx
 from qdiffjax.networks.models.unet import UNet
 from qdiffjax.quant import IntFormat, noise
@@ -386,7 +386,7 @@ def calibrated(net, ranges=None):
 
 # ------------------------------------------------------------------ a tiny checkpoint
 
-TINY = denoisers.ModelConfig(
+TINY = configs.ModelConfig(
     shape=(8, 8, 1), network="unet", num_train_steps=50,
     arguments={"channels": (8,), "num_blocks": 1, "attention": (False,), "patch": 1},
 )  # fmt: skip
@@ -397,7 +397,7 @@ TINY_DIT = dataclasses.replace(
 
 def tiny_params(config=TINY):
     """Initial parameters plus small random numbers: kernels that begin at zero do something."""
-    leaves, tree = jax.tree.flatten(denoisers.init_params(config, jax.random.key(0)))
+    leaves, tree = jax.tree.flatten(configs.init_params(config, jax.random.key(0)))
     keys = jax.random.split(jax.random.key(1), len(leaves))
     noisy = [
         leaf + jnp.asarray(0.1, leaf.dtype) * jax.random.normal(key, leaf.shape, leaf.dtype)

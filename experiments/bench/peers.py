@@ -11,7 +11,7 @@ from experiments.bench import torch_twin
 from experiments.harness import timing
 from qdiffjax import diffusion
 from qdiffjax._checks import require
-from qdiffjax.networks.denoisers import NETWORKS
+from qdiffjax.networks.configs import NETWORKS
 
 
 class Peer(NamedTuple):

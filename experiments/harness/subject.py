@@ -10,8 +10,9 @@ import numpy as np
 
 from experiments.harness import store
 from qdiffjax import diffusion, precision
+from qdiffjax.denoiser import Denoiser
 from qdiffjax.networks import denoisers
-from qdiffjax.networks.denoisers import PREDICTIONS
+from qdiffjax.networks.configs import PREDICTIONS
 from qdiffjax.precision import calibration
 from qdiffjax.sites import Site, list_sites, match
 
@@ -58,7 +59,7 @@ class Subject:
     run; globs: which sites are quantized.
     """
 
-    denoiser: denoisers.Denoiser
+    denoiser: Denoiser
     sites: tuple[Site, ...]
     weights: dict[str, Any]
     ranges: calibration.Ranges
@@ -92,7 +93,7 @@ class Subject:
         return store.fingerprint(*(np.asarray(a) for a in jax.tree.leaves(self.denoiser.params)))
 
 
-def continuous(denoiser: denoisers.Denoiser):
+def continuous(denoiser: Denoiser):
     """Return the denoiser's process at real times, and its eps_fn there.
 
     Its own eps_fn reads a discrete schedule, if the network does not predict eps.
@@ -104,7 +105,7 @@ def continuous(denoiser: denoisers.Denoiser):
     return process, diffusion.as_eps(denoiser.net_fn or denoiser.eps_fn, process, prediction)
 
 
-def noise(denoiser: denoisers.Denoiser, num: int, seed: int) -> jax.Array:
+def noise(denoiser: Denoiser, num: int, seed: int) -> jax.Array:
     """Initial noise [num, *shape]; sample i is the same for every num."""
     keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(jnp.arange(num))
     return jax.vmap(lambda k: jax.random.normal(k, denoiser.config.shape, jnp.float32))(keys)
@@ -143,7 +144,7 @@ def prepare(checkpoint: str, steps_of, globs, seed: int) -> Subject:
     return Subject(denoiser, sites, weights, ranges, tuple(globs))
 
 
-def observe(denoiser: denoisers.Denoiser, steps: diffusion.Steps, seed: int) -> calibration.Ranges:
+def observe(denoiser: Denoiser, steps: diffusion.Steps, seed: int) -> calibration.Ranges:
     """Ranges of the activations at every step of a calibration run of this sampler."""
     x_T = noise(denoiser, NUM_CALIBRATION, seed + 1_000_003)
     run = jax.jit(

@@ -28,6 +28,7 @@ from experiments.harness import old_command as command
 from experiments.harness import subject
 from experiments.sampler_grids import plots
 from qdiffjax import compiling, diffusion
+from qdiffjax.denoiser import Denoiser
 from qdiffjax.networks import data, denoisers
 
 SIGMA_MAX, SIGMA_MIN = 150.0, 0.01  # in units of the signal: the ends of the linear schedule
@@ -138,7 +139,7 @@ def chosen(names: tuple[str, ...]) -> tuple[Entry, ...]:
     return tuple(known[name] for name in names) or ENTRIES
 
 
-def sample(denoiser: denoisers.Denoiser, tables, x_T, label, key) -> np.ndarray:
+def sample(denoiser: Denoiser, tables, x_T, label, key) -> np.ndarray:
     """Images of every table [samplers, samples, *shape], in one compilation."""
     _, eps_fn = subject.continuous(denoiser)
     condition = () if label is None else (label,)

@@ -35,7 +35,7 @@ from experiments.train.measure import (
     train,
     with_latent_scale,
 )
-from qdiffjax.networks import data, denoisers, training
+from qdiffjax.networks import configs, data, denoisers, training
 
 __all__ = ["main", "model_config", "sample_grid", "train"]
 
@@ -53,8 +53,8 @@ def parse(argv=None) -> argparse.Namespace:
     add("--model", choices=["unet", "dit", "autoencoder"], default="unet", help="%(default)s")
     add("--latent", help="checkpoint of the autoencoder whose latents to model")
     add("--classes", action="store_true", help="condition on the labels of the data")
-    add("--prediction", choices=sorted(denoisers.PREDICTIONS), default="eps", help="%(default)s")
-    add("--schedule", choices=sorted(denoisers.SCHEDULES), default="linear", help="%(default)s")
+    add("--prediction", choices=sorted(configs.PREDICTIONS), default="eps", help="%(default)s")
+    add("--schedule", choices=sorted(configs.SCHEDULES), default="linear", help="%(default)s")
     add("--weighting", choices=sorted(WEIGHTINGS), default="simple", help="%(default)s")
     add("--steps", type=int, default=16_000, help="optimizer steps (%(default)s)")
     add("--batch", type=int, default=64, help="images a step (%(default)s)")
@@ -71,7 +71,7 @@ def parse(argv=None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def configure(args, dataset: data.Dataset) -> denoisers.ModelConfig:
+def configure(args, dataset: data.Dataset) -> configs.ModelConfig:
     """The model that the command line asks for.
 
     Raises:
@@ -105,7 +105,7 @@ def make_mesh(num_devices: int) -> Mesh | None:
     return Mesh(np.array(found[:num_devices]), ("batch",)) if num_devices > 1 else None
 
 
-def prepare(args) -> tuple[data.Dataset, denoisers.ModelConfig]:
+def prepare(args) -> tuple[data.Dataset, configs.ModelConfig]:
     """Load the data, encode it for latent diffusion, and describe the model; raises as they do."""
     dataset = data.load(args.data)
     print(f"{len(dataset.images)} images of shape {dataset.images.shape[1:]} from {args.data}")

@@ -8,14 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from qdiffjax import diffusion
+from qdiffjax.denoiser import Codec, Denoiser
 from qdiffjax.diffusion import losses
-from qdiffjax.networks import data, denoisers, training
+from qdiffjax.networks import configs, data, denoisers, training
 
 WEIGHTINGS = {"simple": None, "min-snr": losses.min_snr, "p2": losses.p2}
 LABEL_DROPOUT = 0.1
 
 
-def model_config(images, channels, num_blocks, num_classes=0) -> denoisers.ModelConfig:
+def model_config(images, channels, num_blocks, num_classes=0) -> configs.ModelConfig:
     """A UNet that fits `images` [n, h, w, c]: pixels folded 2x2 from 16 pixels on."""
     attention = (False,) * (len(channels) - 1) + (True,)
     patch = 2 if images.shape[1] >= 16 else 1
@@ -23,38 +24,36 @@ def model_config(images, channels, num_blocks, num_classes=0) -> denoisers.Model
         "channels": tuple(channels), "num_blocks": num_blocks, "attention": attention,
         "patch": patch,
     }  # fmt: skip
-    return denoisers.ModelConfig(
-        tuple(images.shape[1:]), "unet", arguments, num_classes=num_classes
-    )
+    return configs.ModelConfig(tuple(images.shape[1:]), "unet", arguments, num_classes=num_classes)
 
 
-def dit_config(images, width, depth, patch, num_classes=0) -> denoisers.ModelConfig:
+def dit_config(images, width, depth, patch, num_classes=0) -> configs.ModelConfig:
     """A DiT that fits `images` [n, h, w, c], with heads of 32 features or a few more."""
     num_heads = max(h for h in range(1, max(1, width // 32) + 1) if width % h == 0)
     arguments = {"patch": patch, "width": width, "depth": depth, "num_heads": num_heads}
-    return denoisers.ModelConfig(tuple(images.shape[1:]), "dit", arguments, num_classes=num_classes)
+    return configs.ModelConfig(tuple(images.shape[1:]), "dit", arguments, num_classes=num_classes)
 
 
-def autoencoder_config(images, channels, latent_channels) -> denoisers.ModelConfig:
+def autoencoder_config(images, channels, latent_channels) -> configs.ModelConfig:
     """An autoencoder that fits `images` [n, h, w, c]."""
     arguments = {
         "channels": tuple(channels), "latent_channels": latent_channels,
         "image_channels": images.shape[-1],
     }  # fmt: skip
-    return denoisers.ModelConfig(tuple(images.shape[1:]), "autoencoder", arguments)
+    return configs.ModelConfig(tuple(images.shape[1:]), "autoencoder", arguments)
 
 
-def make_loss(config: denoisers.ModelConfig, *, weight_fn=None, dtype=jnp.float32):
+def make_loss(config: configs.ModelConfig, *, weight_fn=None, dtype=jnp.float32):
     """Return loss_fn(params, key, batch); a batch is x_0 [b, ...] or (x_0, labels [b]).
 
     The network computes in `dtype`; parameters, targets and the loss are float32. A label is
     dropped with probability LABEL_DROPOUT, for classifier-free guidance.
     """
     if config.network == "autoencoder":
-        apply = denoisers.build(config, dtype=dtype).apply
+        apply = configs.build(config, dtype=dtype).apply
         return lambda params, key, x: losses.autoencoder_loss(apply, params, key, x)
-    net_fn = denoisers.make_net_fn(config, dtype=dtype)
-    schedule = denoisers.make_schedule(config)
+    net_fn = configs.make_net_fn(config, dtype=dtype)
+    schedule = configs.make_schedule(config)
 
     def loss_fn(params, key, batch):
         x_0: Any = batch
@@ -65,7 +64,7 @@ def make_loss(config: denoisers.ModelConfig, *, weight_fn=None, dtype=jnp.float3
             condition = (losses.drop_labels(key_drop, label, config.num_classes, LABEL_DROPOUT),)
         return losses.prediction_loss(
             lambda params, x, t: net_fn(params, x, t, *condition), params, key, x_0, schedule,
-            prediction=denoisers.PREDICTIONS[config.prediction], weight_fn=weight_fn,
+            prediction=configs.PREDICTIONS[config.prediction], weight_fn=weight_fn,
         )  # fmt: skip
 
     return loss_fn
@@ -73,26 +72,26 @@ def make_loss(config: denoisers.ModelConfig, *, weight_fn=None, dtype=jnp.float3
 
 def train(images, config, settings, *, labels=None, weight_fn=None, dtype=jnp.float32, **kwargs):
     """Train and return the final `training.TrainState`; keyword arguments are those of `fit`."""
-    params = denoisers.init_params(config, jax.random.key(settings.seed))
+    params = configs.init_params(config, jax.random.key(settings.seed))
     loss_fn = make_loss(config, weight_fn=weight_fn, dtype=dtype)
     examples = (images, labels) if config.num_classes else images
     return training.fit(loss_fn, params, examples, settings, **kwargs)
 
 
-def encode(codec: denoisers.Codec, images, *, batch_size: int = 500) -> np.ndarray:
+def encode(codec: Codec, images, *, batch_size: int = 500) -> np.ndarray:
     """Latents [n, h, w, d] of images, a batch at a time."""
     run = jax.jit(codec.encode)
     parts = range(0, len(images), batch_size)
     return np.concatenate([np.asarray(run(images[i : i + batch_size])) for i in parts])
 
 
-def with_latent_scale(config, params, images) -> denoisers.ModelConfig:
+def with_latent_scale(config, params, images) -> configs.ModelConfig:
     """The description of an autoencoder whose latents of `images` have standard deviation 1."""
     latents = encode(denoisers.make_codec(params, config), images)
     return dataclasses.replace(config, latent_scale=config.latent_scale / float(latents.std()))
 
 
-def sample_grid(denoiser: denoisers.Denoiser, *, num=64, num_steps=100, seed=0):
+def sample_grid(denoiser: Denoiser, *, num=64, num_steps=100, seed=0):
     """Samples [num, h, w, c] of a trained denoiser, its classes in turn: DDIM, uniform times."""
     x_T = jax.random.normal(jax.random.key(seed), (num, *denoiser.config.shape))
     codec, schedule = denoiser.codec, denoiser.schedule
@@ -100,7 +99,7 @@ def sample_grid(denoiser: denoisers.Denoiser, *, num=64, num_steps=100, seed=0):
         denoiser = denoiser.conditioned(np.arange(num) % denoiser.config.num_classes)
     fn: Any = denoiser.eps_fn
     if isinstance(schedule, diffusion.Process):  # starts at alpha = 0, where eps says nothing
-        fn, prediction = denoiser.net_fn, denoisers.PREDICTIONS[denoiser.config.prediction]
+        fn, prediction = denoiser.net_fn, configs.PREDICTIONS[denoiser.config.prediction]
         times = diffusion.power_times(1.0, 0.0, num_steps)
         steps = diffusion.dpmpp_1(schedule, times, prediction=prediction)
     else:
@@ -113,7 +112,7 @@ def sample_grid(denoiser: denoisers.Denoiser, *, num=64, num_steps=100, seed=0):
     return np.asarray(jax.jit(run)(denoiser.params, x_T))
 
 
-def reconstructions(codec: denoisers.Codec, images) -> np.ndarray:
+def reconstructions(codec: Codec, images) -> np.ndarray:
     """Images [2 n, h, w, c]: eight originals, eight reconstructions, and so on."""
     back = np.asarray(jax.jit(lambda x: codec.decode(codec.encode(x)))(images))
     rows = [a.reshape(-1, 8, *images.shape[1:]) for a in (images, back)]

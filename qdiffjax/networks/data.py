@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from qdiffjax._checks import require
+
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 
 
@@ -28,8 +30,7 @@ class Dataset(NamedTuple):
 def to_unit(images):
     """Map uint8 pixels [n, h, w] or [n, h, w, c] to float32 in [-1, 1], [n, h, w, c]."""
     images = np.asarray(images)
-    if images.dtype != np.uint8:
-        raise ValueError(f"to_unit got {images.dtype} pixels, expected uint8 in 0..255.")
+    require(images.dtype == np.uint8, got=f"{images.dtype} pixels", expected="uint8 in 0..255")
     images = images[..., None] if images.ndim == 3 else images
     return images.astype(np.float32) / 127.5 - 1.0
 
@@ -45,25 +46,19 @@ def read_idx(path):
     with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as f:
         raw = f.read()
     start = 4 + 4 * raw[3] if raw[:3] == b"\x00\x00\x08" and len(raw) > 3 else 0
-    if not start or len(raw) < start:
-        raise ValueError(f"{path} is not an IDX file of unsigned bytes (magic {raw[:4].hex()}).")
+    require(0 < start <= len(raw), path, got=f"magic {raw[:4].hex()}",
+            expected="an IDX file of unsigned bytes")  # fmt: skip
     shape = struct.unpack(f">{raw[3]}I", raw[4:start])
-    if len(raw) - start != math.prod(shape):
-        raise ValueError(
-            f"{path} holds {len(raw) - start} bytes of pixels, its header says {shape}; the file "
-            "is damaged, fetch it again."
-        )
+    require(
+        len(raw) - start == math.prod(shape), path, got=f"{len(raw) - start} bytes of pixels",
+        expected=f"{shape}, as its header says", remedy="the file is damaged, fetch it again",
+    )  # fmt: skip
     return np.frombuffer(raw, np.uint8, offset=start).reshape(shape)
 
 
 def digits() -> np.ndarray:
     """Return the 1797 handwritten digits of scikit-learn: [1797, 8, 8, 1] in [-1, 1]."""
     return load("digits").images
-
-
-def load_images(path) -> np.ndarray:
-    """Return the images of `load(path)` [n, h, w, c]."""
-    return load(path).images
 
 
 def load(path, split: str = "train") -> Dataset:
@@ -87,11 +82,12 @@ def load(path, split: str = "train") -> Dataset:
     if str(path) == "digits":
         return _digits()
     path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(
-            f"No data at {path}: expected 'digits', an .npz, an IDX file, or a folder with one. "
-            "On Debian, Fashion-MNIST is the package dataset-fashion-mnist."
-        )
+    require(
+        path.exists(), got=f"no data at {path}",
+        expected="'digits', an .npz, an IDX file, or a folder with one",
+        remedy="on Debian, Fashion-MNIST is the package dataset-fashion-mnist",
+        error=FileNotFoundError,
+    )  # fmt: skip
     if path.is_dir():
         images, labels = _read_folder(path, split)
     elif path.suffix == ".npz":
@@ -104,20 +100,21 @@ def load(path, split: str = "train") -> Dataset:
 def _digits():
     from sklearn.datasets import load_digits
 
-    found = load_digits()
-    images = (found.images.astype(np.float32) / 8.0 - 1.0)[..., None]
-    return Dataset(images, found.target.astype(np.int32))
+    stored = load_digits()
+    images = (stored.images.astype(np.float32) / 8.0 - 1.0)[..., None]
+    return Dataset(images, stored.target.astype(np.int32))
 
 
 def _checked(path, images, labels):
     if labels is None:
         return Dataset(to_unit(images))
     labels = np.asarray(labels).astype(np.int32)
-    if labels.shape != images.shape[:1] or labels.min(initial=0) < 0:
-        raise ValueError(
-            f"{path} holds {len(images)} images and labels of shape {labels.shape} from "
-            f"{labels.min(initial=0)}, expected one label from 0 for each image."
-        )
+    least = labels.min(initial=0)
+    require(
+        labels.shape == images.shape[:1] and least >= 0, path,
+        got=f"{len(images)} images and labels of shape {labels.shape} from {least}",
+        expected="one label from 0 for each image",
+    )  # fmt: skip
     return Dataset(to_unit(images), labels)
 
 
@@ -135,16 +132,16 @@ def _read_folder(path, split):
     classes = sorted(p for p in root.iterdir() if p.is_dir())
     groups = [sorted(_pictures(p)) for p in classes] if classes else [sorted(_pictures(root))]
     files = [f for group in groups for f in group]
-    if not files:
-        names = ", ".join(p.name for p in sorted(path.iterdir())[:8]) or "nothing"
-        raise FileNotFoundError(f"No train-images* and no image files in {path}; it holds {names}.")
+    names = ", ".join(p.name for p in sorted(path.iterdir())[:8]) or "nothing"
+    require(files, path, got=f"a folder with {names}", expected="train-images* or image files",
+            error=FileNotFoundError)  # fmt: skip
     images = [_picture(f) for f in files]
-    if len({a.shape for a in images}) > 1:
-        odd = next(i for i, a in enumerate(images) if a.shape != images[0].shape)
-        raise ValueError(
-            f"{files[odd]} has shape {images[odd].shape}, {files[0]} has {images[0].shape}; "
-            "expected images of one size and colour mode, convert them first."
-        )
+    for file, image in zip(files, images, strict=True):
+        require(
+            image.shape == images[0].shape, file, got=f"shape {image.shape}",
+            expected=f"{images[0].shape}, one size and colour mode as {files[0]}",
+            remedy="convert them first",
+        )  # fmt: skip
     labels = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
     return np.stack(images), labels if classes else None
 
@@ -167,10 +164,9 @@ def _read_npz(path, split):
             return _read_jpegs(arrays, split), arrays.get(f"{split}_y")
         # Names of this split first; stable, so the stored order otherwise.
         stored = sorted(((name, arrays[name]) for name in arrays), key=lambda p: split not in p[0])
-        found = [a for _, a in stored if a.dtype == np.uint8 and a.ndim in (3, 4)]
-        if not found:
-            raise ValueError(f"{path} holds no uint8 array of rank 3 or 4; it has {list(arrays)}.")
-        images = found[0]
+        pictures = [a for _, a in stored if a.dtype == np.uint8 and a.ndim in (3, 4)]
+        require(pictures, path, got=list(arrays), expected="a uint8 array of rank 3 or 4")
+        images = pictures[0]
         fits = [
             a.ravel() for _, a in stored
             if np.issubdtype(a.dtype, np.integer) and a.shape in ((len(images),), (len(images), 1))

@@ -11,6 +11,8 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from qdiffjax._checks import require
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
@@ -44,15 +46,14 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self):
-        for name in ("num_steps", "batch_size", "log_every", "save_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"got {name}={getattr(self, name)}, expected at least 1.")
-        for name in ("learning_rate", "max_norm"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"got {name}={getattr(self, name)}, expected a positive number.")
-        for name in ("ema_decay", "decay_fraction"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"got {name}={getattr(self, name)}, expected it in [0, 1].")
+        for names, expected, fits in (
+            ("num_steps batch_size log_every save_every", "at least 1", lambda v: v >= 1),
+            ("learning_rate max_norm", "a positive number", lambda v: v > 0),
+            ("ema_decay decay_fraction", "it in [0, 1]", lambda v: 0 <= v <= 1),
+        ):
+            for name in names.split():
+                value = getattr(self, name)
+                require(fits(value), got=f"{name}={value}", expected=expected)
 
 
 class TrainState(NamedTuple):
@@ -200,18 +201,18 @@ def _place(state, examples, config, mesh):
     """Put the state and the examples on the device, or a copy of them on each of the mesh."""
     examples = jax.tree.map(jnp.asarray, examples)
     counts = {leaf.shape[0] if leaf.ndim else 0 for leaf in jax.tree.leaves(examples)}
-    if len(counts) != 1 or 0 in counts:
-        raise ValueError(
-            f"got arrays of {sorted(counts)} examples, expected as many of each and at least one; "
-            "images and labels must belong together."
-        )
+    require(
+        len(counts) == 1 and 0 not in counts, got=f"arrays of {sorted(counts)} examples",
+        expected="as many of each and at least one",
+        remedy="images and labels must belong together",
+    )  # fmt: skip
     if mesh is None:
         return state, examples
-    if config.batch_size % mesh.size:
-        raise ValueError(
-            f"got batches of {config.batch_size} for {mesh.size} devices, expected a multiple of "
-            f"{mesh.size}; change batch_size."
-        )
+    require(
+        config.batch_size % mesh.size == 0,
+        got=f"batches of {config.batch_size} for {mesh.size} devices",
+        expected=f"a multiple of {mesh.size}", remedy="change batch_size",
+    )  # fmt: skip
     return jax.device_put((state, examples), NamedSharding(mesh, PartitionSpec()))
 
 
@@ -219,11 +220,11 @@ def _last_point(state, config) -> float:
     """Return the newest point of the curve, if it is finite."""
     step = int(state.step)
     mean = float(state.losses[step // config.log_every - 1])
-    if not np.isfinite(mean):
-        raise FloatingPointError(
-            f"loss is {mean} at step {step}; lower the learning rate "
-            f"(now {config.learning_rate}) and start from the last checkpoint."
-        )
+    require(
+        np.isfinite(mean), f"loss at step {step}", got=mean, expected="a finite number",
+        remedy=f"lower the learning rate (now {config.learning_rate}) and start from the last "
+        "checkpoint", error=FloatingPointError,
+    )  # fmt: skip
     return mean
 
 

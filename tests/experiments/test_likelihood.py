@@ -58,7 +58,7 @@ class Normal:
 
     def __init__(self, shape):
         from qdiffjax import diffusion
-        from qdiffjax.networks.denoisers import ModelConfig
+        from qdiffjax.networks.configs import ModelConfig
 
         self.schedule, self.config = diffusion.linear(), ModelConfig(shape)
         self.net_fn = lambda params, x, t: diffusion.Interpolated(diffusion.linear())(t).sigma * x

@@ -24,7 +24,7 @@ def test_an_idx_file_is_read_as_written_alone_or_in_its_folder(tmp_path, name):
     write_idx(tmp_path / name, IMAGES)
     np.testing.assert_array_equal(data.read_idx(tmp_path / name), IMAGES)
     for path in (tmp_path / name, tmp_path, str(tmp_path)):
-        got = data.load_images(path)
+        got = data.load(path).images
         assert (got.shape, got.dtype) == ((2, 3, 4, 1), np.float32)
         np.testing.assert_array_equal(data.to_uint8(got)[..., 0], IMAGES)
 
@@ -40,30 +40,32 @@ def test_pixels_0_and_255_are_minus_one_and_one_and_every_pixel_returns():
 def test_an_npz_gives_its_first_images(tmp_path):
     color = np.zeros((2, 3, 4, 3), np.uint8)
     np.savez(tmp_path / "a.npz", labels=np.arange(2), images=color)
-    assert data.load_images(tmp_path / "a.npz").shape == (2, 3, 4, 3)
+    assert data.load(tmp_path / "a.npz").images.shape == (2, 3, 4, 3)
     np.savez(tmp_path / "b.npz", labels=np.arange(2))
-    with pytest.raises(ValueError, match=r"no uint8 array of rank 3 or 4; it has \['labels'\]"):
-        data.load_images(tmp_path / "b.npz")
+    with pytest.raises(
+        ValueError, match=r"got \['labels'\], expected a uint8 array of rank 3 or 4"
+    ):
+        data.load(tmp_path / "b.npz")
 
 
 def test_digits_are_1797_images_in_the_unit_range():
-    images = data.load_images("digits")
+    images = data.load("digits").images
     assert (images.shape, images.dtype) == ((1797, 8, 8, 1), np.float32)
     assert (images.min(), images.max()) == (-1.0, 1.0)
 
 
 def test_what_is_missing_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"No data at .*nowhere.*'digits', an .npz"):
-        data.load_images(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match=r"no data at .*nowhere.*'digits', an .npz"):
+        data.load(tmp_path / "nowhere")
     (tmp_path / "readme.txt").write_text("")
-    with pytest.raises(FileNotFoundError, match=r"No train-images\* .*holds readme.txt"):
-        data.load_images(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"readme.txt, expected train-images\* or"):
+        data.load(tmp_path)
 
 
 @pytest.mark.parametrize("raw", [b"\x01\x02\x08\x03", struct.pack(">HBB", 0, 0x0D, 1), b"", b"\0"])
 def test_a_file_that_is_not_idx_is_refused(tmp_path, raw):
     (tmp_path / "x").write_bytes(raw)
-    with pytest.raises(ValueError, match="is not an IDX file of unsigned bytes"):
+    with pytest.raises(ValueError, match=r"got magic .*, expected an IDX file of unsigned bytes"):
         data.read_idx(tmp_path / "x")
 
 

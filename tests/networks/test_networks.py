@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from experiments.train import measure as train_parts
-from qdiffjax.networks import denoisers
-from qdiffjax.networks.denoisers import ModelConfig
+from qdiffjax.denoiser import Denoiser
+from qdiffjax.networks import configs, denoisers
+from qdiffjax.networks.configs import ModelConfig
 from tests.tolerances import assert_close
 from tests.worlds import normal32, quick_jit, random_params
 
@@ -23,22 +24,23 @@ pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
 def random_network(config):
-    net = denoisers.build(config)
+    net = configs.build(config)
     return net, random_params(net, jnp.zeros((1, *config.shape), jnp.float32), jnp.float32(1))
 
 
 @pytest.mark.parametrize("word", ["network", "prediction", "schedule"])
 def test_an_unknown_word_is_refused_with_those_that_are_known(word):
-    with pytest.raises(ValueError, match=rf"got {word} 'other', expected one of \['"):
+    with pytest.raises(ValueError, match=rf"{word}: got 'other', expected one of \['"):
         ModelConfig((4, 4, 1), **{word: "other"})
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"shape": (4, 4)}, r"got shape \(4, 4\) for unet, expected 3 positive .* \(height, width"),
-        ({"shape": (4, 4, 1), "network": "video"}, r"for video, expected 4 .*\(frames, height"),
-        ({"num_classes": -1}, "got num_classes=-1"), ({"latent_scale": 0.0}, "latent_scale=0.0"),
+        ({"shape": (4, 4)}, r"unet: got \(4, 4\), expected 3 positive .* \(height, width"),
+        ({"shape": (4, 4, 1), "network": "video"}, r"video: got \(4, 4, 1\), expected 4 .*frames"),
+        ({"num_classes": -1}, r"num_classes.*: got \(-1, 1000, "),
+        ({"latent_scale": 0.0}, r"latent_scale: got \(0, 1000, 0.0\)"),
     ],
 )  # fmt: skip
 def test_a_description_that_means_nothing_is_refused(changes, message):
@@ -48,13 +50,13 @@ def test_a_description_that_means_nothing_is_refused(changes, message):
 
 def test_an_autoencoder_is_no_denoiser():
     with pytest.raises(ValueError, match="got an autoencoder, expected a denoiser; use"):
-        denoisers.make_eps_fn(CODEC)
+        configs.make_eps_fn(CODEC)
 
 
 def test_the_channels_of_a_learned_variance_are_left_out():
     config = dataclasses.replace(DIT, arguments={**DIT.arguments, "learn_sigma": True})
     (net, params), t = random_network(config), jnp.float32(3)
-    both, eps = quick_jit(lambda p: (net.apply(p, X, t), denoisers.make_net_fn(config)(p, X, t)))(
+    both, eps = quick_jit(lambda p: (net.apply(p, X, t), configs.make_net_fn(config)(p, X, t)))(
         params
     )
     assert both.shape == (2, 4, 4, 2)
@@ -72,9 +74,9 @@ def test_eps_is_what_the_prediction_says_it_is(schedule, prediction, target):
     unit = schedule == "flow"
     t = jnp.float32(0.4 if unit else 400.0)
     eps, out = quick_jit(
-        lambda p: (denoisers.make_eps_fn(config)(p, X, t), net.apply(p, X, jnp.float32(400)))
+        lambda p: (configs.make_eps_fn(config)(p, X, t), net.apply(p, X, jnp.float32(400)))
     )(params)
-    level = denoisers.make_schedule(config)(t)
+    level = configs.make_schedule(config)(t)
     p, q = target or (-level.sigma, level.alpha)
     x_0 = (X - level.sigma * eps) / level.alpha
     assert_close(p * x_0 + q * eps, out, factor=64)
@@ -83,7 +85,7 @@ def test_eps_is_what_the_prediction_says_it_is(schedule, prediction, target):
 @pytest.fixture(scope="module")
 def autoencoder():
     with jax.numpy_dtype_promotion("standard"):
-        return random_params(denoisers.build(CODEC), jnp.asarray(IMAGES), scale=0.1)
+        return random_params(configs.build(CODEC), jnp.asarray(IMAGES), scale=0.1)
 
 
 def test_latents_of_the_images_that_set_the_scale_have_unit_deviation(autoencoder):
@@ -100,7 +102,7 @@ def test_a_reconstruction_does_not_depend_on_the_scale_of_the_latents(autoencode
         return codec.decode(codec.encode(IMAGES))
 
     plain, scaled, net = quick_jit(lambda: (
-        reconstruct(1.0), reconstruct(7.0), denoisers.build(CODEC).apply(autoencoder, IMAGES)[0]
+        reconstruct(1.0), reconstruct(7.0), configs.build(CODEC).apply(autoencoder, IMAGES)[0]
     ))()  # fmt: skip
     assert_close(plain, net)
     assert_close(scaled, plain, factor=256)
@@ -112,7 +114,7 @@ def test_a_latent_denoiser_brings_its_decoder(tmp_path, autoencoder):
     denoisers.save(tmp_path / "autoencoder", autoencoder, CODEC)
     codec = denoisers.load(tmp_path).codec
     assert jax.eval_shape(codec.decode, jnp.zeros((3, 4, 2, 4), jnp.float32)).shape == (3, 8, 4, 2)
-    with pytest.raises(ValueError, match=r"holds a dit, expected an autoencoder; use `load`"):
+    with pytest.raises(ValueError, match=r"got dit, expected an autoencoder; use `load`"):
         denoisers.load_codec(tmp_path)
 
 
@@ -132,8 +134,8 @@ def test_a_constant_label_is_checked_while_the_rest_is_traced():
 def test_a_conditioned_denoiser_has_its_class_bound_and_refuses_others():
     config = dataclasses.replace(DIT, num_classes=2)
     _, params = random_network(config)
-    fn = denoisers.make_eps_fn(config)
-    denoiser = denoisers.Denoiser(fn, params, None, config, fn)
+    fn = configs.make_eps_fn(config)
+    denoiser = Denoiser(fn, params, None, config, fn)
     label, t = np.array([2, 0]), jnp.float32(3)
     bound = denoiser.conditioned(label)
     given, expected = quick_jit(

@@ -21,6 +21,16 @@ def test_there_are_a_unet_a_transformer_and_a_latent_network():
     assert any((denoisers.SHIPPED / name / "autoencoder").is_dir() for name in NAMES)
 
 
+@pytest.mark.parametrize(
+    "before", ["", "experiments/checkpoints/", "/gone/experiments/checkpoints/"]
+)
+def test_a_shipped_checkpoint_is_found_by_name_and_where_it_once_was(before):
+    for name in (*NAMES, "fashion_latent/autoencoder"):
+        assert denoisers.find_checkpoint(before + name) == denoisers.SHIPPED / name
+    with pytest.raises(FileNotFoundError, match="expected a folder or one of: fashion_dit, "):
+        denoisers.find_checkpoint(before + "fashion")
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_of_pure_noise_a_trained_network_says_that_it_is_noise(name):
     """alpha_T is .006, so the optimum E[eps | x_T] is x_T up to about that."""

@@ -6,7 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from qdiffjax.networks.models.layers import GroupNorm, check_groups, upsampled
+from qdiffjax._checks import require
+from qdiffjax.networks.models.layers import GroupNorm, check_groups, check_sides, upsampled
 
 
 class ConvBlock(nn.Module):
@@ -108,13 +109,8 @@ class Autoencoder(nn.Module):
     def _check(self, x):
         check_groups(self.channels)
         factor = 2 ** len(self.channels)
-        if x.ndim != 4 or x.shape[1] % factor or x.shape[2] % factor:
-            raise ValueError(
-                f"Autoencoder got x of shape {x.shape}, expected [batch, height, width, channels] "
-                f"with height and width divisible by {factor} = 2^levels; pad the images."
-            )
-        if x.shape[3] != self.image_channels:
-            raise ValueError(
-                f"Autoencoder got {x.shape[3]} image channels, expected {self.image_channels}; "
-                "set image_channels."
-            )
+        check_sides("Autoencoder", x, factor, f"{factor} = 2^levels")
+        require(
+            x.shape[3] == self.image_channels, "Autoencoder", got=f"{x.shape[3]} image channels",
+            expected=f"{self.image_channels}", remedy="set image_channels",
+        )  # fmt: skip

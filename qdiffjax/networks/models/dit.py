@@ -7,11 +7,13 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
+from qdiffjax._checks import require
 from qdiffjax.networks.models.layers import (
     ClassEmbedding,
     MultiHead,
     NullTokens,
     check_condition,
+    check_sides,
     depth_to_space,
     split_features,
     time_features,
@@ -190,11 +192,7 @@ class DiT(nn.Module):
         return depth_to_space(h.reshape(h.shape[0], rows, columns, -1), self.patch).astype(x.dtype)
 
     def _check(self, x, t, label, tokens):
-        if x.ndim != 4 or x.shape[1] % self.patch or x.shape[2] % self.patch:
-            raise ValueError(
-                f"DiT got x of shape {x.shape}, expected [batch, height, width, channels] with "
-                f"height and width divisible by patch={self.patch}; pad the images or change patch."
-            )
+        check_sides("DiT", x, self.patch, f"patch={self.patch}")
         check_width(self.width, self.num_heads)
         check_condition(
             x, t, label, tokens, num_classes=self.num_classes, token_features=self.token_features
@@ -203,11 +201,10 @@ class DiT(nn.Module):
 
 def check_width(width: int, num_heads: int) -> None:
     """Refuse a width that position vectors or heads cannot share; raises ValueError."""
-    if width % 4 or width % num_heads:
-        raise ValueError(
-            f"got width={width}, expected a multiple of 4 and of num_heads={num_heads}; "
-            "change one of them."
-        )
+    require(
+        width % 4 == 0 and width % num_heads == 0, got=f"width={width}",
+        expected=f"a multiple of 4 and of num_heads={num_heads}", remedy="change one of them",
+    )  # fmt: skip
 
 
 # Peebles & Xie 2023, table 1, at patch 2; `dit_b_2(patch=4)` is their DiT-B/4.

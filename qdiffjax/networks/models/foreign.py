@@ -19,6 +19,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from qdiffjax._checks import require
+
 Layout = Callable[[np.ndarray], np.ndarray]
 
 
@@ -134,19 +136,15 @@ def load_foreign(
 
 
 def _check_names(what: str, names: set[str]) -> None:
-    if names:
-        listed = ", ".join(sorted(names)[:8])
-        raise ValueError(
-            f"got {len(names)} {what}: {listed}; complete the map of sources (or list in `unused`)."
-        )
+    listed = ", ".join(sorted(names)[:8])
+    require(not names, got=f"{len(names)} {what}: {listed}", expected="none",
+            remedy="complete the map of sources (or list in `unused`)")  # fmt: skip
 
 
 def _take(arrays, path, source, leaf):
     raw = np.asarray(arrays[source.name])
     array = np.ascontiguousarray(source.layout(raw))
-    if array.shape != leaf.shape:
-        raise ValueError(
-            f"{source.name} {raw.shape} becomes {array.shape}, but {path} is {leaf.shape}; "
-            "another layout, or another network."
-        )
+    require(array.shape == leaf.shape, f"{source.name} {raw.shape}", got=f"{array.shape} of it",
+            expected=f"{leaf.shape} for {path}",
+            remedy="another layout, or another network")  # fmt: skip
     return jax.numpy.asarray(array.astype(leaf.dtype))

@@ -10,6 +10,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from qdiffjax._checks import require
 from qdiffjax.networks.models import foreign
 
 # The output widths of the three blocks of each stage, and its layers of the time embedding.
@@ -64,10 +65,8 @@ class LayerNormUNet(nn.Module):
     @nn.compact
     def __call__(self, x, t):
         """Return eps [b, 28, 28, 1] for x [b, 28, 28, 1] and times t [] or [b]."""
-        if x.shape[1:] != (28, 28, 1):
-            raise ValueError(
-                f"LayerNormUNet got x of shape {x.shape}, expected [batch, 28, 28, 1]; pad or crop."
-            )
+        require(x.shape[1:] == (28, 28, 1), "LayerNormUNet", got=f"x of shape {x.shape}",
+                expected="[batch, 28, 28, 1]", remedy="pad or crop")  # fmt: skip
         table = nn.Embed(
             self.num_train_steps, self.time_features, dtype=self.dtype, name="time_embed"
         )

@@ -8,6 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from qdiffjax._checks import require
+from qdiffjax.denoiser import check_labels
+
 
 def time_features(t, num_features: int, max_period: float = 10_000.0):
     """Embed times as sines and cosines of geometrically spaced frequencies.
@@ -183,11 +186,11 @@ class NullTokens(nn.Module):
         null = self.param("null", nn.initializers.normal(0.02), (1, 1, self.features))
         if tokens is None:
             return null
-        if tokens.ndim != 3 or tokens.shape[-1] != self.features:
-            raise ValueError(
-                f"got tokens of shape {tokens.shape}, expected [batch, m, {self.features}]; "
-                "project them to that width or set token_features."
-            )
+        require(
+            tokens.ndim == 3 and tokens.shape[-1] == self.features,
+            got=f"tokens of shape {tokens.shape}", expected=f"[batch, m, {self.features}]",
+            remedy="project them to that width or set token_features",
+        )  # fmt: skip
         return tokens
 
 
@@ -203,48 +206,42 @@ def check_condition(x, t, label, tokens, *, num_classes: int = 0, token_features
     num = x.shape[0]
     _check_batch("times", t, num)
     if label is not None:
-        if not num_classes:
-            raise ValueError(
-                "got a label, expected none: this network knows no classes; set num_classes."
-            )
+        require(num_classes, got="a label", expected="none: this network knows no classes",
+                remedy="set num_classes")  # fmt: skip
         _check_batch("labels", label, num)
         check_labels(label, num_classes)
     if tokens is not None:
-        if not token_features:
-            raise ValueError(
-                "got tokens, expected none: this network has no cross-attention; "
-                "set token_features."
-            )
-        if tokens.shape[0] not in (1, num):
-            raise ValueError(
-                f"got tokens of shape {tokens.shape} for {num} samples, expected [{num} or 1, m, "
-                f"{token_features}]; give each sample its own or all the same."
-            )
+        require(
+            token_features, got="tokens", expected="none: this network has no cross-attention",
+            remedy="set token_features",
+        )  # fmt: skip
+        require(
+            tokens.shape[0] in (1, num), got=f"tokens of shape {tokens.shape} for {num} samples",
+            expected=f"[{num} or 1, m, {token_features}]",
+            remedy="give each sample its own or all the same",
+        )  # fmt: skip
 
 
 def _check_batch(name, a, num):
-    if np.shape(a) not in ((), (1,), (num,)):
-        raise ValueError(
-            f"got {name} of shape {np.shape(a)} for {num} samples, expected [] or [{num}]; "
-            "give each sample its own or all the same."
-        )
+    require(
+        np.shape(a) in ((), (1,), (num,)), got=f"{name} of shape {np.shape(a)} for {num} samples",
+        expected=f"[] or [{num}]", remedy="give each sample its own or all the same",
+    )  # fmt: skip
 
 
-def check_labels(label, num_classes: int) -> None:
-    """Refuse labels that are no integers or, if they can be looked at, out of range.
+def check_sides(network: str, x, factor: int, what: str, *, leading=("batch",)) -> None:
+    """Refuse an x [*leading, height, width, channels] unless `factor`, called `what`, divides it.
 
     Raises:
-      ValueError: says what was found.
+      ValueError: another rank, or a side that does not fit.
     """
-    traced = isinstance(label, jax.core.Tracer)
-    values = label if traced else np.asarray(label)  # constant, even where the rest is traced
-    if not jnp.issubdtype(values.dtype, jnp.integer):
-        raise ValueError(f"got labels of type {values.dtype}, expected integers; round them first.")
-    if not traced and (values.min() < 0 or values.max() > num_classes):
-        raise ValueError(
-            f"got labels from {values.min()} to {values.max()}, expected 0 ... {num_classes - 1}, "
-            f"or {num_classes} for no class; count classes from 0."
-        )
+    axes = (*leading, "height", "width", "channels")
+    require(
+        x.ndim == len(axes) and not (x.shape[-3] % factor or x.shape[-2] % factor), network,
+        got=f"x of shape {x.shape}",
+        expected=f"[{', '.join(axes)}] with height and width divisible by {what}",
+        remedy=f"pad the images or change {what.partition('=')[0]}",
+    )  # fmt: skip
 
 
 def check_groups(channels) -> None:
@@ -254,8 +251,7 @@ def check_groups(channels) -> None:
       ValueError: names the first.
     """
     for width in channels:
-        if width < 1 or width % 8:
-            raise ValueError(
-                f"got {width} channels in {tuple(channels)}, expected multiples of 8, the number "
-                "of groups that are normalized; round up."
-            )
+        require(
+            width >= 1 and width % 8 == 0, got=f"{width} channels in {tuple(channels)}",
+            expected="multiples of 8, the number of groups that are normalized", remedy="round up",
+        )  # fmt: skip

@@ -8,6 +8,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from qdiffjax._checks import require
 from qdiffjax.networks.models.layers import (
     ClassEmbedding,
     GroupNorm,
@@ -16,6 +17,7 @@ from qdiffjax.networks.models.layers import (
     attend,
     check_condition,
     check_groups,
+    check_sides,
     depth_to_space,
     space_to_depth,
     split_features,
@@ -163,16 +165,13 @@ class UNet(nn.Module):
         return CrossAttention(dtype=self.dtype, name=f"{level}_cross_{j}")(h, tokens)
 
     def _check(self, x, t, label, tokens):
-        if x.ndim != 4 or x.shape[1] % self.patch or x.shape[2] % self.patch:
-            raise ValueError(
-                f"UNet got x of shape {x.shape}, expected [batch, height, width, channels] with "
-                f"height and width divisible by patch={self.patch}; pad the images or change patch."
-            )
-        if not self.channels or len(self.attention) != len(self.channels):
-            raise ValueError(
-                f"UNet got {len(self.channels)} levels of channels and {len(self.attention)} of "
-                "attention, expected one of each a level and at least one level."
-            )
+        check_sides("UNet", x, self.patch, f"patch={self.patch}")
+        levels = len(self.channels), len(self.attention)
+        require(
+            levels[0] == levels[1] > 0, "UNet",
+            got="{} levels of channels and {} of attention".format(*levels),
+            expected="one of each a level and at least one level",
+        )  # fmt: skip
         check_groups(self.channels)
         check_condition(
             x, t, label, tokens, num_classes=self.num_classes, token_features=self.token_features

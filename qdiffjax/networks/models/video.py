@@ -17,7 +17,7 @@ from qdiffjax.networks.models.dit import (
     position_table,
     sincos_table,
 )
-from qdiffjax.networks.models.layers import check_condition, depth_to_space
+from qdiffjax.networks.models.layers import check_condition, check_sides, depth_to_space
 
 
 def repeat_rows(emb, num: int):
@@ -78,10 +78,7 @@ class VideoDiT(nn.Module):
         return h.reshape(b, f, -1, self.width) + space + time, grid
 
     def _check(self, x, t, label):
-        if x.ndim != 5 or x.shape[2] % self.patch or x.shape[3] % self.patch:
-            raise ValueError(
-                f"VideoDiT got x of shape {x.shape}, expected [batch, frames, height, width, "
-                f"channels] with height and width divisible by patch={self.patch}; pad the frames."
-            )
+        patch = f"patch={self.patch}"
+        check_sides("VideoDiT", x, self.patch, patch, leading=("batch", "frames"))
         check_width(self.width, self.num_heads)
         check_condition(x, t, label, None, num_classes=self.num_classes)

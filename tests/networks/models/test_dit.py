@@ -154,8 +154,8 @@ def test_tokens_are_a_set(params):
 @pytest.mark.parametrize(
     ("arguments", "shape", "call", "message"),
     [
-        ({}, (1, 5, 4, 1), {}, r"DiT got x of shape \(1, 5, 4, 1\).*divisible by patch=2; pad"),
-        ({}, (4, 4, 1), {}, r"DiT got x of shape \(4, 4, 1\)"),
+        ({}, (1, 5, 4, 1), {}, r"DiT: got x of shape \(1, 5, 4, 1\).*divisible by patch=2; pad"),
+        ({}, (4, 4, 1), {}, r"DiT: got x of shape \(4, 4, 1\)"),
         ({"width": 6}, (1, 4, 4, 1), {}, r"width=6, expected a multiple of 4 and of num_heads=2"),
         ({}, (1, 4, 4, 1), {"label": 1}, r"got a label, expected none.*set num_classes"),
         ({}, (1, 4, 4, 1), {"tokens": jnp.zeros((1, 2, 3))}, r"no cross-attention; set token_feat"),

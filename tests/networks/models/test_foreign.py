@@ -150,12 +150,13 @@ def test_attention_with_a_fused_query_key_and_value_is_torchs(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda s, a: s.pop("layer/bias"), r"1 parameters without a source: layer/bias; complete"),
+        (lambda s, a: s.pop("layer/bias"),
+         r"1 parameters without a source: layer/bias, expected none; complete"),
         (lambda s, a: s.update({"other": foreign.Source("l.bias")}), r"do not exist: other"),
         (lambda s, a: a.pop("l.bias"), r"arrays that are not in the file: l.bias"),
         (lambda s, a: a.update(extra=np.ones(1)), r"arrays that nothing uses: extra"),
         (lambda s, a: s.update({"layer/kernel": foreign.Source("l.weight")}),
-         r"l.weight \(5, 3\) becomes \(5, 3\), but layer/kernel is \(3, 5\); another layout"),
+         r"\(5, 3\): got \(5, 3\) of it, expected \(3, 5\) for layer/kernel; another layout"),
     ],
     ids=["no source", "no parameter", "no array", "unused", "layout"],
 )  # fmt: skip

@@ -99,7 +99,7 @@ def test_a_float64_network_is_float64_throughout():
 @pytest.mark.parametrize("shape", [(1, 7, 8, 1), (1, 8, 7, 1), (8, 8, 1)])
 def test_images_that_do_not_fit_the_patch_are_refused(shape):
     net = UNet(channels=(8,), attention=(False,), patch=2)
-    with pytest.raises(ValueError, match=r"UNet got x of shape .* divisible by patch=2; pad"):
+    with pytest.raises(ValueError, match=r"UNet: got x of shape .* divisible by patch=2; pad"):
         jax.eval_shape(lambda k: net.init(k, jnp.zeros(shape), T), jax.random.key(0))
 
 

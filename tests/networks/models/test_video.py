@@ -87,7 +87,7 @@ def test_each_video_has_its_own_time_and_class(params):
 
 @pytest.mark.parametrize("shape", [(1, 4, 4, 1), (1, 2, 5, 4, 1)])
 def test_videos_that_do_not_fit_are_refused(shape):
-    with pytest.raises(ValueError, match=r"VideoDiT got x of shape .* \[batch, frames, height"):
+    with pytest.raises(ValueError, match=r"VideoDiT: got x of shape .* \[batch, frames, height"):
         jax.eval_shape(lambda k: NET.init(k, jnp.zeros(shape), T), jax.random.key(0))
 
 

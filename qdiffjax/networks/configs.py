@@ -1,0 +1,123 @@
+"""What a checkpoint's parameters fit: a network, its data, and what it has learned."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+
+from qdiffjax._checks import require
+from qdiffjax._typing import EpsFn
+from qdiffjax.diffusion import parameterizations, processes, schedules
+from qdiffjax.networks.models.autoencoder import Autoencoder
+from qdiffjax.networks.models.dit import DiT
+from qdiffjax.networks.models.unet import UNet
+from qdiffjax.networks.models.video import VideoDiT
+
+# The words of config.json.
+NETWORKS: dict[str, Callable[..., Any]] = {
+    "unet": UNet, "dit": DiT, "video": VideoDiT, "autoencoder": Autoencoder,
+}  # fmt: skip
+SCHEDULES: dict[str, Callable[[int], Any]] = {
+    "linear": schedules.linear, "cosine": schedules.cosine,
+    "flow": lambda num_train_steps: processes.Flow(),
+}  # fmt: skip
+PREDICTIONS: dict[str, parameterizations.PredictionFn] = {
+    "eps": parameterizations.eps_prediction, "x0": parameterizations.x0_prediction,
+    "v": parameterizations.v_prediction, "flow": parameterizations.flow_prediction,
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """What a checkpoint's parameters fit: a network, its data, and what it has learned.
+
+    Attributes:
+      shape: of one sample, (height, width, channels), of a video (frames, ...).
+      network: a key of NETWORKS.
+      arguments: of the network, by name.
+      prediction: what it outputs, a key of PREDICTIONS.
+      schedule: a key of SCHEDULES.
+      num_train_steps: T of the schedule; a process in unit time is shown to the network as t * T.
+      num_classes: labels are 0 ... num_classes - 1, and num_classes is "no class"; 0 = no labels.
+      latent_scale: of an autoencoder: latents times this have unit variance.
+      trained: how it was trained, for people; free text by name.
+
+    Raises:
+      ValueError: an unknown network, prediction or schedule; a shape of another rank, or a number
+        that means nothing.
+    """
+
+    shape: tuple[int, ...]
+    network: str = "unet"
+    arguments: dict[str, Any] = dataclasses.field(default_factory=dict)
+    prediction: str = "eps"
+    schedule: str = "linear"
+    num_train_steps: int = 1000
+    num_classes: int = 0
+    latent_scale: float = 1.0
+    trained: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        for name, words in (
+            ("network", NETWORKS), ("prediction", PREDICTIONS), ("schedule", SCHEDULES)
+        ):  # fmt: skip
+            word = getattr(self, name)
+            require(word in words, name, got=repr(word), expected=f"one of {sorted(words)}")
+        axes = ["frames"] * (self.network == "video") + ["height", "width", "channels"]
+        require(
+            len(self.shape) == len(axes) and min(self.shape) >= 1, f"shape of {self.network}",
+            got=self.shape, expected=f"{len(axes)} positive numbers: ({', '.join(axes)})",
+        )  # fmt: skip
+        numbers = self.num_classes, self.num_train_steps, self.latent_scale
+        require(
+            numbers[0] >= 0 and numbers[1] >= 1 and numbers[2] > 0,
+            "num_classes, num_train_steps, latent_scale", got=numbers,
+            expected="at least 0, at least 1, and positive",
+        )  # fmt: skip
+
+
+def build(config: ModelConfig, *, dtype=jnp.float32):
+    """Return the network that `config` describes, without parameters, computing in `dtype`."""
+    classes = {"num_classes": config.num_classes} if config.num_classes else {}
+    return NETWORKS[config.network](**config.arguments, **classes, dtype=dtype)
+
+
+def make_schedule(config: ModelConfig):
+    """Return the noise schedule or process that `config` names."""
+    return SCHEDULES[config.schedule](config.num_train_steps)
+
+
+def make_net_fn(config: ModelConfig, *, dtype=jnp.float32) -> EpsFn:
+    """Return net_fn(params, x, t, label=None) -> the network's prediction, at the schedule's t.
+
+    Raises:
+      ValueError: an autoencoder, which predicts nothing.
+    """
+    require(config.network != "autoencoder", got="an autoencoder", expected="a denoiser",
+            remedy="use `load_codec`, `make_codec`")  # fmt: skip
+    apply, channels = build(config, dtype=dtype).apply, config.shape[-1]
+    in_unit_time = isinstance(make_schedule(config), processes.Process)
+    if not in_unit_time and not config.arguments.get("learn_sigma"):
+        return apply
+
+    def net_fn(params, x, t, *condition):
+        t = t * jnp.asarray(config.num_train_steps, t.dtype) if in_unit_time else t
+        return apply(params, x, t, *condition)[..., :channels]  # what learn_sigma adds is dropped
+
+    return net_fn
+
+
+def make_eps_fn(config: ModelConfig) -> EpsFn:
+    """Return eps_fn(params, x, t, label=None) -> eps, whatever the network predicts."""
+    net_fn, prediction = make_net_fn(config), PREDICTIONS[config.prediction]
+    if config.prediction == "eps":
+        return net_fn
+    return parameterizations.as_eps(net_fn, make_schedule(config), prediction)
+
+
+def init_params(config: ModelConfig, key):
+    """Draw fresh parameters of the network that `config` describes."""
+    x = jnp.zeros((1, *config.shape), jnp.float32)
+    inputs = (x,) if config.network == "autoencoder" else (x, jnp.zeros((), jnp.float32))
+    return build(config).init(key, *inputs)
