@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from qdiffjax import diffusion, precision
+from qdiffjax import diffusion
 from qdiffjax.diffusion import gaussian
 from qdiffjax.hardware import costs
 from qdiffjax.networks import configs, denoisers
@@ -376,13 +376,6 @@ def fitted_out():
 PARAMS["out"] = fitted_out()
 SITES = list_sites(net_fn, PARAMS, X_T, jnp.float64(1))
 NAMES = ("input", "time", "in", "layers[0]", "layers[1]", "query", "key", "dot_0", "out", "output")
-
-
-def calibrated(net, ranges=None):
-    """A network's calibration, with ranges given or none."""
-    sites, weights = list_sites(net.fn, *net.args), precision.weight_operands(net.fn, *net.args)
-    return precision.Calibration(net.fn, net.params, sites, weights, ranges or {})
-
 
 # ------------------------------------------------------------------ a tiny checkpoint
 

@@ -14,6 +14,7 @@ from qdiffjax.networks.models import dit
 from qdiffjax.quant import QTensor
 from qdiffjax.sites import list_sites
 from tests import worlds
+from tests.precision.lowering import calibrated
 
 T = worlds.shape()
 
@@ -207,7 +208,7 @@ def test_a_lowered_network_takes_the_bytes_that_are_counted():
     net = worlds.linen_layers()
     sites = list_sites(net.fn, *net.args)
     recipe = precision.uniform(sites, weight_bits=8, activation_bits=None, globs=("*",))
-    q = precision.lower(worlds.calibrated(net), recipe)
+    q = precision.lower(calibrated(net), recipe)
     light = precision.drop_weights(q, net.x, net.t)
     held = jax.tree.leaves((light.params, [i.weight for i in light.site_inputs.values()]))
     c = hardware.count(sites)

@@ -19,7 +19,7 @@ from qdiffjax.quant import (
     quantize,
 )
 from qdiffjax.sites import list_sites, rules, transform
-from tests.worlds import calibrated, quick_jit
+from tests.worlds import quick_jit
 
 UNSIGNED = IntFormat(8, signed=False)
 LOWER = precision.lower_site()
@@ -61,6 +61,12 @@ def _wide(op, values):
 
 def ranges_of(net):
     return quick_jit(transform(net.fn, rules.observe(ptq.range_of)))(*net.args)[1]
+
+
+def calibrated(net, ranges=None):
+    """A network's calibration, with ranges given or none."""
+    sites, weights = list_sites(net.fn, *net.args), precision.weight_operands(net.fn, *net.args)
+    return precision.Calibration(net.fn, net.params, sites, weights, ranges or {})
 
 
 def lowered(net, weight_bits, activation_bits):

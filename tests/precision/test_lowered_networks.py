@@ -19,12 +19,13 @@ from tests.precision.lowering import (
     LOWER,
     UNSIGNED,
     audit,
+    calibrated,
     lowered,
     ranges_of,
     w8a8,
 )
 from tests.tolerances import assert_close
-from tests.worlds import NETWORKS, calibrated, dot, normal, quick_jit
+from tests.worlds import NETWORKS, dot, normal, quick_jit
 
 pytestmark = pytest.mark.usefixtures("compile_fast")
 

@@ -15,12 +15,13 @@ from qdiffjax.sites import list_sites, transform
 from tests import worlds
 from tests.precision.lowering import (
     activations,
+    calibrated,
     lowered,
     ranges_of,
     w8a8,
     weight_only,
 )
-from tests.worlds import DOTS, NETWORKS, calibrated, dot, normal, one_site, quick_jit
+from tests.worlds import DOTS, NETWORKS, dot, normal, one_site, quick_jit
 
 # Kernels of XLA that ask for the order of the GPU's; those leave small sizes to XLA as well.
 ORDERED = dataclasses.replace(kernels.XLA, sums_last=True)

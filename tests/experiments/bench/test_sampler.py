@@ -12,6 +12,7 @@ from experiments.harness import command, tables
 from qdiffjax import precision
 from qdiffjax.sites import list_sites, transform
 from tests import worlds
+from tests.precision.lowering import calibrated
 from tests.tolerances import assert_close
 
 
@@ -20,7 +21,7 @@ def test_sums_in_another_order_are_the_same_sums(name):
     net = worlds.NETWORKS[name]()
     sites = list_sites(net.fn, *net.args)
     recipe = precision.uniform(sites, weight_bits=8, activation_bits=None)
-    inputs = precision.quantize(worlds.calibrated(net), recipe).site_inputs
+    inputs = precision.quantize(calibrated(net), recipe).site_inputs
     runs = [
         jax.jit(transform(net.fn, rule))(*net.args, site_inputs=inputs)[0]
         for rule in (precision.quantize_site, sampler.reordered(1))
