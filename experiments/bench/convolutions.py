@@ -37,63 +37,63 @@ LEVEL_1 = {"xla_backend_optimization_level": 1}
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What to run."""
+    """Options of the benchmark."""
 
     num_rounds: int = option(50, "Number of runs of each way.", least=1)
 
 
 def convolve(x, kernel, layout=("NHWC", "HWIO", "NHWC"), **kwargs):
-    """The convolution as XLA has it, stride 1, same size."""
+    """Convolve by XLA with stride 1; the result has the size of x."""
     return jax.lax.conv_general_dilated(
         x, kernel, (1, 1), "SAME", dimension_numbers=layout, **kwargs
     )
 
 
 def channels_first(x, kernel):
-    """In the layout [b, c, h, w], there and back included."""
+    """Convolve in the layout [b, c, h, w], both transpositions included."""
     y = convolve(x.transpose(0, 3, 1, 2), kernel, ("NCHW", "HWIO", "NCHW"))
     return y.transpose(0, 2, 3, 1)
 
 
 def shifts(x, size: int):
-    """The size^2 shifted images that a kernel element each sees, zeros outside."""
+    """Return the size^2 shifted images, one for each kernel element, with zeros outside."""
     pad, (_, h, w, _) = size // 2, x.shape
     x = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
     return [x[:, i : i + h, j : j + w] for i in range(size) for j in range(size)]
 
 
 def shifted_products(x, kernel):
-    """A matrix product for each element of the kernel, summed."""
+    """Sum a matrix product for each element of the kernel."""
     weights = kernel.reshape(-1, *kernel.shape[2:])
     return sum(y @ w for y, w in zip(shifts(x, kernel.shape[0]), weights, strict=True))
 
 
 def im2col(x, kernel):
-    """One matrix product with all shifted images side by side."""
+    """Multiply once, with all shifted images side by side."""
     return jnp.concatenate(shifts(x, kernel.shape[0]), -1) @ kernel.reshape(-1, kernel.shape[3])
 
 
 def padded_channels(x, kernel):
-    """Zero channels up to a multiple of 16, one AVX-512 register."""
+    """Convolve with zero channels up to a multiple of 16, one AVX-512 register."""
     more = -x.shape[3] % 16
     x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, more)))
     return convolve(x, jnp.pad(kernel, ((0, 0), (0, 0), (0, more), (0, 0))))
 
 
 def split_batch(x, kernel):
-    """Two halves of the batch."""
+    """Convolve two halves of the batch."""
     return jnp.concatenate([convolve(part, kernel) for part in jnp.split(x, 2)])
 
 
 def bfloat16(x, kernel):
-    """Operands rounded to bfloat16, result float32."""
+    """Convolve operands that are rounded to bfloat16; the result is float32."""
     return convolve(
         x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16), preferred_element_type=jnp.float32
     )
 
 
 def int8(x, w: QTensor):
-    """Codes of 8 bits and one scale for all images, by XLA's convolution of int8."""
+    """Convolve codes of 8 bits with one scale for all images, by XLA's convolution of int8."""
     codes = rounded_codes(x, STATIC, (1, 2, 3))
     y = convolve(codes.values, w.codes, preferred_element_type=jnp.int32)
     return codes.scale * w.scale * y.astype(jnp.float32)
@@ -129,13 +129,13 @@ def turns(x, kernel) -> dict[str, Callable[[], Any]]:
 
 
 def coded(kernel) -> QTensor:
-    """Codes of a kernel, a scale for each output channel."""
+    """Return the codes of a kernel, with a scale for each output channel."""
     scale, _ = calibration.absmax(kernel, format=INT8, scale_shape=(1, 1, 1, kernel.shape[-1]))
     return quantize(kernel, scale, format=INT8)
 
 
 def torch_turn(x, kernel) -> Callable[[], Any]:
-    """The convolution in torch, channels-last; raises ImportError without torch."""
+    """Return the convolution in torch, channels-last; raise ImportError without torch."""
     import torch
 
     there = torch.from_numpy(np.array(x).transpose(0, 3, 1, 2))  # strided as channels-last is

@@ -42,7 +42,7 @@ AFFINE = ActivationGrid(UINT8, np.float32(RANGE / 255), np.int32(128))
 
 
 class Way(NamedTuple):
-    """Formats of weights and activations; None for bfloat16; and whether XLA chooses layouts."""
+    """Formats of weights and activations, None for bfloat16; whether XLA chooses layouts."""
 
     weight: Any = None
     activation: ActivationGrid | None = None
@@ -69,7 +69,7 @@ def check_ways(ways: tuple[str, ...]) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What is measured."""
+    """Options of the benchmark."""
 
     network: str = option("dit_xl_2", "A DiT, by its shapes.", choices=networks.SIZES)
     batch: int = option(32, "Number of samples of a run.", least=1)

@@ -20,7 +20,7 @@ from qdiffjax.precision import full_call, quantized_call
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What to run."""
+    """Options of the benchmark."""
 
     checkpoint: str = option(
         "fashion_unet", "Folder of a checkpoint, or the name of a shipped one."

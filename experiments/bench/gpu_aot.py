@@ -32,7 +32,7 @@ OPTIONS = {BASE: {"xla_gpu_enable_triton_gemm": False}}
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What is compiled."""
+    """Options of the benchmark."""
 
     network: str = option("dit_xl_2", "A DiT, by its shapes.", choices=networks.SIZES)
     batches: tuple[int, ...] = option((1, 32), "Numbers of samples of a run.", least=1)

@@ -28,7 +28,7 @@ from qdiffjax.sites import list_sites
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What to run."""
+    """Options of the benchmark."""
 
     checkpoint: str = option(
         "fashion_unet", "Folder of a checkpoint, or the name of a shipped one."
@@ -44,7 +44,7 @@ Contender = tuple[Callable[[], Any], float]  # a turn, and its MACs a sample and
 
 
 def ours(denoiser, x, num_steps: int) -> dict[str, Contender]:
-    """The scan, and its calls one after another; each turn is `num_steps` calls."""
+    """Return the scan, and its calls one after another; each turn is `num_steps` calls."""
     eps_fn, params = denoiser.eps_fn, denoiser.params
     steps = diffusion.ddim(denoiser.schedule, num_steps)
     times = [jnp.float32(t) for t in np.asarray(steps.t)]
@@ -62,13 +62,13 @@ def ours(denoiser, x, num_steps: int) -> dict[str, Contender]:
 
 
 def count_macs(denoiser, x) -> float:
-    """Multiply-adds a sample and call of our network."""
+    """Return the multiply-adds of our network for one sample and call."""
     sites = list_sites(denoiser.eps_fn, denoiser.params, x[:1], jnp.float32(0))
     return float(sum(site.macs or 0 for site in sites))
 
 
 def twins(denoiser, x, num_steps: int, compiled: bool) -> dict[str, Contender]:
-    """The same network on the same parameters in torch.
+    """Return the same network on the same parameters in torch.
 
     Raises:
       ImportError: torch is not installed.

@@ -26,7 +26,7 @@ class Peer(NamedTuple):
 
 
 def qwix(denoiser, x, steps, last: str, *, is_static: bool) -> Peer:
-    """Post-training W8A8 of qwix of the same network: symmetric, all but the layer `last`.
+    """Return W8A8 by qwix of the same network after training: symmetric, all but the layer `last`.
 
     Weights per channel as ours; activations per tensor as ours and calibrated on the float run if
     static, else from the data (its default: a scale for each sample or token). Static scales leave
@@ -63,7 +63,7 @@ def qwix(denoiser, x, steps, last: str, *, is_static: bool) -> Peer:
 
 
 def _statistics(peer, rule, net, denoiser, x, steps):
-    """What qwix observes of the activations at every step of the float run."""
+    """Return what qwix observes of the activations at every step of the float run."""
     model = peer.quantize_model(net, peer.QtProvider([rule]))
     call = diffusion.bind(denoiser.eps_fn, denoiser.params)
     xs = jax.jit(lambda x: diffusion.sample(call, x, steps).xs)(x)
@@ -77,7 +77,7 @@ def _statistics(peer, rule, net, denoiser, x, steps):
 
 
 def torch(denoiser, x, num_steps: int) -> Peer:
-    """The same UNet in torch, float32, called as often as the sampler calls it.
+    """Return the same UNet in torch, float32, called as often as the sampler calls it.
 
     Raises:
       ImportError: torch is not installed.
@@ -87,7 +87,7 @@ def torch(denoiser, x, num_steps: int) -> Peer:
 
 
 def twin(denoiser, x) -> tuple[Callable[..., Any], Any, Any]:
-    """The same UNet in torch, and its arguments x [b, c, h, w] and t [1]; raises as `torch`."""
+    """Return the same UNet in torch, and its arguments x [b, c, h, w] and t [1]; see `torch`."""
     import torch
 
     require(has_twin(denoiser), "the twin in torch", got=denoiser.config.network,
@@ -98,12 +98,12 @@ def twin(denoiser, x) -> tuple[Callable[..., Any], Any, Any]:
 
 
 def has_twin(denoiser) -> bool:
-    """Whether `torch_twin` has this network: an unconditional UNet."""
+    """Return whether `torch_twin` has this network: an unconditional UNet."""
     return denoiser.config.network == "unet" and not denoiser.config.num_classes
 
 
 def device() -> str:
-    """Where torch runs: on the kind of device that JAX uses."""
+    """Return where torch runs: on the kind of device that JAX uses."""
     return "cuda" if jax.default_backend() == "gpu" else "cpu"
 
 
@@ -122,7 +122,7 @@ def torch_turn(fn, x, t, num_calls: int) -> Callable[[], None]:
 
 
 def diffusers(denoiser, x, num_calls: int) -> tuple[Callable[[], None], float]:
-    """A diffusers UNet with the widths of ours on images folded alike; not the same network.
+    """Time a diffusers UNet with the widths of ours on images folded alike, another network.
 
     Returns:
       A function that calls it `num_calls` times, and its multiply-adds a sample as torch counts
@@ -152,5 +152,5 @@ def diffusers(denoiser, x, num_calls: int) -> tuple[Callable[[], None], float]:
 
 
 def num_bytes(tree) -> int:
-    """Bytes of the arrays of a pytree, packed as devices hold them: two int4 to a byte."""
+    """Return the bytes of a pytree as devices hold its arrays: two int4 to a byte."""
     return sum(a.size * jax.dtypes.itemsize_bits(a.dtype) // 8 for a in jax.tree.leaves(tree))

@@ -17,21 +17,21 @@ class Product(NamedTuple):
 
     @property
     def outputs(self) -> int:
-        """Numbers of the result."""
+        """Return how many numbers the result has."""
         return math.prod(self.x[:-1]) * self.w[-1]
 
     @property
     def flops(self) -> float:
-        """Two for every product of numbers, borders included."""
+        """Return two operations for every product of numbers, borders included."""
         return 2.0 * self.outputs * math.prod(self.w[:-1])
 
     def bytes(self, x_bits: float, w_bits: float) -> float:
-        """Of the operands and a bfloat16 result."""
+        """Return the bytes of the operands and of a bfloat16 result."""
         return math.prod(self.x) * x_bits / 8 + math.prod(self.w) * w_bits / 8 + 2.0 * self.outputs
 
 
 def multiply(x, w, dtype=jnp.float32, precision=None):
-    """The plain product of arrays, summed in `dtype`."""
+    """Multiply or convolve arrays, with sums in `dtype`."""
     if x.ndim == 2:
         return jax.lax.dot(x, w, precision=precision, preferred_element_type=dtype)
     return jax.lax.conv_general_dilated(

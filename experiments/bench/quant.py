@@ -26,7 +26,7 @@ from qdiffjax._checks import require
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What to run."""
+    """Options of the benchmark."""
 
     size: int = option(4096, "Side of the array, a multiple of 32.", least=32)
     num_rounds: int = option(20, "Number of runs of every format.", least=1)

@@ -35,7 +35,7 @@ CALLS = ("f32", "bf16")
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What to run."""
+    """Options of the benchmark."""
 
     network: str = option("dit_s_2", "A DiT.", choices=networks.SIZES)
     batch: int = option(4, "Number of samples of a call.", least=1)
@@ -48,7 +48,7 @@ class Config:
 
 
 def peaks(side: int, num_rounds: int) -> list[dict[str, Any]]:
-    """Operations a second of a product [side, side] in each format, best of the rounds."""
+    """Return the most operations a second of a product [side, side] in each format."""
     rows = []
     for name, (dtype, sums, precision) in FORMATS.items():
         # Not ones: a chip that toggles few bits runs at a higher clock.
@@ -64,14 +64,14 @@ def peaks(side: int, num_rounds: int) -> list[dict[str, Any]]:
 
 
 def bandwidth(megabytes: int, num_rounds: int) -> dict[str, Any]:
-    """Bytes a second of one pass over an array: read once, written once."""
+    """Return the bytes a second of one pass over an array: read once, written once."""
     a = jnp.ones(megabytes * 2**18, jnp.float32)
     seconds = hardware.measure(jax.jit(jnp.negative), a, num_rounds=num_rounds).seconds
     return {"part": "bandwidth", "kind": "measured", "rate": 2 * a.nbytes / float(seconds.min())}
 
 
 def call_row(config: Config, name: str, machines: dict[str, hardware.Chip]) -> dict[str, Any]:
-    """A call in the format `name`: time, memory and energy, measured and predicted."""
+    """Measure and predict time, memory and energy of a call in the format `name`."""
     network = networks.published(config.network, FORMATS[name][0])
     x = jax.random.normal(jax.random.key(2), (config.batch, *network.shape), jnp.float32)
     args = networks.random_params(network), x, jnp.float32(500)
@@ -113,7 +113,7 @@ def run(config: Config, *, progress: bool = False):
 
 
 def rooflines(row) -> str:
-    """Milliseconds of a call by the roofline of each machine."""
+    """Return the milliseconds of a call by the roofline of each machine."""
     return ", ".join(f"{tables.number(1e3 * s)} ({name})" for name, s in row["roofline"].items())
 
 

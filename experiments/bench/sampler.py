@@ -43,7 +43,7 @@ ERRORS = ImportError, ValueError, flax.errors.FlaxError  # of a system that is n
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What is measured."""
+    """Options of the benchmark."""
 
     checkpoints: tuple[str, ...] = option(
         ("fashion_unet", "fashion_dit"), "Folders of checkpoints, or names of shipped ones."
@@ -58,7 +58,7 @@ class Config:
 
 
 def lowered(target: subject.Subject, weight_bits, activation_bits, x) -> precision.Quantized:
-    """The subject at these widths in real low precision, without the floats it no longer reads."""
+    """Return the subject in real low precision, without the floats that it no longer reads."""
     recipe = target.recipe(weight_bits, activation_bits)
     q = precision.lower(target.calibration, recipe)
     return precision.drop_weights(q, x, jnp.float32(0))
@@ -114,7 +114,7 @@ def measure(checkpoint: str, config: Config) -> tuple[dict[str, np.ndarray], lis
 
 
 def systems(target: subject.Subject, x, steps) -> dict[str, Callable[[], peers.Peer]]:
-    """Makers of the samplers of other systems."""
+    """Return makers of the samplers of other systems."""
     denoiser = target.denoiser
     last = [s.name for s in target.sites if s.weight is not None][-1].rsplit("/", 1)[0]
     qwix = functools.partial(peers.qwix, denoiser, x, steps, last)
@@ -126,7 +126,7 @@ def systems(target: subject.Subject, x, steps) -> dict[str, Callable[[], peers.P
 
 
 def distances(name: str, samples, calls) -> dict[str, Any]:
-    """Root mean squares: error against float32, and of lowered runs, against the simulation."""
+    """Return root mean squares: of the error, and of a lowered run from the simulation."""
     if name == FLOAT or samples[name] is None:
         return {}
     row: dict[str, Any] = {"error": rms(samples[name] - samples[FLOAT])}
@@ -140,13 +140,13 @@ def distances(name: str, samples, calls) -> dict[str, Any]:
 
 
 def beside_simulation(width: str, results: dict[str, Any]) -> dict[str, Any]:
-    """What `compared` says of the lowered run at this width."""
+    """Return the distances of the lowered run at this width from its simulations."""
     orders = [v for k, v in results.items() if k.startswith(ORDER) and k.endswith(width)]
     return compared(results[f"lowered {width}"], [results[f"simulated {width}"], *orders])
 
 
 def compared(x, orders: list) -> dict[str, Any]:
-    """Distances of samples from simulations in several orders, and of those from each other."""
+    """Return distances of samples from simulations in several orders, and of those."""
     pairs = [rms(a - b) for a, b in itertools.combinations(orders, 2)]
     return {
         "from_simulation": np.median([rms(x - v) for v in orders]),
@@ -156,12 +156,12 @@ def compared(x, orders: list) -> dict[str, Any]:
 
 
 def rms(x) -> float:
-    """Root mean square of all elements."""
+    """Return the root mean square of all elements."""
     return float(jnp.sqrt(jnp.mean(x**2)))
 
 
 def reordered(order: int):
-    """The rule `quantize_site` with every sum in a random order of its own."""
+    """Return the rule `quantize_site` with every sum in a random order of its own."""
 
     def rule(site, op, operands, inputs):
         if site.product is None:
@@ -184,7 +184,7 @@ def _permuted(x, axes: tuple[int, ...], seed: int):
 
 
 def _summed(site) -> tuple[tuple[int, ...], ...]:
-    """Axes to permute in both operands so that the product stays: what is summed; channels."""
+    """Return axes of both operands whose order leaves the product: summed axes, channels."""
     product = site.product
     if isinstance(product, Dot):
         return product.contract

@@ -33,7 +33,7 @@ CHILD = "import sys; from experiments.bench import scaling; print(scaling.measur
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What to run."""
+    """Options of the benchmark."""
 
     checkpoint: str = option(
         "fashion_unet", "Network of the sweep: folder of a checkpoint, or name of a shipped one."
@@ -86,7 +86,7 @@ def measured(config: str) -> str:
 
 
 def samples(bits, shared, *, steps):
-    """Final samples of the recipe with these widths [2] of weights and activations, traced."""
+    """Sample under the recipe with these widths [2] of weights and activations, traced."""
     calibration, x_T = shared
     recipe = precision.Recipe({
         s.name: precision.SiteBits(None if s.weight is None else bits[0], bits[1])
@@ -123,7 +123,7 @@ def sweep(config: Config) -> tuple[np.ndarray, list[dict[str, Any]]]:
 
 
 def memory(config: Config) -> list[dict[str, Any]]:
-    """Memory of samplers of a large network, as compiled: by steps, tokens, and devices."""
+    """Return the memory of samplers of a large network: by steps, tokens, and devices."""
     memory_row = functools.partial(_memory_row, networks.load(config.network))
     most, few, alone = max(config.devices), min(config.steps), (1, 1)
     cases = [(side, n, 1, alone) for side in config.sides for n in config.steps]

@@ -9,7 +9,7 @@ import numpy as np
 
 
 def tensors(params, device: str) -> dict[str, Any]:
-    """Flax parameters by path in torch's layouts: Linear [out, in], Conv2d [out, in, h, w]."""
+    """Return Flax parameters by path in torch's layouts: [out, in] and [out, in, h, w]."""
     import torch
 
     def tensor(leaf):
@@ -31,11 +31,11 @@ class Layers(NamedTuple):
     f: Any
 
     def dense(self, name, x):
-        """Affine map of the last axis."""
+        """Map the last axis affinely."""
         return self.f.linear(x, self.w[f"{name}/kernel"], self.w[f"{name}/bias"])
 
     def conv(self, name, x, stride=1):
-        """Convolution with the padding that JAX calls SAME."""
+        """Convolve with the padding that JAX calls SAME."""
         kernel = self.w[f"{name}/kernel"]
         pads = []
         for size in (x.shape[3], x.shape[2]):
@@ -51,7 +51,7 @@ class Layers(NamedTuple):
         return self.f.group_norm(x, 8, self.w[f"{name}/scale"], self.w[f"{name}/bias"], 1e-6)
 
     def residual(self, name, x, emb):
-        """`unet.ResidualBlock`."""
+        """Apply `unet.ResidualBlock`."""
         h = self.conv(f"{name}/conv_1", self.f.silu(self.norm(f"{name}/norm_1", x)))
         scale, shift = self.dense(f"{name}/time", emb)[:, :, None, None].chunk(2, dim=1)
         h = self.norm(f"{name}/norm_2", h) * (1 + scale) + shift
@@ -59,7 +59,7 @@ class Layers(NamedTuple):
         return h + (self.conv(f"{name}/skip", x) if f"{name}/skip/kernel" in self.w else x)
 
     def attention(self, name, x, num_heads=4):
-        """`unet.Attention`."""
+        """Apply `unet.Attention`."""
         b, c, h, w = x.shape
         y = self.norm(f"{name}/norm", x).permute(0, 2, 3, 1).reshape(b, h * w, c)
         q, k, v = (
@@ -71,13 +71,13 @@ class Layers(NamedTuple):
 
 
 def fold(x, patch: int):
-    """`layers.space_to_depth` on [b, c, h, w]."""
+    """Apply `layers.space_to_depth` to [b, c, h, w]."""
     x = x.unflatten(3, (-1, patch)).unflatten(2, (-1, patch))
     return x.permute(0, 3, 5, 1, 2, 4).flatten(1, 3)
 
 
 def unfold(x, patch: int):
-    """`layers.depth_to_space` on [b, c, h, w]."""
+    """Apply `layers.depth_to_space` to [b, c, h, w]."""
     x = x.unflatten(1, (patch, patch, -1)).permute(0, 3, 4, 1, 5, 2)
     return x.flatten(4, 5).flatten(2, 3)
 

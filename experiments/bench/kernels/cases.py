@@ -42,7 +42,7 @@ class Case(NamedTuple):
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def drawn(seed: int, shape, format):
-    """Random codes of a format, or bfloat16 numbers where it is None."""
+    """Draw codes of a format, or bfloat16 numbers where it is None."""
     key = jax.random.key(seed)
     if format is None:
         return jax.random.normal(key, shape, BF16)
@@ -55,7 +55,7 @@ def drawn(seed: int, shape, format):
 
 @functools.partial(jax.jit, static_argnums=1)
 def scales(seed: int, n: int):
-    """Positive scales [n]."""
+    """Draw positive scales [n]."""
     return jax.random.uniform(jax.random.key(seed), (n,), jnp.float32, 0.5, 1.5) / 100
 
 
@@ -65,7 +65,7 @@ exact = jax.jit(functools.partial(multiply, precision="highest"))
 def floats(
     p: Product, num: int, name: str, *, dtype=jnp.float32, is_transposed=False, alone=False
 ) -> Case:
-    """Products of bfloat16 numbers, which all others are compared with."""
+    """Return products of bfloat16 numbers, which all others are compared with."""
     shape = p.w[::-1] if is_transposed else tuple(p.w)
     sets = [(drawn(2 * i, p.x, None), drawn(2 * i + 1, shape, None)) for i in range(num)]
 
@@ -84,7 +84,7 @@ def codes(
     p: Product, num: int, name: str, x_format, w_format, *,
     activation: ActivationGrid | None = None, path=None, is_transposed=True, alone=False,
 ) -> Case:  # fmt: skip
-    """Products of `kernels`: x is codes, or numbers that are rounded, or that stay (no format)."""
+    """Return products of `kernels`: x is codes, or numbers, rounded or left (no format)."""
     held = x_format if activation is None else None
     n = p.w[-1]
     shape = (n, int(np.prod(p.w[:-1]))) if is_transposed else p.w
@@ -115,7 +115,7 @@ def codes(
 
 
 def many(p: Product, num: int = 2) -> list[Callable[[], Case]]:
-    """Products of many tokens, or convolutions; each is made when it is called."""
+    """List ways of products of many tokens, or of convolutions; each is made when called."""
     ways = [
         lambda: floats(p, num, "bf16, XLA"),
         lambda: floats(p, num, "bf16, XLA, w held as [N, K]", is_transposed=True),
@@ -137,7 +137,7 @@ def many(p: Product, num: int = 2) -> list[Callable[[], Case]]:
 
 
 def few(p: Product, num: int) -> list[Callable[[], Case]]:
-    """Products of few tokens with codes of the weights alone."""
+    """List ways of products of few tokens with codes of the weights alone."""
     return [
         lambda: floats(p, num, "bf16, XLA", alone=True),
         lambda: floats(p, num, "bf16, XLA, w held as [N, K]", is_transposed=True),
@@ -201,3 +201,47 @@ def row_of(case: Case, job: Callable[[], dict[str, Any]], **flags: bool) -> dict
         return row | job()
     except Exception as error:  # whatever a compiler says belongs into the table
         return row | {"failed": timing.words(error)}
+
+
+@functools.cache
+def torch() -> Any:
+    """Return torch if it has a GPU, else None."""
+    try:
+        import torch as peer
+    except ImportError:
+        return None
+    return peer if peer.cuda.is_available() else None
+
+
+def torch_rows(product: Product, repeats: int, least: float) -> list[dict[str, Any]]:
+    """Return rows of cuBLASLt, as torch calls it, for many tokens on a GPU; none elsewhere."""
+    if len(product.x) != 2 or product.x[0] <= 16 or torch() is None:
+        return []
+    wait = lambda _: torch().cuda.synchronize()  # noqa: E731
+
+    def measure(case: Case) -> dict[str, float]:
+        return rates(case, timing.repeat(case.fn, repeats, least, wait=wait))
+
+    return [row_of(case, functools.partial(measure, case), is_peer=True)
+            for case in torch_cases(product)]  # fmt: skip
+
+
+def torch_cases(p: Product) -> list[Case]:
+    """List the calls that torch has, on data of its own."""
+    t = torch()
+    (m, k), n = p.x, p.w[1]
+    x, w = (t.randn(*shape, device="cuda") for shape in ((m, k), (n, k)))
+    xb, wb = x.bfloat16(), w.bfloat16()
+    xi, wi = ((30 * a).clamp(-127, 127).to(t.int8) for a in (x, w))
+    x8, w8 = (a.to(t.float8_e4m3fn) for a in (x, w))
+    one = t.tensor(1.0, device="cuda")
+    scaled = functools.partial(t._scaled_mm, x8, w8.t(), one, one, out_dtype=t.bfloat16)
+
+    def case(name: str, kind: str, bits: int, fn: Callable) -> Case:
+        return Case(name, kind, fn, [], None, p.flops, p.bytes(bits, bits))
+
+    return [
+        case("bf16, torch", "bf16", 16, lambda: xb @ wb.t()),
+        case("int8, torch _int_mm", "int8", 8, lambda: t._int_mm(xi, wi.t())),
+        case("e4m3, torch _scaled_mm", "fp8", 8, functools.partial(scaled, use_fast_accum=True)),
+    ]

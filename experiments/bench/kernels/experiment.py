@@ -30,7 +30,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from experiments.bench.kernels import cases, torch_peer
+from experiments.bench.kernels import cases
 from experiments.bench.kernels.cases import Case
 from experiments.bench.products import Product
 from experiments.harness import command, store, tables, timing
@@ -50,7 +50,7 @@ def image(text: str) -> tuple[int, int, int]:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What to run."""
+    """Options of the benchmark."""
 
     size: int = option(4096, "Side of the square product, and inputs of few tokens.", least=1)
     tokens: int = option(
@@ -78,7 +78,7 @@ QUICK = {"size": 64, "tokens": 128, "width": 64, "few": (2,), "outputs": (64,), 
 
 
 def products(config: Config) -> dict[str, tuple[Product, Callable]]:
-    """What is multiplied, by importance, and the function that lists the ways."""
+    """Return what is multiplied, by importance, and the function that lists the ways."""
 
     def matrices(m, k, n, ways=cases.many):
         return f"{m}x{k} to {n}", (Product((m, k), (k, n)), ways)
@@ -97,7 +97,7 @@ def products(config: Config) -> dict[str, tuple[Product, Callable]]:
 
 
 def ceilings(square: Product) -> list[Callable[[], Case]]:
-    """What moves most bytes, and multiplies fastest."""
+    """List what moves most bytes, and multiplies fastest."""
     length = 4 * square.outputs
     return [
         lambda: Case("add 1 to float32", "bandwidth", lambda x: x + 1, [(jnp.ones(length),)], None,
@@ -141,7 +141,7 @@ def run(config: Config, *, progress: bool = False, keep=None, kept=None):
         if left() <= 0:
             return {}, {"rows": [{"name": "all", "failed": "not reached"}]}
         arrays, rows = group(ways(problem), config, left)
-        return arrays, {"rows": rows + torch_peer.rows(problem, *effort(config))}
+        return arrays, {"rows": rows + cases.torch_rows(problem, *effort(config))}
 
     def keep_if_done(name, mark, arrays, row):
         if keep and arrays:
@@ -153,7 +153,7 @@ def run(config: Config, *, progress: bool = False, keep=None, kept=None):
 
 
 def summary(groups: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Rows of all products, with ratios and rooflines."""
+    """Return the rows of all products, with ratios and rooflines."""
     top = rates(groups["ceilings"])
     rows = []
     for name, group_rows in groups.items():
@@ -172,14 +172,14 @@ def summary(groups: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
 
 
 def rates(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Highest rates by kind of operands: flops per us, and bytes per us as "bandwidth"."""
+    """Return the highest rates by kind: flops per us, and bytes per us as "bandwidth"."""
     numbers = [(row["kind"], row["bytes" if row["kind"] == "bandwidth" else "flops"] / row["us"])
                for row in rows if "us" in row]  # fmt: skip
     return {kind: max(rate for k, rate in numbers if k == kind) for kind, _ in numbers}
 
 
 def roofline(row: dict[str, Any], top: dict[str, float]) -> float | None:
-    """The least microseconds that the measured rates allow, None where one is missing."""
+    """Return the least microseconds that measured rates allow, None where one is missing."""
     if not {row["kind"], "bandwidth"} <= set(top):
         return None
     return max(row["bytes"] / top["bandwidth"], row["flops"] / top[row["kind"]])

@@ -55,7 +55,7 @@ def shape_of(text: str) -> Product:
 
 
 def real_cost(shape: Product, chip: str) -> tpu.TpuCost:
-    """The product by XLA in bfloat16, with a bias."""
+    """Return the cost of the product by XLA in bfloat16, with a bias."""
     dtype = F32 if len(shape.x) == 2 else BF16
 
     def run(x, w, b):
@@ -66,7 +66,7 @@ def real_cost(shape: Product, chip: str) -> tpu.TpuCost:
 
 
 def code_cost(shape: Product, way: Way, chip: str, path: kernels.Path | None = None) -> tpu.TpuCost:
-    """The product of codes, with a bias; x and the result are bfloat16 in memory."""
+    """Return the cost of the product of codes with a bias; x and result are bfloat16."""
     path = kernels.tpu_path(blocks=TABLE[chip]) if path is None else path
     product = kernels.matmul if len(shape.x) == 2 else kernels.conv
     scale, zero = S((), F32), S((), jnp.int32)
@@ -84,7 +84,7 @@ def code_cost(shape: Product, way: Way, chip: str, path: kernels.Path | None = N
 
 
 def rounding_cost(name: str, chip: str) -> tpu.TpuCost:
-    """Rounding alone of [4096, 1280]: nearest, or at random."""
+    """Return the cost of rounding alone of [4096, 1280]: nearest, or at random."""
     path = kernels.tpu_path(blocks=TABLE[chip])
     x, scale, bits = S((4096, 1280), BF16), S((1, 1280), F32), S((4096, 1280), jnp.uint32)
     if name == "rounded":
@@ -95,7 +95,7 @@ def rounding_cost(name: str, chip: str) -> tpu.TpuCost:
 
 
 def floor(shape: Product, way: Way | None, chip: str) -> float:
-    """Cycles below which no schedule can be: all multiply-adds, or every byte once."""
+    """Return cycles that no schedule goes below: all multiply-adds, or every byte once."""
     (peak,) = (c for c in hardware.CHIPS if c.name == chip)
     clock = peak.rates["bf16"] / (2 * MACS[chip])
     num_bytes = shape.bytes(16, 16 if way is None else way.w.bits)
@@ -104,12 +104,12 @@ def floor(shape: Product, way: Way | None, chip: str) -> float:
 
 
 def is_product(op: tpu.Op) -> bool:
-    """Whether an operation multiplies matrices, or is a kernel."""
+    """Return whether an operation multiplies matrices, or is a kernel."""
     return op.kind == "bundles" or op.source.endswith(("dot_general", "conv_general_dilated"))
 
 
 def reason(error: str) -> str:
-    """The compiler's words that say what it cannot do, or its first line."""
+    """Return the compiler's words that say what it cannot do, or its first line."""
     for word in ("Mosaic", "Not Implemented", "RESOURCE_EXHAUSTED"):
         if word in error:
             return error[error.rindex(word) :].splitlines()[0][:160].strip()

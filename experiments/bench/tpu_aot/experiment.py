@@ -37,7 +37,7 @@ EXAMPLES = {"matmul": "512x512x512", "conv": "1x16x16x128x128"}  # to see whethe
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What to run."""
+    """Options of the benchmark."""
 
     chip: str = option("v5e", "Chip of the ratios.", choices=MACS)
     chips: tuple[str, ...] = option(
@@ -95,7 +95,7 @@ def measure(config: Config, part: str) -> tuple[dict[str, Any], list[dict[str, A
 
 
 def product_rows(config: Config, text: str) -> list[dict[str, Any]]:
-    """A product in bfloat16 and in codes, by our kernels and by XLA."""
+    """Return rows of a product in bfloat16 and in codes, by our kernels and by XLA."""
     chip, shape = config.chip, costs.shape_of(text)
     real = costs.real_cost(shape, chip)
     least = costs.floor(shape, None, chip)
@@ -120,7 +120,7 @@ def product_rows(config: Config, text: str) -> list[dict[str, Any]]:
 
 
 def compiles(name: str, chip: str) -> dict[str, Any]:
-    """Whether a product of [512, 512] and one of [1, 16, 16, 128] images compile."""
+    """Return whether a product of [512, 512] and one of [1, 16, 16, 128] images compile."""
 
     def cycles(kind: str) -> Any:
         try:
@@ -135,7 +135,7 @@ def compiles(name: str, chip: str) -> dict[str, Any]:
 
 
 def scan_row(config: Config, name: str, chip: str, way: str) -> dict[str, Any]:
-    """A sampling run by its shapes; a reason where the compiler fails."""
+    """Return the row of a sampling run by its shapes; a reason where the compiler fails."""
     c = config
     network = (scans.unet(c.channels, c.side, c.batch) if name == "unet"
                else scans.dit(c.width, c.depth, c.side, c.batch))  # fmt: skip

@@ -30,14 +30,14 @@ class Network(NamedTuple):
 
 
 def unet(channels: tuple[int, ...], side: int, batch: int) -> Network:
-    """A UNet in bfloat16 on latents [batch, side, side, 4], attention at its lowest level."""
+    """Make a UNet in bfloat16 on latents [batch, side, side, 4], attention at the lowest level."""
     attention = (*[False] * (len(channels) - 1), True)
     net = UNet(channels=channels, num_blocks=1, attention=attention, patch=1, dtype=BF16)
     return network(net, side, batch)
 
 
 def dit(width: int, depth: int, side: int, batch: int) -> Network:
-    """A DiT in bfloat16 on latents [batch, side, side, 4], (side / 2)^2 tokens, heads of 64."""
+    """Make a DiT in bfloat16 on latents [batch, side, side, 4] of (side / 2)^2 tokens."""
     net = DiT(patch=2, width=width, depth=depth, num_heads=width // 64, dtype=BF16)
     return network(net, side, batch)
 
@@ -61,7 +61,7 @@ def _w8a8(site: Site) -> precision.SiteQuant:
 
 
 def scan_cost(network: Network, way: str, num_steps: int, chip: str) -> tpu.TpuCost:
-    """DDIM from x_T: one scan over the steps, the network as it is or lowered inside.
+    """Return the cost of DDIM from x_T: one scan, the network as it is or lowered inside.
 
     way: "bf16", or W8A8 by our "kernels" or by "xla", without the weights that codes replace.
     """
@@ -77,7 +77,7 @@ def scan_cost(network: Network, way: str, num_steps: int, chip: str) -> tpu.TpuC
 
 
 def by_step(cost: tpu.TpuCost, num_steps: int) -> dict[str, float]:
-    """Cycles of a step, which the compiler states once for all trips of the loop, and of the rest.
+    """Return cycles of a step, which the compiler states once for all trips of the loop.
 
     step, products: by schedule and, of kernels, by instructions; issued: by instructions alone;
     outside: before and after the loop.
