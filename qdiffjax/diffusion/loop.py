@@ -256,7 +256,8 @@ def _adds_noise(noise, key: Key | None) -> bool:
     """Say whether noise must be drawn; raise if it must and there is no key."""
     if isinstance(noise, jax.core.Tracer):
         return key is not None
-    noisy = bool(np.any(np.asarray(noise) != 0.0))
+    noise = np.asarray(noise)  # not an operation of a trace, where the steps are constants
+    noisy = bool(np.any(noise != 0.0))
     require(
         not noisy or key is not None,
         got=f"key=None for steps with noise coefficients up to {np.max(noise):.3g}",
