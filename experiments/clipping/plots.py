@@ -7,13 +7,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from experiments.harness import tables
-from experiments.harness.looks import BLUE, GREY, ORANGE, tidy
+from experiments.harness.looks import BLUE, GREY, ORANGE, panels, tidy
 
 
 def draw(config, arrays, rows) -> Figure:
     """Error of the most clipped pixel along the sampler, and errors of all samples."""
-    fig = Figure(figsize=(9, 3.6), layout="constrained")
-    along, tail = fig.subplots(1, 2)
+    width = f"W{config['bits']}A{config['bits']}"
+    title = f"Clipped noise grows: {Path(config['checkpoint']).name}, {width}"
+    fig, (along, tail) = panels(1, 2, (9, 3.6), title=title)
     for name, color in (("calibrated", ORANGE), ("widened", BLUE)):
         label = f"{name} ranges of input and output"
         errors = np.sort(arrays[f"{name}/errors"])
@@ -32,11 +33,7 @@ def draw(config, arrays, rows) -> Figure:
     along.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     tail.set(xscale="log", yscale="log", xlabel="RMS error of a sample, image units",
              title="Share of samples with a larger error")  # fmt: skip
-    for ax in (along, tail):
-        tidy(ax)
-        ax.legend(frameon=False, fontsize=7)
-    width = f"W{config['bits']}A{config['bits']}"
-    fig.suptitle(f"Clipped noise grows: {Path(config['checkpoint']).name}, {width}", fontsize=10)
+    tidy(along, tail, legend=7)
     return fig
 
 

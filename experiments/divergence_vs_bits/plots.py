@@ -7,33 +7,28 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from experiments.harness import tables
-from experiments.harness.looks import BLUE, GREEN, GREY, ORANGE, SMALL, tidy
+from experiments.harness.looks import BLUE, GREEN, GREY, ORANGE, SMALL, panels, tidy
 
 
 def draw(config, arrays, rows) -> Figure:
     """Distances against bits with their floors, which steps matter, and the tail of the errors."""
     floor = next(r for r in rows if r["kind"] == "floor")
     widths = sorted((r for r in rows if r["kind"] == "width"), key=lambda r: r["bits"])
-    fig = Figure(figsize=(12, 6.6), layout="constrained")
-    axes = fig.subplots(2, 3)
+    name = Path(config["checkpoint"]).name
+    fig, axes = panels(2, 3, (12, 6.6), title="What quantization costs the law of the samples: "
+                       f"{name}, DDIM-{config['num_steps']}, eta = 1")  # fmt: skip
     _draw_w2(axes[0, 0], widths, floor)
     _draw_kernels(axes[0, 1], widths, floor)
     _draw_kl(axes[0, 2], widths, floor)
     _draw_shares(axes[1, 0], widths)
     _draw_profiles(axes[1, 1], arrays, widths)
     _draw_tails(axes[1, 2], arrays, widths)
-    for ax in axes.ravel():
-        tidy(ax)
-    for ax in (*axes[0], *axes[1, 1:]):
-        ax.legend(frameon=False, fontsize=7)
+    tidy(*axes.ravel(), legend=7)
     axes[0, 2].legend(frameon=False, fontsize=7, ncols=2, loc="upper right")
     axes[1, 0].legend(frameon=False, fontsize=7, ncols=2, loc="upper center")
     for ax in (*axes[0], axes[1, 0]):
         ax.set_xticks([r["bits"] for r in widths])
         ax.set_xlabel("bits of weights and activations", **SMALL)
-    name = Path(config["checkpoint"]).name
-    fig.suptitle(f"What quantization costs the law of the samples: {name}, "
-                 f"DDIM-{config['num_steps']}, eta = 1", fontsize=10)  # fmt: skip
     return fig
 
 

@@ -11,7 +11,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
 from experiments.error_bounds.table import width_name
-from experiments.harness.looks import BLUE, GREEN, GREY, ORANGE, SMALL, tidy
+from experiments.harness.looks import BLUE, GREEN, GREY, ORANGE, SMALL, panels, tidy
 
 MEASURED: dict[str, Any] = {"label": "error, measured", "color": "black", "lw": 1.8}
 # Bounds are of fewer samples; only beside the errors of the same ones can they be judged.
@@ -34,9 +34,11 @@ def draw_errors(config, arrays, rows) -> Figure:
     names = [width_name(row) for row in rows]
     num_columns = min(3, len(names))
     num_rows = math.ceil(len(names) / num_columns)
-    size = (1.2 + 3.1 * num_columns, 1.1 + 2.7 * num_rows)
-    fig = Figure(figsize=(max(size[0], 6.2), size[1]), layout="constrained")
-    axes = fig.subplots(num_rows, num_columns, sharex=True, sharey=True, squeeze=False).ravel()
+    size = (max(1.2 + 3.1 * num_columns, 6.2), 1.1 + 2.7 * num_rows)
+    title = _title(config, "Accumulated quantization error")
+    fig, axes = panels(num_rows, num_columns, size, title=title, sharex=True, sharey=True,
+                       squeeze=False)  # fmt: skip
+    axes = axes.ravel()
     for ax in axes[len(names) :]:
         ax.set_axis_off()
     for ax, name in zip(axes, names, strict=False):
@@ -45,7 +47,6 @@ def draw_errors(config, arrays, rows) -> Figure:
         ax.set_xlabel("sampler steps done (noise to data)", **SMALL)
         ax.tick_params(labelbottom=True)
     fig.supylabel("RMS per pixel, image units", **SMALL)
-    fig.suptitle(_title(config, "Accumulated quantization error"), fontsize=10)
     handles, labels = axes[0].get_legend_handles_labels()
     fig.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, **SMALL)
     return fig
@@ -54,12 +55,16 @@ def draw_errors(config, arrays, rows) -> Figure:
 def _draw_error_panel(ax, arrays, name: str) -> None:
     root_size = math.sqrt(np.prod(arrays["samples"].shape[1:]))
     steps = np.arange(len(arrays["signal_rms"]))
+
+    def quantiles(key: str):  # the nearest sample: between infinities there is only NaN
+        norms = arrays[f"{name}/{key}"] / root_size
+        return _positive(np.quantile(norms, (0.1, 0.5, 0.9), axis=1, method="nearest"))
+
     ax.plot(steps, _positive(arrays[f"{name}/error_rms"]), **MEASURED)
     ax.plot(steps, _positive(arrays[f"{name}/predicted_rms"]), **PREDICTED)
-    _, middle, _ = _positive(_quantiles(arrays[f"{name}/measured_norms"] / root_size))
-    ax.plot(steps, middle, **BOUNDED)
+    ax.plot(steps, quantiles("measured_norms")[1], **BOUNDED)
     for key, look in BOUNDS.items():
-        low, middle, high = _positive(_quantiles(arrays[f"{name}/{key}"] / root_size))
+        low, middle, high = quantiles(key)
         ax.fill_between(steps, low, high, color=look["color"], alpha=0.15, lw=0)
         ax.plot(steps, middle, **look)
     ax.plot(steps, arrays["signal_rms"], color=GREY, lw=0.8, label="signal $x_t$")
@@ -76,12 +81,6 @@ def _positive(values):
     return np.where(np.isfinite(values) & (values > 0), values, np.nan)
 
 
-def _quantiles(values):
-    """Return the 10, 50 and 90 % quantiles [3, N+1] over samples of values [N+1, n]."""
-    # The nearest sample, because interpolating between infinities gives NaN and a warning.
-    return np.quantile(values, (0.1, 0.5, 0.9), axis=1, method="nearest")
-
-
 def draw_ledger(config, arrays, rows) -> Figure:
     """Signed share of every (site, step) in the squared error of the final samples.
 
@@ -93,9 +92,9 @@ def draw_ledger(config, arrays, rows) -> Figure:
     sites = [str(s) for s in arrays[f"{names[0]}/sites"]]
     top = max(float(np.abs(s).max()) for s in shares.values()) or 1.0
     norm = SymLogNorm(linthresh=top / 100, vmin=-top, vmax=top)
-    size = (3.4 + 3.1 * len(names), 1.8 + 0.15 * len(sites))
-    fig = Figure(figsize=(max(size[0], 6.5), max(size[1], 3.2)), layout="constrained")
-    axes = fig.subplots(1, 2 * len(names), sharey=True, width_ratios=[3, 1] * len(names))
+    size = (max(3.4 + 3.1 * len(names), 6.5), max(1.8 + 0.15 * len(sites), 3.2))
+    fig, axes = panels(1, 2 * len(names), size, title=_title(config, "Where the error is made"),
+                       sharey=True, width_ratios=[3, 1] * len(names))  # fmt: skip
     for side in axes[3::2]:
         side.sharex(axes[1])
     images = [
@@ -110,7 +109,6 @@ def draw_ledger(config, arrays, rows) -> Figure:
     bar.set_ticks(ticks, labels=[f"{t:+.2g}" if t else "0" for t in ticks])
     bar.ax.minorticks_off()
     bar.ax.tick_params(labelsize=7)
-    fig.suptitle(_title(config, "Where the error is made"), fontsize=10)
     return fig
 
 

@@ -6,15 +6,14 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.harness import tables
-from experiments.harness.looks import BLUE, GREEN, GREY, ORANGE, SMALL, tidy
+from experiments.harness.looks import BLUE, GREEN, GREY, ORANGE, SMALL, panels, tidy
 
 COLORS = {"weights": "black", "activations": BLUE, "both": ORANGE}
 
 
 def draw(config, arrays, rows) -> Figure:
     """Measured against predicted relative error of first order: a dot a sample and width."""
-    fig = Figure(figsize=(5.4, 4.6), layout="constrained")
-    ax = fig.subplots()
+    fig, ax = panels(1, 1, (5.4, 4.6))
     for kind, color in COLORS.items():
         widths = [w for w in config["widths"] if kind_of(w) == kind]
         if widths:

@@ -6,14 +6,13 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.harness import tables
-from experiments.harness.looks import BLUE, GREEN, ORANGE, tidy
+from experiments.harness.looks import BLUE, GREEN, ORANGE, panels, tidy
 
 
 def draw(config, arrays, rows) -> Figure:
     """Error of each group quantized alone, median and 10 to 90 % of the samples, by width."""
     order = [r["group"] for r in rows if r["bits"] == config["bits"][0]][::-1]
-    fig = Figure(figsize=(7.2, 1.4 + 0.32 * len(order)), layout="constrained")
-    ax = fig.subplots()
+    fig, ax = panels(1, 1, (7.2, 1.4 + 0.32 * len(order)))
     for i, (bits, color) in enumerate(zip(config["bits"], (BLUE, GREEN, ORANGE), strict=False)):
         errors = {r["group"]: r["error"] for r in rows if r["bits"] == bits}
         low, middle, high = np.maximum(np.array([errors[g] for g in order]).T, 1e-9)
@@ -22,8 +21,7 @@ def draw(config, arrays, rows) -> Figure:
                     label=f"W{bits}A{bits}")  # fmt: skip
     ax.set_yticks(range(len(order)), order, fontsize=8)
     ax.set(xscale="log", xlabel="RMS error of a sample when only this is rounded, image units")
-    tidy(ax)
-    ax.legend(frameon=False, fontsize=8)
+    tidy(ax, legend=8)
     name = Path(config["checkpoint"]).name
     ax.set_title(f"Sensitivity by kind: {name}, DDIM-{config['num_steps']}", fontsize=10)
     return fig
