@@ -14,23 +14,19 @@ there already.
 """
 
 import dataclasses
-import sys
 import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.harness import old_command as command
-from experiments.harness import store, subject
+from experiments.harness import command, store, subject
+from experiments.harness.command import option
 from qdiffjax import compiling, diffusion
 from qdiffjax.analysis.errors import ablation, ledger, propagation
-from qdiffjax.precision import (
-    Quantized,
-    full_call,
-    parse_shorthand,
-    quantized_call,
-)
+from qdiffjax.precision import Quantized, full_call, parse_shorthand, quantized_call
 from qdiffjax.sites import rules, transform
 
 
@@ -38,32 +34,41 @@ from qdiffjax.sites import rules, transform
 class Config:
     """What to check, at which widths."""
 
-    checkpoint: str = "fashion_unet"
-    num_steps: int = 50
-    num_samples: int = 8
-    num_cells: int = 100
-    ablations: tuple[str, ...] = ("W8", "A8", "W8A8", "W6", "A6", "W6A6")
-    attributions: tuple[str, ...] = ("W8A8", "W6A6")
-    sites: tuple[str, ...] = subject.ALL_BUT_LAST
-    num_nodes: int = 2
-    num_exact: int = 3
-    seed: int = 0
+    checkpoint: str = option(
+        "fashion_unet", "Folder of a checkpoint, or the name of a shipped one."
+    )
+    num_steps: int = option(50, "Steps of DDIM.", least=1)
+    num_samples: int = option(8, "Number of samples.", least=1)
+    num_cells: int = option(100, "Cells of each check.", least=1)
+    ablations: tuple[str, ...] = option(
+        ("W8", "A8", "W8A8", "W6", "A6", "W6A6"), "Widths of the ablation checks.",
+        each=parse_shorthand,
+    )  # fmt: skip
+    attributions: tuple[str, ...] = option(
+        ("W8A8", "W6A6"), "Widths of the attribution checks.", each=parse_shorthand
+    )
+    sites: tuple[str, ...] = option(subject.ALL_BUT_LAST, "Globs of the sites to quantize.")
+    num_nodes: int = option(2, "Quadrature nodes of the attribution ledger.", least=1)
+    num_exact: int = option(
+        3, "Largest cells of each step that are exact within the network.", least=1
+    )
+    seed: int = option(0, "Seed of everything random.")
 
 
 def agreement(forecast, truth) -> dict[str, float]:
-    """Correlation over cells and samples, and relative root mean square error."""
+    """Return correlation over cells and samples, and relative root mean square error."""
     f, t = np.ravel(forecast), np.ravel(truth)
     error = float(np.sqrt(np.sum((f - t) ** 2) / np.sum(t**2)))
     return {"correlation": float(np.corrcoef(f, t)[0, 1]), "relative_error": error}
 
 
 def one_hot(q: Quantized, name: str) -> dict:
-    """{site: whether it is `name`} as data, so that all cells share one compilation."""
+    """Return {site: whether it is `name`} as data, so that all cells share one compilation."""
     return {site: jnp.asarray(site == name) for site in q.site_inputs}
 
 
 def inject_cell(q: Quantized, xs, xs_hat, steps, start, on):
-    """Final samples with the cell's recorded error added alone, left out alone, and with all.
+    """Return final samples with the cell's recorded error added alone, left out alone, and all.
 
     The run with all errors is that of xs_hat but for roundings that fall otherwise in another
     compilation, one of which moves every sample's end; so the difference is taken here.
@@ -92,138 +97,118 @@ def inject_cell(q: Quantized, xs, xs_hat, steps, start, on):
     return added, without, everything
 
 
-class Check:
-    """The compiled functions, shared by all widths of one structure."""
+class Context(NamedTuple):
+    """What all checks share, compiled once for all widths of one structure.
 
-    def __init__(self, config: Config):
-        self.config = config
-        steps_of = lambda s: diffusion.ddim(s, config.num_steps)  # noqa: E731
-        self.subject = subject.prepare(config.checkpoint, steps_of, config.sites, config.seed)
-        denoiser = self.subject.denoiser
-        self.steps = diffusion.ddim(denoiser.schedule, config.num_steps)
-        self.x_T = subject.noise(denoiser, config.num_samples, config.seed)
-        g = jax.random.normal(jax.random.key(config.seed + 7), denoiser.config.shape, jnp.float32)
-        self.g = g / jnp.sqrt(jnp.sum(g**2))
-        steps = self.steps
-        compiled = compiling.compiled
-        self.full = compiled(lambda q, x: diffusion.sample(full_call(q), x, steps).xs)
-        self.quantized = compiled(lambda q, x: diffusion.sample(quantized_call(q), x, steps).xs)
-        phi = lambda x, *_: jnp.sum(self.g * x)  # noqa: E731
-        self.ablate = {
-            k: compiled(lambda q, x, k=k: ablation.forecast(q, x, steps, phi, num_exact=k))
-            for k in {0, config.num_exact}
-        }
-        self.attribute = {
-            k: compiled(
-                lambda q, x, x_0, k=k: ledger.attribution(q, x, steps, phi, num_nodes=k, x_0=x_0)
-            )
-            for k in {1, config.num_nodes}
-        }
-        self.rerun = compiled(lambda q, xs, start, on: ablation.rerun(q, xs, steps, start, on))
-        self.inject = compiled(lambda q, a, b, start, on: inject_cell(q, a, b, steps, start, on))
+    functional: a random direction [*shape] of norm 1; full, quantized: (q, x_T) -> xs; forecasts:
+    by the number of exact cells; attributions: by the number of nodes; rerun, inject: of one cell.
+    """
 
-    def mark(self) -> str:
-        """Fingerprint of what a check depends on besides its widths."""
-        config = dataclasses.asdict(self.config) | {"ablations": (), "attributions": ()}
-        return store.fingerprint(config, self.subject.mark())
+    config: Config
+    subject: subject.Subject
+    x_T: jax.Array
+    functional: jax.Array
+    full: Callable
+    quantized: Callable
+    forecasts: dict[int, Callable]
+    attributions: dict[int, Callable]
+    rerun: Callable
+    inject: Callable
 
-    def phi(self, x) -> np.ndarray:
-        """The linear functional of final samples [batch, *shape]: [batch]."""
-        return np.asarray(jnp.tensordot(x, self.g, self.g.ndim))
-
-    def denoiser_at(self, weight_bits, activation_bits) -> Quantized:
-        """The denoiser at these widths; sites where nothing is quantized are left out."""
-        q = self.subject.quantized(weight_bits, activation_bits)
-        used = {n: v for n, v in q.site_inputs.items() if v.weight is not None or v.activations}
-        return dataclasses.replace(q, site_inputs=used)
-
-    def cells(self, q: Quantized) -> list[tuple[str, int]]:
-        """Random (site, step) cells, the same for the same sites."""
-        rng, names = np.random.default_rng(self.config.seed), list(q.site_inputs)
-        picks = rng.choice(len(names) * self.config.num_steps, self.config.num_cells, replace=False)
-        return [(names[p % len(names)], int(p // len(names))) for p in picks]
-
-    def ablation(self, q: Quantized):
-        """Forecasts {name: [cells, samples]} and the truth [cells, samples]."""
-        tables = {k: fn(q, self.x_T).contributions for k, fn in self.ablate.items()}
-        xs, truth = self.full(q, self.x_T), []
-        for name, i in self.cells(q):
-            x_0 = self.rerun(q, xs, i, one_hot(q, name))
-            truth.append(self.phi(x_0) - self.phi(xs[-1]))
-        found = {
-            "first order" if k == 0 else f"{k} exact a step": np.stack(
-                [np.asarray(table[name][:, i]) for name, i in self.cells(q)]
-            )
-            for k, table in tables.items()
-        }
-        return found, np.stack(truth)
-
-    def attribution(self, q: Quantized):
-        """Entries {name: [cells, samples]} and the truth [cells, samples]."""
-        xs = self.full(q, self.x_T)
-        found = self.attribute[self.config.num_nodes](q, self.x_T, xs[-1])
-        table = found.contributions
-        # The ledger's own quantized run: that of another compilation rounds differently.
-        xs_hat = jnp.swapaxes(found.xs_hat, 0, 1)
-        entries, truth = [], []
-        for name, i in self.cells(q):
-            added, without, everything = self.inject(q, xs, xs_hat, i, one_hot(q, name))
-            one = self.phi(added) - self.phi(xs[-1])
-            other = self.phi(everything) - self.phi(without)
-            truth.append((one + other) / 2)
-            entries.append(np.asarray(table[name][:, i]))
-        return {f"{self.config.num_nodes} nodes": np.stack(entries)}, np.stack(truth)
-
-    def costs(self, q: Quantized) -> dict[str, float]:
-        """CPU seconds of a full-precision run and of both ledgers, and ratios, in one sitting.
-
-        On an accelerator the process's CPU seconds say nothing: there, wall seconds are taken.
-        """
-        clock = time.process_time if jax.default_backend() == "cpu" else time.perf_counter
-        x_0 = self.full(q, self.x_T)[-1]
-        fns = {
-            "sampling_run": self.full, "quantized_run": self.quantized,
-            "attribution_1_node": lambda q, x: self.attribute[1](q, x, x_0),
-            "ablation": self.ablate[0],
-            "ablation_exact": self.ablate[self.config.num_exact],
-        }  # fmt: skip
-        seconds: dict[str, list[float]] = {name: [] for name in fns}
-        for _ in range(4):
-            for name, fn in fns.items():
-                start = clock()
-                jax.block_until_ready(fn(q, self.x_T))
-                seconds[name].append(clock() - start)
-        best = {name: float(np.median(times[1:])) for name, times in seconds.items()}
-        num_cells = len(q.site_inputs) * self.config.num_steps
-        # Rerunning a cell needs only the steps from its own on: half a run on average.
-        brute = num_cells / 2
-        ratios = {f"{n}_in_runs": best[n] / best["sampling_run"] for n in best}
-        shares = {f"{n}_over_brute_force": ratios[f"{n}_in_runs"] / brute
-                  for n in ("attribution_1_node", "ablation", "ablation_exact")}  # fmt: skip
-        return {f"{n}_seconds": v for n, v in best.items()} | ratios | shares
+    def read(self, x) -> np.ndarray:
+        """Return the linear functional of final samples [batch, *shape]: [batch]."""
+        return np.asarray(jnp.tensordot(x, self.functional, self.functional.ndim))
 
 
-HELP = {
-    "checkpoint": "folder of a checkpoint, or the name of a shipped one",
-    "num_steps": "sampler steps",
-    "num_samples": "samples",
-    "num_cells": "cells per check",
-    "ablations": "widths of the ablation checks",
-    "attributions": "widths of the attribution checks",
-    "sites": "globs of the sites to quantize",
-    "num_nodes": "quadrature nodes of the attribution ledger",
-    "num_exact": "largest cells of each step that are exact within the network",
-    "seed": "of everything random",
-}
+def prepare(config: Config) -> Context:
+    """Load the network, calibrate it and compile what the checks run."""
+    steps_of = lambda schedule: diffusion.ddim(schedule, config.num_steps)  # noqa: E731
+    study = subject.prepare(config.checkpoint, steps_of, config.sites, config.seed)
+    denoiser, steps = study.denoiser, steps_of(study.denoiser.schedule)
+    g = jax.random.normal(jax.random.key(config.seed + 7), denoiser.config.shape, jnp.float32)
+    g = g / jnp.sqrt(jnp.sum(g**2))
+    phi = lambda x, *_: jnp.sum(g * x)  # noqa: E731
+    compiled = compiling.compiled
+    return Context(
+        config, study, subject.noise(denoiser, config.num_samples, config.seed), g,
+        compiled(lambda q, x: diffusion.sample(full_call(q), x, steps).xs),
+        compiled(lambda q, x: diffusion.sample(quantized_call(q), x, steps).xs),
+        {k: compiled(lambda q, x, k=k: ablation.forecast(q, x, steps, phi, num_exact=k))
+         for k in {0, config.num_exact}},
+        {k: compiled(lambda q, x, x_0, k=k: ledger.attribution(q, x, steps, phi, num_nodes=k,
+                                                               x_0=x_0))
+         for k in {1, config.num_nodes}},
+        compiled(lambda q, xs, start, on: ablation.rerun(q, xs, steps, start, on)),
+        compiled(lambda q, a, b, start, on: inject_cell(q, a, b, steps, start, on)),
+    )  # fmt: skip
 
 
-def check(config: Config) -> None:
-    """Refuse what cannot work; raises ValueError."""
-    for name in ("num_steps", "num_samples", "num_cells", "num_nodes", "num_exact"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"got {name} = {getattr(config, name)}, expected at least 1.")
-    for text in (*config.ablations, *config.attributions):
-        parse_shorthand(text)
+def draw_cells(config: Config, q: Quantized) -> list[tuple[str, int]]:
+    """Draw random (site, step) cells, the same for the same sites."""
+    rng, names = np.random.default_rng(config.seed), list(q.site_inputs)
+    picks = rng.choice(len(names) * config.num_steps, config.num_cells, replace=False)
+    return [(names[p % len(names)], int(p // len(names))) for p in picks]
+
+
+def check_ablation(c: Context, q: Quantized) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Return forecasts {name: [cells, samples]} and the truth [cells, samples]."""
+    tables = {k: fn(q, c.x_T).contributions for k, fn in c.forecasts.items()}
+    xs, cells = c.full(q, c.x_T), draw_cells(c.config, q)
+    end = c.read(xs[-1])
+    truth = [c.read(c.rerun(q, xs, i, one_hot(q, name))) - end for name, i in cells]
+    forecasts = {
+        f"{k} exact a step" if k else "first order": _entries(table, cells)
+        for k, table in tables.items()
+    }
+    return forecasts, np.stack(truth)
+
+
+def check_attribution(c: Context, q: Quantized) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Return entries {name: [cells, samples]} and the truth [cells, samples]."""
+    xs, cells = c.full(q, c.x_T), draw_cells(c.config, q)
+    attribution = c.attributions[c.config.num_nodes](q, c.x_T, xs[-1])
+    # The ledger's own quantized run: that of another compilation rounds differently.
+    xs_hat, truth = jnp.swapaxes(attribution.xs_hat, 0, 1), []
+    for name, i in cells:
+        added, without, everything = c.inject(q, xs, xs_hat, i, one_hot(q, name))
+        gaps = c.read(added) - c.read(xs[-1]), c.read(everything) - c.read(without)
+        truth.append((gaps[0] + gaps[1]) / 2)
+    entries = _entries(attribution.contributions, cells)
+    return {f"{c.config.num_nodes} nodes": entries}, np.stack(truth)
+
+
+def _entries(table, cells) -> np.ndarray:
+    return np.stack([np.asarray(table[name][:, i]) for name, i in cells])
+
+
+def costs(c: Context, q: Quantized) -> dict[str, float]:
+    """Return CPU seconds of a full-precision run and of both ledgers, and ratios, in one sitting.
+
+    On an accelerator the process's CPU seconds say nothing: there, wall seconds are taken.
+    """
+    clock = time.process_time if jax.default_backend() == "cpu" else time.perf_counter
+    x_0 = c.full(q, c.x_T)[-1]
+    fns = {
+        "sampling_run": c.full, "quantized_run": c.quantized,
+        "attribution_1_node": lambda q, x: c.attributions[1](q, x, x_0),
+        "ablation": c.forecasts[0], "ablation_exact": c.forecasts[c.config.num_exact],
+    }  # fmt: skip
+    seconds: dict[str, list[float]] = {name: [] for name in fns}
+    for _ in range(4):
+        for name, fn in fns.items():
+            start = clock()
+            jax.block_until_ready(fn(q, c.x_T))
+            seconds[name].append(clock() - start)
+    best = {name: float(np.median(times[1:])) for name, times in seconds.items()}
+    # Rerunning a cell needs only the steps from its own on: half a run on average.
+    brute = len(q.site_inputs) * c.config.num_steps / 2
+    ratios = {f"{n}_in_runs": best[n] / best["sampling_run"] for n in best}
+    shares = {f"{n}_over_brute_force": ratios[f"{n}_in_runs"] / brute
+              for n in ("attribution_1_node", "ablation", "ablation_exact")}  # fmt: skip
+    return {f"{n}_seconds": v for n, v in best.items()} | ratios | shares
+
+
+CHECKS = {"ablation": check_ablation, "attribution": check_attribution}
 
 
 def run(config: Config, **options):
@@ -231,39 +216,33 @@ def run(config: Config, **options):
 
     Options as `command.parts`.
     """
-    check(config)
-    study = Check(config)
-    kinds = {f"ablation {w}": w for w in config.ablations}
-    kinds |= {f"attribution {w}": w for w in config.attributions} | {"cost": "W8A8"}
+    context = prepare(config)
+    widths = {f"ablation {w}": w for w in config.ablations}
+    widths |= {f"attribution {w}": w for w in config.attributions} | {"cost": "W8A8"}
 
-    def measure(part: str):
-        kind, q = part.split()[0], study.denoiser_at(*parse_shorthand(kinds[part]))
+    def measure(part: str) -> tuple[dict[str, Any], list]:
+        kind, bits = part.split()[0], parse_shorthand(widths[part])
+        q = subject.without_idle_sites(context.subject.quantized(*bits))
         if kind == "cost":
-            return {}, [{"ledger": "cost"} | study.costs(q)]
-        found, truth = getattr(study, kind)(q)
-        rows = [{"ledger": kind, "how": how, "widths": kinds[part]} | agreement(forecast, truth)
-                for how, forecast in found.items()]  # fmt: skip
-        return {"truth": truth} | found, rows
+            return {}, [{"ledger": "cost"} | costs(context, q)]
+        forecasts, truth = CHECKS[kind](context, q)
+        rows = [{"ledger": kind, "how": name, "widths": widths[part]} | agreement(forecast, truth)
+                for name, forecast in forecasts.items()]  # fmt: skip
+        return {"truth": truth} | forecasts, rows
 
-    found = command.parts(kinds, measure, study.mark(), **options)
-    return command.by_part(found), [row for _, rows in found.values() for row in rows]
+    settings = dataclasses.asdict(config) | {"ablations": (), "attributions": ()}
+    mark = store.fingerprint(settings, context.subject.mark())
+    done = command.parts(widths, measure, mark, **options)
+    return command.by_part(done), [row for _, rows in done.values() for row in rows]
 
 
-def print_rows(rows: list[dict]) -> None:
-    """Print a line for each check, then what a ledger costs."""
+def table(rows):
+    """Yield a line for each check, then what a ledger costs."""
     for row in rows:
-        print("  ".join(f"{k} {v:.4g}" if isinstance(v, float) else str(v) for k, v in row.items()))
+        yield "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else str(v) for k, v in row.items())
 
 
-EXPERIMENT = command.Experiment(
-    "ledger_check", __doc__ or "", Config, HELP, check, run, lambda folder: None, print_rows
-)
-
-
-def main(argv=None) -> int:
-    """Run, print the table, write the results."""
-    return command.main(EXPERIMENT, argv)
-
+EXPERIMENT = command.experiment(Config, run, table=table)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(command.main(EXPERIMENT))

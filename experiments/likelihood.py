@@ -23,16 +23,17 @@ quantized one sees a divergence of zero and gives the likelihood of no model at 
 import dataclasses
 import functools
 import math
-import sys
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.harness import old_command as command
-from experiments.harness import subject
+from experiments.harness import command, subject, tables
+from experiments.harness.command import option
 from qdiffjax import compiling, diffusion
+from qdiffjax._checks import require
 from qdiffjax.denoiser import Denoiser
 from qdiffjax.networks import data, denoisers
 
@@ -43,35 +44,28 @@ BIN = 2 / 255  # of a pixel in [-1, 1]
 class Config:
     """What to run; the flags of the command line."""
 
-    checkpoints: tuple[str, ...] = ("fashion_unet", "fashion_dit")
-    data: str = "/usr/share/datasets/fashion-mnist"
-    num_images: int = 96
-    num_steps: int = 48
-    batch: int = 32
-    sigma_min: float = 0.01
-    sigma_max: float = 150.0
-    seed: int = 0
+    checkpoints: tuple[str, ...] = option(
+        ("fashion_unet", "fashion_dit"), "Folders of checkpoints or names of shipped ones."
+    )
+    data: str = option(
+        "/usr/share/datasets/fashion-mnist",
+        "Folder, file or name of images; their test split is read.",
+    )
+    num_images: int = option(96, "Held-out images, drawn at random.", least=2)
+    num_steps: int = option(
+        48, "Runge-Kutta intervals, equispaced in log-SNR; four network calls each.", least=2
+    )
+    batch: int = option(32, "Images at a time.", least=1)
+    sigma_min: float = option(
+        0.01, "Lowest noise level, sigma / alpha; 0.01 is time 1 of the linear schedule.", above=0
+    )
+    sigma_max: float = option(150.0, "Highest noise level, all but pure noise.")
+    seed: int = option(0, "Seed of images, noise and probes.")
 
-
-HELP = {
-    "checkpoints": "folders or shipped names",
-    "data": "folder, file or name of images; their test split is read",
-    "num_images": "held-out images, drawn at random",
-    "num_steps": "Runge-Kutta intervals, equispaced in log-SNR; four network calls each",
-    "batch": "images at a time",
-    "sigma_min": "lowest noise level, sigma / alpha; 0.01 is time 1 of the linear schedule",
-    "sigma_max": "highest noise level, all but pure noise",
-    "seed": "of images, noise and probes",
-}
-
-
-def check(config: Config) -> None:
-    """Refuse what cannot work; raises ValueError."""
-    if config.num_images < 2 or config.num_steps < 2 or config.batch < 1:
-        raise ValueError("expected at least 2 images, 2 steps and batches of 1.")
-    if not 0 < config.sigma_min < config.sigma_max:
-        raise ValueError(f"got sigma from {config.sigma_min} to {config.sigma_max}, expected "
-                         "0 < sigma_min < sigma_max.")  # fmt: skip
+    def check(self) -> None:
+        """Refuse levels that do not descend."""
+        require(self.sigma_min < self.sigma_max, expected="sigma_min < sigma_max",
+                got=f"sigma from {self.sigma_min} to {self.sigma_max}")  # fmt: skip
 
 
 def log_pixels(image, mean, std):
@@ -86,9 +80,11 @@ def log_pixels(image, mean, std):
 
 
 def grids(process, config: Config) -> tuple[np.ndarray, np.ndarray]:
-    """Ascending times [num_steps + 1], and those of half as many intervals, every one of which is
-    followed by one of no width: both grids are one shape, so one compilation.
-    """  # fmt: skip
+    """Return ascending times [num_steps + 1], and those of half as many intervals.
+
+    There, every interval is followed by one of no width: both grids are one shape, so one
+    compilation.
+    """
     last, first = process.time(-2 * np.log([config.sigma_max, config.sigma_min]))
     times = diffusion.log_snr_times(process, last, first, config.num_steps)[::-1]
     return times, times[np.minimum((np.arange(times.size) + 1) // 2 * 2, times.size - 1)]
@@ -131,20 +127,20 @@ def bits(denoiser: Denoiser, config: Config):
 
 
 def held_out(config: Config, shape) -> tuple[np.ndarray, np.ndarray | None]:
-    """Images [num_images, *shape] drawn from the test split, and their labels.
+    """Return images [num_images, *shape] drawn from the test split, and their labels.
 
     Raises:
       ValueError: images of another shape, or too few.
     """
-    found = data.load(config.data, "test")
-    if found.images.shape[1:] != tuple(shape):
-        raise ValueError(f"got images of shape {found.images.shape[1:]} in {config.data}, expected "
-                         f"{tuple(shape)}, which the network was trained on.")  # fmt: skip
-    if len(found.images) < config.num_images:
-        raise ValueError(f"got {config.num_images} images to read, expected at most "
-                         f"{len(found.images)}, which {config.data} holds.")  # fmt: skip
-    rows = np.random.default_rng(config.seed).permutation(len(found.images))[: config.num_images]
-    return found.images[rows], None if found.labels is None else found.labels[rows]
+    dataset = data.load(config.data, "test")
+    num_images = len(dataset.images)
+    require(dataset.images.shape[1:] == tuple(shape), what=config.data,
+            got=f"images of shape {dataset.images.shape[1:]}",
+            expected=f"{tuple(shape)}, which the network was trained on")  # fmt: skip
+    require(config.num_images <= num_images, got=f"{config.num_images} images to read",
+            expected=f"at most {num_images}, which {config.data} holds")  # fmt: skip
+    rows = np.random.default_rng(config.seed).permutation(num_images)[: config.num_images]
+    return dataset.images[rows], None if dataset.labels is None else dataset.labels[rows]
 
 
 def measure(name: str, config: Config, show) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -154,14 +150,12 @@ def measure(name: str, config: Config, show) -> tuple[dict[str, np.ndarray], dic
       ValueError: a checkpoint of latents, or classes without labels.
     """
     denoiser = denoisers.load(denoisers.find_checkpoint(name))
-    if denoiser.codec is not None:
-        raise ValueError(f"{name} is a denoiser of latents, whose density is not one of images; "
-                         "expected a denoiser of images.")  # fmt: skip
+    require(denoiser.codec is None, what=name, got="a denoiser of latents, whose density is not "
+            "one of images", expected="a denoiser of images")  # fmt: skip
     images, labels = held_out(config, denoiser.config.shape)
-    if not denoiser.config.num_classes:
-        labels = None
-    elif labels is None:
-        raise ValueError(f"{name} knows classes, but {config.data} has no labels.")
+    conditional = bool(denoiser.config.num_classes)
+    require(not conditional or labels is not None, what=name, got="a network that knows classes",
+            expected=f"labels in {config.data}", remedy="it has none")  # fmt: skip
     key, fn = jax.random.key(config.seed), bits(denoiser, config)
     process, _ = subject.continuous(denoiser)
     fine, coarse = (jnp.asarray(grid, jnp.float32) for grid in grids(process, config))
@@ -169,15 +163,15 @@ def measure(name: str, config: Config, show) -> tuple[dict[str, np.ndarray], dic
     def part(times, start):
         # The last batch wraps around: one shape, one compilation.
         rows = np.arange(start, start + config.batch) % len(images)
-        label = None if labels is None else jnp.asarray(labels[rows])
+        label = jnp.asarray(labels[rows]) if conditional and labels is not None else None
         image, step_key = jnp.asarray(images[rows]), jax.random.fold_in(key, start)
         return np.stack(fn(denoiser.params, image, label, step_key, times))
 
     starts = range(0, len(images), config.batch)
-    found = [part(fine, start) for start in show(starts, desc=name)]
-    shift = np.max(np.abs(part(coarse, 0) - found[0]))
-    bound, dequantized = np.concatenate(found, axis=1)[:, : len(images)]
-    row = {"checkpoint": name, "conditional": labels is not None, "images": len(images)}
+    chunks = [part(fine, start) for start in show(starts, desc=name)]
+    shift = np.max(np.abs(part(coarse, 0) - chunks[0]))
+    bound, dequantized = np.concatenate(chunks, axis=1)[:, : len(images)]
+    row = {"checkpoint": name, "conditional": conditional, "images": len(images)}
     for column, values in (("bound", bound), ("dequantized", dequantized)):
         row[column] = float(np.mean(values))
         row[f"{column}_standard_error"] = float(np.std(values, ddof=1) / math.sqrt(len(values)))
@@ -189,36 +183,27 @@ def run(config: Config, *, progress: bool = False):
     """Return arrays `<checkpoint>/bound` and `/dequantized` [num_images], and rows."""
     from tqdm import tqdm
 
-    check(config)
     show = functools.partial(tqdm, disable=not progress, unit="batch")
-    arrays: dict[str, np.ndarray] = {}
-    rows: list[dict] = []
-    for name in config.checkpoints:
-        found, row = measure(name, config, show)
-        arrays |= found
-        rows.append(row)
-    return arrays, rows
+    done = [measure(name, config, show) for name in config.checkpoints]
+    arrays = {name: values for part, _ in done for name, values in part.items()}
+    return arrays, [row for _, row in done]
 
 
-def print_rows(rows) -> None:
-    """Print bits per dimension and their standard error."""
-    lines = [f"{'checkpoint':<24}{'bound':>16}{'dequantized':>20}{'images':>8}{'solver':>10}"]
-    for r in rows:
-        cells = [f"{r[c]:.3f} ± {r[c + '_standard_error']:.3f}" for c in ("bound", "dequantized")]
-        lines.append(f"{r['checkpoint']:<24}{cells[0]:>16}{cells[1]:>20}{r['images']:>8}"
-                     f"{r['solver_shift']:>10.1e}")  # fmt: skip
-    print("\n".join([*lines, "bits per dimension, lower is better"]))
+COLUMNS = (
+    ("checkpoint", lambda r: Path(r["checkpoint"]).name),
+    *((name, lambda r, name=name: f"{r[name]:.3f} ± {r[name + '_standard_error']:.3f}")
+      for name in ("bound", "dequantized")),
+    ("images", lambda r: r["images"]),
+    ("solver", lambda r: f"{r['solver_shift']:.1e}"),
+)  # fmt: skip
 
 
-EXPERIMENT = command.Experiment(
-    "likelihood", __doc__ or "", Config, HELP, check, run, print_rows=print_rows, resumes=False
-)
+def table(rows) -> list:
+    """Return bits per dimension and their standard error."""
+    return [tables.columns(rows, COLUMNS), "bits per dimension, lower is better"]
 
 
-def main(argv=None) -> int:
-    """Run, print the table, write the results."""
-    return command.main(EXPERIMENT, argv)
-
+EXPERIMENT = command.experiment(Config, run, table=table)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(command.main(EXPERIMENT))

@@ -1,8 +1,6 @@
 """Run the experiment: `python -m experiments.certificates`."""
 
-import sys
+from experiments.certificates.experiment import EXPERIMENT
+from experiments.harness.command import main
 
-from experiments.certificates.experiment import main
-
-if __name__ == "__main__":
-    sys.exit(main())
+raise SystemExit(main(EXPERIMENT))

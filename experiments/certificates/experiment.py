@@ -12,15 +12,14 @@ outcome of every rounding, however unlikely. The network is trained first, in se
 """
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.certificates import measure as parts
-from experiments.certificates import plots
-from experiments.harness import old_command as command
+from experiments.certificates import measure, plots
+from experiments.harness import command
+from experiments.harness.command import option
 from qdiffjax import diffusion, precision
 from qdiffjax.analysis import certificates
 
@@ -32,35 +31,25 @@ NUM_INSIDE = 32  # inputs that are tried of each set
 class Config:
     """What to certify; widths of activations are those of the weights where there are any."""
 
-    bits: tuple[int, ...] = (12, 10, 8, 6)
-    call_bits: int = 8
-    times: tuple[int, ...] = (50, 100, 300, 500, 900)
-    grids: tuple[int, ...] = (1, 4, 16, 32)
-    half_width: float = 2.5
-    num_inputs: int = 100_000
-    num_keys: int = 4
-    num_steps: int = 20
-    num_samples: int = 200
-    radii: tuple[float, ...] = (0.01, 0.03, 0.1)
-    width: int = 32
-    train_steps: int = 4000
-    seed: int = 0
+    bits: tuple[int, ...] = option((12, 10, 8, 6), "Widths of the sampler.", least=2)
+    call_bits: int = option(8, "Width of one call.", least=2)
+    times: tuple[int, ...] = option((50, 100, 300, 500, 900), "Times of one call.")
+    grids: tuple[int, ...] = option((1, 4, 16, 32), "Boxes a side of the square.", least=1)
+    half_width: float = option(2.5, "Half the side of the square of inputs.")
+    num_inputs: int = option(100_000, "Number of inputs in it.")
+    num_keys: int = option(4, "Number of keys of stochastic rounding.")
+    num_steps: int = option(20, "Steps of DDIM.")
+    num_samples: int = option(200, "Number of runs.")
+    radii: tuple[float, ...] = option((0.01, 0.03, 0.1), "Radii of the sets of x_T.")
+    width: int = option(32, "Hidden units of the network.")
+    train_steps: int = option(4000, "Steps of its training.")
+    seed: int = option(0, "Seed of everything random.")
 
 
-HELP = {
-    "bits": "widths of the sampler", "times": "times of one call", "grids": "boxes a side",
-    "radii": "of sets of x_T", "call_bits": "width of one call",
-    "half_width": "of the square of inputs", "num_inputs": "inputs in it",
-    "num_keys": "keys of stochastic rounding", "num_steps": "sampler steps",
-    "num_samples": "runs", "width": "hidden units", "train_steps": "steps of training",
-    "seed": "of everything random",
-}  # fmt: skip
-
-
-def check(config: Config) -> None:
-    """Refuse what cannot work; raises ValueError."""
-    if min(*config.bits, config.call_bits) < 2 or min(config.grids) < 1:
-        raise ValueError("expected at least 2 bits and 1 box a side.")
+def outside(errors, low, high) -> np.ndarray:
+    """Return which errors [..., 2] leave their certificates."""
+    errors = np.asarray(errors)
+    return ((errors < low - SLACK) | (errors > high + SLACK)).any(-1)
 
 
 @jax.jit
@@ -78,53 +67,40 @@ def _call_error(q, x, t):
 
 @jax.jit
 def _call_unlucky(q, x, t, nudges):
-    call, full = parts.nudged_call(q), precision.full_call(q)(x, t, None)[0]
-    return parts.unlucky(lambda n: call(x, t, n)[0] - full, nudges)
+    call, full = measure.nudged_call(q), precision.full_call(q)(x, t, None)[0]
+    return measure.unlucky(lambda n: call(x, t, n)[0] - full, nudges)
 
 
-def certify_call(subject: parts.Subject, config: Config, activation_bits, t: int, x) -> dict:
-    """Certificates of one call on grids of boxes, checked on every input of x [n, 2]."""
-    q, time_ = subject.quantized(config.call_bits, activation_bits), jnp.asarray(float(t))
-    errors = {"nearest": _call_error(q, x, time_)[None]}
+def certify_call(subject: measure.Subject, config: Config, activation_bits, t: int, x) -> dict:
+    """Certify one call on grids of boxes, checked on every input of x [n, 2]."""
+    q, time = subject.quantized(config.call_bits, activation_bits), jnp.asarray(float(t))
+    nearest = _call_error(q, x, time)
+    errors = np.asarray(nearest)[None]
     if activation_bits is not None:
-        nudges = parts.no_nudges(subject.calibration.sites, (len(x),))
-        errors["unlucky"] = _call_unlucky(q, x, time_, nudges)
-    row: dict[str, Any] = {
-        "kind": "call", "weight_bits": config.call_bits, "activation_bits": activation_bits, "t": t
+        nudges = measure.no_nudges(subject.calibration.sites, (len(x),))
+        errors = np.concatenate([errors, _call_unlucky(q, x, time, nudges)])
+
+    def check(q, num: int, errors):
+        """Return the largest certificate, and which errors [k, n, 2] leave those of their boxes."""
+        bounds = _call_bounds(q, *measure.grid_boxes(config.half_width, num), time)
+        low, high = (np.asarray(v) for v in bounds)
+        box = measure.box_of(x, config.half_width, num)
+        return np.max(np.maximum(-low, high)), outside(errors, low[box, 0], high[box, 0])
+
+    certified, out = zip(*(check(q, num, errors) for num in config.grids), strict=True)
+    if activation_bits is not None:  # stochastic rounding, whose certificate is wider
+        keys = jax.random.split(jax.random.key(config.seed + 2), config.num_keys)
+        for q_random in (measure.randomized(q, key) for key in keys):
+            random = _call_error(q_random, x, time)[None]
+            out += (check(q_random, config.grids[-1], random)[1],)
+    worst = float(np.max(np.abs(errors)))
+    return {
+        "kind": "call", "weight_bits": config.call_bits, "activation_bits": activation_bits,
+        "t": t, "measured": float(np.max(np.abs(nearest))), "worst_found": worst,
+        "checks": sum(o.size for o in out), "violations": int(sum(o.sum() for o in out)),
+        "certified": [float(c) for c in certified],
+        "ratio": [float(c) / worst for c in certified], "grids": list(config.grids),
     }  # fmt: skip
-    row["measured"] = float(np.max(np.abs(errors["nearest"])))
-    row["worst_found"] = max(float(np.max(np.abs(e))) for e in errors.values())
-    row["checks"] = row["violations"] = 0
-    certified = []
-    for num in config.grids:
-        low, high = _call_bounds(q, *parts.grid_boxes(config.half_width, num), time_)
-        certified.append(float(np.max(np.maximum(-low, high))))
-        for found in errors.values():
-            _check(row, found, low, high, parts.box_of(x, config.half_width, num))
-    if activation_bits is not None:
-        _check_random(row, q, config, time_, x)
-    row["certified"] = certified
-    row["ratio"] = [c / row["worst_found"] for c in certified]
-    row["grids"] = list(config.grids)
-    return row
-
-
-def _check(row, found, low, high, box) -> None:
-    """Count how many errors found [k, n, 2] leave the certificates of their boxes."""
-    low, high = np.asarray(low)[box, 0], np.asarray(high)[box, 0]
-    out = (np.asarray(found) < low - SLACK) | (np.asarray(found) > high + SLACK)
-    row["checks"] += out.shape[0] * out.shape[1]
-    row["violations"] += int(out.any(-1).sum())
-
-
-def _check_random(row, q, config: Config, t, x) -> None:
-    """The same for stochastic rounding, whose certificate is wider."""
-    num = config.grids[-1]
-    for key in jax.random.split(jax.random.key(config.seed + 2), config.num_keys):
-        q_random = parts.randomized(q, key)
-        low, high = _call_bounds(q_random, *parts.grid_boxes(config.half_width, num), t)
-        errors = _call_error(q_random, x, t)[None]
-        _check(row, errors, low, high, parts.box_of(x, config.half_width, num))
 
 
 @jax.jit
@@ -144,35 +120,33 @@ def _runs(q, x_T, steps):
 
 @jax.jit
 def _unlucky_runs(q, x_T, steps, x_0, nudges):
-    call = parts.nudged_call(q)
+    call = measure.nudged_call(q)
 
     def final(n):
         return diffusion.sample(call, x_T, steps, per_call=n, keep_trajectory=False).x_0 - x_0
 
-    return parts.unlucky(final, nudges)
+    return measure.unlucky(final, nudges)
 
 
-def certify_sampler(subject: parts.Subject, bits: int, activation_bits, x_T) -> tuple[dict, dict]:
-    """Certificates of whole runs from each x_T [n, 2], with what was measured; (row, arrays)."""
+def certify_sampler(subject: measure.Subject, bits: int, activation_bits, x_T) -> tuple[dict, dict]:
+    """Certify whole runs from each x_T [n, 2], beside what was measured; return (row, arrays)."""
     q = subject.quantized(bits, activation_bits)
     low, high = (np.asarray(v) for v in _tubes(q, x_T, x_T, subject.steps))
     xs, errors = (np.asarray(v) for v in _runs(q, x_T, subject.steps))
     errors = errors.swapaxes(0, 1)
-    measured = norms(errors)
-    worst = measured[:, -1]
-    violations = ((errors < low - SLACK) | (errors > high + SLACK)).any(-1).sum()
+    measured, bound = norms(errors), norms(np.maximum(-low, high))
+    worst, violations = measured[:, -1], outside(errors, low, high).sum()
     if activation_bits is not None:
-        nudges = parts.no_nudges(subject.calibration.sites, (len(subject.steps.t), len(x_T)))
-        found = np.asarray(_unlucky_runs(q, x_T, subject.steps, xs[-1], nudges))
-        violations += ((found < low[:, -1] - SLACK) | (found > high[:, -1] + SLACK)).any(-1).sum()
-        worst = np.maximum(worst, norms(found).max(0))
-    bound = norms(np.maximum(-low, high))
+        nudges = measure.no_nudges(subject.calibration.sites, (len(subject.steps.t), len(x_T)))
+        unlucky = np.asarray(_unlucky_runs(q, x_T, subject.steps, xs[-1], nudges))
+        violations += outside(unlucky, low[:, -1], high[:, -1]).sum()
+        worst = np.maximum(worst, norms(unlucky).max(0))
     arrays = {"certified": bound, "measured": measured, "worst_found": worst}
     row = {
         "kind": "sampler", "weight_bits": bits, "activation_bits": activation_bits,
         "samples": len(x_T), "violations": int(violations),
         "finite": float(np.mean(np.isfinite(bound[:, -1]))),
-        "useful": float(np.mean(bound[:, -1] < parts.STD)),
+        "useful": float(np.mean(bound[:, -1] < measure.STD)),
         "measured_median": float(np.median(measured[:, -1])),
         "worst_found_median": float(np.median(worst)),
         "certified_median": float(np.median(bound[:, -1])),
@@ -182,8 +156,8 @@ def certify_sampler(subject: parts.Subject, bits: int, activation_bits, x_T) -> 
     return row, arrays
 
 
-def certify_set(subject: parts.Subject, bits: int, activation_bits, x_T, radius: float) -> dict:
-    """Certificates of runs from all x_T within `radius` in each coordinate of x_T [n, 2]."""
+def certify_set(subject: measure.Subject, bits: int, activation_bits, x_T, radius: float) -> dict:
+    """Certify runs from all x_T within `radius` in each coordinate of x_T [n, 2]."""
     q = subject.quantized(bits, activation_bits)
     low, high = (np.asarray(v) for v in _tubes(q, x_T - radius, x_T + radius, subject.steps))
     part = np.random.default_rng(0).uniform(-1, 1, (NUM_INSIDE, 1, 2))
@@ -191,20 +165,20 @@ def certify_set(subject: parts.Subject, bits: int, activation_bits, x_T, radius:
     x = np.asarray(x_T)[None] + radius * part
     _, errors = _runs(q, jnp.asarray(x.reshape(-1, 2)), subject.steps)
     errors = np.asarray(errors).reshape(-1, NUM_INSIDE, len(x_T), 2).transpose(1, 2, 0, 3)
-    out = (errors < low - SLACK) | (errors > high + SLACK)
+    out = outside(errors, low, high).any(-1)
     bound, worst = norms(np.maximum(-low, high))[:, -1], norms(errors)[:, :, -1].max(0)
     return {
         "kind": "set", "weight_bits": bits, "activation_bits": activation_bits, "radius": radius,
-        "checks": int(out.shape[0] * out.shape[1]), "violations": int(out.any((-1, -2)).sum()),
+        "checks": out.size, "violations": int(out.sum()),
         "finite": float(np.mean(np.isfinite(bound))),
-        "useful": float(np.mean(bound < parts.STD)),
+        "useful": float(np.mean(bound < measure.STD)),
         "worst_found_median": float(np.median(worst)), "certified_median": float(np.median(bound)),
         "ratio_to_worst_median": float(np.median(bound / worst)),
     }  # fmt: skip
 
 
 def norms(errors) -> np.ndarray:
-    """Euclidean norm over the last axis; infinity where anything is infinite."""
+    """Return the Euclidean norm over the last axis; infinity where anything is infinite."""
     with np.errstate(invalid="ignore", over="ignore"):
         return np.nan_to_num(np.sqrt(np.sum(np.square(errors), -1)), nan=np.inf, posinf=np.inf)
 
@@ -219,11 +193,11 @@ def run(config: Config, *, progress: bool = False):
     """
     from tqdm import tqdm
 
-    params, loss = parts.train(config.seed, width=config.width, num_steps=config.train_steps)
+    params, loss = measure.train(config.seed, width=config.width, num_steps=config.train_steps)
     rows: list[dict] = [{"kind": "network", "loss": loss}]
     arrays: dict[str, np.ndarray] = {}
     with jax.enable_x64(True):
-        subject = parts.prepare(params, config.num_steps, config.seed)
+        subject = measure.prepare(params, config.num_steps, config.seed)
         rng = np.random.default_rng(config.seed)
         x = rng.uniform(-config.half_width, config.half_width, (config.num_inputs, 2))
         x_T = jax.random.normal(jax.random.key(config.seed + 1), (config.num_samples, 2),
@@ -233,21 +207,12 @@ def run(config: Config, *, progress: bool = False):
             rows.append(certify_call(subject, config, activation_bits, t, jnp.asarray(x)))
         widths = [(b, a) for b in config.bits for a in (None, b)]
         for bits, activation_bits in tqdm(widths, disable=not progress, unit="width"):
-            row, found = certify_sampler(subject, bits, activation_bits, x_T)
+            row, by_name = certify_sampler(subject, bits, activation_bits, x_T)
             rows.append(row)
-            name = plots.name_of(row)
-            arrays |= {f"{name}/{key}": v for key, v in found.items()}
+            arrays |= {f"{plots.name_of(row)}/{key}": v for key, v in by_name.items()}
             if bits in (max(config.bits), config.call_bits):
                 rows += [certify_set(subject, bits, activation_bits, x_T, r) for r in config.radii]
     return arrays, rows
 
 
-EXPERIMENT = command.Experiment(
-    "certificates", __doc__ or "", Config, HELP, check, run, plots.write,
-    plots.print_table, resumes=False,
-)  # fmt: skip
-
-
-def main(argv=None) -> int:
-    """Run, print the tables, write the results."""
-    return command.main(EXPERIMENT, argv)
+EXPERIMENT = command.experiment(Config, run, plots=plots)

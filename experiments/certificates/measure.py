@@ -18,7 +18,7 @@ NUM_CALIBRATION = 512
 
 
 def eps_fn(params, x, t):
-    """2-h-h-2 tanh network with a skip: eps = x + MLP(x, t / T, (t / T)^2), x [batch, 2]."""
+    """Return eps of a 2-h-h-2 tanh network with a skip: x + MLP(x, t / T, (t / T)^2) [batch, 2]."""
     s = jnp.full((x.shape[0], 1), t / SCHEDULE.num_train_steps, x.dtype)
     h = jnp.concatenate([x, s, s * s], axis=1)
     for layer in ("in", "mid"):
@@ -49,8 +49,8 @@ def train(seed: int, *, width: int, num_steps: int, batch: int = 512):
         eps = jax.random.normal(k_eps, x_0.shape, jnp.float32)
         alpha, sigma = (v.astype(jnp.float32)[:, None] for v in SCHEDULE(t))
         one = lambda x, t: eps_fn(params, x[None], t)[0]  # noqa: E731
-        found = jax.vmap(one)(alpha * x_0 + sigma * eps, t.astype(jnp.float32))
-        return jnp.mean((found - eps) ** 2)
+        predicted = jax.vmap(one)(alpha * x_0 + sigma * eps, t.astype(jnp.float32))
+        return jnp.mean((predicted - eps) ** 2)
 
     def body(carry, key):
         params, state = carry
@@ -73,7 +73,7 @@ class Subject(NamedTuple):
     calibration: precision.Calibration
 
     def quantized(self, weight_bits: int, activation_bits: int | None) -> precision.Quantized:
-        """Weights per channel, activations per tensor over the range of a calibration run."""
+        """Round weights per channel, activations per tensor over the range of a calibration run."""
         recipe = precision.uniform(
             self.calibration.sites, weight_bits=weight_bits, activation_bits=activation_bits
         )
@@ -90,25 +90,25 @@ def prepare(params, num_steps: int, seed: int) -> Subject:
 
 
 def randomized(q: precision.Quantized, key) -> precision.Quantized:
-    """The same with stochastic rounding of the activations."""
+    """Return the same with stochastic rounding of the activations."""
     inputs = {
-        name: how._replace(
-            activations=tuple(dataclasses.replace(a, key=key) for a in how.activations)
+        name: quantization._replace(
+            activations=tuple(dataclasses.replace(a, key=key) for a in quantization.activations)
         )
-        for name, how in q.site_inputs.items()
+        for name, quantization in q.site_inputs.items()
     }
     return precision.Quantized(q.eps_fn, q.params, inputs)
 
 
 def nudged(site, op, operands, inputs):
-    """Rule: instead of rounding, commit given errors, in units of half a step."""
+    """Commit given errors, in units of half a step, instead of rounding: a rule."""
     if inputs is None:
         return op(*operands), None
-    how, nudges = inputs
+    quantization, nudges = inputs
     values = list(operands)
-    if how.weight is not None:
-        values[site.weight] = how.weight
-    for i, grid, nudge in zip(site.activations, how.activations, nudges, strict=False):
+    if quantization.weight is not None:
+        values[site.weight] = quantization.weight
+    for i, grid, nudge in zip(site.activations, quantization.activations, nudges, strict=False):
         values[i] = values[i] + grid.scale / 2 * nudge
     return op(*values), None
 
@@ -118,23 +118,22 @@ def nudged_call(q: precision.Quantized):
     g = transform(q.eps_fn, nudged)
 
     def call_fn(x, t, nudges, state=()):
-        inputs = {name: (how, nudges[name]) for name, how in q.site_inputs.items()}
+        inputs = {name: (v, nudges[name]) for name, v in q.site_inputs.items()}
         return g(q.params, x, t, site_inputs=inputs)[0], None, state
 
     return call_fn
 
 
 def no_nudges(sites, lead: tuple[int, ...]) -> dict[str, tuple]:
-    """Zeros for `nudged_call` on [lead[-1], 2] inputs; axes before that are the steps."""
-
-    def zeros(shape):
-        return jnp.zeros((*lead, *shape[1:]))
-
-    return {s.name: tuple(zeros(s.shapes[i]) for i in s.activations) for s in sites}
+    """Return zeros for `nudged_call` on [lead[-1], 2] inputs; axes before that are the steps."""
+    return {
+        site.name: tuple(jnp.zeros((*lead, *site.shapes[i][1:])) for i in site.activations)
+        for site in sites
+    }
 
 
 def unlucky(final_fn, nudges, *, num_directions: int = 8, num_rounds: int = 2):
-    """Errors that take the result as far as signs of its gradient do, in several directions.
+    """Return errors that take the result as far as signs of its gradient do, in several directions.
 
     A search for the worst rounding outcome: what it finds is a lower bound.
 
@@ -150,24 +149,24 @@ def unlucky(final_fn, nudges, *, num_directions: int = 8, num_rounds: int = 2):
 
     def one(direction):
         slope = jax.grad(lambda n: jnp.sum(final_fn(n) * direction[None]))
-        found = nudges
+        worst = nudges
         for _ in range(num_rounds):
-            found = jax.tree.map(jnp.sign, slope(found))
-        return final_fn(found)
+            worst = jax.tree.map(jnp.sign, slope(worst))
+        return final_fn(worst)
 
     return jax.lax.map(one, directions)
 
 
 def grid_boxes(half_width: float, num: int) -> tuple[np.ndarray, np.ndarray]:
-    """Corners [num^2, 1, 2] of the boxes that divide a square around zero, num a side."""
+    """Return corners [num^2, 1, 2] of the boxes that divide a square around zero, num a side."""
     edges = np.linspace(-half_width, half_width, num + 1)
-    low = np.stack(np.meshgrid(edges[:-1], edges[:-1], indexing="ij"), -1).reshape(-1, 1, 2)
-    high = np.stack(np.meshgrid(edges[1:], edges[1:], indexing="ij"), -1).reshape(-1, 1, 2)
+    low, high = (np.stack(np.meshgrid(ends, ends, indexing="ij"), -1).reshape(-1, 1, 2)
+                 for ends in (edges[:-1], edges[1:]))  # fmt: skip
     return low, high
 
 
 def box_of(x, half_width: float, num: int) -> np.ndarray:
-    """Index of the box of `grid_boxes` that holds each x [n, 2]."""
+    """Return the index of the box of `grid_boxes` that holds each x [n, 2]."""
     cell = np.floor((np.asarray(x) + half_width) / (2 * half_width / num)).astype(int)
     cell = np.clip(cell, 0, num - 1)
     return cell[:, 0] * num + cell[:, 1]

@@ -1,26 +1,18 @@
 """Figure and tables of `experiments.certificates`; needs no JAX."""
 
-from pathlib import Path
-
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from experiments.harness import store, tables
-from experiments.harness.looks import BLUE, GREEN, GREY, ORANGE, SMALL, tidy
+from experiments.harness import tables
+from experiments.harness.looks import BLUE, GREEN, GREY, ORANGE, SMALL, panels, tidy
 
 LOOKS = {12: BLUE, 10: GREEN, 8: ORANGE, 6: "#CC79A7"}
 
 
-def write(folder) -> None:
-    """Write certificates.png of the run in `folder` beside it."""
-    draw(*store.load(folder)).savefig(Path(folder) / "certificates.png", dpi=150)
-
-
 def draw(config, arrays, rows) -> Figure:
-    """One call: certified over worst found against the grid. Runs: certified beside measured."""
-    fig = Figure(figsize=(10.5, 3.6), layout="constrained")
-    axes = fig.subplots(1, 3)
+    """Draw one call: certified over worst found against the grid; and runs beside measured."""
+    fig, axes = panels(1, 3, (10.5, 3.6))
     draw_calls(axes[0], config, [r for r in rows if r["kind"] == "call"])
     pairs = ((axes[1], lambda b: f"W{b}", "weights alone"),
              (axes[2], lambda b: f"W{b}A{b}", "weights and activations"))  # fmt: skip
@@ -32,7 +24,7 @@ def draw(config, arrays, rows) -> Figure:
 
 
 def draw_calls(ax, config, rows) -> None:
-    """Ratios at every time, a line each; weights alone solid, with activations dashed."""
+    """Draw ratios at every time, a line each; weights alone solid, with activations dashed."""
     for row in rows:
         is_alone = row["activation_bits"] is None
         bits = config["call_bits"]
@@ -50,7 +42,7 @@ def draw_calls(ax, config, rows) -> None:
 
 
 def draw_runs(ax, all_bits, arrays, name_fn) -> None:
-    """Medians over samples: certified (solid, cut where infinite), measured (dotted), worst (x)."""
+    """Draw medians over samples: certified (solid, cut where infinite), measured (dots), worst."""
     for i, bits in enumerate(all_bits):
         name, color = name_fn(bits), LOOKS.get(bits, "black")
         certified, measured = arrays[f"{name}/certified"], arrays[f"{name}/measured"]
@@ -72,51 +64,60 @@ def draw_runs(ax, all_bits, arrays, name_fn) -> None:
 
 
 def name_of(row) -> str:
-    """W8, or W8A8."""
+    """Return W8, or W8A8."""
     a = row["activation_bits"]
     return f"W{row['weight_bits']}" + ("" if a is None else f"A{a}")
 
 
-def print_table(rows) -> None:
-    """Print one table for single calls and one for sampling runs."""
+def _numbers(*columns) -> tuple:
+    """Return columns of numbers, of (title, key) each."""
+    return tuple((title, lambda r, key=key: tables.number(r[key])) for title, key in columns)
 
-    def show(title, heads, lines):
-        found = tables.blank()
-        for i, head in enumerate(heads):
-            found.add_column(head, justify="right" if i else "left", no_wrap=True)
-        for line in lines:
-            found.add_row(*line)
-        screen = tables.console(None)
-        screen.print(title)
-        screen.print(found)
 
-    calls = [r for r in rows if r["kind"] == "call"]
-    heads = ["width", "t", "largest\nmeasured", "worst\nfound", "checks", "violated"]
-    show(
-        "One call: certified / worst found, with n x n boxes",
-        heads + [f"n = {n}" for n in calls[0]["grids"]],
-        [[name_of(r), str(r["t"]), tables.number(r["measured"]), tables.number(r["worst_found"]),
-          str(r["checks"]), str(r["violations"]), *(tables.number(v) for v in r["ratio"])]
-         for r in calls],
-    )  # fmt: skip
-    heads = ["width", "error\nmedian", "worst found\nmedian", "certified\nmedian",
-             "/ measured\nmedian", "/ worst\nmedian", "finite", "useful", "violated"]  # fmt: skip
-    show(
-        "Sampling runs (useful: certified below the width of a mode)",
-        heads,
-        [[name_of(r), *(tables.number(r[k]) for k in (
-            "measured_median", "worst_found_median", "certified_median",
-            "ratio_to_measured_median", "ratio_to_worst_median")),
-          f"{r['finite']:.0%}", f"{r['useful']:.0%}", str(r["violations"])]
-         for r in rows if r["kind"] == "sampler"],
-    )  # fmt: skip
-    heads = ["width", "radius", "worst found\nmedian", "certified\nmedian", "/ worst\nmedian",
-             "finite", "useful", "checks", "violated"]  # fmt: skip
-    show(
-        "Sampling runs from all x_T of a square",
-        heads,
-        [[name_of(r), str(r["radius"]), *(tables.number(r[k]) for k in (
-            "worst_found_median", "certified_median", "ratio_to_worst_median")),
-          f"{r['finite']:.0%}", f"{r['useful']:.0%}", str(r["checks"]), str(r["violations"])]
-         for r in rows if r["kind"] == "set"],
-    )  # fmt: skip
+WORST = ("worst found\nmedian", "worst_found_median"), ("certified\nmedian", "certified_median")
+SHARES = (
+    ("finite", lambda r: f"{r['finite']:.0%}"),
+    ("useful", lambda r: f"{r['useful']:.0%}"),
+)
+CHECKS, VIOLATED = ("checks", lambda r: r["checks"]), ("violated", lambda r: r["violations"])
+CALLS = (
+    ("width", name_of),
+    ("t", lambda r: r["t"]),
+    *_numbers(("largest\nmeasured", "measured"), ("worst\nfound", "worst_found")),
+    CHECKS,
+    VIOLATED,
+)
+RUNS = (
+    ("width", name_of),
+    *_numbers(
+        ("error\nmedian", "measured_median"),
+        *WORST,
+        ("/ measured\nmedian", "ratio_to_measured_median"),
+        ("/ worst\nmedian", "ratio_to_worst_median"),
+    ),
+    *SHARES,
+    VIOLATED,
+)
+SETS = (
+    ("width", name_of),
+    ("radius", lambda r: r["radius"]),
+    *_numbers(*WORST, ("/ worst\nmedian", "ratio_to_worst_median")),
+    *SHARES,
+    CHECKS,
+    VIOLATED,
+)
+FIGURES = {"certificates": draw}
+
+
+def table(rows) -> list:
+    """Return a table for single calls, one for sampling runs and one for sets of them."""
+    kinds = {kind: [r for r in rows if r["kind"] == kind] for kind in ("call", "sampler", "set")}
+    ratios = tuple((f"n = {n}", lambda r, i=i: tables.number(r["ratio"][i]))
+                   for i, n in enumerate(kinds["call"][0]["grids"]))  # fmt: skip
+    return [
+        tables.columns(kinds["call"], CALLS + ratios,
+                       title="One call: certified / worst found, with n x n boxes"),
+        tables.columns(kinds["sampler"], RUNS,
+                       title="Sampling runs (useful: certified below the width of a mode)"),
+        tables.columns(kinds["set"], SETS, title="Sampling runs from all x_T of a square"),
+    ]  # fmt: skip

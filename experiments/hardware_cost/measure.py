@@ -12,6 +12,7 @@ import numpy as np
 from experiments.harness import timing
 from experiments.harness.networks import Network
 from qdiffjax import hardware, precision
+from qdiffjax.labels import Kind
 from qdiffjax.sites import list_sites, transform
 
 Call = tuple[Callable[..., Any], tuple]  # a compiled function and its arguments
@@ -36,17 +37,17 @@ PRECISIONS = {
 }
 
 
-def recipe(sites, chosen: Precision) -> precision.Recipe:
-    """These widths at all sites but the last layer, the default of every experiment here."""
+def recipe(sites, widths: Precision) -> precision.Recipe:
+    """Return these widths at all sites but the last layer, the default of every experiment."""
     last = [s.name for s in sites if s.weight is not None][-1]
     return precision.uniform(
-        sites, weight_bits=chosen.weight, activation_bits=chosen.activation,
+        sites, weight_bits=widths.weight, activation_bits=widths.activation,
         globs=("*", f"!{last}"),
     )  # fmt: skip
 
 
-def costs(network: Network, batch: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Costs of a call, by precision P, chip C and site S.
+def costs(name: str, network: Network, batch: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return costs of a call, by precision P, chip C and site S.
 
     Arrays: sites [S], macs [S]; weight_bytes, traffic, bops, joules [P, S]; seconds [P, C, S].
     A row for every precision with the sums.
@@ -54,68 +55,66 @@ def costs(network: Network, batch: int) -> tuple[dict[str, Any], list[dict[str, 
     sites = list_sites(network.eps_fn, *network.arguments(batch))
     counts = hardware.count(sites)
     other = hardware.other_elements(network.params, counts)
-    found: dict[str, list] = {k: [] for k in ("weight_bytes", "traffic", "bops", "joules",
-                                              "seconds")}  # fmt: skip
-    rows = []
-    for name, chosen in PRECISIONS.items():
+    by_precision, rows = [], []
+    for label, chosen in PRECISIONS.items():
         w = hardware.widths(counts, recipe(sites, chosen), full=chosen.full)
-        by_chip = [hardware.predict_times(counts, w, chip, family=chosen.family)
-                   for chip in hardware.CHIPS]  # fmt: skip
+        by_chip = {chip.name: hardware.predict_times(counts, w, chip, family=chosen.family)
+                   for chip in hardware.CHIPS}  # fmt: skip
         joules = hardware.predict_energy(counts, w, hardware.HBM, family=chosen.family)
-        found["weight_bytes"].append(hardware.weight_bytes(counts, w))
-        found["traffic"].append(hardware.traffic(counts, w))
-        found["bops"].append(hardware.bops(counts, w))
-        found["joules"].append(joules.compute + joules.memory)
-        found["seconds"].append([r.seconds for r in by_chip])
+        by_site = {
+            "weight_bytes": hardware.weight_bytes(counts, w),
+            "traffic": hardware.traffic(counts, w), "bops": hardware.bops(counts, w),
+            "joules": joules.compute + joules.memory,
+            "seconds": [r.seconds for r in by_chip.values()],
+        }  # fmt: skip
+        by_precision.append(by_site)
         rows.append({
-            "batch": batch, "precision": name, "gmacs": counts.macs.sum() / 1e9,
+            "part": "costs", "network": name, "kind": str(Kind.PREDICTED),
+            "batch": batch, "precision": label, "gmacs": counts.macs.sum() / 1e9,
             "parameters": int(counts.stored.sum()) + other,
             "model_bytes": int(hardware.model_bytes(counts, w, other)),
             "working_set": int(hardware.working_set(counts, w)),
-            "traffic": int(hardware.traffic(counts, w).sum()),
-            "bops": float(hardware.bops(counts, w).sum()),
+            "traffic": int(by_site["traffic"].sum()), "bops": float(by_site["bops"].sum()),
             "joules_compute": float(joules.compute.sum()),
             "joules_memory": float(joules.memory.sum()),
-            "seconds": {c.name: float(r.total) for c, r in zip(hardware.CHIPS, by_chip,
-                                                               strict=True)},
-            "memory_bound": {
-                c.name: float(r.seconds[r.is_memory_bound].sum() / r.total)
-                for c, r in zip(hardware.CHIPS, by_chip, strict=True)
-            },
+            "seconds": {chip: float(r.total) for chip, r in by_chip.items()},
+            "memory_bound": {chip: float(r.seconds[r.is_memory_bound].sum() / r.total)
+                             for chip, r in by_chip.items()},
         })  # fmt: skip
-    arrays = {k: np.array(v) for k, v in found.items()}
+    arrays = {key: np.array([by_site[key] for by_site in by_precision]) for key in by_precision[0]}
     return arrays | {"sites": np.array(counts.names), "macs": counts.macs}, rows
 
 
-def compiled(network: Network) -> dict[str, Any]:
-    """Beside our counts, what XLA says of one float32 call on one sample."""
+def compiled(name: str, network: Network) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return, beside our counts, what XLA says of one float32 call on one sample."""
     args = network.arguments(1)
     counts = hardware.count(list_sites(network.eps_fn, *args))
-    found = hardware.compiled_cost(network.eps_fn, *args)
-    return {
-        "xla_flops": found.flops, "site_flops": float(2 * counts.macs.sum()),
-        "xla_bytes": found.accessed,
+    cost = hardware.compiled_cost(network.eps_fn, *args)
+    return {}, [{
+        "part": "compiled", "network": name, "kind": str(Kind.COMPILED),
+        "xla_flops": cost.flops, "site_flops": float(2 * counts.macs.sum()),
+        "xla_bytes": cost.accessed,
         "site_bytes": float(hardware.traffic(counts, hardware.uniform(32, 32)).sum()),
-        "temporaries": found.temporaries,
-    }  # fmt: skip
+        "temporaries": cost.temporaries,
+    }]  # fmt: skip
 
 
 def site_ops(network: Network, batch: int) -> dict[str, tuple[Any, Any]]:
-    """The operation of every product, with shapes of its operands, by the site's name."""
-    found = {}
+    """Return the operation of every product, with shapes of its operands, by the site's name."""
+    ops = {}
 
     def rule(site, op, operands, inputs):
         if site.kind in ("dot", "conv"):
             shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in operands]
-            found[site.name] = op, shapes
+            ops[site.name] = op, shapes
         return op(*operands), None
 
     jax.eval_shape(transform(network.eps_fn, rule), *network.arguments(batch))
-    return found
+    return ops
 
 
 def calibrations(working_set: int, side: int = 1024) -> dict[str, Call]:
-    """What tells the machine's peaks: compiled functions with their arguments.
+    """Return what tells the machine's peaks: compiled functions with their arguments.
 
     A float32 product of matrices [side, side], and one pass over `working_set` bytes, half read
     and half written: of the cache, where they fit in one.
@@ -132,8 +131,8 @@ def machine(calls: dict[str, Call], seconds: dict[str, float]) -> hardware.Chip:
     return hardware.Chip("here", rates, 2 * half.nbytes / seconds["pass"], math.inf)
 
 
-def measured(network: Network, batch: int, num_rounds: int) -> tuple[dict, dict]:
-    """A float32 call and each of its products alone, beside the roofline of this machine.
+def measured(name: str, network: Network, batch: int, num_rounds: int) -> tuple[dict, list]:
+    """Time a float32 call and each of its products alone, beside the roofline of this machine.
 
     All take turns with what calibrates the machine. The best of many rounds is what it can do,
     whatever else runs: a roofline is a bound.
@@ -146,15 +145,16 @@ def measured(network: Network, batch: int, num_rounds: int) -> tuple[dict, dict]
     fn = jax.jit(functools.partial(network.eps_fn, network.params))
     calls["call"] = fn, (x, jnp.float32(500))
     ops = site_ops(network, batch)
-    calls |= {name: _with_data(*ops[name]) for name in counts.names}
+    calls |= {site: _with_data(*ops[site]) for site in counts.names}
     wall, _ = timing.interleave({k: functools.partial(_finish, *v) for k, v in calls.items()},
                                 num_rounds)  # fmt: skip
     best = dict(zip(calls, wall.min(axis=0), strict=True))
     chip, call = machine(calls, best), wall[:, list(calls).index("call")]
     roofline = hardware.predict_times(counts, full, chip)
-    seconds = np.array([best[name] for name in counts.names])
+    seconds = np.array([best[site] for site in counts.names])
     low, high, coverage = hardware.median_interval(call)
     row = {
+        "part": "measured", "network": name, "kind": str(Kind.MEASURED),
         "batch": batch, "device": str(jax.devices()[0].device_kind), "rate": chip.rates["f32"],
         "bandwidth": chip.bandwidth, "roofline": float(roofline.total),
         "call": float(np.median(call)), "call_best": float(call.min()), "call_low": low,
@@ -164,7 +164,7 @@ def measured(network: Network, batch: int, num_rounds: int) -> tuple[dict, dict]
         "seconds": seconds, "roofline": roofline.seconds, "intensity": roofline.intensity,
         "macs": counts.macs, "sites": np.array(counts.names), "call": call,
     }  # fmt: skip
-    return arrays, row
+    return arrays, [row]
 
 
 def _finish(fn, args) -> None:

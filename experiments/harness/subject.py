@@ -93,6 +93,12 @@ class Subject:
         return store.fingerprint(*(np.asarray(a) for a in jax.tree.leaves(self.denoiser.params)))
 
 
+def without_idle_sites(q: precision.Quantized) -> precision.Quantized:
+    """Return the denoiser without the inputs of sites where nothing is quantized."""
+    busy = {n: v for n, v in q.site_inputs.items() if v.weight is not None or v.activations}
+    return dataclasses.replace(q, site_inputs=busy)
+
+
 def continuous(denoiser: Denoiser):
     """Return the denoiser's process at real times, and its eps_fn there.
 

@@ -1,8 +1,6 @@
 """Run the experiment: `python -m experiments.number_formats`."""
 
-import sys
+from experiments.harness.command import main
+from experiments.number_formats.experiment import EXPERIMENT
 
-from experiments.number_formats.experiment import main
-
-if __name__ == "__main__":
-    sys.exit(main())
+raise SystemExit(main(EXPERIMENT))

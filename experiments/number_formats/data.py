@@ -1,6 +1,5 @@
 """What `number_formats` quantizes: samples, and the weights and activations of a network."""
 
-import dataclasses
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -8,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.harness import subject
-from experiments.number_formats.formats import FAMILIES
 from qdiffjax import compiling, diffusion, precision
 from qdiffjax.networks import denoisers
 from qdiffjax.quant import noise
@@ -16,20 +14,6 @@ from qdiffjax.sites import list_sites, rules, transform
 
 ROW = 64  # numbers; divides into every block
 LAWS: dict[str, Any] = {"gaussian": noise.Gaussian(), "laplace": noise.Laplace()}
-
-
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """What to quantize; elements are the most that are read of one activation operand."""
-
-    checkpoint: str = "fashion_unet"
-    num_steps: int = 50
-    steps: tuple[int, ...] = (0, 25, 49)
-    num_samples: int = 8
-    num_elements: int = 8192
-    num_random: int = 2**18
-    families: tuple[str, ...] = FAMILIES
-    seed: int = 0
 
 
 class Tensor(NamedTuple):
@@ -41,8 +25,8 @@ class Tensor(NamedTuple):
     channel: np.ndarray
 
 
-def tensors(config: Config) -> Iterator[Tensor]:
-    """Everything that is quantized."""
+def tensors(config) -> Iterator[Tensor]:
+    """Yield everything that is quantized."""
     rng = np.random.default_rng(config.seed)
     for name, law in LAWS.items():
         # Stratified, one in each of equally likely intervals: few tail samples decide otherwise.
@@ -76,32 +60,43 @@ def in_rows(source: str, name: str, x, num_elements: int | None = None) -> Tenso
     return Tensor(source, name, rows, channel)
 
 
-class Pool:
-    """All tensors as one array, so that a format compiles once.
+class Pool(NamedTuple):
+    """All tensors as one array of R rows, so that a format compiles once.
 
-    The filler is zero in `x` and not `is_real`: blocks may end in it, but it is not counted.
+    The filler is zero in `x` [R, ROW] and not `is_real`: blocks may end in it, but it is not
+    counted. `tensor` and `channel` [R] say whose each row is.
     """
 
-    def __init__(self, found: list[Tensor]):
-        self.tensors = found
-        rows = np.concatenate([t.rows for t in found])
-        self.is_real = ~np.isnan(rows)
-        self.x = np.nan_to_num(rows)
-        self.tensor = np.repeat(np.arange(len(found)), [len(t.rows) for t in found])
-        starts = np.cumsum([0, *(t.channel.max() + 1 for t in found)])
-        self.channel = np.concatenate([t.channel + s for t, s in zip(found, starts, strict=False)])
-        self.signal = self.mean(np.sum(self.x.astype(np.float64) ** 2, 1))
+    tensors: list[Tensor]
+    x: np.ndarray
+    is_real: np.ndarray
+    tensor: np.ndarray
+    channel: np.ndarray
+
+    @property
+    def signal(self) -> np.ndarray:
+        """Mean square of each tensor."""
+        return self.mean(np.sum(self.x.astype(np.float64) ** 2, 1))
 
     def mean(self, sums) -> np.ndarray:
-        """Mean over each tensor, from sums over rows [R]."""
+        """Return the mean over each tensor, from sums over rows [R]."""
         return np.bincount(self.tensor, sums) / self.sizes()
 
     def sizes(self) -> np.ndarray:
-        """How many numbers each tensor has."""
+        """Return how many numbers each tensor has."""
         return np.bincount(self.tensor, self.is_real.sum(1))
 
     def over_channels(self, rows, reduce) -> np.ndarray:
         """Reduce [R] over the rows of each channel, and give it back to them [R]."""
-        found = np.zeros(self.channel.max() + 1)
-        reduce.at(found, self.channel, rows)
-        return found[self.channel]
+        by_channel = np.zeros(self.channel.max() + 1)
+        reduce.at(by_channel, self.channel, rows)
+        return by_channel[self.channel]
+
+
+def pooled(tensors: list[Tensor]) -> Pool:
+    """Stack the rows of all tensors, whose channels are counted through."""
+    rows = np.concatenate([t.rows for t in tensors])
+    starts = np.cumsum([0, *(t.channel.max() + 1 for t in tensors)])
+    channel = [t.channel + start for t, start in zip(tensors, starts, strict=False)]
+    tensor = np.repeat(np.arange(len(tensors)), [len(t.rows) for t in tensors])
+    return Pool(tensors, np.nan_to_num(rows), ~np.isnan(rows), tensor, np.concatenate(channel))

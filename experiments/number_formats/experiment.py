@@ -20,10 +20,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.harness import old_command as command
-from experiments.number_formats.data import LAWS, ROW, Config, Pool, tensors
+from experiments.harness import command
+from experiments.harness.command import option
+from experiments.number_formats import plots
+from experiments.number_formats.data import LAWS, ROW, Pool, pooled, tensors
 from experiments.number_formats.formats import ENTRIES, FAMILIES, Entry
 from qdiffjax import compiling
+from qdiffjax._checks import require
 from qdiffjax.quant import noise
 from qdiffjax.quant.formats.blocks import BlockFormat, block_scale, nvfp4_scale
 from qdiffjax.quant.qtensor import quantization_error
@@ -31,31 +34,31 @@ from qdiffjax.quant.qtensor import quantization_error
 RATIOS = np.geomspace(1.0, 1 / 8, 18)  # of the full range
 
 
-HELP = {
-    "checkpoint": "folder or shipped name",
-    "num_steps": "sampler steps",
-    "steps": "to read activations at",
-    "num_samples": "samples",
-    "num_elements": "read of each activation operand, at most",
-    "num_random": "of each law",
-    "families": f"formats, of {', '.join(FAMILIES)}",
-    "seed": "of everything random",
-}
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What to quantize."""
 
+    checkpoint: str = option(
+        "fashion_unet", "Folder of a checkpoint, or the name of a shipped one."
+    )
+    num_steps: int = option(50, "Steps of DDIM.")
+    steps: tuple[int, ...] = option((0, 25, 49), "Steps to read activations at.", least=0)
+    num_samples: int = option(8, "Number of samples.", least=1)
+    num_elements: int = option(
+        8192, "Elements read of each activation operand, at most.", least=ROW
+    )
+    num_random: int = option(2**18, "Samples of each law.", least=ROW)
+    families: tuple[str, ...] = option(FAMILIES, "Formats to compare.", choices=FAMILIES)
+    seed: int = option(0, "Seed of everything random.")
 
-def check(config: Config) -> None:
-    """Refuse what cannot work; raises ValueError."""
-    if not all(0 <= s < config.num_steps for s in config.steps):
-        raise ValueError(f"steps: got {config.steps}, expected 0..{config.num_steps - 1}.")
-    if min(config.num_samples, config.num_elements // ROW, config.num_random // ROW) < 1:
-        raise ValueError(f"expected at least 1 sample and {ROW} elements.")
-    unknown = set(config.families) - set(FAMILIES)
-    if unknown:
-        raise ValueError(f"got formats {sorted(unknown)}, expected some of {', '.join(FAMILIES)}.")
+    def check(self) -> None:
+        """Refuse steps beyond the last one."""
+        require(max(self.steps) < self.num_steps, got=f"steps {self.steps}",
+                expected=f"0..{self.num_steps - 1}")  # fmt: skip
 
 
 def grids(entry: Entry, pool: Pool) -> tuple[np.ndarray, np.ndarray | None]:
-    """Scales to try [tries, R, 1], and zero points if affine; of blocks [1, R, blocks]."""
+    """Return scales to try [tries, R, 1], of blocks [1, R, blocks]; zero points if affine."""
     if isinstance(entry.format, BlockFormat):
         return block_scales(entry.format, pool)[None], None
     high = pool.over_channels(pool.x.max(1), np.maximum) * RATIOS[:, None]
@@ -77,18 +80,23 @@ def grids(entry: Entry, pool: Pool) -> tuple[np.ndarray, np.ndarray | None]:
 
 
 def block_scales(format: BlockFormat, pool: Pool) -> np.ndarray:
-    """Scale of each block [R, blocks], NVFP4's with the largest number of its tensor."""
-    if format.scale_fn is nvfp4_scale:
-        top = np.zeros(len(pool.tensors))
-        np.maximum.at(top, pool.tensor, np.abs(pool.x).max(1))
-        by_row = jnp.asarray(top[pool.tensor][:, None], jnp.float32)
-        rule = functools.partial(nvfp4_scale, tensor_absmax=by_row)
-        format = dataclasses.replace(format, scale_fn=rule)
+    """Return the scale of each block [R, blocks]."""
+    top = np.zeros(len(pool.tensors))
+    np.maximum.at(top, pool.tensor, np.abs(pool.x).max(1))
+    format = with_absmax(format, top[pool.tensor][:, None])
     return np.asarray(block_scale(jnp.asarray(pool.x), format), np.float64)
 
 
+def with_absmax(format: BlockFormat, absmax) -> BlockFormat:
+    """Return the format with the largest number of the tensor, which NVFP4's scales need."""
+    if format.scale_fn is not nvfp4_scale:
+        return format
+    rule = functools.partial(nvfp4_scale, tensor_absmax=jnp.asarray(absmax, jnp.float32))
+    return dataclasses.replace(format, scale_fn=rule)
+
+
 def measure(entry: Entry, pool: Pool):
-    """Mean squared errors [tensors], with the scale [R, ...] and zero point that are best."""
+    """Return mean squared errors [tensors], and the best scale [R, ...] and zero point."""
     scale, zero = grids(entry, pool)
 
     @compiling.compiled
@@ -107,34 +115,24 @@ def measure(entry: Entry, pool: Pool):
     return pool.mean(sums[best, rows]), *used
 
 
-def predict(entry: Entry, pool: Pool, scale, zero) -> np.ndarray:
-    """Predicted mean squared errors [tensors]: from the law, or from a histogram."""
-    found = []
-    for i, t in enumerate(pool.tensors):
-        rows = pool.tensor == i
-        if t.source in LAWS and isinstance(entry.format, BlockFormat):
-            rule = entry.format.scale_fn
-            if rule is nvfp4_scale:
-                top = jnp.asarray(np.abs(pool.x[rows]).max())
-                rule = functools.partial(nvfp4_scale, tensor_absmax=top)
-            format = dataclasses.replace(entry.format, scale_fn=rule)
-            found.append(noise.predict_blocks(format, LAWS[t.source]).mse)
-        elif t.source in LAWS:
-            middle = 0 if zero is None else float(zero[rows][0, 0])
-            step = float(scale[rows][0, 0])
-            law = LAWS[t.source]
-            found.append(noise.predict(entry.element, step, law, zero_point=middle).mse)
-        else:
-            real = pool.is_real[rows]
-            grid = [None if a is None else np.repeat(a[rows], ROW // a.shape[1], 1)[real]
-                    for a in (scale, zero)]  # fmt: skip
-            x = pool.x[rows][real]
-            found.append(noise.predict_error(x, *grid, format=entry.element).mse)
-    return np.array(found)
+def predict(entry: Entry, pool: Pool, i: int, scale, zero):
+    """Return the predicted mean squared error of tensor i, from its law or a histogram."""
+    rows, law = pool.tensor == i, LAWS.get(pool.tensors[i].source)
+    if law is None:
+        real = pool.is_real[rows]
+        grid = [None if a is None else np.repeat(a[rows], ROW // a.shape[1], 1)[real]
+                for a in (scale, zero)]  # fmt: skip
+        return noise.predict_error(pool.x[rows][real], *grid, format=entry.element).mse
+    if isinstance(entry.format, BlockFormat):
+        format = with_absmax(entry.format, np.abs(pool.x[rows]).max())
+        return noise.predict_blocks(format, law).mse
+    middle = 0 if zero is None else float(zero[rows][0, 0])
+    step = float(scale[rows][0, 0])
+    return noise.predict(entry.element, step, law, zero_point=middle).mse
 
 
 def summarize(entry: Entry, pool: Pool, measured, predicted) -> Iterator[dict]:
-    """Rows for each source: SQNR over all its numbers, and the ratios predicted / measured."""
+    """Yield a row for each source: SQNR over all its numbers, and predicted over measured."""
     sizes = pool.sizes()
     for source in dict.fromkeys(t.source for t in pool.tensors):
         here = np.array([t.source == source for t in pool.tensors])
@@ -160,14 +158,13 @@ def run(config: Config, *, progress: bool = False):
     """
     from tqdm import tqdm
 
-    pool = Pool(list(tensors(config)))
+    pool = pooled(list(tensors(config)))
     entries = [e for e in ENTRIES if e.family in config.families]
-    measured: list[np.ndarray] = []
-    predicted: list[np.ndarray] = []
+    measured, predicted = [], []
     rows: list[dict] = []
     for entry in tqdm(entries, disable=not progress, unit="format"):
-        errors, scale, zero = measure(entry, pool)
-        forecast = predict(entry, pool, scale, zero)
+        errors, *grid = measure(entry, pool)
+        forecast = np.array([predict(entry, pool, i, *grid) for i in range(len(pool.tensors))])
         measured.append(errors)
         predicted.append(forecast)
         rows.extend(summarize(entry, pool, errors, forecast))
@@ -180,21 +177,4 @@ def run(config: Config, *, progress: bool = False):
     return arrays, rows
 
 
-def print_rows(rows) -> None:
-    """Print a line a format and source."""
-    print(f"{'SQNR, dB':>18} {'format':14} bits  measured predicted   MSE ratio (tensors), in 5 %")
-    for r in rows:
-        print(f"{r['source']:>18} {r['format']:14} {r['bits']:5.2f} {r['sqnr_measured_db']:8.2f} "
-              f"{r['sqnr_predicted_db']:9.2f}   {r['predicted_over_measured']:.3f} "
-              f"({r['ratio_min']:.3f} to {r['ratio_max']:.3f}) "
-              f"{r['within_5_percent']:.0%}")  # fmt: skip
-
-
-EXPERIMENT = command.Experiment(
-    "number_formats", __doc__ or "", Config, HELP, check, run, print_rows=print_rows, resumes=False
-)
-
-
-def main(argv=None) -> int:
-    """Run, print the table, write the results."""
-    return command.main(EXPERIMENT, argv)
+EXPERIMENT = command.experiment(Config, run, plots=plots)

@@ -1,4 +1,4 @@
-"""Figure 4: signal to quantization noise of every number format, predicted and measured."""
+"""Figure and table of `experiments.number_formats`; needs no JAX."""
 
 from typing import Any
 
@@ -6,14 +6,16 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MultipleLocator
 
+from experiments.harness import tables
+from experiments.harness.looks import BLUE, GREEN, GREY, ORANGE, SMALL, tidy
+
 TITLES = {
     "gaussian": "Gaussian", "laplace": "Laplace", "weights": "weights, by output channel",
     "activations": "activations, by tensor",
 }  # fmt: skip
-# Okabe & Ito (2008): distinguishable with every common colour blindness.
 LOOKS = {
-    "integer": ("black", "o"), "affine": ("#999999", "s"), "codebook": ("#009E73", "^"),
-    "float": ("#D55E00", "D"), "log": ("#CC79A7", "v"), "block": ("#0072B2", "P"),
+    "integer": ("black", "o"), "affine": (GREY, "s"), "codebook": (GREEN, "^"),
+    "float": (ORANGE, "D"), "log": ("#CC79A7", "v"), "block": (BLUE, "P"),
     "block float": ("#56B4E9", "X"), "block integer": ("#E69F00", "h"),
 }  # fmt: skip
 NAMES = {
@@ -22,11 +24,10 @@ NAMES = {
     "block integer": "integer, groups of 32",
 }
 MAX_BITS = 9
-SMALL = {"fontsize": 8}
 
 
 def draw(config, arrays, rows) -> Figure:
-    """SQNR against bits for each kind of numbers, and how far off the prediction is."""
+    """Draw SQNR against bits for each kind of numbers, and how far off the prediction is."""
     sources = list(dict.fromkeys(row["source"] for row in rows))
     fig = Figure(figsize=(11, 8.2), layout="constrained")
     halves: Any = fig.subfigures(2, 1, height_ratios=[1.6, 1])
@@ -45,7 +46,7 @@ def draw(config, arrays, rows) -> Figure:
 
 
 def draw_source(ax, rows) -> None:
-    """Measured as markers, predicted as lines (where widths make one) and crosses."""
+    """Draw measured as markers, predicted as lines (where widths make one) and crosses."""
     rows = [row for row in rows if row["bits"] <= MAX_BITS]
     for family in dict.fromkeys(row["family"] for row in rows):
         here = sorted((r for r in rows if r["family"] == family), key=lambda r: r["bits"])
@@ -59,19 +60,17 @@ def draw_source(ax, rows) -> None:
             ms=3.5, mew=0.6, label="predicted (+, lines)", zorder=3)  # fmt: skip
     ax.set_xlabel("bits a number, scales of blocks included", **SMALL)
     ax.xaxis.set_major_locator(MultipleLocator(1))
-    ax.grid(color="0.92", lw=0.6)
-    ax.tick_params(labelsize=8)
-    ax.spines[["top", "right"]].set_visible(False)
+    tidy(ax)
 
 
 def draw_ratios(ax, arrays) -> None:
-    """Predicted / measured mean squared error: the median, 90 % and all tensors of a network."""
+    """Draw predicted / measured mean squared error: median, 90 % and all tensors of a network."""
     formats = [str(name) for name in arrays["formats"]]
     ratio = 100 * (arrays["predicted"] / arrays["measured"] - 1)
     ax.axhspan(-5, 5, color="0.93", lw=0)
     ax.axhline(0, color="0.6", lw=0.6)
     x = np.arange(len(formats))
-    looks = (("weights", "#0072B2", -0.15), ("activations", "#D55E00", 0.15))
+    looks = (("weights", BLUE, -0.15), ("activations", ORANGE, 0.15))
     for source, color, shift in looks:
         of_source = ratio[:, arrays["sources"] == source]
         if not of_source.size:
@@ -95,3 +94,21 @@ def draw_ratios(ax, arrays) -> None:
     ax.tick_params(axis="y", labelsize=8)
     ax.spines[["top", "right"]].set_visible(False)
     ax.legend(loc="lower left", bbox_to_anchor=(0, 0.98), ncols=2, frameon=False, **SMALL)
+
+
+COLUMNS = (
+    ("numbers", lambda r: r["source"]),
+    ("format", lambda r: r["format"]),
+    ("bits", lambda r: f"{r['bits']:.2f}"),
+    ("SQNR, dB\nmeasured", lambda r: f"{r['sqnr_measured_db']:.2f}"),
+    ("\npredicted", lambda r: f"{r['sqnr_predicted_db']:.2f}"),
+    ("predicted / measured MSE\nall (least to most of a tensor)",
+     lambda r: f"{r['predicted_over_measured']:.3f} ({r['ratio_min']:.3f} to "
+               f"{r['ratio_max']:.3f})"),
+    ("tensors\nwithin 5 %", lambda r: f"{r['within_5_percent']:.0%}"),
+)  # fmt: skip
+
+
+def table(rows) -> list:
+    """Return the table on the screen: a line for each format and kind of numbers."""
+    return [tables.columns(rows, COLUMNS)]

@@ -1,8 +1,6 @@
 """Run the experiment: `python -m experiments.propagation_laws`."""
 
-import sys
+from experiments.harness.command import main
+from experiments.propagation_laws.experiment import EXPERIMENT
 
-from experiments.propagation_laws.experiment import main
-
-if __name__ == "__main__":
-    sys.exit(main())
+raise SystemExit(main(EXPERIMENT))

@@ -20,87 +20,69 @@ The laws fitted to the medians, with the standard error of the fit:
 """
 
 import dataclasses
+import functools
 
-from experiments.harness import old_command as command
-from experiments.harness import subject
-from experiments.propagation_laws import plots
-from experiments.propagation_laws.measure import Case, Study, laws
+from experiments.harness import command, store, subject
+from experiments.harness.command import option
+from experiments.propagation_laws import measure, plots
+from qdiffjax._checks import require
 from qdiffjax.precision.recipe import check_bits
-
-PARTS = ("W", "A", "SR", "WA")
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     """What to run."""
 
-    checkpoint: str = "fashion_unet"
-    num_steps: tuple[int, ...] = (10, 20, 50, 100, 200)
-    bits: tuple[int, ...] = (8, 7, 6, 5, 4)
-    samplers: tuple[str, ...] = (
-        "ddim-half", "ddpm", "ddim-quadratic", "edm-heun", "dpmpp-2m", "dpmpp-3m", "unipc", "deis",
+    checkpoint: str = option(
+        "fashion_unet", "Folder of a checkpoint, or the name of a shipped one."
+    )
+    num_steps: tuple[int, ...] = option(
+        (10, 20, 50, 100, 200), "Steps of the law in N (DDIM).", least=2
+    )
+    bits: tuple[int, ...] = option(
+        (8, 7, 6, 5, 4), "Widths of the law in bits (DDIM).", each=check_bits
+    )
+    samplers: tuple[str, ...] = option(
+        ("ddim-half", "ddpm", "ddim-quadratic", "edm-heun", "dpmpp-2m", "dpmpp-3m", "unipc",
+         "deis"),
+        "Further samplers to compare.", choices=subject.SAMPLERS,
     )  # fmt: skip
-    middle: int = 50
-    width: int = 8
-    num_samples: int = 64
-    num_checked: int = 8
-    num_draws: int = 4
-    sites: tuple[str, ...] = subject.ALL_BUT_LAST
-    edge_margin: float = 1.2
-    seed: int = 0
+    middle: int = option(50, "Network calls at which bits and samplers are compared.", least=2)
+    width: int = option(
+        8, "Bits of weights and activations where they do not vary.", each=check_bits
+    )
+    num_samples: int = option(64, "Samples that are measured and predicted.")
+    num_checked: int = option(8, "Samples whose coherence and bound are computed.", least=2)
+    num_draws: int = option(4, "Realizations of stochastic rounding, each of all samples.", least=1)
+    sites: tuple[str, ...] = option(subject.ALL_BUT_LAST, "Globs of the sites to quantize.")
+    edge_margin: float = option(
+        1.2, "Factor on the calibrated ranges of the network's input and output, against the "
+        "clipping of rare pixels of noise.", above=0,
+    )  # fmt: skip
+    seed: int = option(0, "Seed of everything random.")
+
+    def check(self) -> None:
+        """Refuse too few points to fit laws to, and more checked samples than there are."""
+        for name, values in (("numbers of steps", self.num_steps), ("widths", self.bits)):
+            require(len(set(values)) >= 3, name, got=values, expected="at least three to fit laws")
+        require(self.num_checked <= self.num_samples, expected="no more than there are",
+                got=f"{self.num_checked} checked of {self.num_samples} samples")  # fmt: skip
 
 
-HELP = {
-    "checkpoint": "folder of a checkpoint, or the name of a shipped one",
-    "num_steps": "steps of the law in N (DDIM)",
-    "bits": "widths of the law in bits (DDIM)",
-    "samplers": f"further samplers to compare, of {', '.join(subject.SAMPLERS)}",
-    "middle": "network calls at which bits and samplers are compared",
-    "width": "bits of weights and activations where they do not vary",
-    "num_samples": "samples that are measured and predicted",
-    "num_checked": "samples whose coherence and bound are computed",
-    "num_draws": "realizations of stochastic rounding, each of all samples",
-    "sites": "globs of the sites to quantize",
-    "edge_margin": "factor on the calibrated ranges of the network's input and output, against the "
-    "clipping of rare pixels of noise",
-    "seed": "of everything random",
-}
-
-
-def cases(config: Config) -> list[Case]:
-    """Every case once, those that share a grid together: a grid is compiled once."""
+def cases(config: Config) -> list[measure.Case]:
+    """Return every case once, those that share a grid together: a grid is compiled once."""
 
     def case(name, num_calls, part, bits):
-        return Case(name, num_calls, part, bits, config.num_draws if part == "SR" else 1)
+        return measure.Case(name, num_calls, part, bits, config.num_draws if part == "SR" else 1)
 
-    by_steps = [case("ddim", n, part, config.width) for n in config.num_steps for part in PARTS]
-    by_bits = [case("ddim", config.middle, part, b) for b in config.bits for part in PARTS]
+    by_steps = [
+        case("ddim", n, part, config.width) for n in config.num_steps for part in measure.PARTS
+    ]
+    by_bits = [case("ddim", config.middle, part, b) for b in config.bits for part in measure.PARTS]
     by_sampler = [case(name, config.middle, "WA", config.width) for name in config.samplers]
     every = dict.fromkeys(by_steps + by_bits + by_sampler)
     names = ["ddim", *config.samplers]
     return sorted(every, key=lambda c: (names.index(c.sampler), c.num_calls, c.part))
-
-
-def check(config: Config) -> None:
-    """Refuse what cannot work; raises ValueError."""
-    for bits in (*config.bits, config.width):
-        check_bits(bits)
-    unknown = set(config.samplers) - set(subject.SAMPLERS)
-    if unknown:
-        raise ValueError(f"no sampler {sorted(unknown)}; expected {', '.join(subject.SAMPLERS)}.")
-    if len(set(config.num_steps)) < 3 or len(set(config.bits)) < 3:
-        raise ValueError("expected at least three numbers of steps and three widths to fit laws.")
-    if min(*config.num_steps, config.middle) < 2:
-        raise ValueError(f"got {config.num_steps} and {config.middle} steps, expected at least 2.")
-    if config.num_draws < 1:
-        raise ValueError(f"got {config.num_draws} draws, expected at least 1.")
-    if not config.edge_margin > 0:
-        raise ValueError(f"got edge_margin = {config.edge_margin}, expected a positive factor.")
-    if not 2 <= config.num_checked <= config.num_samples:
-        raise ValueError(
-            f"got {config.num_checked} checked of {config.num_samples} samples, expected at least "
-            "2, and no more than there are."
-        )
 
 
 def run(config: Config, **options):
@@ -109,22 +91,21 @@ def run(config: Config, **options):
     Arrays "<case>/errors", "predicted" [num_samples], "kappa", "bound_over_measured"
     [num_checked]. Options as `command.parts`.
     """
-    check(config)
-    study = Study(config)
+    context = measure.prepare(config)
     by_name = {case.name: case for case in cases(config)}
-    found = command.parts(
-        by_name, lambda name: study.measure(by_name[name]), study.mark(), **options
-    )
-    rows = [part[1] for part in found.values()]
-    return command.by_part(found), rows + laws(rows, config)
+    # Cases come sampler by sampler.
+    full_runs = functools.lru_cache(maxsize=1)(functools.partial(measure.full_runs, context))
+
+    def part(name: str):
+        case = by_name[name]
+        return measure.measure(context, full_runs(case.sampler, case.num_calls), case)
+
+    settings = [config.num_samples, config.num_checked, config.sites, config.edge_margin,
+                config.seed]  # fmt: skip
+    mark = store.fingerprint(settings, context.subject.mark())
+    done = command.parts(by_name, part, mark, **options)
+    rows = [row for _, row in done.values()]
+    return command.by_part(done), rows + measure.laws(rows, config)
 
 
-EXPERIMENT = command.Experiment(
-    "propagation_laws", __doc__ or "", Config, HELP, check, run, plots.write,
-    plots.print_table,
-)  # fmt: skip
-
-
-def main(argv=None) -> int:
-    """Run, print the tables, write results and the figure."""
-    return command.main(EXPERIMENT, argv)
+EXPERIMENT = command.experiment(Config, run, plots=plots)

@@ -1,23 +1,22 @@
 """The measurements behind `experiments.propagation_laws`, and the laws fitted to them."""
 
 import dataclasses
-import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.harness import store, subject
+from experiments.harness import subject
 from qdiffjax import compiling, diffusion, precision
 from qdiffjax.analysis.bounds import pathwise
-from qdiffjax.analysis.errors import coherence, prediction, propagation
+from qdiffjax.analysis.errors import coherence, prediction, propagation, runs
 from qdiffjax.analysis.errors import laws as scaling
-from qdiffjax.analysis.errors import runs as probes
-from qdiffjax.analysis.errors import runs as trajectories
 from qdiffjax.analysis.gains import step_gains
 from qdiffjax.precision import Quantized, calibration, full_call, quantized_call
 
+PARTS = ("W", "A", "SR", "WA")
 NUM_PROBES = 4
 FIT_FROM = 20  # steps; shorter samplers are far from their limit
 
@@ -37,201 +36,209 @@ class Case(NamedTuple):
 
     @property
     def name(self) -> str:
-        """A name for files and arrays."""
+        """Name for files and arrays."""
         draws = f"x{self.draws}" if self.draws > 1 else ""
         return f"{self.sampler}_{self.num_calls}_{self.part}{self.bits}{draws}"
 
 
 def rounding_keys(q: Quantized, num_calls: int, key) -> dict[str, Any]:
-    """Inputs of every call that make the rounding of activations stochastic, leaves [calls, ...].
+    """Return inputs of every call that make the rounding of activations stochastic.
 
-    Every operand has its own key in every call.
+    Leaves are [calls, ...]: every operand has its own key in every call.
     """
-    found = {}
-    for i, (name, how) in enumerate(q.site_inputs.items()):
-        keys = jax.random.split(jax.random.fold_in(key, i), (len(how.activations), num_calls))
+    inputs = {}
+    for i, (name, quantization) in enumerate(q.site_inputs.items()):
+        grids = quantization.activations
+        keys = jax.random.split(jax.random.fold_in(key, i), (len(grids), num_calls))
         grids = jax.tree.map(
             lambda leaf: jnp.broadcast_to(leaf, (num_calls, *leaf.shape)),
-            tuple(dataclasses.replace(grid, key=None) for grid in how.activations),
+            tuple(dataclasses.replace(grid, key=None) for grid in grids),
         )
-        found[name] = precision.SiteQuant(None, tuple(
+        inputs[name] = precision.SiteQuant(None, tuple(
             dataclasses.replace(grid, key=k) for grid, k in zip(grids, keys, strict=True)
         ))  # fmt: skip
-    return found
+    return inputs
 
 
-@dataclasses.dataclass(frozen=True)
-class Runs:
-    """A sampler's full-precision run, the ranges it was calibrated with, and compiled functions."""
+class Context(NamedTuple):
+    """What all cases share: one denoiser and its initial noise."""
+
+    config: Any
+    subject: subject.Subject
+    x_T: jax.Array
+
+
+class Runs(NamedTuple):
+    """What the cases of one sampler and number of calls share.
+
+    ranges: of its calibration run; key: of its noise, if there is any; xs: its full-precision
+    states; gains: of its steps; compare: `compare_runs`, compiled.
+    """
 
     steps: diffusion.Steps
-    ranges: Any
+    ranges: calibration.Ranges
     key: Any
     xs: jax.Array
     gains: jax.Array
-    measure: Any
+    compare: Callable
 
 
-class Study:
-    """One denoiser; what is shared between cases is computed once."""
+def prepare(config) -> Context:
+    """Load the denoiser and draw the noise."""
+    steps_of = lambda schedule: subject.SAMPLERS["ddim"](schedule, config.middle)  # noqa: E731
+    study = subject.prepare(config.checkpoint, steps_of, config.sites, config.seed)
+    return Context(config, study, subject.noise(study.denoiser, config.num_samples, config.seed))
 
-    def __init__(self, config):
-        self.config = config
-        make = subject.SAMPLERS["ddim"]
-        self.subject = subject.prepare(
-            config.checkpoint, lambda s: make(s, config.middle), config.sites, config.seed
-        )
-        self.x_T = subject.noise(self.subject.denoiser, config.num_samples, config.seed)
-        self.runs = functools.lru_cache(maxsize=1)(self._runs)  # cases come sampler by sampler
 
-    def mark(self) -> str:
-        """Fingerprint of what a case depends on besides itself."""
-        c = self.config
-        return store.fingerprint(
-            [c.num_samples, c.num_checked, list(c.sites), c.edge_margin, c.seed],
-            self.subject.mark(),
-        )
+def full_runs(context: Context, sampler: str, num_calls: int) -> Runs:
+    """Run a sampler in full precision, and calibrate on it."""
+    config, denoiser = context.config, context.subject.denoiser
+    make = subject.SAMPLERS[sampler]
+    steps = make(denoiser.schedule, num_calls)
+    if diffusion.nfe(steps) > num_calls:  # two calls a step
+        steps = make(denoiser.schedule, num_calls // 2)
+    is_noisy = bool(np.any(np.asarray(steps.coeffs.noise) != 0))
+    key = jax.random.key(config.seed + 1) if is_noisy else None
+    full = diffusion.bind(denoiser.eps_fn, denoiser.params)
+    sample = compiling.compiled(lambda x: diffusion.sample(full, x, steps, key=key).states)
+    xs = sample(context.x_T)
+    gains = compiling.compiled(lambda xs: step_gains(
+        full, xs, steps, key=jax.random.key(config.seed + 2), num_iterations=4
+    ).norms)  # fmt: skip
+    compare = compiling.compiled(lambda q, xs, gains, calls: compare_runs(
+        q, context.x_T, xs, gains, calls, steps, key
+    ))  # fmt: skip
+    observed = subject.observe(denoiser, steps, config.seed)
+    ranges = calibration.widened(observed, ("input", "output"), config.edge_margin)
+    return Runs(steps, ranges, key, xs, gains(xs[:, : config.num_checked]), compare)
 
-    def _runs(self, sampler: str, num_calls: int) -> Runs:
-        denoiser, config = self.subject.denoiser, self.config
-        make = subject.SAMPLERS[sampler]
-        steps = make(denoiser.schedule, num_calls)
-        if diffusion.nfe(steps) > num_calls:  # two calls a step
-            steps = make(denoiser.schedule, num_calls // 2)
-        is_noisy = bool(np.any(np.asarray(steps.coeffs.noise) != 0))
-        key = jax.random.key(config.seed + 1) if is_noisy else None
-        full = diffusion.bind(denoiser.eps_fn, denoiser.params)
-        sample = compiling.compiled(lambda x: diffusion.sample(full, x, steps, key=key).states)
-        xs = sample(self.x_T)
-        gains = compiling.compiled(lambda xs: step_gains(
-            full, xs, steps,
-            key=jax.random.key(config.seed + 2), num_iterations=4,
-        ).norms)  # fmt: skip
-        measure = compiling.compiled(
-            lambda q, xs, gains, calls: self._measure(q, xs, gains, calls, steps, key)
-        )
-        observed = subject.observe(denoiser, steps, config.seed)
-        ranges = calibration.widened(observed, ("input", "output"), config.edge_margin)
-        return Runs(steps, ranges, key, xs, gains(xs[:, : config.num_checked]), measure)
 
-    def _measure(self, q, xs, gains, calls, steps, key) -> dict[str, jax.Array]:
-        full, quantized = full_call(q), quantized_call(q)
-        xs_hat = diffusion.sample(quantized, self.x_T, steps, key=key, per_call=calls).states
-        at_end = steps.coeffs.current
-        predicted = prediction.predict_errors(q, xs, steps, per_call=calls)[-1]
-        # Coherence and bound on a few samples: their own runs, since stochastic bits depend on
-        # the size of the batch.
-        n = self.config.num_checked
-        x, x_hat = xs[:, :n], xs_hat[:, :n]
-        if calls is not None:
-            x_hat = diffusion.sample(quantized, self.x_T[:n], steps, key=key, per_call=calls).states
-        e = trajectories.local_errors(full, quantized, x_hat, steps, per_call=calls)
-        first, rho = propagation.propagate_with_remainders(full, x, x_hat, steps, e)
-        bound, _ = pathwise.remainder_bound(gains, trajectories.norms(rho), first)
-        error = trajectories.norms((x_hat - x)[-1:])[0]
-        vs = probes.signs(jax.random.key(7), NUM_PROBES, at_end(x[-1]))
-        return {
-            "errors": prediction.root_mean_square(at_end(xs_hat[-1]) - at_end(xs[-1])),
-            "predicted": prediction.root_mean_square(at_end(predicted)),
-            "kappa": coherence.coherence_factor(coherence.probed_gram(full, x, steps, e, vs)),
-            "bound_over_measured": bound[-1] / error,
-        }
+def compare_runs(q: Quantized, x_T, xs, gains, calls, steps, key) -> dict[str, jax.Array]:
+    """Return what is measured, predicted and bounded of the quantized run, by sample.
 
-    def measure(self, case: Case) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """Return (arrays, row) of one case."""
-        runs = self.runs(case.sampler, case.num_calls)
-        weight_bits = case.bits if "W" in case.part else None
-        activation_bits = None if case.part == "W" else case.bits
-        here = dataclasses.replace(self.subject, ranges=runs.ranges)
-        q = here.quantized(weight_bits, activation_bits)
-        used = {n: v for n, v in q.site_inputs.items() if v.weight is not None or v.activations}
-        if case.part == "A":  # its own weights, so that it shares the compilation of "WA"
-            weights = self.subject.weights
-            used = {n: v._replace(weight=weights.get(n)) for n, v in used.items()}
-        q = dataclasses.replace(q, site_inputs=used)
-        found = []
-        for draw in range(case.draws):
-            calls = None
-            if case.part == "SR":
-                key = jax.random.fold_in(jax.random.key(self.config.seed + 3), draw)
-                calls = rounding_keys(q, runs.steps.t.shape[0], key)
-            found.append(jax.device_get(runs.measure(q, runs.xs, runs.gains, calls)))
-        arrays = {name: np.concatenate([f[name] for f in found]) for name in found[0]}
-        medians = [float(np.median(f["errors"])) for f in found]
-        ratio = arrays["bound_over_measured"]
-        row = {
-            "kind": "case", **case._asdict(),
-            "rms": over_samples(arrays["errors"]), "median": float(np.median(arrays["errors"])),
-            "median_of_draws_min": min(medians), "median_of_draws_max": max(medians),
-            "predicted_rms": over_samples(arrays["predicted"]),
-            "predicted_median": float(np.median(arrays["predicted"])),
-            "kappa": float(np.median(arrays["kappa"])),
-            "bound_over_measured_min": float(ratio.min()),
-            "bound_over_measured_median": float(np.median(ratio)),
-        }  # fmt: skip
-        return arrays, row
+    Args:
+      q: the quantized denoiser.
+      x_T: initial noise [B, ...].
+      xs: full-precision states [N+1, B, ...].
+      gains: of the steps of the first samples, those whose coherence and bound are computed.
+      calls: inputs of every call, or None; see `rounding_keys`.
+      steps, key: the sampler and its noise.
+    """
+    full, quantized = full_call(q), quantized_call(q)
+    xs_hat = diffusion.sample(quantized, x_T, steps, key=key, per_call=calls).states
+    at_end = steps.coeffs.current
+    predicted = prediction.predict_errors(q, xs, steps, per_call=calls)[-1]
+    # Coherence and bound on a few samples: their own runs, since stochastic bits depend on
+    # the size of the batch.
+    n = gains.shape[-1]
+    x, x_hat = xs[:, :n], xs_hat[:, :n]
+    if calls is not None:
+        x_hat = diffusion.sample(quantized, x_T[:n], steps, key=key, per_call=calls).states
+    e = runs.local_errors(full, quantized, x_hat, steps, per_call=calls)
+    first, rho = propagation.propagate_with_remainders(full, x, x_hat, steps, e)
+    bound, _ = pathwise.remainder_bound(gains, runs.norms(rho), first)
+    vs = runs.signs(jax.random.key(7), NUM_PROBES, at_end(x[-1]))
+    return {
+        "errors": prediction.root_mean_square(at_end(xs_hat[-1]) - at_end(xs[-1])),
+        "predicted": prediction.root_mean_square(at_end(predicted)),
+        "kappa": coherence.coherence_factor(coherence.probed_gram(full, x, steps, e, vs)),
+        "bound_over_measured": bound[-1] / runs.norms((x_hat - x)[-1:])[0],
+    }
+
+
+def measure(context: Context, runs: Runs, case: Case) -> tuple[dict[str, np.ndarray], dict]:
+    """Return (arrays, row) of one case."""
+    calibrated = dataclasses.replace(context.subject, ranges=runs.ranges)
+    q = subject.without_idle_sites(calibrated.quantized(
+        case.bits if "W" in case.part else None, None if case.part == "W" else case.bits
+    ))  # fmt: skip
+    if case.part == "A":  # its own weights, so that it shares the compilation of "WA"
+        weights = context.subject.weights
+        inputs = {n: v._replace(weight=weights.get(n)) for n, v in q.site_inputs.items()}
+        q = dataclasses.replace(q, site_inputs=inputs)
+    draws = []
+    for draw in range(case.draws):
+        calls = None
+        if case.part == "SR":
+            key = jax.random.fold_in(jax.random.key(context.config.seed + 3), draw)
+            calls = rounding_keys(q, runs.steps.t.shape[0], key)
+        draws.append(jax.device_get(runs.compare(q, runs.xs, runs.gains, calls)))
+    arrays = {name: np.concatenate([draw[name] for draw in draws]) for name in draws[0]}
+    medians = [float(np.median(draw["errors"])) for draw in draws]
+    ratio = arrays["bound_over_measured"]
+    row = {
+        "kind": "case", **case._asdict(),
+        "rms": over_samples(arrays["errors"]), "median": float(np.median(arrays["errors"])),
+        "median_of_draws_min": min(medians), "median_of_draws_max": max(medians),
+        "predicted_rms": over_samples(arrays["predicted"]),
+        "predicted_median": float(np.median(arrays["predicted"])),
+        "kappa": float(np.median(arrays["kappa"])),
+        "bound_over_measured_min": float(ratio.min()),
+        "bound_over_measured_median": float(np.median(ratio)),
+    }  # fmt: skip
+    return arrays, row
 
 
 def over_samples(rms: np.ndarray) -> float:
-    """RMS of all samples from the RMS of each [batch], in float64."""
+    """Return the RMS of all samples from the RMS of each [batch], in float64."""
     return float(np.sqrt(np.mean(np.asarray(rms, np.float64) ** 2)))
 
 
 def laws(rows: list[dict], config) -> list[dict]:
-    """Exponents in the number of steps and in the bits, and where stochastic rounding overtakes."""
-    return [*steps_laws(rows, config), *bits_laws(rows, config), *crossovers(rows, config)]
+    """Return exponents in the number of steps and in the bits, and where stochastic rounding
+    overtakes.
+
+    Errors ~ N^p are fitted from FIT_FROM steps on; errors ~ 2^pb over the widths whose median error
+    is below a tenth of the signal.
+    """  # fmt: skip
+    theory, fits = {"W": 0.0, "SR": -0.5}, []
+    for part in PARTS:
+        medians = _medians(rows, part, "num_calls", config.num_steps, bits=config.width)
+        long = {n: median for n, median in medians.items() if n >= FIT_FROM}
+        fits += _law(f"{part}{config.width} against steps", long, theory.get(part))
+    for part in PARTS:
+        medians = _medians(rows, part, "bits", config.bits, num_calls=config.middle)
+        small = {b: median for b, median in medians.items() if median < 0.1}
+        name = f"{part} against bits {min(small, default=0)} to {max(small, default=0)}"
+        fits += _law(name, {2.0**b: median for b, median in small.items()}, -1.0)
+    return fits + crossovers(rows, config)
 
 
-def _series(rows, part: str, of: str, fixed: dict) -> dict[int, dict]:
-    chosen = [r for r in rows if r["sampler"] == "ddim" and r["part"] == part]
-    return {r[of]: r for r in chosen if all(r[k] == v for k, v in fixed.items())}
+def _medians(rows, part: str, by: str, values, **fixed) -> dict[int, float]:
+    """Return the median errors of a part under DDIM, by the ascending `values` of a column."""
+    chosen = {r[by]: r["median"] for r in rows if r["sampler"] == "ddim" and r["part"] == part
+              and all(r[k] == v for k, v in fixed.items())}  # fmt: skip
+    return {value: chosen[value] for value in sorted(set(values)) if value in chosen}
 
 
-def steps_laws(rows: list[dict], config) -> list[dict]:
-    """Fit error ~ N^p, from FIT_FROM steps on."""
-    theory = {"W": 0.0, "SR": -0.5}
-    found = []
-    for part in ("W", "A", "SR", "WA"):
-        series = _series(rows, part, "num_calls", {"bits": config.width})
-        sizes = [n for n in sorted(set(config.num_steps)) if n >= FIT_FROM and n in series]
-        if len(sizes) >= 3:
-            fit = scaling.fit_exponent(sizes, [series[n]["median"] for n in sizes])
-            found.append(_law(f"{part}{config.width} against steps", fit, theory.get(part)))
-    return found
-
-
-def bits_laws(rows: list[dict], config) -> list[dict]:
-    """Fit error ~ 2^pb, over the widths whose median error is below a tenth of the signal."""
-    found = []
-    for part in ("W", "A", "SR", "WA"):
-        series = _series(rows, part, "bits", {"num_calls": config.middle})
-        bits = [b for b in sorted(set(config.bits)) if b in series and series[b]["median"] < 0.1]
-        if len(bits) >= 3:
-            fit = scaling.fit_exponent(2.0 ** np.array(bits), [series[b]["median"] for b in bits])
-            found.append(_law(f"{part} against bits {bits[0]} to {bits[-1]}", fit, -1.0))
-    return found
-
-
-def _law(name: str, fit: scaling.Exponent, theory: float | None) -> dict:
-    return {
+def _law(name: str, medians: dict, theory: float | None) -> list[dict]:
+    """Return the row of an exponent, if there are three points to fit it to."""
+    if len(medians) < 3:
+        return []
+    fit = scaling.fit_exponent(list(medians), list(medians.values()))
+    return [{
         "kind": "law", "law": name, "exponent": float(fit.exponent),
         "standard_error": float(fit.standard_error), "theory": theory,
-    }  # fmt: skip
+    }]  # fmt: skip
 
 
 def crossovers(rows: list[dict], config) -> list[dict]:
-    """The number of steps beyond which stochastic rounding of activations is better: measured
-    (between which two grids), and of the model fitted to both (N* = (2 - tau) v G_i / (B^2 G_c)).
+    """Return the number of steps beyond which stochastic rounding of activations is better.
+
+    That is measured (between which two grids), and of the model fitted to both
+    (N* = (2 - tau) v G_i / (B^2 G_c)).
     """
-    series = [_series(rows, p, "num_calls", {"bits": config.width}) for p in ("A", "SR")]
-    sizes = [n for n in sorted(set(config.num_steps)) if all(n in s for s in series)]
+    nearest, stochastic = (
+        _medians(rows, part, "num_calls", config.num_steps, bits=config.width)
+        for part in ("A", "SR")
+    )
+    sizes = [n for n in nearest if n in stochastic]
     if len(sizes) < 3:
         return []
-    nearest, stochastic = (np.array([s[n]["median"] for n in sizes]) for s in series)
-    better = stochastic < nearest
-    first = int(np.argmax(better)) if better.any() else None
-    long = np.array(sizes) >= min(FIT_FROM, sizes[-3])
-    fits = [scaling.fit_floor(np.array(sizes)[long], v[long] ** 2) for v in (nearest, stochastic)]
+    first = next((i for i, n in enumerate(sizes) if stochastic[n] < nearest[n]), None)
+    long = [n for n in sizes if n >= min(FIT_FROM, sizes[-3])]
+    fits = [scaling.fit_floor(np.array(long), np.array([medians[n] for n in long]) ** 2)
+            for medians in (nearest, stochastic)]  # fmt: skip
     return [{
         "kind": "crossover", "better_from": None if first is None else sizes[first],
         "worse_until": None if not first else sizes[first - 1],
@@ -243,6 +250,6 @@ def crossovers(rows: list[dict], config) -> list[dict]:
 
 
 def _meeting(nearest: scaling.Floor, stochastic: scaling.Floor) -> float | None:
-    """N at which the two fits floor + slope / N are equal; None if they are not for any N > 0."""
+    """Return N at which the two fits floor + slope / N are equal, None if they never are."""
     gap, slopes = nearest.floor - stochastic.floor, stochastic.slope - nearest.slope
     return float(slopes / gap) if gap * slopes > 0 else None

@@ -1,14 +1,11 @@
 """Figure and table of `experiments.propagation_laws`; needs no JAX."""
 
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from experiments.harness import store
-from experiments.harness.looks import BLUE, GREEN, GREY, ORANGE, SMALL, tidy
+from experiments.harness import tables
+from experiments.harness.looks import BLUE, GREEN, GREY, ORANGE, SMALL, panels, tidy
 
 LOOKS: dict[str, tuple[str, str, str]] = {
     "W": ("weights", "black", "o"), "A": ("activations, nearest", BLUE, "s"),
@@ -16,16 +13,13 @@ LOOKS: dict[str, tuple[str, str, str]] = {
 }  # fmt: skip
 
 
-def write(folder) -> None:
-    """Write laws.png of the run in `folder` beside it."""
-    draw(*store.load(folder)).savefig(Path(folder) / "laws.png", dpi=150)
-
-
 def draw(config, arrays, rows) -> Figure:
-    """Median error of a sample against steps, bits and sampler: measured, and predicted dotted."""
+    """Draw median errors against steps, bits and sampler: measured, and predicted dotted."""
     cases = [r for r in rows if r["kind"] == "case"]
-    fig = Figure(figsize=(11, 3.6), layout="constrained")
-    steps, bits, samplers = fig.subplots(1, 3, width_ratios=(1, 1, 1.25))
+    fig, (steps, bits, samplers) = panels(
+        1, 3, (11, 3.6), width_ratios=(1, 1, 1.25),
+        title=f"How quantization error grows: {config['checkpoint']}",
+    )  # fmt: skip
     ddim = [r for r in cases if r["sampler"] == "ddim"]
     _draw_series(steps, [r for r in ddim if r["bits"] == config["width"]], "num_calls")
     _draw_series(bits, [r for r in ddim if r["num_calls"] == config["middle"]], "bits")
@@ -39,7 +33,6 @@ def draw(config, arrays, rows) -> Figure:
     tidy(steps, bits, samplers)
     handles, labels = steps.get_legend_handles_labels()
     fig.legend(handles, labels, loc="outside lower center", ncols=6, frameon=False, **SMALL)
-    fig.suptitle(f"How quantization error grows: {config['checkpoint']}", fontsize=10)
     return fig
 
 
@@ -88,33 +81,34 @@ def _draw_samplers(ax, cases, config) -> None:
            title=f"W{w}A{w}, {config['middle']} calls")  # fmt: skip
 
 
-def print_table(rows: list[dict[str, Any]]) -> None:
-    """Print the cases and the laws."""
-    from rich.console import Console
-    from rich.table import Table
+FIGURES = {"laws": draw}
+COLUMNS = (
+    ("sampler", lambda r: r["sampler"]),
+    ("calls", lambda r: r["num_calls"]),
+    ("rounded", lambda r: f"{r['part']}{r['bits']}"),
+    *((title, lambda r, key=key: f"{r[key]:.4f}") for title, key in (
+        ("rms", "rms"), ("predicted", "predicted_rms"), ("median", "median"),
+        ("predicted", "predicted_median"),
+    )),
+    ("kappa", lambda r: f"{r['kappa']:.2f}"),
+    ("bound/err\nmin, median", lambda r: f"{r['bound_over_measured_min']:.2f}, "
+                                         f"{r['bound_over_measured_median']:.2f}"),
+)  # fmt: skip
 
-    console = Console()
-    table = Table(box=None, header_style="bold")
-    for name in ("sampler", "calls", "rounded", "rms", "predicted", "median", "predicted",
-                 "kappa", "bound/err min, median"):  # fmt: skip
-        table.add_column(name, justify="left" if name == "sampler" else "right")
-    for r in rows:
-        if r["kind"] == "case":
-            table.add_row(
-                r["sampler"], str(r["num_calls"]), f"{r['part']}{r['bits']}", f"{r['rms']:.4f}",
-                f"{r['predicted_rms']:.4f}", f"{r['median']:.4f}", f"{r['predicted_median']:.4f}",
-                f"{r['kappa']:.2f}",
-                f"{r['bound_over_measured_min']:.2f}, {r['bound_over_measured_median']:.2f}",
-            )  # fmt: skip
-    console.print(table)
-    for r in rows:
-        if r["kind"] == "law":
-            theory = "" if r["theory"] is None else f", theory {r['theory']:+.2f}"
-            text = f"{r['law']}: exponent {r['exponent']:+.3f} +- {r['standard_error']:.3f}{theory}"
-            console.print(text, highlight=False)
-        if r["kind"] == "crossover":
-            model = "nowhere" if r["model"] is None else f"{r['model']:.0f}"
-            console.print(
-                f"stochastic rounding is better from N = {r['better_from']} on (worse until "
-                f"{r['worse_until']}); model {model}", highlight=False,
-            )  # fmt: skip
+
+def _law(r) -> str:
+    theory = "" if r["theory"] is None else f", theory {r['theory']:+.2f}"
+    return f"{r['law']}: exponent {r['exponent']:+.3f} +- {r['standard_error']:.3f}{theory}"
+
+
+def _crossover(r) -> str:
+    model = "nowhere" if r["model"] is None else f"{r['model']:.0f}"
+    return (f"stochastic rounding is better from N = {r['better_from']} on (worse until "
+            f"{r['worse_until']}); model {model}")  # fmt: skip
+
+
+def table(rows) -> list:
+    """Return the cases and the laws."""
+    lines = {"law": _law, "crossover": _crossover}
+    cases = tables.columns((r for r in rows if r["kind"] == "case"), COLUMNS)
+    return [cases, *(lines[r["kind"]](r) for r in rows if r["kind"] in lines)]

@@ -1,8 +1,6 @@
 """Run the experiment: `python -m experiments.random_trials`."""
 
-import sys
+from experiments.harness.command import main
+from experiments.random_trials.experiment import EXPERIMENT
 
-from experiments.random_trials.experiment import main
-
-if __name__ == "__main__":
-    sys.exit(main())
+raise SystemExit(main(EXPERIMENT))

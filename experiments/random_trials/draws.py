@@ -73,7 +73,7 @@ def draw_steps(rng, schedule, times, multistep: bool):
 
 
 def draw_network(rng):
-    """A smooth network eps = x W_0 + tanh(x W_1 + t w_t + b) W_2 of random gain."""
+    """Draw a smooth network eps = x W_0 + tanh(x W_1 + t w_t + b) W_2 of random gain."""
     gain = 10 ** rng.uniform(-0.5, 0.5)
     return {
         "skip": 0.3 * rng.normal(size=(DIMS, DIMS)),
@@ -85,7 +85,7 @@ def draw_network(rng):
 
 
 def draw_data(rng, log_concave: bool):
-    """A mixture of equal round components, or one tilted Gaussian as three equal components.
+    """Draw a mixture of equal round components, or one tilted Gaussian as three equal components.
 
     radius, std: of the centres and components; strength: m of log-concavity (0 if none).
     """
@@ -124,7 +124,7 @@ def draw(rng, family: str) -> World:
 
 
 def draw_gaussian(rng) -> dict:
-    """A Gaussian, a schedule, a stochastic sampler, and an affine error of the network."""
+    """Draw a Gaussian, a schedule, a stochastic sampler, and an affine error of the network."""
     _, schedule, times = draw_grid(rng)
     level, after = schedule.exact(times[:-1]), schedule.exact(times[1:])
     eta = rng.uniform(0.2, 1.0)

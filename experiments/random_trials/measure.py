@@ -1,4 +1,4 @@
-"""One trial of `experiments.random_trials`: two runs, and every bound beside what it bounds."""
+"""One trial of `experiments.random_trials`: two runs, and every bound beside what it pathwise."""
 
 import functools
 
@@ -8,8 +8,7 @@ import jax.numpy as jnp
 from experiments.random_trials.draws import DIMS, NUM_STEPS, World
 from qdiffjax import diffusion
 from qdiffjax.analysis import divergences
-from qdiffjax.analysis.bounds import laws as transport_bounds
-from qdiffjax.analysis.bounds import pathwise as bounds
+from qdiffjax.analysis.bounds import laws, pathwise
 from qdiffjax.analysis.errors import propagation, runs
 from qdiffjax.analysis.gains import log_norm_gains, step_gains
 from qdiffjax.diffusion import NoiseLevel, gaussian
@@ -52,8 +51,8 @@ def rounded(world: World, key):
     return q
 
 
-def network_eps(params, x, t, q=lambda v, index: v):
-    """The small network; q rounds what a site multiplies."""
+def network_eps(params, x, t, q):
+    """Return eps of the small network; q rounds what a site multiplies."""
     weights = [q(params[name].T, i).T for i, name in enumerate(("skip", "in", "out"))]
     x, time = q(x, 3), t / NUM_STEPS
     h = jnp.tanh(x @ weights[1] + (time * params["time"] + params["bias"])[None])
@@ -61,35 +60,27 @@ def network_eps(params, x, t, q=lambda v, index: v):
 
 
 def denoisers(world: World, family: str):
-    """Full-precision and quantized (x, t, inputs) -> (eps, None); inputs: the roundings' key."""
-    if family != "data":
-        full = lambda x, t, key, state: (network_eps(world.params, x, t), None, state)  # noqa: E731
-        quantized = lambda x, t, key, state: (  # noqa: E731
-            network_eps(world.params, x, t, rounded(world, key)),
-            None,
-            state,
-        )
-        return full, quantized
-    mixture = gaussian.GaussianMixture(*world.params["mixture"])
-    full = diffusion.bind(gaussian.eps_fn_for(table_schedule(world.levels)), mixture)
-
-    def between_roundings(x, t, key, state):
-        q = rounded(world, key)
-        return q(full(q(x, 0), t, None, state)[0], 1), None, state
-
-    return full, between_roundings
+    """Return the full-precision and the quantized call_fn, whose inputs are the roundings' key."""
+    if family == "data":
+        mixture = gaussian.GaussianMixture(*world.params["mixture"])
+        optimal = gaussian.eps_fn_for(table_schedule(world.levels))
+        eps = lambda x, t, q: q(optimal(mixture, q(x, 0), t), 1)  # noqa: E731
+    else:
+        eps = functools.partial(network_eps, world.params)
+    full = lambda x, t, key, state: (eps(x, t, lambda v, index: v), None, state)  # noqa: E731
+    return full, lambda x, t, key, state: (eps(x, t, rounded(world, key)), None, state)
 
 
 def sup_gains(world: World, steps, family: str):
-    """Gains of every step that hold at every x [N]."""
+    """Return gains of every step that hold at every x [N]."""
     if family == "data":
         p, s = world.params, world.levels.sigma / world.levels.alpha
         posterior = jnp.where(
             p["strength"] > 0,
-            bounds.log_concave_posterior(s, p["strength"]),
-            bounds.mixture_posterior(s, p["radius"], p["std"]),
+            pathwise.log_concave_posterior(s, p["strength"]),
+            pathwise.mixture_posterior(s, p["radius"], p["std"]),
         )
-        return bounds.posterior_gains(table_schedule(world.levels), steps, posterior)
+        return pathwise.posterior_gains(table_schedule(world.levels), steps, posterior)
     p, a, b = world.params, steps.coeffs.x, steps.coeffs.eps
     norm = functools.partial(jnp.linalg.norm, ord=2, axis=(-2, -1))
     linear = a[:, None, None] * jnp.eye(p["skip"].shape[0])[None]
@@ -97,7 +88,7 @@ def sup_gains(world: World, steps, family: str):
     return linear + jnp.abs(b) * norm(p["in"]) * norm(p["out"])
 
 
-def pathwise(world: World, family: str, key, num_samples: int):
+def trial(world: World, family: str, key, num_samples: int):
     """Run one trial.
 
     Returns:
@@ -120,36 +111,36 @@ def pathwise(world: World, family: str, key, num_samples: int):
         return step_gains(full, xs, steps, num_burn_in=0, **krylov).norms
 
     gains = jax.lax.map(at, jnp.linspace(0.0, 1.0, NUM_NODES))
-    remainder, radius = bounds.remainder_bound(gains[0], norms(rho), first)
+    remainder, radius = pathwise.remainder_bound(gains[0], norms(rho), first)
     nine = jnp.max(gains, axis=0)
-    found = {
+    pairs = {
         "first order + remainder": (delta, remainder),
         "radius of the remainder": (norms(pair.errors - first), radius),
-        "Gronwall, 3 nodes": (delta, bounds.gronwall(jnp.max(gains[::4], axis=0), local)),
-        "Gronwall, 9 nodes": (delta, bounds.gronwall(nine, local)),
+        "Gronwall, 3 nodes": (delta, pathwise.gronwall(jnp.max(gains[::4], axis=0), local)),
+        "Gronwall, 9 nodes": (delta, pathwise.gronwall(nine, local)),
     }
     if family != "data":
         curvature = _curvature(world, steps)[:, None]
-        sound = bounds.gains_between_nodes(nine, curvature, delta[:-1], NUM_NODES)
-        found["Gronwall, 9 nodes + curvature"] = delta, bounds.gronwall(sound, local)
+        sound = pathwise.gains_between_nodes(nine, curvature, delta[:-1], NUM_NODES)
+        pairs["Gronwall, 9 nodes + curvature"] = delta, pathwise.gronwall(sound, local)
     if family == "multistep":
-        return found, pair
+        return pairs, pair
     sup = sup_gains(world, steps, family)
-    found["Gronwall, every x"] = delta, bounds.gronwall(sup[:, None], local)
+    pairs["Gronwall, every x"] = delta, pathwise.gronwall(sup[:, None], local)
     spread = jnp.sqrt(jnp.mean(delta**2, axis=1))
-    minkowski = transport_bounds.minkowski_bound(sup, local).value
-    found["Minkowski, every x"] = spread[:, None], minkowski[:, None]
+    minkowski = laws.minkowski_bound(sup, local).value
+    pairs["Minkowski, every x"] = spread[:, None], minkowski[:, None]
     if family == "data":
-        found["log-concave, DDIM"] = _log_concave(world, steps, delta, local)
+        pairs["log-concave, DDIM"] = _log_concave(world, steps, delta, local)
     else:
         # From one end, the mean Jacobian of the segment is half its length away.
         log = log_norm_gains(full, pair.xs, steps, **krylov) + curvature * delta[:-1] / 2
-        found["Gronwall, log-norm + curvature"] = delta, bounds.gronwall(log, local)
-    return found, pair
+        pairs["Gronwall, log-norm + curvature"] = delta, pathwise.gronwall(log, local)
+    return pairs, pair
 
 
 def _curvature(world: World, steps):
-    """Bound of |D^2 F| of every step of the network, at every state [N]."""
+    """Return a bound of |D^2 F| of every step of the network, at every state [N]."""
     p = world.params
     out, inner = (jnp.linalg.norm(p[name], ord=2) for name in ("out", "in"))
     written, read = jnp.abs(steps.coeffs.eps), 1.0
@@ -161,23 +152,23 @@ def _curvature(world: World, steps):
 
 
 def _log_concave(world: World, steps, delta, local):
-    """The bound of the last state; not a number where it does not apply."""
+    """Return the bound of the last state; not a number where it does not apply."""
     s = jnp.append(world.levels.sigma / world.levels.alpha, world.next_sigma_edm[-1])
     eta = local / jnp.abs(steps.coeffs.eps)[:, None]
-    last = bounds.log_concave_bound(s, eta, world.params["strength"])
+    last = pathwise.log_concave_bound(s, eta, world.params["strength"])
     applies = world.is_ddim & (world.params["strength"] > 0)
     empty = jnp.full_like(delta, jnp.nan)
     return delta, empty.at[-1].set(jnp.where(applies, last, jnp.nan))
 
 
 def bracket(pair, key):
-    """The final samples, which are the first slot, and the lower bound of their W2."""
+    """Return the final samples, which are the first slot, and a lower bound of their W2."""
     x, y = (a[-1] if a.ndim == 3 else a[-1][:, 0] for a in (pair.xs, pair.xs_hat))
     return x, y, divergences.w2_lower(x, y, key)
 
 
 def gaussian_trial(world: dict):
-    """Laws instead of samples: {bound: (what it bounds [], bound [])}, all closed forms.
+    """Return laws instead of samples: {bound: (what it bounds [], bound [])}, all closed forms.
 
     The path KL of the steps before the last against the KL of the law of x_1, that against one
     projection's, and W2 of the two laws of x_1 against Minkowski's sum.
@@ -187,8 +178,8 @@ def gaussian_trial(world: dict):
     steps = diffusion.Steps(times, times, world["coeffs"])
     start = jnp.zeros(DIMS), world["scale"] ** 2 * jnp.eye(DIMS)
     error = {"kappa": world["kappa"], "bias": world["bias"]}
-    full, hat = (gaussian.gaussian_chain(mean, cov, schedule, steps, start=start, **how)
-                 for how in ({}, error))  # fmt: skip
+    full, hat = (gaussian.gaussian_chain(mean, cov, schedule, steps, start=start, **shift)
+                 for shift in ({}, error))  # fmt: skip
 
     def mean_square(chain):
         """E |kappa eps + bias|^2 of each step under a chain."""
@@ -206,10 +197,10 @@ def gaussian_trial(world: dict):
     path = jnp.sum((divergences.kl_weights(world["coeffs"]) * mean_square(full))[:-1])
     marginal = divergences.gaussian_kl(*laws)
     s = world["levels"].sigma / world["levels"].alpha
-    posterior = bounds.log_concave_posterior(s, 1 / jnp.linalg.eigvalsh(cov)[-1])
-    gains = bounds.posterior_gains(schedule, steps, posterior)
+    posterior = pathwise.log_concave_posterior(s, 1 / jnp.linalg.eigvalsh(cov)[-1])
+    gains = pathwise.posterior_gains(schedule, steps, posterior)
     local = jnp.abs(steps.coeffs.eps) * jnp.sqrt(mean_square(hat))
-    minkowski = bounds.gronwall(gains[:, None], local[:, None])[-2, 0]
+    minkowski = pathwise.gronwall(gains[:, None], local[:, None])[-2, 0]
     return {
         "path KL": (marginal, path),
         "KL of a projection": (divergences.gaussian_projected_kl(*laws, world["frame"]), marginal),

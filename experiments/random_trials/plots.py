@@ -1,23 +1,17 @@
 """Figure and table of `experiments.random_trials`; needs no JAX."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.harness import store
-from experiments.harness.looks import BLUE, GREEN, GREY, ORANGE, tidy
+from experiments.harness import tables
+from experiments.harness.looks import BLUE, GREEN, GREY, ORANGE, panels, tidy
 
 COLORS = {"a posteriori along the run": BLUE, "distributional": GREEN, "certified": ORANGE}
 LIMITS = (-1.5, 7.0)  # log10 of the ratios that are drawn
 BINS = 170
 ROUNDING = 1e-6
-
-
-def write(folder) -> None:
-    """Write trials.png of the run in `folder` beside it."""
-    draw(*store.load(folder)).savefig(Path(folder) / "trials.png", dpi=150)
 
 
 def by_kind(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -27,45 +21,42 @@ def by_kind(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def draw(config, arrays, rows) -> Figure:
-    """How far each bound is from what it bounds, over all trials, and where it was finite."""
+    """Draw how far each bound is from what it bounds, over all trials, and where it was finite."""
     rows = by_kind(rows)
     num = sum(config[k] for k in ("num_network", "num_data", "num_multistep"))
-    fig = Figure(figsize=(9.5, 1.6 + 0.36 * len(rows)), layout="constrained")
-    ax, side = fig.subplots(1, 2, sharey=True, width_ratios=(4, 1))
-    seen: set[str] = set()
+    fig, (ax, side) = panels(
+        1, 2, (9.5, 1.6 + 0.36 * len(rows)), sharey=True, width_ratios=(4, 1),
+        title=f"Bounds on {num} random samplers and {config['num_gaussian']} Gaussian chains",
+    )  # fmt: skip
+    kinds = [row["kind"] for row in rows]
     for y, row in enumerate(rows):
-        label = None if row["kind"] in seen else row["kind"]
-        seen.add(row["kind"])
+        label = None if row["kind"] in kinds[:y] else row["kind"]
         _draw_ratios(ax, y, arrays[f"log10_ratio/{row['bound']}"], row, label)
         _draw_finite(side, y, row)
     ax.axvline(0, color="black", lw=0.8)
-    ax.set_yticks(range(len(rows)), [_name(r) for r in rows], fontsize=8)
-    ax.set(xlim=LIMITS, ylim=(len(rows) - 0.4, -0.95))
+    names = [_name(row).replace("Gronwall", "Grönwall") for row in rows]
+    ax.set_yticks(range(len(rows)), names, fontsize=8)
     ticks = np.arange(np.ceil(LIMITS[0]), LIMITS[1] + 1)
     ax.set_xticks(ticks, [f"$10^{{{int(t)}}}$" for t in ticks])
-    ax.set_xlabel(
-        "bound / bounded at the end, tightest sample of a trial: root of the density, 5 to 95 %, "
-        "median\n* an estimate, which may be below one",
-        fontsize=8,
-    )
-    side.set_xlim(0, 100)
-    side.set_xlabel("finite, %", fontsize=8)
-    side.set_title("violated, of compared", fontsize=8)
+    ax.set(
+        xlim=LIMITS, ylim=(len(rows) - 0.4, -0.95),
+        xlabel="bound / bounded at the end, tightest sample of a trial: root of the density, "
+        "5 to 95 %, median\n* an estimate, which may be below one",
+    )  # fmt: skip
+    side.set(xlim=(0, 100), xlabel="finite, %", title="violated, of compared")
     tidy(ax, side)
-    ax.grid(visible=False, axis="y")
-    side.grid(visible=False, axis="y")
+    for axes in (ax, side):
+        axes.grid(visible=False, axis="y")
     fig.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=8)
-    fig.suptitle(f"Bounds on {num} random samplers and {config['num_gaussian']} Gaussian chains",
-                 fontsize=10)  # fmt: skip
     return fig
 
 
 def _name(row) -> str:
-    return row["bound"].replace("Gronwall", "Grönwall") + ("" if row["guaranteed"] else " *")
+    return row["bound"] + ("" if row["guaranteed"] else " *")
 
 
 def _draw_ratios(ax, y: int, log_ratio, row, label: str | None) -> None:
-    """Density of the trials above the line of `y`, 5 to 95 % and the median on it."""
+    """Draw the density of the trials above the line of `y`, 5 to 95 % and the median on it."""
     values = log_ratio[np.isfinite(log_ratio)]
     values = np.where(np.abs(values) < ROUNDING, 0, values)  # an equality is no violation
     color = COLORS.get(row["kind"], GREY)
@@ -86,21 +77,26 @@ def _draw_ratios(ax, y: int, log_ratio, row, label: str | None) -> None:
 
 
 def _draw_finite(ax, y: int, row) -> None:
-    """The share of finite bounds as a bar, how many were compared and violated as text."""
+    """Draw the share of finite bounds as a bar, how many were compared and violated as text."""
     ax.barh(y, 100 * row["finite"], 0.55, color=COLORS.get(row["kind"], GREY), alpha=0.35)
     text = f"{row['violations']:,} of {row['comparisons']:,}"
     ax.text(3, y, text, fontsize=7, va="center")
 
 
-def print_table(rows: list[dict[str, Any]]) -> None:
-    """Print the table, by kind of bound."""
-    print(f"{'bound / measured at the end':33} compared violated finite       min       5 %    "
-          "median      95 %")  # fmt: skip
-    kind = None
-    for r in by_kind(rows):
-        if r["kind"] != kind:
-            print(kind := r["kind"])
-        name = r["bound"] + ("" if r["guaranteed"] else " *")
-        quantiles = "".join(f"{r['ratio_' + q]:10.4g}" for q in ("min", "5", "median", "95"))
-        print(f"  {name:31} {r['comparisons']:8d} {r['violations']:8d} {r['finite']:6.1%}"
-              f"{quantiles}")  # fmt: skip
+FIGURES = {"trials": draw}
+COLUMNS = (
+    ("bound / measured at the end", _name),
+    ("compared", lambda r: r["comparisons"]),
+    ("violated", lambda r: r["violations"]),
+    ("finite", lambda r: f"{r['finite']:.1%}"),
+    *((title, lambda r, key=key: f"{r[key]:.4g}") for title, key in (
+        ("min", "ratio_min"), ("5 %", "ratio_5"), ("median", "ratio_median"), ("95 %", "ratio_95"),
+    )),
+)  # fmt: skip
+
+
+def table(rows) -> list:
+    """Return a table for each kind of bound."""
+    kinds = dict.fromkeys(row["kind"] for row in by_kind(rows))
+    return [tables.columns((r for r in rows if r["kind"] == kind), COLUMNS, title=kind)
+            for kind in kinds]  # fmt: skip

@@ -1,8 +1,6 @@
 """Run the experiment: `python -m experiments.sampler_grids`."""
 
-import sys
+from experiments.harness.command import main
+from experiments.sampler_grids.experiment import EXPERIMENT
 
-from experiments.sampler_grids.experiment import main
-
-if __name__ == "__main__":
-    sys.exit(main())
+raise SystemExit(main(EXPERIMENT))

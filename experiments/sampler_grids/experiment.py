@@ -15,8 +15,8 @@ model's sampler and divides the error of a network that was not trained as one b
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,34 +24,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.harness import old_command as command
-from experiments.harness import subject
+from experiments.harness import command, subject
+from experiments.harness.command import option
 from experiments.sampler_grids import plots
 from qdiffjax import compiling, diffusion
 from qdiffjax.denoiser import Denoiser
 from qdiffjax.networks import data, denoisers
 
 SIGMA_MAX, SIGMA_MIN = 150.0, 0.01  # in units of the signal: the ends of the linear schedule
-
-
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """What to run; the flags of the command line."""
-
-    checkpoints: tuple[str, ...] = ()
-    nfe: int = 24
-    num_samples: int = 10
-    samplers: tuple[str, ...] = ()
-    seed: int = 0
-
-
-HELP = {
-    "checkpoints": "folders or shipped names; none is every shipped one",
-    "nfe": "network calls of every sampler, about",
-    "num_samples": "columns of the picture",
-    "samplers": "names of rows, as in the picture; none is all",
-    "seed": "of the noise",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,85 +49,81 @@ class Entry:
     extra: int = 0
 
 
-def _of(fn: Callable[..., diffusion.Steps], **options):
-    return lambda process, times: fn(process, times, **options)
-
-
 def uniform(process, first, last, num_steps):
-    """Equispaced times, the last step from first / N to clean data."""
+    """Return equispaced times, the last step from first / N to clean data."""
     return diffusion.power_times(first, 0.0, num_steps)
 
 
 def quadratic(process, first, last, num_steps):
-    """Equispaced roots down to the lowest level that the network knows, and clean data."""
+    """Return equispaced roots down to the lowest level that the network knows, and clean data."""
     return diffusion.to_zero(diffusion.quadratic_times(first, last, num_steps - 1))
 
 
 def log_snr(process, first, last, num_steps):
-    """Equispaced log-SNR, and clean data."""
+    """Return times of equispaced log-SNR, and clean data."""
     return diffusion.to_zero(diffusion.log_snr_times(process, first, last, num_steps - 1))
 
 
 karras = diffusion.karras_times
-half = functools.partial(diffusion.ddim_coeffs, eta=0.5)
-large = functools.partial(diffusion.ddpm_coeffs, variance_fn=diffusion.forward_variance)
+half = partial(diffusion.ddim_coeffs, eta=0.5)
+large = partial(diffusion.ddpm_coeffs, variance_fn=diffusion.forward_variance)
 
-ENTRIES = (
-    Entry("DDIM", _of(diffusion.from_coeffs, coeffs_fn=diffusion.ddim_coeffs), uniform),
-    Entry("DDIM, eta 0.5", _of(diffusion.from_coeffs, coeffs_fn=half), uniform),
-    Entry("DDPM", _of(diffusion.ancestral), uniform),
-    Entry("DDPM, fixed large", _of(diffusion.from_coeffs, coeffs_fn=large), uniform),
-    Entry("Euler", _of(diffusion.euler), quadratic),
-    Entry("Heun", _of(diffusion.heun), quadratic, 2),
-    Entry("EDM", _of(diffusion.edm_heun), karras, 2),
-    Entry("EDM, churn", _of(diffusion.edm, churn=4.0, churn_range=(0.05, 50.0)), karras, 2),
-    Entry("Euler-Maruyama", _of(diffusion.euler_maruyama), quadratic),
-    Entry("reverse diffusion", _of(diffusion.reverse_diffusion), quadratic),
-    Entry("predictor-corrector", _of(diffusion.predictor_corrector), quadratic, 2),
-    Entry("DPM-Solver-2", _of(diffusion.dpm_solver_2), log_snr, 2),
-    Entry("DPM-Solver-3", _of(diffusion.dpm_solver_3), log_snr, 3),
-    Entry("DPM-Solver++(2S)", _of(diffusion.dpmpp_2s), log_snr, 2),
-    Entry("DPM-Solver++(2M)", _of(diffusion.dpmpp_2m), uniform),
-    Entry("DPM-Solver++(3M)", _of(diffusion.dpmpp_3m), log_snr),
-    Entry("SDE-DPM-Solver++(2M)", _of(diffusion.dpmpp_2m, eta=1.0), karras),
-    Entry("UniPC", _of(diffusion.unipc), uniform),
-    Entry("DEIS", _of(diffusion.deis), quadratic),
-    Entry("PLMS", _of(diffusion.plms), uniform, 1, 1),
-    Entry("PNDM", _of(diffusion.pndm), uniform, 1, 9),
-    Entry("consistency", _of(diffusion.consistency), karras),
+ENTRIES = {entry.name: entry for entry in (
+    Entry("DDIM", partial(diffusion.from_coeffs, coeffs_fn=diffusion.ddim_coeffs), uniform),
+    Entry("DDIM, eta 0.5", partial(diffusion.from_coeffs, coeffs_fn=half), uniform),
+    Entry("DDPM", diffusion.ancestral, uniform),
+    Entry("DDPM, fixed large", partial(diffusion.from_coeffs, coeffs_fn=large), uniform),
+    Entry("Euler", diffusion.euler, quadratic),
+    Entry("Heun", diffusion.heun, quadratic, 2),
+    Entry("EDM", diffusion.edm_heun, karras, 2),
+    Entry("EDM, churn", partial(diffusion.edm, churn=4.0, churn_range=(0.05, 50.0)), karras, 2),
+    Entry("Euler-Maruyama", diffusion.euler_maruyama, quadratic),
+    Entry("reverse diffusion", diffusion.reverse_diffusion, quadratic),
+    Entry("predictor-corrector", diffusion.predictor_corrector, quadratic, 2),
+    Entry("DPM-Solver-2", diffusion.dpm_solver_2, log_snr, 2),
+    Entry("DPM-Solver-3", diffusion.dpm_solver_3, log_snr, 3),
+    Entry("DPM-Solver++(2S)", diffusion.dpmpp_2s, log_snr, 2),
+    Entry("DPM-Solver++(2M)", diffusion.dpmpp_2m, uniform),
+    Entry("DPM-Solver++(3M)", diffusion.dpmpp_3m, log_snr),
+    Entry("SDE-DPM-Solver++(2M)", partial(diffusion.dpmpp_2m, eta=1.0), karras),
+    Entry("UniPC", diffusion.unipc, uniform),
+    Entry("DEIS", diffusion.deis, quadratic),
+    Entry("PLMS", diffusion.plms, uniform, 1, 1),
+    Entry("PNDM", diffusion.pndm, uniform, 1, 9),
+    Entry("consistency", diffusion.consistency, karras),
     Entry("one step", lambda process, times: diffusion.one_step(process, times[0]), uniform),
-)
+)}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What to run; the flags of the command line."""
+
+    checkpoints: tuple[str, ...] = option(
+        (), "Folders of checkpoints or names of shipped ones; none is every shipped one."
+    )
+    nfe: int = option(24, "Network calls of every sampler, about.", least=1)
+    num_samples: int = option(10, "Columns of the picture.", least=1)
+    samplers: tuple[str, ...] = option((), "Rows of the picture; none is all.", choices=ENTRIES)
+    seed: int = option(0, "Seed of the noise.")
 
 
 def table(entry: Entry, process, nfe: int) -> diffusion.Steps:
-    """The sampler's steps from the noisiest time to clean data, at least four of them."""
+    """Return the sampler's steps from the noisiest time to clean data, at least four of them."""
     num_steps = max((nfe - entry.extra) // entry.calls, 4)
     first, last = process.time(-2 * np.log([SIGMA_MAX, SIGMA_MIN]))
     return entry.method(process, entry.grid(process, float(first), float(last), num_steps))
 
 
-def chosen(names: tuple[str, ...]) -> tuple[Entry, ...]:
-    """The entries of these names, all if there are none.
-
-    Raises:
-      ValueError: an unknown name; lists the known ones.
-    """
-    known = {entry.name: entry for entry in ENTRIES}
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        raise ValueError(f"got samplers {unknown}, expected some of {list(known)}.")
-    return tuple(known[name] for name in names) or ENTRIES
-
-
 def sample(denoiser: Denoiser, tables, x_T, label, key) -> np.ndarray:
-    """Images of every table [samplers, samples, *shape], in one compilation."""
+    """Return images of every table [samplers, samples, *shape], in one compilation."""
     _, eps_fn = subject.continuous(denoiser)
     condition = () if label is None else (label,)
     calls = max(map(diffusion.nfe, tables))
     slots = max(steps.coeffs.num_slots for steps in tables)
 
     @compiling.compiled
-    def run(params, steps):
+    def decoded(params, steps):
         call_fn = diffusion.bind(lambda p, x, t: eps_fn(p, x, t, *condition), params)
         level = subject.continuous(denoiser)[0](steps.t[0])
         # A process that does not preserve variance, or churn, starts at another level.
@@ -159,14 +135,7 @@ def sample(denoiser: Denoiser, tables, x_T, label, key) -> np.ndarray:
         steps = diffusion.pad(steps, calls, slots)
         return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), steps)
 
-    return np.stack([np.asarray(run(denoiser.params, padded(steps))) for steps in tables])
-
-
-def check(config: Config) -> None:
-    """Refuse what cannot work; raises ValueError."""
-    if config.num_samples < 1 or config.nfe < 1:
-        raise ValueError("expected at least 1 sample and 1 network call.")
-    chosen(config.samplers)
+    return np.stack([np.asarray(decoded(denoiser.params, padded(steps))) for steps in tables])
 
 
 def run(config: Config, *, progress: bool = False):
@@ -179,8 +148,7 @@ def run(config: Config, *, progress: bool = False):
     """
     from tqdm import tqdm
 
-    check(config)
-    entries = chosen(config.samplers)
+    entries = [ENTRIES[name] for name in config.samplers or ENTRIES]
     names = config.checkpoints or shipped()
     arrays: dict[str, np.ndarray] = {"samplers": np.array([e.name for e in entries])}
     rows: list[dict] = []
@@ -202,12 +170,12 @@ def run(config: Config, *, progress: bool = False):
 
 
 def shipped() -> tuple[str, ...]:
-    """The names of all shipped denoisers."""
+    """Return the names of all shipped denoisers."""
     return tuple(sorted(p.parent.name for p in denoisers.SHIPPED.glob("*/config.json")))
 
 
 def describe(images: np.ndarray, first: np.ndarray) -> dict[str, float]:
-    """What of a picture can be said in numbers."""
+    """Return what numbers say of a picture, beside the first sampler's."""
     finite = np.isfinite(images).all(axis=tuple(range(1, images.ndim)))
     return {
         "not_finite": float(np.mean(~finite)),
@@ -217,15 +185,8 @@ def describe(images: np.ndarray, first: np.ndarray) -> dict[str, float]:
 
 
 def as_bytes(images: np.ndarray) -> np.ndarray:
-    """Images in [-1, 1] as bytes; what is not finite is grey."""
+    """Return images in [-1, 1] as bytes; what is not finite is grey."""
     return data.to_uint8(np.nan_to_num(images, nan=0.0, posinf=0.0, neginf=0.0))
 
 
-EXPERIMENT = command.Experiment(
-    "sampler_grids", __doc__ or "", Config, HELP, check, run, plots.write, resumes=False
-)
-
-
-def main(argv=None) -> int:
-    """Run, draw, write the results."""
-    return command.main(EXPERIMENT, argv)
+EXPERIMENT = command.experiment(Config, run, plots=plots)

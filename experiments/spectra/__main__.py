@@ -1,8 +1,6 @@
 """Run the experiment: `python -m experiments.spectra`."""
 
-import sys
+from experiments.harness.command import main
+from experiments.spectra.experiment import EXPERIMENT
 
-from experiments.spectra.experiment import main
-
-if __name__ == "__main__":
-    sys.exit(main())
+raise SystemExit(main(EXPERIMENT))

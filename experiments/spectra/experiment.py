@@ -22,10 +22,10 @@ samples, not means.
 
 import dataclasses
 
-from experiments.harness import old_command as command
-from experiments.harness import subject
-from experiments.spectra import plots
-from experiments.spectra.measure import PARTS, Study, summary
+from experiments.harness import command, store, subject
+from experiments.harness.command import option
+from experiments.spectra import measure, plots
+from qdiffjax._checks import require
 from qdiffjax.precision.recipe import check_bits
 
 
@@ -33,49 +33,35 @@ from qdiffjax.precision.recipe import check_bits
 class Config:
     """What to run."""
 
-    checkpoint: str = "fashion_unet"
-    num_steps: int = 20
-    num_samples: int = 8
-    num_gain_samples: int = 64
-    num_values: int = 8
-    num_shown: int = 3
-    num_nodes: int = 12
-    num_probes: int = 4
-    num_starts: int = 4
-    bits: int = 8
-    sites: tuple[str, ...] = subject.ALL_BUT_LAST
-    seed: int = 0
+    checkpoint: str = option(
+        "fashion_unet", "Folder of a checkpoint, or the name of a shipped one."
+    )
+    num_steps: int = option(20, "Steps of DDIM.", least=2)
+    num_samples: int = option(8, "Samples whose spectra are computed.", least=2)
+    num_gain_samples: int = option(64, "Samples of the rms gains and of the errors.")
+    num_values: int = option(8, "Krylov directions of a spectrum.")
+    num_shown: int = option(
+        3, "Largest singular values that are kept, and directions of the frame.", least=1
+    )
+    num_nodes: int = option(12, "Quadrature nodes of a log volume.")
+    num_probes: int = option(4, "Random probes of an rms gain.", least=2)
+    num_starts: int = option(
+        4, "States from which the whole rest of the sampler is looked at.", least=1
+    )
+    bits: int = option(8, "Width of weights and activations of the quantized run.", each=check_bits)
+    sites: tuple[str, ...] = option(subject.ALL_BUT_LAST, "Globs of the sites to quantize.")
+    seed: int = option(0, "Seed of everything random.")
 
-
-HELP = {
-    "checkpoint": "folder of a checkpoint, or the name of a shipped one",
-    "num_steps": "steps of DDIM",
-    "num_samples": "samples whose spectra are computed",
-    "num_gain_samples": "samples of the rms gains and of the errors",
-    "num_values": "Krylov directions of a spectrum",
-    "num_shown": "largest singular values that are kept, and directions of the frame",
-    "num_nodes": "quadrature nodes of a log volume",
-    "num_probes": "random probes of an rms gain",
-    "num_starts": "states from which the whole rest of the sampler is looked at",
-    "bits": "of weights and activations of the quantized run",
-    "sites": "globs of the sites to quantize",
-    "seed": "of everything random",
-}
-
-
-def check(config: Config) -> None:
-    """Refuse what cannot work; raises ValueError."""
-    check_bits(config.bits)
-    if config.num_steps < 2 or config.num_probes < 2 or config.num_samples < 2:
-        raise ValueError(f"got {config.num_steps} steps, {config.num_probes} probes and "
-                         f"{config.num_samples} samples, expected at least 2 of each.")  # fmt: skip
-    if config.num_gain_samples < config.num_samples:
-        raise ValueError(f"got {config.num_gain_samples} samples of the gains, expected at least "
-                         f"the {config.num_samples} of the spectra.")  # fmt: skip
-    if not 1 <= config.num_shown <= config.num_values:
-        raise ValueError(f"got {config.num_shown} values kept of {config.num_values}.")
-    if not 1 <= config.num_starts <= config.num_steps:
-        raise ValueError(f"got {config.num_starts} starts, expected 1 to {config.num_steps}.")
+    def check(self) -> None:
+        """Refuse samples, values and starts that are more than there are."""
+        require(self.num_gain_samples >= self.num_samples,
+                got=f"{self.num_gain_samples} samples of the gains",
+                expected=f"at least the {self.num_samples} of the spectra")  # fmt: skip
+        require(self.num_shown <= self.num_values,
+                got=f"{self.num_shown} values kept of {self.num_values}",
+                expected="no more than there are")  # fmt: skip
+        require(self.num_starts <= self.num_steps, got=f"{self.num_starts} starts",
+                expected=f"at most {self.num_steps}, the steps")  # fmt: skip
 
 
 def run(config: Config, **options):
@@ -87,19 +73,13 @@ def run(config: Config, **options):
     difference over a step at least and at most; log_volumes [N, B], per dimension; errors [C].
     Options as `command.parts`.
     """
-    check(config)
-    study = Study(config)
-    found = command.parts(PARTS, study.measure, study.mark(), **options)
-    arrays = {key: value for part in found.values() for key, value in part[0].items()}
-    return arrays, summary(arrays)
+    context = measure.prepare(config)
+    mark = store.fingerprint(dataclasses.asdict(config), context.subject.mark())
+    done = command.parts(
+        measure.PARTS, lambda part: measure.measure(context, part), mark, **options
+    )
+    arrays = {name: value for part, _ in done.values() for name, value in part.items()}
+    return arrays, measure.summary(arrays)
 
 
-EXPERIMENT = command.Experiment(
-    "spectra", __doc__ or "", Config, HELP, check, run, plots.write,
-    plots.print_table,
-)  # fmt: skip
-
-
-def main(argv=None) -> int:
-    """Run, print the table, write results and the figure."""
-    return command.main(EXPERIMENT, argv)
+EXPERIMENT = command.experiment(Config, run, plots=plots)

@@ -1,36 +1,26 @@
 """Figure and table of `experiments.spectra`; needs no JAX."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from experiments.harness import store, tables
-from experiments.harness.looks import BLUE, GREEN, GREY, ORANGE, tidy
-
-
-def write(folder) -> None:
-    """Write spectra.png of the run in `folder` beside it."""
-    draw(*store.load(folder)).savefig(Path(folder) / "spectra.png", dpi=150)
+from experiments.harness import tables
+from experiments.harness.looks import BLUE, GREEN, GREY, ORANGE, panels, tidy
 
 
 def draw(config, arrays, rows) -> Figure:
     """Gains of steps, of the rest of the sampler, growth of volumes, gain against error."""
-    fig = Figure(figsize=(10, 6.4), layout="constrained")
-    axes = fig.subplots(2, 2)
+    title = f"What becomes of errors: {Path(config['checkpoint']).name}, DDIM-{config['num_steps']}"
+    fig, axes = panels(2, 2, (10, 6.4), title=title)
     _draw_steps(axes[0, 0], arrays)
     _draw_rest(axes[0, 1], arrays, rows)
     _draw_growth(axes[1, 0], arrays)
     _draw_errors(axes[1, 1], config, arrays, rows)
     for ax in axes.ravel()[:3]:
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    for ax in axes.ravel():
-        tidy(ax)
-        ax.legend(frameon=False, fontsize=7)
-    name = Path(config["checkpoint"]).name
-    fig.suptitle(f"What becomes of errors: {name}, DDIM-{config['num_steps']}", fontsize=10)
+    tidy(*axes.ravel(), legend=7)
     return fig
 
 
@@ -90,39 +80,41 @@ def _draw_errors(ax, config, arrays, rows) -> None:
            title="Which samples: gain against error")  # fmt: skip
 
 
-def print_table(rows: list[dict[str, Any]]) -> None:
-    """Print the steps, the starts and the whole run."""
-    from rich.table import Table
-
-    console = tables.console(None)
-    of = {kind: [r for r in rows if r["kind"] == kind] for kind in ("step", "start", "whole")}
-    table = Table(box=None, header_style="bold", title="10, 50, 90 % over samples")
-    for name in ("step", "t", "top gain", "> 1", "rms gain to the end", "log volume / n"):
-        table.add_column(name, justify="right")
-    for r in of["step"]:
-        table.add_row(str(r["step"]), f"{r['t']:.0f}", _three(r["top_gain"]),
-                      f"{r['amplified']:.0%}", _three(r["rms_gain"]),
-                      f"{r['log_volume']:+.4f}")  # fmt: skip
-    console.print(table)
-    table = Table(box=None, header_style="bold")
-    for name in ("from step", "top gain to the end", "product of steps", "log-norm bound"):
-        table.add_column(name, justify="right")
-    for r in of["start"]:
-        table.add_row(str(r["step"]), *(_three(r[k]) for k in ("top_gain", "product", "gronwall")))
-    console.print(table)
-    (r,) = of["whole"]
-    frame = "; ".join(_three(e) for e in r["frame_exponents"])
-    for line in (
-        f"exponents per step: top {_three(r['top_exponent'])}; of a random frame {frame}",
-        f"log volume per dimension: {r['log_volume']:+.3f} +- {r['log_volume_error']:.3f}",
-        f"rms gain above one: {r['rms_gain_above_one']:.1%} of (step, sample), ever: "
-        f"{r['ever_above_one']:.1%} of samples, largest {r['largest_rms_gain']:.2f}",
-        f"rank correlation of gain and error {r['rank_correlation']:+.2f} (p = {r['rank_p']:.2g})",
-        f"errors: median {r['error_median']:.4f}, RMS {r['error_rms']:.4f}, largest "
-        f"{r['error_max']:.4f}",
-    ):
-        console.print(line)
-
-
 def _three(values) -> str:
     return ", ".join(f"{v:.3g}" for v in values)
+
+
+FIGURES = {"spectra": draw}
+STEPS = (
+    ("step", lambda r: r["step"]),
+    ("t", lambda r: f"{r['t']:.0f}"),
+    ("top gain", lambda r: _three(r["top_gain"])),
+    ("> 1", lambda r: f"{r['amplified']:.0%}"),
+    ("rms gain to the end", lambda r: _three(r["rms_gain"])),
+    ("log volume / n", lambda r: f"{r['log_volume']:+.4f}"),
+)
+STARTS = (
+    ("from step", lambda r: r["step"]),
+    ("top gain to the end", lambda r: _three(r["top_gain"])),
+    ("product of steps", lambda r: _three(r["product"])),
+    ("log-norm bound", lambda r: _three(r["gronwall"])),
+)
+
+
+def table(rows) -> list:
+    """Return the tables of the steps and the starts, and lines on the whole run."""
+    (whole,) = (r for r in rows if r["kind"] == "whole")
+    frame = "; ".join(_three(e) for e in whole["frame_exponents"])
+    return [
+        tables.columns((r for r in rows if r["kind"] == "step"), STEPS,
+                       title="10, 50, 90 % over samples"),
+        tables.columns((r for r in rows if r["kind"] == "start"), STARTS),
+        f"exponents per step: top {_three(whole['top_exponent'])}; of a random frame {frame}",
+        f"log volume per dimension: {whole['log_volume']:+.3f} +- {whole['log_volume_error']:.3f}",
+        f"rms gain above one: {whole['rms_gain_above_one']:.1%} of (step, sample), ever: "
+        f"{whole['ever_above_one']:.1%} of samples, largest {whole['largest_rms_gain']:.2f}",
+        f"rank correlation of gain and error {whole['rank_correlation']:+.2f} "
+        f"(p = {whole['rank_p']:.2g})",
+        f"errors: median {whole['error_median']:.4f}, RMS {whole['error_rms']:.4f}, largest "
+        f"{whole['error_max']:.4f}",
+    ]  # fmt: skip

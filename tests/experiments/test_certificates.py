@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from experiments.certificates import experiment as certificates
-from experiments.certificates import measure as parts
-from experiments.harness import store
+from experiments.certificates import measure
+from experiments.harness import command, store
 
 
 def test_every_input_is_in_the_box_that_is_said_to_hold_it():
     x = np.random.default_rng(0).uniform(-2, 2, (500, 2))
-    low, high = parts.grid_boxes(2.0, 7)
-    box = parts.box_of(x, 2.0, 7)
+    low, high = measure.grid_boxes(2.0, 7)
+    box = measure.box_of(x, 2.0, 7)
     assert low.shape == (49, 1, 2)
     assert np.all((low[box, 0] <= x) & (x <= high[box, 0]))
 
@@ -24,11 +24,11 @@ def one_layer(params, x, t):
 
 
 def test_a_miniature_run_certifies_all_it_measures(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(parts, "eps_fn", one_layer)
+    monkeypatch.setattr(measure, "eps_fn", one_layer)
     flags = {"bits": 8, "times": 300, "grids": 2, "num-inputs": 64, "num-keys": 1, "num-steps": 2,
              "num-samples": 3, "width": 3, "train-steps": 40, "radii": 0.01}  # fmt: skip
     argv = [part for name, value in flags.items() for part in (f"--{name}", str(value))]
-    assert certificates.main([*argv, "--output", str(tmp_path)]) == 0
+    assert command.main(certificates.EXPERIMENT, [*argv, "--output", str(tmp_path)]) == 0
     _, arrays, rows = store.load(tmp_path)
     kinds = [row["kind"] for row in rows]
     assert kinds == ["network", "call", "call", "sampler", "set", "sampler", "set"]
@@ -44,8 +44,7 @@ def test_a_miniature_run_certifies_all_it_measures(tmp_path, capsys, monkeypatch
     assert len(jax.tree.leaves(arrays)) == 6
 
 
-def test_impossible_flags_are_refused_before_any_work(tmp_path, capsys, monkeypatch):
-    idle = certificates.EXPERIMENT._replace(run=lambda *a, **k: pytest.fail("work began"))
-    monkeypatch.setattr(certificates, "EXPERIMENT", idle)
-    assert certificates.main(["--bits", "1", "--output", str(tmp_path)]) == 2
-    assert "expected at least 2 bits" in capsys.readouterr().err
+def test_impossible_flags_are_refused_before_any_work(tmp_path, capsys):
+    idle = certificates.EXPERIMENT._replace(measure=lambda *a, **k: pytest.fail("work began"))
+    assert command.main(idle, ["--bits", "1", "--output", str(tmp_path)]) == 2
+    assert "got bits = 1, expected at least 2" in capsys.readouterr().err

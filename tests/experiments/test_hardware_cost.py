@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from experiments.hardware_cost import experiment as hardware_cost
-from experiments.hardware_cost import measure as parts
-from experiments.harness import store
+from experiments.hardware_cost import measure
+from experiments.harness import command, store
 from tests import worlds
 
 NET = worlds.TINY_DIT
@@ -23,7 +23,7 @@ def finished(tmp_path_factory):
     net = str(worlds.save_tiny(folder / "net", NET, jax.jit(lambda: worlds.tiny_params(NET))()))
     argv = ["--networks", net, "dit_s_2", *COMMAND, "--output", str(folder / "out")]
     with redirect_stdout(io.StringIO()) as printed:
-        assert hardware_cost.main(argv) == 0
+        assert command.main(hardware_cost.EXPERIMENT, argv) == 0
     for name in ("layers", "chips", "roofline"):
         assert (folder / "out" / f"{name}.png").stat().st_size > 10_000
     return *store.load(folder / "out"), printed.getvalue()
@@ -49,7 +49,7 @@ def test_sums_are_those_of_the_sites(finished):
     for name in config["networks"]:
         for batch in config["batches"]:
             chosen = [r for r in rows if (r["network"], r.get("batch")) == (name, batch)]
-            for i, row in enumerate(chosen[: len(parts.PRECISIONS)]):
+            for i, row in enumerate(chosen[: len(measure.PRECISIONS)]):
                 get = lambda key, i=i, at=f"{name}/{batch}": arrays[f"{at}/{key}"][i]  # noqa: E731
                 np.testing.assert_allclose(get("traffic").sum(), row["traffic"])
                 np.testing.assert_allclose(get("bops").sum(), row["bops"])
@@ -81,8 +81,8 @@ def test_the_measured_roofline_is_that_of_the_measured_machine(finished):
 
 def test_what_cannot_be_run_is_refused_first():
     with pytest.raises(ValueError, match="at least 1"):
-        hardware_cost.check(hardware_cost.Config(batches=(0,)))
+        command.check(hardware_cost.Config(batches=(0,)))
     with pytest.raises(ValueError, match="no weights to measure"):
-        hardware_cost.check(hardware_cost.Config(networks=("dit_xl_2",)))
+        command.check(hardware_cost.Config(networks=("dit_xl_2",)))
     with pytest.raises(FileNotFoundError, match="no checkpoint"):
-        hardware_cost.check(hardware_cost.Config(networks=("nothing",)))
+        command.check(hardware_cost.Config(networks=("nothing",)))

@@ -9,14 +9,14 @@ import pytest
 from scipy import stats
 
 from experiments import likelihood
-from experiments.harness import store
+from experiments.harness import command, store
 from tests import worlds
 
 
 @pytest.fixture
 def refused(capsys):
     def run(argv):
-        assert likelihood.main([str(a) for a in argv]) == 2
+        assert command.main(likelihood.EXPERIMENT, [str(a) for a in argv]) == 2
         out, err = capsys.readouterr()
         assert out == ""
         assert err.startswith("error: ")
@@ -39,7 +39,7 @@ def test_a_miniature_run_writes_bits_of_every_image(tmp_path, capsys):
         tmp_path / "out",
         str(worlds.save_tiny(tmp_path / "net", CONFIG, worlds.tiny_params(CONFIG))),
     )
-    assert likelihood.main([str(a) for a in flags(name, folder)]) == 0
+    assert command.main(likelihood.EXPERIMENT, [str(a) for a in flags(name, folder)]) == 0
     config, arrays, (row,) = store.load(folder)
     assert config["num_images"] == row["images"] == 5
     assert row["conditional"]
@@ -137,9 +137,9 @@ def test_levels_that_do_not_descend_are_refused(tmp_path, refused):
 
 def test_help_explains_every_flag(capsys):
     with pytest.raises(SystemExit) as stop:
-        likelihood.main(["--help"])
+        command.main(likelihood.EXPERIMENT, ["--help"])
     assert stop.value.code == 0
     text = capsys.readouterr().out
     for field in dataclasses.fields(likelihood.Config):
         assert "--" + field.name.replace("_", "-") in text
-        assert likelihood.HELP[field.name].split(";")[0][:20] in text
+        assert field.metadata["help"][:20] in text

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from experiments.harness import store
+from experiments.harness import command, store
 from experiments.number_formats import experiment as number_formats
-from experiments.number_formats.data import ROW, Pool, in_rows
+from experiments.number_formats.data import ROW, in_rows, pooled
 from experiments.number_formats.formats import ENTRIES
 from tests import worlds
 
@@ -26,7 +26,7 @@ def test_rows_hold_every_number_of_a_channel_and_filler():
 
 def test_filler_is_not_counted():
     x = np.random.default_rng(1).standard_normal((2, ROW + 6)).astype(np.float32)
-    pool = Pool([in_rows("weights", "w", x)])
+    pool = pooled([in_rows("weights", "w", x)])
     np.testing.assert_allclose(pool.signal, [np.mean(x.astype(np.float64) ** 2)])
     measured, scale, _ = number_formats.measure(entry("lloyd2"), pool)  # a format without zero
     grid = scale[[0, 2]][..., None] * entry("lloyd2").format.levels()  # of the first rows
@@ -37,7 +37,7 @@ def test_filler_is_not_counted():
 def test_each_channel_gets_the_best_of_the_shrunken_ranges():
     rng = np.random.default_rng(0)
     w = rng.standard_normal((3, 2 * ROW)).astype(np.float32) * np.float32([[1], [5], [0.1]])
-    pool = Pool([in_rows("weights", "w", w), in_rows("activations", "a", 2 * w[:1])])
+    pool = pooled([in_rows("weights", "w", w), in_rows("activations", "a", 2 * w[:1])])
     measured, *_ = number_formats.measure(entry("int4"), pool)
 
     def best(row):
@@ -53,8 +53,9 @@ def test_a_miniature_run_has_a_row_for_every_format_and_source(tmp_path, capsys,
     monkeypatch.setattr(number_formats, "ENTRIES", tuple(entry(name) for name in names))
     checkpoint = worlds.save_tiny(tmp_path / "checkpoint")
     flags = ["--num-steps", "2", "--steps", "1", "--num-samples", "2", "--num-random", "16384"]
-    argv = ["--checkpoint", str(checkpoint), *flags, "--num-elements", "512"]
-    assert number_formats.main([*argv, "--output", str(tmp_path / "out")]) == 0
+    argv = ["--checkpoint", str(checkpoint), *flags, "--num-elements", "512", "--output",
+            str(tmp_path / "out")]  # fmt: skip
+    assert command.main(number_formats.EXPERIMENT, argv) == 0
     _, arrays, rows = store.load(tmp_path / "out")
     sources = ["gaussian", "laplace", "weights", "activations"]
     assert [(r["format"], r["source"]) for r in rows] == [(n, s) for n in names for s in sources]
@@ -69,8 +70,7 @@ def test_a_miniature_run_has_a_row_for_every_format_and_source(tmp_path, capsys,
     "flags",
     [["--steps", "7", "--num-steps", "4"], ["--num-elements", "8"], ["--families", "decimal"]],
 )
-def test_impossible_flags_are_refused_before_any_work(flags, tmp_path, capsys, monkeypatch):
-    idle = number_formats.EXPERIMENT._replace(run=lambda *a, **k: pytest.fail("work began"))
-    monkeypatch.setattr(number_formats, "EXPERIMENT", idle)
-    assert number_formats.main([*flags, "--output", str(tmp_path)]) == 2
+def test_impossible_flags_are_refused_before_any_work(flags, tmp_path, capsys):
+    idle = number_formats.EXPERIMENT._replace(measure=lambda *a, **k: pytest.fail("work began"))
+    assert command.main(idle, [*flags, "--output", str(tmp_path)]) == 2
     assert "expected" in capsys.readouterr().err

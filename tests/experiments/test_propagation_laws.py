@@ -9,9 +9,9 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.harness import store
+from experiments.harness import command, store
 from experiments.propagation_laws import experiment as propagation_laws
-from experiments.propagation_laws import measure as parts
+from experiments.propagation_laws import measure
 from qdiffjax import precision
 from qdiffjax.quant import ActivationGrid, IntFormat
 from tests import worlds
@@ -28,10 +28,10 @@ def test_exponents_and_the_crossover_are_those_of_the_rows():
     """Nearest rounding with MSE 1 + 40 / N and stochastic with 2 * 40 / N meet at N = 40."""
     found = {}
     for n in CONFIG.num_steps:
-        found[parts.Case("ddim", n, "W", 8)] = 0.01
-        found[parts.Case("ddim", n, "A", 8)] = np.sqrt(1 + 40 / n) / 100
-        found[parts.Case("ddim", n, "SR", 8)] = np.sqrt(80 / n) / 100
-    laws = {row.get("law", row["kind"]): row for row in parts.laws(rows(found), CONFIG)}
+        found[measure.Case("ddim", n, "W", 8)] = 0.01
+        found[measure.Case("ddim", n, "A", 8)] = np.sqrt(1 + 40 / n) / 100
+        found[measure.Case("ddim", n, "SR", 8)] = np.sqrt(80 / n) / 100
+    laws = {row.get("law", row["kind"]): row for row in measure.laws(rows(found), CONFIG)}
     assert laws["W8 against steps"]["exponent"] == pytest.approx(0.0, abs=1e-12)
     assert laws["SR8 against steps"]["exponent"] == pytest.approx(-0.5)
     assert laws["SR8 against steps"]["theory"] == -0.5
@@ -41,9 +41,9 @@ def test_exponents_and_the_crossover_are_those_of_the_rows():
 
 
 def test_the_law_in_bits_leaves_out_errors_as_large_as_the_signal():
-    found = {parts.Case("ddim", 50, "W", b): 2.0**-b for b in (8, 7, 6, 5, 4)}
-    found[parts.Case("ddim", 50, "W", 4)] = 0.9
-    (law,) = parts.laws(rows(found), CONFIG)
+    found = {measure.Case("ddim", 50, "W", b): 2.0**-b for b in (8, 7, 6, 5, 4)}
+    found[measure.Case("ddim", 50, "W", 4)] = 0.9
+    (law,) = measure.laws(rows(found), CONFIG)
     assert law["law"] == "W against bits 5 to 8"
     assert law["exponent"] == pytest.approx(-1.0)
 
@@ -59,8 +59,8 @@ def finished(tmp_path_factory):
         "--num-checked", "2", "--num-draws", "2", "--sites", "conv_in*",
     ]  # fmt: skip
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as printed:
-        patch.setattr(propagation_laws, "PARTS", ("SR",))
-        assert propagation_laws.main(flags) == 0
+        patch.setattr(measure, "PARTS", ("SR",))
+        assert command.main(propagation_laws.EXPERIMENT, flags) == 0
     return folder, printed.getvalue()
 
 
@@ -71,7 +71,7 @@ def test_a_run_writes_a_row_for_every_case_and_its_figure(finished):
     assert len(cases) == 3 + 2 + 1
     assert (folder / "laws.png").stat().st_size > 10_000
     for row in cases:
-        errors = arrays[f"{parts.Case(*(row[k] for k in parts.Case._fields)).name}/errors"]
+        errors = arrays[f"{measure.Case(*(row[k] for k in measure.Case._fields)).name}/errors"]
         assert row["rms"] == pytest.approx(np.sqrt(np.mean(errors**2)))
         assert row["rms"] > 0
         assert row["bound_over_measured_min"] >= 1 - 1e-4
@@ -95,7 +95,7 @@ def test_every_call_and_operand_rounds_with_bits_of_its_own():
     how = jax.tree.map(np.float32, how)
     inputs = {"a": precision.SiteQuant(None, (how,)), "b": precision.SiteQuant(None, (how, how))}
     q = Quantized(None, {}, inputs)
-    found = parts.rounding_keys(q, 5, jax.random.key(0))
+    found = measure.rounding_keys(q, 5, jax.random.key(0))
     keys = [a.key for how in found.values() for a in how.activations]
     data = np.concatenate([np.asarray(jax.random.key_data(k)) for k in keys])
     assert len(np.unique(data, axis=0)) == len(data) == 15
@@ -106,14 +106,14 @@ def test_every_call_and_operand_rounds_with_bits_of_its_own():
     ("change", "message"),
     [
         ({"bits": (8, 17, 4)}, "got 17 bits"),
-        ({"samplers": ("dimm",)}, "no sampler"),
+        ({"samplers": ("dimm",)}, "got samplers = 'dimm', expected one of ddim"),
         ({"num_steps": (10, 20)}, "at least three"),
         ({"num_checked": 65}, "got 65 checked of 64"),
     ],
 )
 def test_what_cannot_be_run_is_refused_first(change, message):
     with pytest.raises(ValueError, match=message):
-        propagation_laws.check(dataclasses.replace(CONFIG, **change))
+        command.check(dataclasses.replace(CONFIG, **change))
 
 
 def test_rows_are_json(finished):

@@ -3,24 +3,22 @@
 import numpy as np
 import pytest
 
-from experiments.harness import store
+from experiments.harness import command, store
 from experiments.random_trials import draws
 from experiments.random_trials import experiment as random_trials
 
 
 def test_a_violation_is_counted_and_rounding_is_not():
     """Bounds 1 of what is 1, just above 1 by rounding, 1.1, and nothing."""
-    tally = random_trials.Tally()
     measured = np.array([[[1.0, 1 + 1e-12, 1.1, 1e-20]]])
-    tally.add(measured, np.ones((1, 1, 4)), np.full((1, 1, 1), 1e-12))
+    tally = random_trials.tally(measured, np.ones((1, 1, 4)), np.full((1, 1, 1), 1e-12))
     assert (tally.comparisons, tally.violations) == (3, 1)
 
 
 def test_infinite_bounds_are_not_counted_and_inapplicable_ones_not_even_as_infinite():
-    tally = random_trials.Tally()
     bound = np.array([[[np.inf, np.nan, 2.0]]])
-    tally.add(np.ones((1, 1, 3)), bound, np.zeros((1, 1, 1)))
-    row = tally.row("Gronwall, 9 nodes")
+    tally = random_trials.tally(np.ones((1, 1, 3)), bound, np.zeros((1, 1, 1)))
+    row = random_trials.row("Gronwall, 9 nodes", [tally])
     assert row["comparisons"] == 1
     assert row["finite"] == 0.5
     assert row["ratio_median"] == 2.0
@@ -41,7 +39,7 @@ def test_a_miniature_run_counts_every_bound_and_finds_none_violated(tmp_path, ca
     numbers = {"network": 12, "data": 0, "multistep": 0, "gaussian": 24}
     flags = [f for name, n in numbers.items() for f in (f"--num-{name}", str(n))]
     argv = [*flags, "--chunk", "12", "--num-samples", "3", "--output", str(tmp_path)]
-    assert random_trials.main(argv) == 0
+    assert command.main(random_trials.EXPERIMENT, argv) == 0
     _, arrays, rows = store.load(tmp_path)
     assert arrays["trials"].shape == (12, 4)
     by_name = {r["bound"]: r for r in rows}
@@ -56,8 +54,7 @@ def test_a_miniature_run_counts_every_bound_and_finds_none_violated(tmp_path, ca
 
 
 @pytest.mark.parametrize("flags", [["--num-samples", "1"], ["--num-data", "-1"]])
-def test_impossible_flags_are_refused_before_any_work(flags, tmp_path, capsys, monkeypatch):
-    idle = random_trials.EXPERIMENT._replace(run=lambda *a, **k: pytest.fail("work began"))
-    monkeypatch.setattr(random_trials, "EXPERIMENT", idle)
-    assert random_trials.main([*flags, "--output", str(tmp_path)]) == 2
+def test_impossible_flags_are_refused_before_any_work(flags, tmp_path, capsys):
+    idle = random_trials.EXPERIMENT._replace(measure=lambda *a, **k: pytest.fail("work began"))
+    assert command.main(idle, [*flags, "--output", str(tmp_path)]) == 2
     assert "expected" in capsys.readouterr().err

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from experiments.harness import store
+from experiments.harness import command, store
 from experiments.sampler_grids import experiment as sampler_grids
 from qdiffjax import diffusion
 from tests import worlds
@@ -18,7 +18,7 @@ PROCESSES = {
 
 
 @pytest.mark.parametrize("name", PROCESSES)
-@pytest.mark.parametrize("entry", sampler_grids.ENTRIES, ids=lambda entry: entry.name)
+@pytest.mark.parametrize("entry", sampler_grids.ENTRIES.values(), ids=lambda entry: entry.name)
 def test_every_sampler_reaches_clean_data_in_about_the_calls_it_is_given(entry, name):
     steps = sampler_grids.table(entry, PROCESSES[name], 24)
     assert steps.s[-1] == 0
@@ -37,7 +37,7 @@ def test_a_miniature_run_draws_each_sampler_from_the_same_noise(tmp_path, capsys
     names, folder = ["DDIM", "DEIS", "one step"], tmp_path / "out"
     argv = ["--checkpoints", path, "--nfe", 8, "--num-samples", 4, "--samplers", *names,
             "--output", folder]  # fmt: skip
-    assert sampler_grids.main([str(a) for a in argv]) == 0
+    assert command.main(sampler_grids.EXPERIMENT, [str(a) for a in argv]) == 0
     _, arrays, rows = store.load(folder)
     assert arrays["net/samples"].shape == (3, 4, 8, 8, 1)
     assert list(arrays["samplers"]) == [row["sampler"] for row in rows] == names
@@ -50,7 +50,7 @@ def test_a_miniature_run_draws_each_sampler_from_the_same_noise(tmp_path, capsys
 
 def test_an_unknown_sampler_is_refused_with_the_known_ones(tmp_path, capsys):
     argv = ["--samplers", "ddim", "--output", str(tmp_path)]
-    assert sampler_grids.main(argv) == 2
+    assert command.main(sampler_grids.EXPERIMENT, argv) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("error: ")
@@ -59,7 +59,7 @@ def test_an_unknown_sampler_is_refused_with_the_known_ones(tmp_path, capsys):
 
 def test_a_missing_checkpoint_is_refused(tmp_path, capsys):
     argv = ["--checkpoints", str(tmp_path / "nothing"), "--output", str(tmp_path)]
-    assert sampler_grids.main(argv) == 2
+    assert command.main(sampler_grids.EXPERIMENT, argv) == 2
     assert "no checkpoint" in capsys.readouterr().err
 
 
@@ -70,7 +70,7 @@ def test_what_is_not_finite_is_grey():
 
 def test_help_explains_every_flag(capsys):
     with pytest.raises(SystemExit) as stop:
-        sampler_grids.main(["--help"])
+        command.main(sampler_grids.EXPERIMENT, ["--help"])
     assert stop.value.code == 0
     text = capsys.readouterr().out
     for field in dataclasses.fields(sampler_grids.Config):

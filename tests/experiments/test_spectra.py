@@ -7,7 +7,7 @@ from contextlib import redirect_stdout
 import numpy as np
 import pytest
 
-from experiments.harness import store
+from experiments.harness import command, store
 from experiments.spectra import experiment as spectra
 from experiments.spectra.measure import summary
 from tests import worlds
@@ -43,7 +43,7 @@ def test_a_sampler_that_multiplies_by_its_gains_has_the_product_as_its_gain():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"num_steps": 1}, "got 1 steps"),
+        ({"num_steps": 1}, "got num_steps = 1, expected at least 2"),
         ({"num_gain_samples": 7}, "got 7 samples of the gains"),
         ({"num_shown": 9}, "got 9 values kept of 8"),
         ({"num_starts": 21}, "got 21 starts"),
@@ -52,7 +52,7 @@ def test_a_sampler_that_multiplies_by_its_gains_has_the_product_as_its_gain():
 )
 def test_what_cannot_be_run_is_refused_first(change, message):
     with pytest.raises(ValueError, match=message):
-        spectra.check(dataclasses.replace(CONFIG, **change))
+        command.check(dataclasses.replace(CONFIG, **change))
 
 
 def test_in_a_miniature_run_the_parts_agree_with_each_other(tmp_path):
@@ -64,7 +64,7 @@ def test_in_a_miniature_run_the_parts_agree_with_each_other(tmp_path):
         "--sites", "*attention*",
     ]  # fmt: skip
     with redirect_stdout(io.StringIO()) as printed:
-        assert spectra.main(flags) == 0
+        assert command.main(spectra.EXPERIMENT, flags) == 0
     _, arrays, rows = store.load(tmp_path / "out")
     assert (tmp_path / "out" / "spectra.png").stat().st_size > 10_000
     assert "log volume per dimension" in printed.getvalue()

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.train import measure as train_parts
+from experiments.train import fitting
 from qdiffjax.denoiser import Denoiser
 from qdiffjax.networks import configs, denoisers
 from qdiffjax.networks.configs import ModelConfig
@@ -89,10 +89,10 @@ def autoencoder():
 
 
 def test_latents_of_the_images_that_set_the_scale_have_unit_deviation(autoencoder):
-    config = train_parts.with_latent_scale(CODEC, autoencoder, IMAGES)
-    latents = train_parts.encode(denoisers.make_codec(autoencoder, config), IMAGES, batch_size=6)
+    config = fitting.with_latent_scale(CODEC, autoencoder, IMAGES)
+    latents = fitting.encode(denoisers.make_codec(autoencoder, config), IMAGES, batch_size=6)
     assert_close(latents.std(), np.float32(1.0), factor=64)
-    again = train_parts.with_latent_scale(config, autoencoder, IMAGES)
+    again = fitting.with_latent_scale(config, autoencoder, IMAGES)
     assert_close(np.float32(again.latent_scale), np.float32(config.latent_scale), factor=64)
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.train import measure as train_parts
+from experiments.train import fitting
 from qdiffjax import diffusion
 from qdiffjax.diffusion import losses
 from qdiffjax.networks import configs, data, training
@@ -180,7 +180,7 @@ NETWORK = configs.ModelConfig(
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
 def test_products_compute_in_the_dtype_while_parameters_average_and_loss_stay_float32(dtype):
     params = jax.eval_shape(lambda key: configs.init_params(NETWORK, key), jax.random.key(0))
-    step = training.make_train_step(train_parts.make_loss(NETWORK, dtype=dtype), CONFIG)
+    step = training.make_train_step(fitting.make_loss(NETWORK, dtype=dtype), CONFIG)
     state = jax.eval_shape(lambda p: training.init_state(p, CONFIG), params)
     batch = jnp.zeros((5, 4, 4, 1), jnp.float32), jnp.zeros(5, jnp.int32)
     traced = step.trace(state, batch)

@@ -6,7 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from matplotlib import image
 
+from experiments.harness.looks import panels
 from qdiffjax import diffusion
 from qdiffjax.denoiser import Codec, Denoiser
 from qdiffjax.diffusion import losses
@@ -17,7 +19,7 @@ LABEL_DROPOUT = 0.1
 
 
 def model_config(images, channels, num_blocks, num_classes=0) -> configs.ModelConfig:
-    """A UNet that fits `images` [n, h, w, c]: pixels folded 2x2 from 16 pixels on."""
+    """Describe a UNet that fits `images` [n, h, w, c]: pixels folded 2x2 from 16 pixels on."""
     attention = (False,) * (len(channels) - 1) + (True,)
     patch = 2 if images.shape[1] >= 16 else 1
     arguments = {
@@ -28,14 +30,14 @@ def model_config(images, channels, num_blocks, num_classes=0) -> configs.ModelCo
 
 
 def dit_config(images, width, depth, patch, num_classes=0) -> configs.ModelConfig:
-    """A DiT that fits `images` [n, h, w, c], with heads of 32 features or a few more."""
+    """Describe a DiT that fits `images` [n, h, w, c], with heads of 32 features or a few more."""
     num_heads = max(h for h in range(1, max(1, width // 32) + 1) if width % h == 0)
     arguments = {"patch": patch, "width": width, "depth": depth, "num_heads": num_heads}
     return configs.ModelConfig(tuple(images.shape[1:]), "dit", arguments, num_classes=num_classes)
 
 
 def autoencoder_config(images, channels, latent_channels) -> configs.ModelConfig:
-    """An autoencoder that fits `images` [n, h, w, c]."""
+    """Describe an autoencoder that fits `images` [n, h, w, c]."""
     arguments = {
         "channels": tuple(channels), "latent_channels": latent_channels,
         "image_channels": images.shape[-1],
@@ -79,20 +81,20 @@ def train(images, config, settings, *, labels=None, weight_fn=None, dtype=jnp.fl
 
 
 def encode(codec: Codec, images, *, batch_size: int = 500) -> np.ndarray:
-    """Latents [n, h, w, d] of images, a batch at a time."""
+    """Return latents [n, h, w, d] of images, a batch at a time."""
     run = jax.jit(codec.encode)
-    parts = range(0, len(images), batch_size)
-    return np.concatenate([np.asarray(run(images[i : i + batch_size])) for i in parts])
+    starts = range(0, len(images), batch_size)
+    return np.concatenate([np.asarray(run(images[i : i + batch_size])) for i in starts])
 
 
 def with_latent_scale(config, params, images) -> configs.ModelConfig:
-    """The description of an autoencoder whose latents of `images` have standard deviation 1."""
+    """Describe an autoencoder whose latents of `images` have standard deviation 1."""
     latents = encode(denoisers.make_codec(params, config), images)
     return dataclasses.replace(config, latent_scale=config.latent_scale / float(latents.std()))
 
 
 def sample_grid(denoiser: Denoiser, *, num=64, num_steps=100, seed=0):
-    """Samples [num, h, w, c] of a trained denoiser, its classes in turn: DDIM, uniform times."""
+    """Describe an autoencoder whose latents of `images` have standard deviation 1."""
     x_T = jax.random.normal(jax.random.key(seed), (num, *denoiser.config.shape))
     codec, schedule = denoiser.codec, denoiser.schedule
     if denoiser.config.num_classes:
@@ -113,25 +115,19 @@ def sample_grid(denoiser: Denoiser, *, num=64, num_steps=100, seed=0):
 
 
 def reconstructions(codec: Codec, images) -> np.ndarray:
-    """Images [2 n, h, w, c]: eight originals, eight reconstructions, and so on."""
+    """Return images [2 n, h, w, c]: eight originals, eight reconstructions, and so on."""
     back = np.asarray(jax.jit(lambda x: codec.decode(codec.encode(x)))(images))
     rows = [a.reshape(-1, 8, *images.shape[1:]) for a in (images, back)]
     return np.stack(rows, axis=1).reshape(-1, *images.shape[1:])
 
 
-def draw(images, curve, log_every, path):
-    """Write samples.png and loss.png into the folder `path`."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+def draw(images, curve, log_every: int, path) -> None:
+    """Draw samples.png and loss.png into the folder `path`."""
     side = int(np.sqrt(len(images)))
     rows = [np.concatenate(list(images[i * side : (i + 1) * side]), axis=1) for i in range(side)]
     grid = data.to_uint8(np.concatenate(rows, axis=0)).repeat(2, axis=0).repeat(2, axis=1)
-    plt.imsave(path / "samples.png", grid.squeeze(), cmap="gray")
-    fig, ax = plt.subplots(figsize=(5, 3), layout="constrained")
+    image.imsave(path / "samples.png", grid.squeeze(), cmap="gray")
+    fig, ax = panels(1, 1, (5, 3))
     ax.plot(log_every * np.arange(1, len(curve) + 1), curve, lw=0.8)
     ax.set(xlabel="training step", ylabel="training loss", yscale="log")
     fig.savefig(path / "loss.png", dpi=110)
-    plt.close(fig)
