@@ -286,7 +286,7 @@ def test_a_primitive_without_a_rule_is_named_with_its_remedy():
 def test_what_cannot_be_certified_is_refused():
     q = precision.Quantized(linear, LINEAR, {})
     x = certificates.box(jnp.zeros((1, 3)), jnp.ones((1, 3)))
-    with pytest.raises(TypeError, match=r"rules\.quantize"):
+    with pytest.raises(TypeError, match="quantize_site"):
         certificates.enclose(dataclasses.replace(q, rule=rules.perturb), x, T)
     with pytest.raises(ValueError, match="no site: 'v'"):
         certificates.enclose(dataclasses.replace(q, site_inputs={"v": precision.SiteQuant()}), x, T)
