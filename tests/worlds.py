@@ -22,6 +22,7 @@ from qdiffjax.networks.models.adapters import from_nnx
 from qdiffjax.networks.models.unet import UNet
 from qdiffjax.quant import IntFormat, noise
 from qdiffjax.sites import list_sites
+from tests.laws import mixture
 
 # Compiles in a hurry: for tests of definitions, not of speed.
 quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -300,20 +301,6 @@ NUM_STEPS, BATCH = 6, 4
 DDIM = diffusion.ddim(SCHEDULE, NUM_STEPS)
 DDPM = diffusion.ddim(SCHEDULE, NUM_STEPS, eta=1.0)
 X_T = normal(0, BATCH, 2)
-
-
-def gaussian_law(mean, cov):
-    """N(mean [n], cov [n, n]) as a mixture of one."""
-    mean, cov = jnp.asarray(mean), jnp.asarray(cov)
-    return gaussian.GaussianMixture(jnp.ones((1,), mean.dtype), mean[None], cov[None])
-
-
-def mixture():
-    """Three tilted components in the plane, near enough that their flow is smooth."""
-    means = np.array([[1.0, 0.5], [-1.0, 0.8], [0.2, -1.1]])
-    roots = 0.5 * np.random.default_rng(3).normal(size=(3, 2, 2))
-    covs = roots @ roots.transpose(0, 2, 1) + 0.3 * np.eye(2)
-    return gaussian.GaussianMixture(np.array([0.5, 0.3, 0.2]), means, covs)
 
 
 EXACT = diffusion.bind(gaussian.eps_fn_for(SCHEDULE), mixture())

@@ -9,7 +9,7 @@ import pytest
 
 from qdiffjax import diffusion as d
 from qdiffjax.diffusion import gaussian
-from tests.worlds import gaussian_law
+from tests.laws import gaussian_law
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")

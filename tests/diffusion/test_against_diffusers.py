@@ -15,7 +15,7 @@ import pytest
 from qdiffjax import diffusion as d
 from qdiffjax.diffusion import gaussian
 from tests.diffusion import diffusers_lab as lab
-from tests.worlds import gaussian_law
+from tests.laws import gaussian_law
 
 diffusers, torch, T, MEAN, COV = lab.diffusers, lab.torch, lab.T, lab.MEAN, lab.COV
 

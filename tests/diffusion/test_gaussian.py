@@ -8,8 +8,8 @@ from scipy import integrate, special, stats
 
 from qdiffjax import diffusion
 from qdiffjax.diffusion import NoiseLevel, gaussian
+from tests.laws import gaussian_law
 from tests.tolerances import assert_close
-from tests.worlds import gaussian_law
 
 SCHEDULE = diffusion.linear()
 K, n = 3, 4

@@ -10,8 +10,8 @@ from scipy import integrate, linalg, stats
 
 from qdiffjax import diffusion
 from qdiffjax.diffusion import gaussian
+from tests.laws import gaussian_law
 from tests.tolerances import assert_close
-from tests.worlds import gaussian_law
 
 SCHEDULE = diffusion.linear(20, 1e-3, 0.3)
 n = 3

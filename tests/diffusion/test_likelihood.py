@@ -11,8 +11,8 @@ import pytest
 
 from qdiffjax import diffusion as d
 from qdiffjax.diffusion import gaussian
+from tests.laws import gaussian_law
 from tests.tolerances import assert_close
-from tests.worlds import gaussian_law
 
 MEAN, COV = np.array([0.5, -1.0, 0.2]), np.diag([0.6, 0.9, 0.3]) + 0.1
 LAW = gaussian_law(MEAN, COV)

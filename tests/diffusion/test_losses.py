@@ -9,8 +9,8 @@ import pytest
 
 from qdiffjax import diffusion
 from qdiffjax.diffusion import NoiseLevel, gaussian, losses
+from tests.laws import gaussian_law
 from tests.tolerances import assert_close
-from tests.worlds import gaussian_law
 
 SCHEDULE = diffusion.linear(50, 1e-3, 0.2)
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from qdiffjax import diffusion as d
 from qdiffjax.diffusion import NoiseLevel, gaussian
+from tests.laws import gaussian_law
 from tests.tolerances import assert_close
-from tests.worlds import gaussian_law
 
 PREDICTIONS = [d.eps_prediction, d.x0_prediction, d.v_prediction, d.flow_prediction]
 PREDICTIONS += [d.score_prediction]

@@ -13,8 +13,8 @@ from qdiffjax.analysis.bounds import pathwise
 from qdiffjax.analysis.gains import flows
 from qdiffjax.analysis.gains import steps as step_norms
 from qdiffjax.diffusion import gaussian
+from tests.laws import gaussian_law
 from tests.tolerances import assert_close
-from tests.worlds import gaussian_law
 
 SCHEDULE = diffusion.linear(40, 1e-3, 0.2)
 STEPS = diffusion.ddim(SCHEDULE, 10)

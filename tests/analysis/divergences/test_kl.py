@@ -8,8 +8,8 @@ import pytest
 from qdiffjax import diffusion, estimates
 from qdiffjax.analysis import divergences
 from qdiffjax.diffusion import gaussian
+from tests.laws import gaussian_law
 from tests.tolerances import assert_close
-from tests.worlds import gaussian_law
 
 
 def mixture_kl(key, p, q, num, *, control=False):

@@ -12,8 +12,8 @@ import pytest
 from qdiffjax import diffusion
 from qdiffjax.analysis import divergences
 from qdiffjax.diffusion import gaussian
+from tests.laws import gaussian_law
 from tests.tolerances import assert_close
-from tests.worlds import gaussian_law
 
 SCHEDULE = diffusion.linear(6, 1e-2, 0.4)
 MEAN, COV = np.array([0.5, -1.0]), np.array([[0.6, 0.2], [0.2, 0.3]])

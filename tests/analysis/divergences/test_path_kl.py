@@ -8,8 +8,8 @@ import pytest
 from qdiffjax import diffusion, estimates
 from qdiffjax.analysis import divergences
 from qdiffjax.diffusion import gaussian
+from tests.laws import gaussian_law
 from tests.tolerances import assert_close
-from tests.worlds import gaussian_law
 
 SCHEDULE = diffusion.linear(20, 1e-3, 0.3)
 STEPS = diffusion.ddim(SCHEDULE, 8, eta=1.0)

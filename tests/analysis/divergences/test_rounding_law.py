@@ -12,8 +12,8 @@ from qdiffjax import diffusion
 from qdiffjax.analysis import divergences
 from qdiffjax.analysis.divergences import rounding as law
 from qdiffjax.diffusion import gaussian
+from tests.laws import gaussian_law
 from tests.tolerances import assert_close
-from tests.worlds import gaussian_law
 
 RANGE, NUM_POINTS = 14.0, 2801  # standard deviations of P; the trapezoid rule converges beyond
 

@@ -12,8 +12,9 @@ from qdiffjax.analysis.errors import laws, random_errors
 from qdiffjax.diffusion import gaussian
 from tests import worlds
 from tests.analysis import coupled
+from tests.laws import gaussian_law
 from tests.tolerances import assert_close
-from tests.worlds import gaussian_law, normal
+from tests.worlds import normal
 
 W = 7.5
 

@@ -14,8 +14,9 @@ from qdiffjax.diffusion import gaussian
 from qdiffjax.sites import rules
 from tests import worlds
 from tests.analysis import coupled
+from tests.laws import gaussian_law
 from tests.tolerances import assert_close, slope
-from tests.worlds import gaussian_law, normal
+from tests.worlds import normal
 
 MEAN, COV = np.array([0.3, -0.5]), np.array([[1.5, 0.6], [0.6, 0.4]])
 BIAS = np.array([0.1, -0.3])

@@ -11,8 +11,8 @@ from qdiffjax.analysis.bounds import pathwise
 from qdiffjax.analysis.errors import coherence, propagation
 from qdiffjax.analysis.gains import flows
 from qdiffjax.diffusion import gaussian
+from tests.laws import gaussian_law
 from tests.tolerances import assert_close
-from tests.worlds import gaussian_law
 
 SCHEDULE = diffusion.linear(200, 1e-3, 0.05)
 STEPS = diffusion.ddim(SCHEDULE, 20, eta=1.0)

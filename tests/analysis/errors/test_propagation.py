@@ -12,8 +12,9 @@ from qdiffjax.analysis.errors import propagation, runs
 from qdiffjax.diffusion import gaussian
 from tests import worlds
 from tests.analysis import coupled
+from tests.laws import gaussian_law
 from tests.tolerances import assert_close, slope
-from tests.worlds import gaussian_law, normal
+from tests.worlds import normal
 
 couple = functools.partial(jax.jit, static_argnums=(0, 1))(runs.couple)
 

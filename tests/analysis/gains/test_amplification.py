@@ -17,8 +17,9 @@ from qdiffjax.analysis.gains import flows
 from qdiffjax.diffusion import NoiseLevel, gaussian
 from tests import worlds
 from tests.analysis.gains import oracles
+from tests.laws import gaussian_law
 from tests.tolerances import assert_close, slope
-from tests.worlds import gaussian_law, normal
+from tests.worlds import normal
 
 VP, VE = diffusion.VP(), diffusion.VE()
 VARIANCES = np.array([4.0, 1.0, 0.09])

@@ -9,7 +9,7 @@ from scipy import integrate
 from qdiffjax import diffusion, estimates
 from qdiffjax.analysis import divergences
 from qdiffjax.diffusion import gaussian
-from tests.worlds import gaussian_law
+from tests.laws import gaussian_law
 
 
 def flow_kl_rate(velocity, velocity_hat, score, score_hat):

@@ -16,8 +16,9 @@ from qdiffjax.diffusion import gaussian
 from tests import worlds
 from tests.analysis import coupled
 from tests.analysis.coupled import DENSE_CASES, Dense
+from tests.laws import gaussian_law
 from tests.tolerances import assert_close
-from tests.worlds import gaussian_law, normal
+from tests.worlds import normal
 
 # ------------------------------------------------------------------ one linear map
 

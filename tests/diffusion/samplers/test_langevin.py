@@ -8,8 +8,8 @@ from scipy import integrate, linalg, stats
 
 from qdiffjax import diffusion as d
 from qdiffjax.diffusion import gaussian
+from tests.laws import gaussian_law
 from tests.tolerances import assert_close
-from tests.worlds import gaussian_law
 
 PROCESS = d.CLD()
 MEAN, VARIANCE = 0.7, 0.36  # of the data, one dimension

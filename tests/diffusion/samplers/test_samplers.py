@@ -8,8 +8,8 @@ from scipy import optimize, stats
 
 from qdiffjax import diffusion
 from qdiffjax.diffusion import NoiseLevel, gaussian
+from tests.laws import gaussian_law
 from tests.tolerances import assert_close
-from tests.worlds import gaussian_law
 
 
 def ve(times):

@@ -9,8 +9,8 @@ import pytest
 
 from qdiffjax import diffusion as d
 from qdiffjax.diffusion import gaussian
+from tests.laws import gaussian_law
 from tests.tolerances import assert_close
-from tests.worlds import gaussian_law
 
 SCHEDULE, VP = d.linear(), d.VP()
 TIMES, REAL = d.uniform_times(1000, 8), d.log_snr_times(VP, 0.9, 0.01, 8)
