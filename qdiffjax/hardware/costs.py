@@ -136,7 +136,7 @@ def traffic(counts: Counts, w: Widths):
     w = _alike(w)
     reads = _bytes(counts.weights, w.weight) + activation_bytes(counts, w)
     scales = _where_quantized(w.weight, w.full, counts.scales * SCALE_BYTES)
-    outputs = _like(output_bytes(counts, w), reads)
+    outputs = like(output_bytes(counts, w), reads)
     return reads + scales + outputs
 
 
@@ -148,7 +148,7 @@ def bops(counts: Counts, w: Widths):
     Van Baalen et al. 2020 (Bayesian Bits), section 4. Additions are left out.
     """
     products = bit_products(counts, w)
-    return _like(counts.macs, products) * products
+    return like(counts.macs, products) * products
 
 
 def bit_products(counts: Counts, w: Widths):
@@ -160,7 +160,7 @@ def bit_products(counts: Counts, w: Widths):
 def working_set(counts: Counts, w: Widths):
     """Bytes of the largest site's activations and result [...]: some call holds at least these."""
     reads = activation_bytes(counts, w)
-    both = reads + _like(output_bytes(counts, w), reads)
+    both = reads + like(output_bytes(counts, w), reads)
     return both.max(-1)
 
 
@@ -181,16 +181,14 @@ def other_elements(params, counts: Counts) -> int:
 
 def model_bytes(counts: Counts, w: Widths, other: int = 0):
     """Bytes of the whole network [...]: its packed weights, and `other` elements of full width."""
-    total = weight_bytes(counts, w).sum(-1)
-    return total + other * w.full // 8
+    return weight_bytes(counts, w).sum(-1) + other * w.full // 8
 
 
 def operand_bits(counts: Counts, w: Widths):
     """Width of the wider operand of every product [..., S]: the one that the machine multiplies."""
     w = _alike(w)
     left = _left(counts, w)
-    maximum = jnp.maximum if isinstance(left, jax.Array) else np.maximum
-    return maximum(left, w.activation)
+    return numpy_of(left).maximum(left, w.activation)
 
 
 def _alike(w: Widths) -> Widths:
@@ -203,8 +201,7 @@ def _alike(w: Widths) -> Widths:
 
 def _left(counts: Counts, w: Widths):
     """Bits of the first operand: the weight, or an activation where there is none [..., S]."""
-    where: Any = jnp.where if isinstance(w.weight, jax.Array) else np.where
-    return where(counts.weights > 0, w.weight, w.activation)
+    return numpy_of(w.weight).where(counts.weights > 0, w.weight, w.activation)
 
 
 def _bytes(elements, bits):
@@ -227,6 +224,11 @@ def _float(bits):
     return bits.dtype if jnp.issubdtype(bits.dtype, jnp.floating) else jnp.result_type(float)
 
 
-def _like(values, other):
+def numpy_of(a) -> Any:
+    """The namespace that computes with an array: that of JAX, or NumPy."""
+    return jnp if isinstance(a, jax.Array) else np
+
+
+def like(values, other) -> Any:
     """The values as `other` is: JAX floats of its dtype, or NumPy."""
     return jnp.asarray(values, other.dtype) if isinstance(other, jax.Array) else np.asarray(values)

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from qdiffjax.hardware import costs
@@ -98,9 +97,8 @@ def predict_energy(
     else:
         products = costs.bit_products(counts, w)
         codes = model.integer[0] * products + (model.integer[1] + model.add_integer)
-    where: Any = jnp.where if isinstance(wide, jax.Array) else np.where
-    mac = where((wide <= 8) & (wide < w.full), codes, full)
-    macs = jnp.asarray(counts.macs, moved.dtype) if isinstance(moved, jax.Array) else counts.macs
+    mac = costs.numpy_of(wide).where((wide <= 8) & (wide < w.full), codes, full)
+    macs = costs.like(counts.macs, moved)
     return Energy(macs * mac * PICO, moved * (model.memory * PICO))
 
 

@@ -2,8 +2,6 @@
 
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from qdiffjax.hardware import costs
@@ -31,7 +29,7 @@ class Roofline(NamedTuple):
     @property
     def seconds(self):
         """The longer of the two [..., S]: they overlap."""
-        return _maximum(self.compute, self.memory)
+        return costs.numpy_of(self.compute).maximum(self.compute, self.memory)
 
     @property
     def is_memory_bound(self):
@@ -61,17 +59,7 @@ def predict_times(counts: costs.Counts, w: costs.Widths, chip: Chip, *, family=I
     moved = costs.traffic(counts, w)
     bits = costs.operand_bits(counts, w)
     rates = rate_table(chip, full=w.full, family=family)
-    ops: Any = 2 * counts.macs
-    rate: Any
-    if isinstance(moved, jax.Array):
-        index = jnp.ceil(bits).astype(jnp.int32)  # codes need whole bits
-        rate = jnp.asarray(rates, moved.dtype)[index]
-        ops = jnp.asarray(ops, moved.dtype)
-    else:
-        rate = rates[np.asarray(np.ceil(bits), np.int64)]
-    compute, memory = ops / rate, moved / chip.bandwidth
-    return Roofline(compute, memory, ops / moved)
-
-
-def _maximum(a, b):
-    return jnp.maximum(a, b) if isinstance(a, jax.Array) else np.maximum(a, b)
+    index = costs.numpy_of(moved).ceil(bits).astype(np.int32)  # codes need whole bits
+    ops = costs.like(2 * counts.macs, moved)
+    compute = ops / costs.like(rates, moved)[index]
+    return Roofline(compute, moved / chip.bandwidth, ops / moved)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from qdiffjax._checks import require
 from qdiffjax._typing import Array
-from qdiffjax.quant import calibration, rounding
+from qdiffjax.quant import calibration, qtensor, rounding
 from qdiffjax.quant.formats import (
     BlockFormat,
     CodebookFormat,
@@ -37,7 +37,6 @@ from qdiffjax.quant.granularity import (
     in_steps,
     normal_or_one,
 )
-from qdiffjax.quant.qtensor import QTensor, check_arguments, quantize
 from qdiffjax.quant.straight_through import fake_quant, fake_quant_codes, with_value
 
 
@@ -165,7 +164,7 @@ def fake_quant_subtractive(
       ValueError: as `fake_quant`; a dither of another shape; a format that is not an integer
         grid or is binary (a step must be the same everywhere).
     """
-    x, scale = check_arguments(x, scale, zero_point, format)
+    x, scale = qtensor.check_arguments(x, scale, zero_point, format)
     check_equal_steps(format, "only a grid of equal steps can be dithered and undithered")
     check_like("dither", dither, x, "draw it with rectangular_like(key, x)")
     scale, noise = (jnp.asarray(a).astype(compute_dtype(x)) for a in (scale, dither))
@@ -207,7 +206,7 @@ def fake_quant_codebook(
       ValueError: shapes that do not divide, a concrete scale that is not positive, or concrete
         levels that do not ascend.
     """
-    x, scale = check_arguments(x, scale, None, CodebookFormat(jnp.asarray(levels)))
+    x, scale = qtensor.check_arguments(x, scale, None, CodebookFormat(jnp.asarray(levels)))
     scale, levels, wide = (jnp.asarray(a).astype(compute_dtype(x)) for a in (scale, levels, x))
     v, fixed = jax.lax.stop_gradient((in_steps(x, scale), levels))
     slack = 2 * jnp.finfo(v.dtype).eps * (fixed[-1] - fixed[0])  # as in `fake_quant`
@@ -259,7 +258,7 @@ def quantize_block(
     *,
     axis: int = -1,
     round_fn: rounding.RoundFn = rounding.nearest_even,
-) -> QTensor:
+) -> qtensor.QTensor:
     """Return x [*shape] as element codes [*shape] and scales [*groups]; see `fake_quant_block`.
 
     Raises:
@@ -267,7 +266,7 @@ def quantize_block(
       ValueError: as `fake_quant_block`, and for concrete NaN.
     """
     scale = block_scale(x, format, axis=axis)
-    return quantize(x, scale, format=format.element, round_fn=round_fn)
+    return qtensor.quantize(x, scale, format=format.element, round_fn=round_fn)
 
 
 def quantize_gradient(

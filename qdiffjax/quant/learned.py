@@ -11,9 +11,7 @@ import jax.numpy as jnp
 from qdiffjax._checks import require
 from qdiffjax._typing import Array
 from qdiffjax.quant import rounding
-from qdiffjax.quant.calibration.moments import mean_magnitude
-from qdiffjax.quant.calibration.ranges import UNSHIFTABLE, minmax_range, prepare
-from qdiffjax.quant.calibration.search import RATIOS, best_ratio
+from qdiffjax.quant.calibration import moments, ranges, search
 from qdiffjax.quant.formats import MAX_BITS, IntFormat, check_equal_steps
 from qdiffjax.quant.granularity import (
     Shape,
@@ -59,7 +57,7 @@ def fake_quant_lsq_plus(x: Array, scale: Array, beta: Array, *, format: IntForma
         grid.
     """
     x, beta = jnp.asarray(x), jnp.asarray(beta)
-    check_equal_steps(format, UNSHIFTABLE)
+    check_equal_steps(format, ranges.UNSHIFTABLE)
     check_divides(x.shape, beta.shape)
     dtype = compute_dtype(x)
     shift = expand(beta.astype(dtype), x.shape)
@@ -121,7 +119,7 @@ def lsq_init(x: Array, *, format: IntFormat, scale_shape: Shape | None = None) -
 
     Arguments and errors as for `calibration.absmax`.
     """
-    mean = mean_magnitude(*prepare(x, scale_shape))
+    mean = moments.mean_magnitude(*ranges.prepare(x, scale_shape))
     return normal_or_one(
         divide_small(2 * mean, jnp.sqrt(jnp.asarray(format.qmax).astype(mean.dtype)))
     )
@@ -135,14 +133,14 @@ def lsq_plus_weight_init(x: Array, *, format: IntFormat, scale_shape: Shape | No
     Bhalgat et al. 2020, section 3.2: three standard deviations meet the ends of a signed grid
     -2^(bits - 1) .. 2^(bits - 1) - 1. Arguments and errors as for `calibration.absmax`.
     """
-    grouped, axes = granules(*prepare(x, scale_shape))
+    grouped, axes = granules(*ranges.prepare(x, scale_shape))
     end = jnp.abs(jnp.mean(grouped, axes)) + 3 * jnp.std(grouped, axes)
     codes = jnp.ldexp(jnp.ones((), end.dtype), jnp.asarray(format.bits).astype(jnp.int32) - 1)
     return normal_or_one(divide_small(end, codes))
 
 
 def lsq_plus_activation_init(
-    x: Array, *, format: IntFormat, scale_shape: Shape | None = None, ratios=RATIOS
+    x: Array, *, format: IntFormat, scale_shape: Shape | None = None, ratios=search.RATIOS
 ) -> tuple[Array, Array]:
     """Initial scale and beta of LSQ+ for activations [*scale_shape].
 
@@ -161,9 +159,9 @@ def lsq_plus_activation_init(
     Raises:
       ValueError: as `calibration.minmax`.
     """
-    x, shape = prepare(x, scale_shape)
-    check_equal_steps(format, UNSHIFTABLE)
-    low, high = minmax_range(x, shape)
+    x, shape = ranges.prepare(x, scale_shape)
+    check_equal_steps(format, ranges.UNSHIFTABLE)
+    low, high = ranges.minmax_range(x, shape)
 
     def error(low, high):
         scale, beta = _grid_between(low, high, format)
@@ -171,9 +169,9 @@ def lsq_plus_activation_init(
         return jnp.mean(*group(errors**2, shape))
 
     width = high - low
-    high = low + width * best_ratio(low, width, lambda _, w: error(low, low + w), ratios)
+    high = low + width * search.best_ratio(low, width, lambda _, w: error(low, low + w), ratios)
     width = high - low
-    low = high - width * best_ratio(low, width, lambda _, w: error(high - w, high), ratios)
+    low = high - width * search.best_ratio(low, width, lambda _, w: error(high - w, high), ratios)
     return _grid_between(low, high, format)
 
 

@@ -10,10 +10,9 @@ import jax.numpy as jnp
 
 from qdiffjax._checks import require
 from qdiffjax._typing import Array
-from qdiffjax.quant import rounding
+from qdiffjax.quant import qtensor, rounding
 from qdiffjax.quant.formats import Format, check_static_integer, is_binary
 from qdiffjax.quant.granularity import check_positive, concrete_all
-from qdiffjax.quant.qtensor import QTensor
 
 MAX_BITS = 32
 
@@ -138,7 +137,7 @@ def unpack_codes(packed: Array, bits: int, signed: bool, shape: tuple[int, ...])
 
 
 def pack(
-    q: QTensor, *, scale_format: Format | None = None, tensor_scale: Array | None = None
+    q: qtensor.QTensor, *, scale_format: Format | None = None, tensor_scale: Array | None = None
 ) -> PackedQTensor:
     """Pack the codes of q densely; the binary format {-1, +1} takes one bit.
 
@@ -168,7 +167,7 @@ def pack(
     return PackedQTensor(*fields)
 
 
-def unpack(p: PackedQTensor) -> QTensor:
+def unpack(p: PackedQTensor) -> qtensor.QTensor:
     """Return the QTensor that was packed, bit for bit."""
     dtype = p.format.storage_dtype
     is_sign = is_binary(p.format)
@@ -178,11 +177,11 @@ def unpack(p: PackedQTensor) -> QTensor:
     scale = p.scale
     if p.scale_format is not None:
         scale = _decode_scale(p.scale, p.scale_format, p.tensor_scale)
-    return QTensor(codes, scale, p.zero_point, p.format)
+    return qtensor.QTensor(codes, scale, p.zero_point, p.format)
 
 
 def footprint(
-    q: QTensor, *, scale_format: Format | None = None, has_tensor_scale: bool = False
+    q: qtensor.QTensor, *, scale_format: Format | None = None, has_tensor_scale: bool = False
 ) -> Footprint:
     """Count the bytes that `pack` would need.
 

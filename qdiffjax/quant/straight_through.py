@@ -23,10 +23,9 @@ from jax.custom_derivatives import SymbolicZero
 
 from qdiffjax._checks import require
 from qdiffjax._typing import Array
-from qdiffjax.quant import rounding
+from qdiffjax.quant import qtensor, rounding
 from qdiffjax.quant.formats import Format, IntFormat, is_binary
 from qdiffjax.quant.granularity import check_like, compute_dtype, concrete_all, expand, inverse
-from qdiffjax.quant.qtensor import check_arguments
 
 
 def fake_quant(
@@ -71,7 +70,7 @@ def fake_quant(
       TypeError: x is not real.
       ValueError: shapes that do not divide, or a concrete scale that is not positive.
     """
-    x, scale = check_arguments(x, scale, zero_point, format)
+    x, scale = qtensor.check_arguments(x, scale, zero_point, format)
     round_grid = functools.partial(format.round, round_fn=round_fn)
     return _fake_quant(x, scale, zero_point, round_grid, format.low, format.high)
 
@@ -165,7 +164,7 @@ def fake_quant_codes(
     Raises:
       TypeError, ValueError: as `fake_quant`, or concrete codes with qmin > qmax.
     """
-    x, scale = check_arguments(x, scale, zero_point, IntFormat(8))
+    x, scale = qtensor.check_arguments(x, scale, zero_point, IntFormat(8))
     require(
         isinstance(qmin, jax.core.Tracer) or concrete_all(lambda q: q >= qmin, qmax),
         "qmin, qmax",

@@ -8,9 +8,8 @@ import numpy as np
 
 from qdiffjax._checks import require
 from qdiffjax._typing import Array
-from qdiffjax.quant import rounding
-from qdiffjax.quant.calibration.moments import binary_fit
-from qdiffjax.quant.calibration.ranges import UNSHIFTABLE, Grid, grid_of, minmax_range, prepare
+from qdiffjax.quant import qtensor, rounding
+from qdiffjax.quant.calibration import moments, ranges
 from qdiffjax.quant.formats import Format, check_equal_steps, is_binary
 from qdiffjax.quant.granularity import (
     Shape,
@@ -20,19 +19,18 @@ from qdiffjax.quant.granularity import (
     group,
     normal_or_one,
 )
-from qdiffjax.quant.qtensor import quantization_error
 
 RATIOS = np.arange(80, 0, -1) / 80  # widest first, so that ties keep the wider range
 
 
-def mse(x: Array, *, format: Format, scale_shape: Shape | None = None, **options) -> Grid:
+def mse(x: Array, *, format: Format, scale_shape: Shape | None = None, **options) -> ranges.Grid:
     """Grid with the least mean squared error among shrunken ranges: `lp` with p = 2.
 
     The binary format needs no search: its optimum is scale = mean |x| (Rastegari et al. 2016,
     section 3.1). Options, results and errors as for `lp`.
     """
     if is_binary(format) and options.get("symmetric", True):
-        return binary_fit(x, scale_shape=scale_shape)
+        return moments.binary_fit(x, scale_shape=scale_shape)
     return lp(x, format=format, scale_shape=scale_shape, p=2.0, **options)
 
 
@@ -46,7 +44,7 @@ def lp(
     ratios=RATIOS,
     overhang: float = 0.0,
     include_zero: bool = True,
-) -> Grid:
+) -> ranges.Grid:
     """Grid with the least mean |error|^p among shrunken ranges, for each granule.
 
         argmin over r of  mean |Q_r(x) - x|^p,   Q_r calibrated on r * (min, max)
@@ -73,20 +71,20 @@ def lp(
       ValueError: concrete data that are not finite, shapes that do not divide, an affine grid
         for a format that is not an integer grid or is binary, ratios or p that are not positive.
     """
-    x, shape = prepare(x, scale_shape)
+    x, shape = ranges.prepare(x, scale_shape)
     require(p > 0, "p", got=p, expected="a positive power of the error, such as 2 or 2.4")
     if not symmetric:
-        check_equal_steps(format, UNSHIFTABLE)
-    full = minmax_range(x, shape)
+        check_equal_steps(format, ranges.UNSHIFTABLE)
+    full = ranges.minmax_range(x, shape)
     ends = {"symmetric": symmetric, "overhang": overhang, "include_zero": include_zero}
 
     def error(low, high):
-        grid = grid_of((low, high), format, **ends)
-        errors = quantization_error(x, *grid, format=format)
+        grid = ranges.grid_of((low, high), format, **ends)
+        errors = qtensor.quantization_error(x, *grid, format=format)
         return jnp.mean(*group(errors**2 if p == 2 else jnp.abs(errors) ** p, shape))
 
     ratio = best_ratio(*full, error, ratios)
-    return grid_of((full[0] * ratio, full[1] * ratio), format, **ends)
+    return ranges.grid_of((full[0] * ratio, full[1] * ratio), format, **ends)
 
 
 def best_ratio(
@@ -128,7 +126,7 @@ def kl(
     scale_shape: Shape | None = None,
     num_bins: int = 2048,
     overhang: float = 0.0,
-) -> Grid:
+) -> ranges.Grid:
     """Symmetric grid whose quantized histogram of |x| is nearest the histogram in divergence.
 
     The range is `kl_ratio` of max|x|, from a histogram of |x| in num_bins equal bins.
@@ -149,10 +147,10 @@ def kl(
         not divide.
     """
     first_candidate(format, num_bins)
-    x, shape = prepare(x, scale_shape)
+    x, shape = ranges.prepare(x, scale_shape)
     counts, top = magnitude_histogram(x, shape, num_bins)
     end = top * kl_ratio(counts, format=format).astype(top.dtype)
-    return grid_of((-end, end), format, symmetric=True, overhang=overhang)
+    return ranges.grid_of((-end, end), format, symmetric=True, overhang=overhang)
 
 
 def kl_ratio(counts: Array, *, format: Format) -> Array:

@@ -11,8 +11,7 @@ import numpy as np
 
 from qdiffjax._checks import require
 from qdiffjax._typing import Array
-from qdiffjax.quant.formats.base import check_static_integer
-from qdiffjax.quant.formats.codebooks import CodebookFormat
+from qdiffjax.quant.formats import base, codebooks
 from qdiffjax.quant.granularity import check_finite, compute_dtype
 
 MAX_BITS = 12
@@ -63,7 +62,7 @@ LAPLACE = Source(
 
 
 @functools.lru_cache
-def lloyd_max(bits: int, source: Source = GAUSSIAN) -> CodebookFormat:
+def lloyd_max(bits: int, source: Source = GAUSSIAN) -> codebooks.CodebookFormat:
     """Return the codebook of least mean squared error for a density of variance 1.
 
         t_i = (y_{i-1} + y_i) / 2,   y_i = integral x p / integral p  over (t_i, t_{i+1})
@@ -82,7 +81,7 @@ def lloyd_max(bits: int, source: Source = GAUSSIAN) -> CodebookFormat:
     """
     import scipy.linalg
 
-    check_static_integer("bits", bits, MAX_BITS)
+    base.check_static_integer("bits", bits, MAX_BITS)
     half = 2 ** (bits - 1)
     y = source.companded(0.5 + (np.arange(half) + 0.5) / (2 * half))
     for step in range(60):
@@ -92,7 +91,7 @@ def lloyd_max(bits: int, source: Source = GAUSSIAN) -> CodebookFormat:
         y = y - change
         # Newton squares the error: after a step this small, only rounding is left.
         if step > 10 and np.max(np.abs(change)) <= 1e-8 * y[-1]:
-            return CodebookFormat(np.concatenate([-y[::-1], y]))
+            return codebooks.CodebookFormat(np.concatenate([-y[::-1], y]))
     raise ValueError("source: got one on which Lloyd-Max diverges, expected a log-concave density.")
 
 
@@ -193,7 +192,7 @@ def _lloyd_step(x, weights, levels):
 def _samples(x, weights, bits):
     x = jnp.asarray(x)
     weights = jnp.ones_like(x) if weights is None else jnp.asarray(weights)
-    check_static_integer("bits", bits, MAX_BITS)
+    base.check_static_integer("bits", bits, MAX_BITS)
     is_paired, got = weights.shape == x.shape, f"shapes {x.shape} and {weights.shape}"
     require(is_paired and x.size, "x, weights", got=got, expected="equal and not empty")
     check_finite(x)

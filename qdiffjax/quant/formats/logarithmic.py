@@ -13,8 +13,7 @@ import numpy as np
 from qdiffjax._checks import require
 from qdiffjax._typing import Array
 from qdiffjax.quant import rounding
-from qdiffjax.quant.formats.base import check_integer, shift
-from qdiffjax.quant.formats.floats import power_of_two, split
+from qdiffjax.quant.formats import base, floats
 from qdiffjax.quant.granularity import expand
 
 MAX_HALVINGS = 126  # 2^-126 is the smallest normal float32
@@ -68,7 +67,7 @@ class LogFormat:
             expected="1 (powers of 2) or 0.5 (of sqrt 2)",
         )
         # Wider, levels would fall below the smallest normal float32.
-        check_integer("bits", self.bits, 1 + extra, (6 if k == 1 else 7) + extra)
+        base.check_integer("bits", self.bits, 1 + extra, (6 if k == 1 else 7) + extra)
 
     @property
     def is_static(self) -> bool:
@@ -128,7 +127,7 @@ class LogFormat:
     def _negated_log(self, v, round_fn):
         """Return -round_fn(log2|v| / k), int32 [*shape], large for zero."""
         per_octave = round(1 / self.base_exponent)
-        significand, octave = split(jnp.abs(v), 0, 2 - np.finfo(v.dtype).maxexp)
+        significand, octave = floats.split(jnp.abs(v), 0, 2 - np.finfo(v.dtype).maxexp)
         fraction = _log2(significand, per_octave)
         # In two parts, since log2|v| itself would lose the digits that decide between levels.
         whole = per_octave * octave.astype(v.dtype)
@@ -164,7 +163,7 @@ class ScaleFormat:
     def decode(self, codes: Array, dtype: Any) -> Array:
         """Powers of two [*shape] of codes [*shape], as float32 or float64."""
         exponent = codes.astype(jnp.int32) - 127
-        value = power_of_two(jnp.maximum(exponent, -126), dtype)
+        value = floats.power_of_two(jnp.maximum(exponent, -126), dtype)
         value = jnp.where(exponent < -126, np.asarray(self.low, dtype), value)
         return jnp.where(exponent > 127, jnp.nan, value)
 
@@ -178,7 +177,7 @@ E8M0 = ScaleFormat()
 
 def _scale_code(v, round_fn):
     """Code of the power of two that v rounds to, int32 [*shape]."""
-    significand, exponent = split(v, 0, -126)
+    significand, exponent = floats.split(v, 0, -126)
     is_smallest = significand < 1  # 2^-127, the only level without an exponent of float32
     rounded = round_fn(jnp.where(is_smallest, 2 * significand, significand))
     is_next, is_before = (b.astype(jnp.int32) for b in (rounded >= 2, is_smallest))
@@ -220,12 +219,12 @@ def _level(q, format, dtype):
     """2^(-k q) as dtype, correctly rounded: a power of two, times sqrt(2) if k q is no integer."""
     q = jnp.asarray(q).astype(jnp.int32)
     if format.base_exponent == 1:
-        return power_of_two(-q, dtype)
+        return floats.power_of_two(-q, dtype)
     exponent, is_odd = -((q + 1) >> 1), (q & 1) == 1
     root = jnp.where(is_odd, jnp.asarray(math.sqrt(2.0), dtype), jnp.ones((), dtype))
-    return root * power_of_two(exponent, dtype)
+    return root * floats.power_of_two(exponent, dtype)
 
 
 def _last(format):
     """Largest q that is a number."""
-    return shift(1, format.bits - int(format.signed)) - 1 - int(format.signed)
+    return base.shift(1, format.bits - int(format.signed)) - 1 - int(format.signed)

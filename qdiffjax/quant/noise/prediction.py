@@ -11,9 +11,7 @@ import numpy as np
 from qdiffjax._checks import require
 from qdiffjax.quant.formats import BlockFormat, Format, LogFormat
 from qdiffjax.quant.granularity import check_divides
-from qdiffjax.quant.noise.distributions import Distribution, Moments, shifted
-from qdiffjax.quant.noise.empirical import histogram
-from qdiffjax.quant.noise.laws import Law, nearest
+from qdiffjax.quant.noise import distributions, empirical, laws
 
 NUM_NODES = 512  # of the outer integral of blocks
 
@@ -41,8 +39,8 @@ class ErrorStats(NamedTuple):
 def predict(
     format: Format,
     scale: float,
-    distribution: Moments,
-    rounding: Law = nearest,
+    distribution: distributions.Moments,
+    rounding: laws.Law = laws.nearest,
     *,
     zero_point: float = 0,
 ) -> ErrorStats:
@@ -74,7 +72,7 @@ def predict_error(
     zero_point=None,
     *,
     format: Format,
-    rounding: Law = nearest,
+    rounding: laws.Law = laws.nearest,
 ) -> ErrorStats:
     """Return the statistics of the error on data, from histograms of x / scale + zero_point.
 
@@ -101,14 +99,14 @@ def predict_error(
 
     @functools.cache
     def plain() -> np.ndarray:
-        return raw_stats(pieces, 1.0, 0.0, histogram(v))
+        return raw_stats(pieces, 1.0, 0.0, empirical.histogram(v))
 
     def total(weights) -> np.ndarray:
         """Mean over x of weights * (e, e^2, v e, v^2), e and v in steps."""
         mass = float(np.mean(weights))
         if not np.ptp(weights):
             return mass * plain() if mass else np.zeros(4)
-        return mass * raw_stats(pieces, 1.0, 0.0, histogram(v, weights))
+        return mass * raw_stats(pieces, 1.0, 0.0, empirical.histogram(v, weights))
 
     by_square, by_zero = total(step**2), total(step**2 * (zero - least))
     cross = by_square[2] - by_zero[0] - least * by_square[0]
@@ -117,8 +115,8 @@ def predict_error(
 
 def predict_blocks(
     format: BlockFormat,
-    distribution: Distribution,
-    rounding: Law = nearest,
+    distribution: distributions.Distribution,
+    rounding: laws.Law = laws.nearest,
 ) -> ErrorStats:
     """Return the statistics of the error when each block of i.i.d. x sets its own scale.
 
@@ -153,7 +151,7 @@ def predict_blocks(
 class Block:
     """Law of one element, drawn at random, of a block whose largest magnitude is `limit`."""
 
-    base: Distribution
+    base: distributions.Distribution
     limit: float
     size: int
 
@@ -176,7 +174,7 @@ def raw_stats(pieces, scale, zero_point, distribution) -> np.ndarray:
     ends = scale * (np.stack([pieces.lower, pieces.upper]) - zero_point)
     below = distribution.cumulative(ends)
     centre = scale * (pieces.centre - zero_point)
-    local = shifted(below[:, 1] - below[:, 0], -centre)  # integrals of (x - centre)^k
+    local = distributions.shifted(below[:, 1] - below[:, 0], -centre)  # integrals of (x - centre)^k
     powers = scale ** np.arange(4.0)
     mean, square = pieces.mean * (scale / powers[:3]), pieces.square * (scale**2 / powers)
     error = np.sum(mean * local[:3].T)
@@ -205,8 +203,8 @@ def _expanded(param, shape) -> np.ndarray:
 
 def optimal_scale(
     format: Format,
-    distribution: Moments,
-    rounding: Law = nearest,
+    distribution: distributions.Moments,
+    rounding: laws.Law = laws.nearest,
     *,
     zero_point: float = 0,
 ) -> float:
@@ -247,7 +245,7 @@ def optimal_scale(
     tried = np.log(rms / reach) + np.linspace(math.log(0.25), math.log(64), num_tried)
     best = int(np.argmin([raw(t)[1] for t in tried]))
     around = tried[max(best - 1, 0)], tried[min(best + 1, num_tried - 1)]
-    is_linear = rounding is nearest and not isinstance(format, LogFormat)
+    is_linear = rounding is laws.nearest and not isinstance(format, LogFormat)
     if is_linear and slope(around[0]) < 0 < slope(around[1]):
         return math.exp(scipy.optimize.brentq(slope, *around, xtol=1e-15, rtol=1e-14))
     least = scipy.optimize.minimize_scalar(
