@@ -111,7 +111,7 @@ _KINDS = (
 
 
 def find_chip(device_kind: str) -> Chip | None:
-    """The chip that JAX calls so, with its vendor's numbers; None for one that is not here.
+    """Return the chip that JAX calls so, with its vendor's numbers; None for one that is not here.
 
     A variant with less memory or power (PCIe, NVL) is taken for its SXM form. One device of a v7x
     is half of it.
@@ -120,7 +120,7 @@ def find_chip(device_kind: str) -> Chip | None:
 
 
 def multiplied_as(chip: Chip, bits: int, *, full: int = 32, family=INTEGER) -> str:
-    """Format in which the chip multiplies two operands, the wider of which has `bits` bits.
+    """Return format in which the chip multiplies two operands, the wider of which has `bits` bits.
 
     The narrowest format of the family that the chip has and that holds the codes; the full
     precision if there is none, as when simulated.
@@ -141,7 +141,8 @@ def multiplied_as(chip: Chip, bits: int, *, full: int = 32, family=INTEGER) -> s
 
 
 def rate_table(chip: Chip, *, full: int = 32, family=INTEGER) -> np.ndarray:
-    """Operations a second of the chip for every width of the wider operand, float64 [full + 1].
+    """Return the operations a second of the chip for every width of the wider operand, float64
+    [full + 1].
 
     A table, so that traced widths can look their rate up.
     """

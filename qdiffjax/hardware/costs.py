@@ -22,7 +22,7 @@ from qdiffjax.precision import Recipe, SiteBits, output_channels
 from qdiffjax.sites.plan import Site
 
 SCALE_BYTES = 4  # a float32
-LAYER = re.compile(r"(\[\d+\])+$")  # iteration of the loops around a site, at the end of its name
+LAYER = re.compile(r"(?:\[\d+\])*$")  # iteration of the loops around a site, at the end of its name
 
 
 class Counts(NamedTuple):
@@ -74,13 +74,11 @@ def count(
       granularity: the shape of a weight's scale.
     """
     products = [s for s in sites if s.kind in ("dot", "conv")]
-    seen: set[str] = set()
-    stored = []
-    for s in products:
-        layer = LAYER.search(s.name)
-        key = f"{s.weight_path}{layer.group() if layer else ''}"
-        stored.append(0 if s.weight is None or key in seen else s.parameters)
-        seen.add(key)
+    keys = [f"{s.weight_path}{LAYER.findall(s.name)[0]}" for s in products]
+    stored = [
+        s.parameters if s.weight is not None and keys.index(key) == i else 0
+        for i, (s, key) in enumerate(zip(products, keys, strict=True))
+    ]
     columns = (
         [s.macs for s in products], [s.parameters for s in products], stored,
         [0 if s.weight is None else math.prod(granularity(s)) for s in products],
@@ -91,7 +89,7 @@ def count(
 
 
 def widths(counts: Counts, recipe: Recipe, *, full: int = 32) -> Widths:
-    """Widths [S] of a recipe; what it does not name has `full` bits."""
+    """Return the widths [S] of a recipe; what it does not name has `full` bits."""
     bits = [recipe.bits.get(name, SiteBits()) for name in counts.names]
     return Widths(
         np.array([full if b.weight is None else b.weight for b in bits]),
@@ -101,12 +99,12 @@ def widths(counts: Counts, recipe: Recipe, *, full: int = 32) -> Widths:
 
 
 def uniform(weight: int, activation: int, *, full: int = 32) -> Widths:
-    """The same widths at every site [1]."""
+    """Return the same widths at every site [1]."""
     return Widths(np.array([weight]), np.array([activation]), full)
 
 
 def weight_bytes(counts: Counts, w: Widths):
-    """Bytes of the packed weights and their scales, each parameter once [..., S].
+    """Return the bytes of the packed weights and their scales, each parameter once [..., S].
 
         M_l(b) = ceil(n_l b / 8) + 4 G_l [b < full]
 
@@ -119,17 +117,18 @@ def weight_bytes(counts: Counts, w: Widths):
 
 
 def activation_bytes(counts: Counts, w: Widths):
-    """Bytes of the activations that a site reads [..., S], each operand at its width."""
+    """Return the bytes of the activations that a site reads [..., S], each operand at its width."""
     return _bytes(counts.activations, w.activation)
 
 
 def output_bytes(counts: Counts, w: Widths):
-    """Bytes of the results [S]: sums leave a site as real numbers."""
+    """Return the bytes of the results [S]: sums leave a site as real numbers."""
     return _bytes(counts.outputs, np.int64(w.full))
 
 
 def traffic(counts: Counts, w: Widths):
-    """Bytes that a site moves at least [..., S]: every operand read once, the result written once.
+    """Return the bytes that a site moves at least [..., S]: every operand read once, the result
+    written once.
 
     The operations between the sites, which make codes of real numbers, are not counted.
     """
@@ -141,7 +140,7 @@ def traffic(counts: Counts, w: Widths):
 
 
 def bops(counts: Counts, w: Widths):
-    """Bit-operations of a call [..., S]: the survey's C(b), eq. 14.
+    """Return the bit-operations of a call [..., S]: the survey's C(b), eq. 14.
 
         C_l(b) = MACs_l b_w b_a            (both b_a for a product of activations)
 
@@ -152,20 +151,20 @@ def bops(counts: Counts, w: Widths):
 
 
 def bit_products(counts: Counts, w: Widths):
-    """b_w b_a of every product [..., S]: single-bit products in a multiplication."""
+    """Return b_w b_a of every product [..., S]: single-bit products in a multiplication."""
     w = _alike(w)
     return _left(counts, w) * w.activation
 
 
 def working_set(counts: Counts, w: Widths):
-    """Bytes of the largest site's activations and result [...]: some call holds at least these."""
+    """Return the bytes of the largest site's activations and result [...]: least that is held."""
     reads = activation_bytes(counts, w)
     both = reads + like(output_bytes(counts, w), reads)
     return both.max(-1)
 
 
 def other_elements(params, counts: Counts) -> int:
-    """Number of parameters that are no site's weight: biases, gains, embeddings.
+    """Return the number of parameters that are no site's weight: biases, gains, embeddings.
 
     Raises:
       ValueError: the sites' weights are more than the parameters: not of this network.
@@ -180,19 +179,19 @@ def other_elements(params, counts: Counts) -> int:
 
 
 def model_bytes(counts: Counts, w: Widths, other: int = 0):
-    """Bytes of the whole network [...]: its packed weights, and `other` elements of full width."""
+    """Return the bytes of the whole network [...]: packed weights, and `other` full elements."""
     return weight_bytes(counts, w).sum(-1) + other * w.full // 8
 
 
 def operand_bits(counts: Counts, w: Widths):
-    """Width of the wider operand of every product [..., S]: the one that the machine multiplies."""
+    """Return the width of the wider operand of every product [..., S]: that of the machine."""
     w = _alike(w)
     left = _left(counts, w)
     return numpy_of(left).maximum(left, w.activation)
 
 
 def _alike(w: Widths) -> Widths:
-    """Both widths as JAX floats if either is a JAX array."""
+    """Return both widths as JAX floats if either is a JAX array."""
     if not isinstance(w.weight, jax.Array) and not isinstance(w.activation, jax.Array):
         return w
     dtype = np.promote_types(_float(w.weight), _float(w.activation))
@@ -200,12 +199,12 @@ def _alike(w: Widths) -> Widths:
 
 
 def _left(counts: Counts, w: Widths):
-    """Bits of the first operand: the weight, or an activation where there is none [..., S]."""
+    """Return the bits of the first operand [..., S]: the weight, else an activation."""
     return numpy_of(w.weight).where(counts.weights > 0, w.weight, w.activation)
 
 
 def _bytes(elements, bits):
-    """ceil(elements bits / 8), exact; without the ceiling for JAX bits."""
+    """Return ceil(elements bits / 8), exact; without the ceiling for JAX bits."""
     if isinstance(bits, jax.Array):
         bits = jnp.asarray(bits, _float(bits))
         return jnp.asarray(elements, bits.dtype) * bits / 8
@@ -219,16 +218,16 @@ def _where_quantized(bits, full: int, count):
 
 
 def _float(bits):
-    """Dtype of costs at these bits: theirs if real, else the default float."""
+    """Return the dtype of costs at these bits: theirs if real, else the default float."""
     bits = jnp.asarray(bits)
     return bits.dtype if jnp.issubdtype(bits.dtype, jnp.floating) else jnp.result_type(float)
 
 
 def numpy_of(a) -> Any:
-    """The namespace that computes with an array: that of JAX, or NumPy."""
+    """Return the namespace that computes with an array: that of JAX, or NumPy."""
     return jnp if isinstance(a, jax.Array) else np
 
 
 def like(values, other) -> Any:
-    """The values as `other` is: JAX floats of its dtype, or NumPy."""
+    """Return the values as `other` is: JAX floats of its dtype, or NumPy."""
     return jnp.asarray(values, other.dtype) if isinstance(other, jax.Array) else np.asarray(values)

@@ -75,7 +75,7 @@ class Energy(NamedTuple):
 def predict_energy(
     counts: costs.Counts, w: costs.Widths, model: EnergyModel = HOROWITZ, *, family=INTEGER
 ) -> Energy:
-    """Joules of every product at its widths.
+    """Return the joules of every product at its widths.
 
         E_l(b) = MACs_l (E_mul(b_w, b_a) + E_add) + traffic_l(b) E_memory
 
@@ -171,13 +171,13 @@ def measured_energy(
 
 
 def integral(times, watts) -> float:
-    """Joules under a line through (seconds, watts): the trapezoidal rule."""
+    """Return the joules under a line through (seconds, watts): the trapezoidal rule."""
     t, p = np.asarray(times, np.float64), np.asarray(watts, np.float64)
     return float(np.sum((p[1:] + p[:-1]) / 2 * np.diff(t)))
 
 
 def nvidia_watts(index: int = 0) -> float:
-    """Power that a GPU draws now, watts, by nvidia-smi.
+    """Return the power that a GPU draws now, watts, by nvidia-smi.
 
     Raises:
       RuntimeError: no such tool, or it does not know.

@@ -89,5 +89,7 @@ def median_interval(values, confidence: float = 0.95) -> tuple[float, float, flo
 
 
 def peak_bytes() -> int | None:
-    """Most bytes that this process held on the first device, or None where it is not reported."""
+    """Return the most bytes that this process held on the first device, or None where it is not
+    reported.
+    """
     return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")

@@ -53,7 +53,7 @@ TPU_INTERPRETED = tpu_path(interpret=True)
 
 
 def _hopper(name: str) -> Callable:
-    """A kernel for GPUs, imported when it first runs: its compilers come and go with JAX."""
+    """Return a kernel for GPUs, imported when it first runs: its compilers come and go with JAX."""
 
     def run(*args, **kwargs):
         gpu = importlib.import_module("qdiffjax.kernels.gpu")
@@ -69,7 +69,7 @@ GPU = Path(
 
 
 def default() -> Path:
-    """Path for the platform that JAX would run on; a TPU v4 multiplies no codes in kernels.
+    """Return path for the platform that JAX would run on; a TPU v4 multiplies no codes in kernels.
 
     GPUs other than Hopper get XLA.
     """

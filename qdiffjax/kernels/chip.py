@@ -14,7 +14,7 @@ def is_hopper() -> bool:
 
 
 def num_cores() -> int:
-    """Multiprocessors of the GPU, those of an H100 where there is none."""
+    """Return the multiprocessors of the GPU, those of an H100 where there is none."""
     return getattr(jax.devices()[0], "core_count", 132) if is_hopper() else 132
 
 

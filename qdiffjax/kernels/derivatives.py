@@ -57,7 +57,7 @@ def simulated_conv(window: dict, act_fn, out_dtype, operands: Operands) -> Array
 
 
 def straight_through(x, grid: ActivationGrid | None, axes: tuple[int, ...]) -> Array:
-    """Float32 of x as a kernel sees it, whose derivative passes the rounding."""
+    """Return float32 of x as a kernel sees it, whose derivative passes the rounding."""
     if grid is None:
         return dequantize(x) if isinstance(x, QTensor) else x.astype(jnp.float32)
     scale, zero = grid.parameters(x, axes)

@@ -94,7 +94,7 @@ def _signed_conv(left, right, window):
 
 
 def unsigned_dot(left: Array, right: Array, dims: Dims, is_weight: bool) -> Array:
-    """`dot_general` by unsigned times signed bytes."""
+    """Compute `dot_general` by unsigned times signed bytes."""
     (contract, others), (batch, batch_there) = dims
     y = unsigned.dot_general(_moved_up(left), right, dims)
     summed = sums if is_weight else _plain_sums
@@ -105,7 +105,8 @@ def unsigned_dot(left: Array, right: Array, dims: Dims, is_weight: bool) -> Arra
 
 
 def unsigned_conv(left: Array, right: Array, window: dict) -> Array:
-    """`conv` as one product: rows of the image, for each row of the window, then moved and added.
+    """Compute `conv` as one product: rows of the image, for each row of the window, then moved and
+    added.
 
     Images shifted along the last axis of space lie side by side. For the other axes the *results*
     are shifted, since copies of the image would take longer.
@@ -138,7 +139,7 @@ def unsigned_conv(left: Array, right: Array, window: dict) -> Array:
 
 
 def _moved_up(codes: Array) -> Array:
-    """Codes + 128 as uint8."""
+    """Return the codes + 128 as uint8."""
     return jax.lax.bitcast_convert_type(codes ^ jnp.int8(-128), jnp.uint8)
 
 
@@ -154,13 +155,13 @@ def materialized(x: Array) -> Array:
 
 
 def _padded(image: Array, right: Array, window: dict) -> Array:
-    """Unsigned image with the border that the window reads: 128, the signed code 0."""
+    """Return the unsigned image with the border that the window reads: 128, the signed code 0."""
     pads = paddings(image.shape, right.shape, window)
     return jax.lax.pad(image, np.uint8(128), [(0, 0, 0), *((*p, 0) for p in pads), (0, 0, 0)])
 
 
 def paddings(x_shape, w_shape, window: dict) -> list[tuple[int, int]]:
-    """Explicit (low, high) padding of each spatial axis."""
+    """Return the explicit (low, high) padding of each spatial axis."""
     padding = window["padding"]
     if not isinstance(padding, str):
         return list(padding)

@@ -73,7 +73,7 @@ def is_integer(format: Format) -> bool:
 
 
 def shift(format: Format) -> int:
-    """Distance by which codes move down so that they fit int8."""
+    """Return the distance by which codes move down so that they fit int8."""
     return 128 if isinstance(format, IntFormat) and not format.signed and format.bits == 8 else 0
 
 
@@ -120,7 +120,7 @@ def check_format(format: Format) -> None:
 
 
 def quantized(x: Array, grid: ActivationGrid, axes: tuple[int, ...]) -> QTensor:
-    """Codes of a real operand; `axes` share a scale where it is dynamic.
+    """Return the codes of a real operand; `axes` share a scale where it is dynamic.
 
     Bit-identical to the codes that `fake_quant` with the same scale rounds to.
     """

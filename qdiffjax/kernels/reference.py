@@ -43,14 +43,16 @@ def stochastic_codes(x, scale, bits, *, format) -> Array:
 
 
 def real(x, activation: ActivationGrid | None, axes: tuple[int, ...]) -> Array:
-    """Float32 of an operand as the kernel sees it: codes, or real numbers it rounds first."""
+    """Return an operand in float32 as the kernel sees it: codes, or real numbers, rounded first."""
     if activation is not None:
         x = quantized(x, activation, axes)
     return dequantize(x) if isinstance(x, QTensor) else x.astype(jnp.float32)
 
 
 def finish(y, bias, act_fn, out_dtype) -> Array:
-    """Epilogue: bias [N], elementwise function, output dtype; all in float32 before the cast."""
+    """Apply the epilogue: bias [N], elementwise function, output dtype; all in float32 before the
+    cast.
+    """
     if bias is not None:
         y = y + bias.astype(jnp.float32).reshape((1,) * (y.ndim - 1) + (-1,))
     return (y if act_fn is None else act_fn(y)).astype(out_dtype)

@@ -22,7 +22,7 @@ from qdiffjax.quant import ActivationGrid, QTensor, dequantize
 
 
 def matmul(x, w: QTensor, *, activation: ActivationGrid | None, bias, act_fn, out_dtype) -> Array:
-    """As `reference.matmul`; codes of both operands multiply as codes."""
+    """Multiply as `reference.matmul`; codes of both operands multiply as codes."""
     if activation is None and not isinstance(x, QTensor):
         return reference.finish(_weight_only(x, w), bias, act_fn, out_dtype)
     is_integral = is_integer(x.format if activation is None else activation.format)
@@ -39,7 +39,7 @@ def _codes(x, activation: ActivationGrid | None, axes: tuple[int, ...]) -> Nativ
 
 
 def _centered_dot(a: Native, b: Native) -> Array:
-    """sum_k (a - z_a)(b - z_b) [M, N]: int32 and exact, or float32 for 8-bit floats."""
+    """Return sum_k (a - z_a)(b - z_b) [M, N]: int32 and exact, or float32 for 8-bit floats."""
     left, right = widened(a.values), widened(b.values)
     if left.dtype != jnp.int8:
         return _real_dot(left, right)
@@ -54,7 +54,9 @@ def _centered_dot(a: Native, b: Native) -> Array:
 
 
 def _weight_only(x, w: QTensor) -> Array:
-    """Real times codes; the scale of output channels after the product, that of groups before."""
+    """Multiply real numbers by codes; the scale of output channels after the product, that of
+    groups before.
+    """
     codes = native(w)
     if w.scale.shape[0] > 1 or codes.zero is not None:
         return _real_dot(x, dequantize(w, x.dtype))
@@ -66,7 +68,9 @@ def _real_dot(x, w) -> Array:
 
 
 def _grouped(x: QTensor, w: QTensor) -> Array:
-    """One product for each group of inputs, each with its own scale, summed in float32."""
+    """Form one product for each group of inputs, each with its own scale, summed in
+    float32.
+    """
     if is_integer(x.format) != is_integer(w.format) or w.zero_point is not None:
         return _real_dot(dequantize(x), dequantize(w))
     a, b = native(x), native(w)
@@ -86,7 +90,9 @@ def _grouped(x: QTensor, w: QTensor) -> Array:
 def conv(
     x, w: QTensor, *, activation: ActivationGrid | None, window: dict, bias, act_fn, out_dtype
 ):
-    """As `reference.conv`; codes of both operands multiply as codes, if 0 is a weight's code 0."""
+    """Convolve as `reference.conv`; codes of both operands multiply as codes, if 0 is a weight's
+    code 0.
+    """
     axes, codes = tuple(range(1, x.ndim)), native(w)
     if activation is None and not isinstance(x, QTensor):
         if codes.zero is not None:
@@ -109,7 +115,8 @@ def _real_conv(x, w, window) -> Array:
 
 
 def _centered_conv(a: Native, b: Native, window: dict) -> Array:
-    """Convolution of (a - z_a) with b as float32; exact for integers up to its last conversion.
+    """Return the convolution of (a - z_a) with b as float32; exact for integers up to its last
+    conversion.
 
     Padded with code 0, that is with z_a too little: where the window leaves the image, only the
     taps inside it count z_a. On a GPU the int32 result is converted at once: cuDNN has int8 ->
@@ -128,7 +135,9 @@ def _centered_conv(a: Native, b: Native, window: dict) -> Array:
 
 
 def _taps_inside(x: Array, w: Array, window: dict) -> Array:
-    """Sum of the weights that meet the image at every place [1, *out, N]: x = 1, convolved."""
+    """Return the sum of the weights that meet the image at every place [1, *out, N]: x = 1,
+    convolved.
+    """
     dilation = window.get("rhs_dilation") or (1,) * (w.ndim - 2)
     masks = [
         _meets(n, taps, stride, d, pads)

@@ -13,7 +13,7 @@ STRETCH_LOW, STRETCH_HIGH = -0.1, 1.1  # gamma and zeta of the paper
 
 
 def rectified_sigmoid(logits: Array) -> Array:
-    """How far up to round [*shape]: h(V) = clip(1.2 sigmoid(V) - 0.1, 0, 1).
+    """Return how far up to round [*shape]: h(V) = clip(1.2 sigmoid(V) - 0.1, 0, 1).
 
     Nagel et al. 2020, eq. 23 (after Louizos et al. 2018): it reaches 0 and 1 at V = -+2.3979,
     and has no gradient beyond.
@@ -23,9 +23,9 @@ def rectified_sigmoid(logits: Array) -> Array:
 
 
 def adaround_init(x: Array, scale: Array) -> Array:
-    """Logits V [*shape] at which soft rounding is the identity: h(V) = v - floor(v), v = x / scale.
+    """Return the logits V [*shape] at which soft rounding is the identity.
 
-        V = log((h + 0.1) / (1.1 - h))
+        h(V) = v - floor(v),   v = x / scale,   so   V = log((h + 0.1) / (1.1 - h))
 
     Args:
       x: weights [*shape].
@@ -95,7 +95,7 @@ def fake_quant_adaround(
 
 
 def adaround_regularizer(logits: Array, beta: Array | float) -> Array:
-    """Price of being undecided: sum of 1 - |2 h(V) - 1|^beta, a scalar.
+    """Return the price of being undecided: sum of 1 - |2 h(V) - 1|^beta, a scalar.
 
     Nagel et al. 2020, eq. 24: flat in the middle for a large beta, so that logits move freely;
     at a small one it drives each h to 0 or 1. No derivative is taken in beta.
@@ -113,7 +113,7 @@ def adaround_schedule(
     start: float = 20.0,
     end: float = 2.0,
 ) -> tuple[Array, Array]:
-    """Weight (0 or 1) and beta of the regularizer at a training step, float32 scalars.
+    """Return the weight (0 or 1) and beta of the regularizer at a training step, float32 scalars.
 
         weight = [step >= warmup num_steps]
         beta   = end + (start - end) * (1 - (step - warmup num_steps) / ((1 - warmup) num_steps))

@@ -13,7 +13,7 @@ Shape = tuple[int, ...]
 
 
 def compute_dtype(x: Array) -> jnp.dtype:
-    """Arithmetic dtype for x: float32, or float64 if x is float64.
+    """Return the arithmetic dtype for x: float32, or float64 if x is float64.
 
     In bfloat16 arithmetic x / scale flips a few percent of the codes.
     """
@@ -61,7 +61,8 @@ def per_token(x: Array) -> Shape:
 
 
 def divided(shape: Shape, axis: int, size: int, name: str) -> Shape:
-    """Shape with one scale for each `size` neighbours along an axis; `name` is that of the size.
+    """Return the shape with one scale for each `size` neighbours along an axis; `name` is that of
+    the size.
 
     Raises:
       ValueError: there is no such axis, or the size does not divide it.
@@ -77,7 +78,7 @@ def divided(shape: Shape, axis: int, size: int, name: str) -> Shape:
 
 
 def axis_of(shape: Shape, axis: int) -> int:
-    """Axis counted from the front; raises ValueError if there is none."""
+    """Return the axis counted from the front; raises ValueError if there is none."""
     require(
         -len(shape) <= axis < len(shape),
         "axis",
@@ -175,7 +176,7 @@ def group(x: Array, scale_shape: Shape) -> tuple[Array, Shape]:
 
 
 def granules(x: Array, scale_shape: Shape) -> tuple[Array, Shape]:
-    """`group` x in the dtype of arithmetic."""
+    """Apply `group` to x in the dtype of arithmetic."""
     return group(x.astype(compute_dtype(x)), scale_shape)
 
 

@@ -95,7 +95,7 @@ def fake_quant_pact(x: Array, alpha: Array, *, format: IntFormat) -> Array:
 
 
 def fake_quant_pact_residual(x: Array, alpha: Array, *, format: IntFormat) -> Array:
-    """`fake_quant_pact` with the whole derivative in alpha.
+    """Round as `fake_quant_pact`, with the whole derivative in alpha.
 
         alpha_bar = sum u * (round(v) - v) / qmax   inside,  u  above,  0  below
 
@@ -115,7 +115,8 @@ def fake_quant_pact_residual(x: Array, alpha: Array, *, format: IntFormat) -> Ar
 
 
 def lsq_init(x: Array, *, format: IntFormat, scale_shape: Shape | None = None) -> Array:
-    """Initial scale of LSQ [*scale_shape]: 2 mean|x| / sqrt(qmax); Esser et al. 2020, section 2.1.
+    """Return the initial scale of LSQ [*scale_shape]: 2 mean|x| / sqrt(qmax); Esser et al. 2020,
+    section 2.1.
 
     Arguments and errors as for `calibration.absmax`.
     """
@@ -126,7 +127,7 @@ def lsq_init(x: Array, *, format: IntFormat, scale_shape: Shape | None = None) -
 
 
 def lsq_plus_weight_init(x: Array, *, format: IntFormat, scale_shape: Shape | None = None) -> Array:
-    """Initial scale of LSQ+ for weights [*scale_shape], which have no offset.
+    """Return the initial scale of LSQ+ for weights [*scale_shape], which have no offset.
 
         scale = max(|mean - 3 std|, |mean + 3 std|) / 2^(bits - 1)
 
@@ -142,7 +143,7 @@ def lsq_plus_weight_init(x: Array, *, format: IntFormat, scale_shape: Shape | No
 def lsq_plus_activation_init(
     x: Array, *, format: IntFormat, scale_shape: Shape | None = None, ratios=search.RATIOS
 ) -> tuple[Array, Array]:
-    """Initial scale and beta of LSQ+ for activations [*scale_shape].
+    """Return the initial scale and beta of LSQ+ for activations [*scale_shape].
 
         argmin of mean (x_hat - x)^2,    low = qmin scale + beta,  high = qmax scale + beta
 
@@ -262,7 +263,7 @@ def fake_quant_parametric(x: Array, scale: Array, clip: Array) -> Array:
 
 
 def bit_width(scale: Array, clip: Array) -> Array:
-    """Width that a signed grid of this step and end takes [*groups], straight-through.
+    """Return the width that a signed grid of this step and end takes [*groups], straight-through.
 
         bits = ceil(log2(clip / scale + 1) + 1)
 
@@ -283,7 +284,8 @@ def bit_width(scale: Array, clip: Array) -> Array:
 
 
 def scale_at(clip: Array, bits: Array) -> Array:
-    """Step of a signed grid with a real width: clip / (2^(bits - 1) - 1); inverse of `bit_width`.
+    """Return the step of a signed grid with a real width: clip / (2^(bits - 1) - 1); inverse of
+    `bit_width`.
 
     Shapes broadcast; d scale / d bits = -scale ln(2) 2^(bits - 1) / (2^(bits - 1) - 1).
 

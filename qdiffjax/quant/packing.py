@@ -163,8 +163,7 @@ def pack(
     scale = q.scale if scale_format is None else _encode_scale(q.scale, scale_format, tensor_scale)
     codes = q.codes > 0 if is_binary(q.format) else q.codes
     data = pack_codes(codes.astype(q.format.storage_dtype).reshape(-1), q.format.bits)
-    fields = (data, scale, q.zero_point, q.format, q.shape, scale_format, tensor_scale)
-    return PackedQTensor(*fields)
+    return PackedQTensor(data, scale, q.zero_point, q.format, q.shape, scale_format, tensor_scale)
 
 
 def unpack(p: PackedQTensor) -> qtensor.QTensor:
@@ -205,7 +204,7 @@ def _num_bytes(shape, dtype) -> int:
 
 
 def _column(codes):
-    """Codes [*shape, 1] as uint32, negative ones as two's complement."""
+    """Return the codes [*shape, 1] as uint32, negative ones as two's complement."""
     wide = codes if codes.dtype == jnp.uint32 else codes.astype(jnp.int32)
     return jax.lax.bitcast_convert_type(wide, jnp.uint32)[..., None]
 
@@ -225,7 +224,7 @@ def _encode_scale(scale, format, tensor_scale):
 
 @functools.partial(jax.jit, static_argnames="format")
 def _scale_codes(scale, format, tensor_scale):
-    """Rounded, since the quotient may miss the number whose product with tensor_scale it was."""
+    """Round to codes: the quotient may miss the number whose product with tensor_scale it was."""
     ratio = scale if tensor_scale is None else scale / tensor_scale
     return format.encode(format.round(ratio, rounding.nearest_even))
 

@@ -132,7 +132,7 @@ def quantization_error(
 
 
 def steps(x: Array, scale: Array, zero: Array, format: Format, round_fn) -> Array:
-    """Grid value of x less its zero: clip(round(x / scale), low - zero, high - zero) [*shape]."""
+    """Return clip(round(x / scale), low - zero, high - zero) [*shape]: x in steps from its zero."""
     low = expand(jnp.asarray(format.low).astype(scale.dtype), x.shape) - zero
     high = expand(jnp.asarray(format.high).astype(scale.dtype), x.shape) - zero
     return jnp.clip(format.round(in_steps(x, scale), round_fn), low, high)
@@ -162,7 +162,7 @@ def check_arguments(
 
 
 def zero_like(zero_point: Array | None, scale: Array, shape: tuple[int, ...]) -> Array:
-    """Zero point as integers in the dtype of scale, to broadcast against [*shape]; None is 0."""
+    """Return the zero point, rounded, to broadcast against [*shape]; 0 for None."""
     if zero_point is None:
         return jnp.zeros((), scale.dtype)
     return expand(jnp.round(jnp.asarray(zero_point).astype(scale.dtype)), shape)

@@ -114,7 +114,7 @@ def fake_quant_lsq(
     format: IntFormat,
     grad_scale: float | Array | None = None,
 ) -> Array:
-    """`fake_quant` with the gradient of the scale damped as in LSQ.
+    """Round as `fake_quant`, with the gradient of the scale damped as in LSQ.
 
         scale_bar = grad_scale * (that of fake_quant),    grad_scale = 1 / sqrt(n * qmax)
 
@@ -148,7 +148,7 @@ def fake_quant_codes(
     *,
     round_fn: rounding.RoundFn = rounding.nearest_even,
 ) -> Array:
-    """`fake_quant` to integers with the code range as data: the form to vmap over bits.
+    """Round as `fake_quant` to integers, with the code range as data: the form to vmap over bits.
 
     Args:
       x: real array [*shape].

@@ -61,7 +61,7 @@ class GpuCost(NamedTuple):
 
 
 def missing() -> list[str]:
-    """Packages that ahead-of-time compilation for GPUs needs and that are not installed."""
+    """Return packages that ahead-of-time compilation for GPUs needs and that are not installed."""
     return process.lacking(NEEDS)
 
 

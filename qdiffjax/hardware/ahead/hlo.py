@@ -35,7 +35,7 @@ def read_computations(text: str) -> tuple[dict[str, list[Instruction]], str]:
 
 
 def count_bytes(types: str, skipped_space: str | None = None) -> float:
-    """Bytes of all arrays of a type as written, but those whose layout names the skipped space."""
+    """Return the bytes of all arrays of a type, but those whose layout names the skipped space."""
     return sum(
         _bits(dtype) / 8 * math.prod(int(n) for n in shape.split(",") if n)
         for dtype, shape, layout in _ARRAY.findall(types)

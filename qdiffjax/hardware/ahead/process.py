@@ -16,7 +16,7 @@ from qdiffjax._checks import require
 
 
 def lacking(needs: Sequence[str]) -> list[str]:
-    """Packages that are needed and not installed."""
+    """Return the packages that are needed and not installed."""
     return [name for name in needs if importlib.util.find_spec(name) is None]
 
 
@@ -31,7 +31,7 @@ def check_packages(needs: Sequence[str], extra: str) -> None:
 
 
 def export(fn: Callable, *shapes, platform: str, disabled_checks=()) -> bytes:
-    """Serialized StableHLO of fn for a platform, flat."""
+    """Return the serialized StableHLO of fn for a platform, flat."""
     leaves, tree = jax.tree.flatten(shapes)
 
     def flat(*leaves):

@@ -84,13 +84,15 @@ def operations(
 
 
 def _moved(i: Instruction, sizes: dict[str, float]) -> float:
-    """Bytes in memory of the operands and the result of an instruction."""
+    """Return the bytes in memory of the operands and the result of an instruction."""
     operands = i.line.partition(f" {i.opcode}(")[2].partition(")")[0]
     return count_bytes(i.result, _NEAR) + sum(sizes.get(n, 0.0) for n in _USED.findall(operands))
 
 
 def _alike(i: Instruction) -> str:
-    """The program of a Pallas kernel as it was sent to the compiler; others without their names."""
+    """Return the program of a Pallas kernel as it was sent to the compiler; others without their
+    names.
+    """
     kernel = _KERNEL.search(i.line)
     return kernel[1] if kernel else _NAMES.sub("", i.line).strip()
 
@@ -111,7 +113,7 @@ def _walk(computations, name, calls, issued):
 
 
 def _inner(line: str, computations) -> list[tuple[str, int]]:
-    """Computations that an instruction runs, and how often."""
+    """Return the computations that an instruction runs, and how often."""
     if loop := _LOOP.search(line):
         return [(loop[2], _trips(line, computations.get(loop[1], [])))]
     if called := _CALLED.search(line):
@@ -123,7 +125,7 @@ def _inner(line: str, computations) -> list[tuple[str, int]]:
 
 
 def _trips(line: str, condition: list[Instruction]) -> int:
-    """Trips of a loop: as written, or the one limit of its condition; JAX counts from 0."""
+    """Return trips of a loop: as written, or the one limit of its condition; JAX counts from 0."""
     if written := _TRIPS.search(line):
         return int(written[1])
     limits = [limit[1] for i in condition if (limit := _LIMIT.search(i.line))]
@@ -136,14 +138,16 @@ def _cycles(i: Instruction) -> float | None:
 
 
 def counted_cycles(folder: Path, push: Mapping[str, float] = NOTHING) -> dict[str, float]:
-    """Cycles of each operation printed into `folder`, by its name; push as in `cycles_of`."""
+    """Return the cycles of each operation printed into `folder`, by its name; push as in
+    `cycles_of`.
+    """
     files = sorted(folder.glob("*final_bundles.txt"))
     named = [(re.match(r"\d+-(.+?)-\d+-final_bundles", f.name), f) for f in files]
     return {name[1]: cycles_of(f.read_text(), push) for name, f in named if name}
 
 
 def cycles_of(text: str, push: Mapping[str, float] = NOTHING) -> float:
-    """Cycles of all steps of the grid of one operation.
+    """Return the cycles of all steps of the grid of one operation.
 
         steps * (bundles of the loop - bundles of its parts) + steps / innermost * (its parts)
 
@@ -169,7 +173,7 @@ def cycles_of(text: str, push: Mapping[str, float] = NOTHING) -> float:
 
 
 def _pushed(lines: Iterable[str], push: Mapping[str, float]) -> float:
-    """Cycles of the busiest matrix unit."""
+    """Return the cycles of the busiest matrix unit."""
     units: dict[str, float] = collections.defaultdict(float)
     for line in lines:
         for dtype, unit in _PUSH.findall(line):
@@ -178,7 +182,7 @@ def _pushed(lines: Iterable[str], push: Mapping[str, float]) -> float:
 
 
 def _grid(text: str) -> tuple[int, int]:
-    """Steps of the grid, and how many of them are along its innermost axis, at least."""
+    """Return the steps of the grid, and how many of them are along its innermost axis, at least."""
     bounds = [[int(n) for n in axes.split(",") if n.strip()] for axes in _GRID.findall(text)]
     if bounds:
         grid = max(bounds, key=math.prod)
@@ -187,7 +191,7 @@ def _grid(text: str) -> tuple[int, int]:
 
 
 def _skipped(lines: list[str]) -> int:
-    """Bundles in parts without a matrix product that a forward jump may leave out."""
+    """Return the bundles in parts without a matrix product that a forward jump may leave out."""
     starts: dict[int, int] = {}
     for i, line in enumerate(lines):
         for number in _REGION.findall(line):

@@ -62,7 +62,7 @@ class TpuCost(NamedTuple):
 
 
 def missing() -> list[str]:
-    """Packages that ahead-of-time compilation needs and that are not installed."""
+    """Return the packages that ahead-of-time compilation needs and that are not installed."""
     return process.lacking(NEEDS)
 
 

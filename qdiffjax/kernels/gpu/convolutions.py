@@ -12,7 +12,7 @@ from qdiffjax.quant import ActivationGrid, QTensor
 def conv(
     x, w: QTensor, *, activation: ActivationGrid | None, window: dict, bias, act_fn, out_dtype
 ):
-    """As `reference.conv`.
+    """Convolve as `reference.conv`.
 
     The kernel takes what `gpu.matmul` does, for strides of 1 and one group of channels, where
     rows of pixels are multiples of 8 and images of 128.

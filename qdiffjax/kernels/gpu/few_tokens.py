@@ -96,7 +96,7 @@ def product(
 
 
 def _paired(a: Array, dtype) -> Array:
-    """Neighbours along the last axis as one number: the same bytes."""
+    """Return the neighbours along the last axis as one number: the same bytes."""
     return jax.lax.bitcast_convert_type(a.reshape(*a.shape[:-1], -1, 2), dtype)
 
 
@@ -139,7 +139,9 @@ def _dot(a, b):
 
 
 def _halves(x, w):
-    """Even and odd places of K: x from pairs of bfloat16, w from pairs of codes in a byte."""
+    """Return the even and odd places of K: x from pairs of bfloat16, w from pairs of codes in a
+    byte.
+    """
     for odd in (0, 1):
         pick = f"prmt.b32 $0, $1, $2, {('0x5410', '0x7632')[odd]};"
         yield (

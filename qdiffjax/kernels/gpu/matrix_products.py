@@ -19,7 +19,7 @@ FUSED = (jax.nn.relu, jax.nn.silu, jax.nn.gelu)
 
 
 def matmul(x, w: QTensor, *, activation: ActivationGrid | None, bias, act_fn, out_dtype) -> Array:
-    """As `reference.matmul`.
+    """Multiply as `reference.matmul`.
 
     Kernels take codes of 8 bits or 4 (both operands integers, or both the same 8-bit float) for at
     least 128 tokens, with one zero point for all of x and none for w, K and N multiples of 64; and
@@ -81,7 +81,7 @@ def of_codes(
 
 
 def tile_of(m: int, n: int, k: int) -> tiles.Tile | None:
-    """How a product is cut, or None for sizes that no block divides."""
+    """Return how a product is cut, or None for sizes that no block divides."""
     return tiles.choose(m, n, k, chip.num_cores())
 
 
@@ -120,7 +120,9 @@ def _few(x, w: QTensor, stripe: few_tokens.Stripe, *, bias, act_fn, out_dtype) -
 
 
 def _reals(x, w: QTensor, *, bias, act_fn, out_dtype) -> Array:
-    """Real tokens times codes by XLA, which reads the codes [N, K] as they lie in memory."""
+    """Multiply real tokens by codes by XLA, which reads the codes [N, K] as they lie in
+    memory.
+    """
     # Else a sampler's scan would keep the real weights of all its steps, which are what codes are
     # there to save.
     x, codes = jax.lax.optimization_barrier((x, w.codes.T))

@@ -35,7 +35,7 @@ class Taps(NamedTuple):
     outer: int
 
     def first(self, row):
-        """Row of x that the first tap meets for a row of y."""
+        """Return the row of x that the first tap meets for a row of y."""
         return row + (row // self.inner) * (self.outer - self.inner)
 
 
@@ -152,7 +152,9 @@ def _body(x, w, vectors: Vectors, out, *, tile: Tile, taps: Taps | None, act_fn,
 
 
 def _pipeline(step, context, row, *, tile: Tile, taps: Taps | None, steps: int):
-    """Steps along K of this block's rows; with taps x is whole, and so are steps along them."""
+    """Return the steps along K of this block's rows; with taps x is whole, and so are steps along
+    them.
+    """
 
     def spec(height, shared, place):
         shape: Any = (height, tile.depth)
@@ -190,7 +192,7 @@ def _num_blocks(shape, tile: Tile) -> tuple[int]:
 
 
 def _place(index, shape, tile: Tile):
-    """First row and column of this block."""
+    """Return the first row and column of this block."""
     rows, columns = tile.cluster
     i, j = plgpu.planar_snake(
         index[0], (shape[0] // rows, shape[1] // columns), 0, tile.band

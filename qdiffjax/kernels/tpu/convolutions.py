@@ -77,7 +77,7 @@ class Window(NamedTuple):
 
 
 def window_of(x_shape, w_shape, window: dict) -> Window:
-    """Sizes of a convolution of x [B, H, W, K] with w [h, w, K, N]."""
+    """Return the sizes of a convolution of x [B, H, W, K] with w [h, w, K, N]."""
     kernel, strides = (w_shape[0], w_shape[1]), tuple(window["window_strides"])
     pads = integers.paddings(x_shape, w_shape, window)
     image = x_shape[1], x_shape[2]
@@ -96,12 +96,12 @@ def window_of(x_shape, w_shape, window: dict) -> Window:
 
 
 def up(n: int, unit: int) -> int:
-    """Smallest multiple of unit that is at least n."""
+    """Return the smallest multiple of unit that is at least n."""
     return -(-n // unit) * unit
 
 
 def of_image(ref, image: int):
-    """Block [1, 1] of one image; shared by all where there is one."""
+    """Return the block [1, 1] of one image; shared by all where there is one."""
     return ref[image if ref.shape[0] > 1 else 0]
 
 
@@ -127,7 +127,7 @@ def border(job: Job, window: Window, refs: dict, image: int) -> None:
 
 
 def _step(job: Job, refs: dict, image: int):
-    """Step of one image, whose scale is kept for the epilogue."""
+    """Return the step of one image, whose scale is kept for the epilogue."""
     if job.left is None:
         return None
     if not job.rounds:
@@ -146,7 +146,7 @@ def _step(job: Job, refs: dict, image: int):
 
 
 def _lanes(channels: int) -> list[slice]:
-    """The channels, as many at a time as a register has lanes: strided reads need that."""
+    """Return the channels, as many at a time as a register has lanes: strided reads need that."""
     return [slice(i, min(i + LANES, channels)) for i in range(0, channels, LANES)]
 
 
@@ -175,7 +175,7 @@ def conv(
     x, w: QTensor, *, activation: ActivationGrid | None, window: dict, bias, act_fn, out_dtype,
     interpret: Any = False, blocks: Blocks | None = None,
 ) -> Array:  # fmt: skip
-    """As `reference.conv`, for windows of images without dilation.
+    """Convolve as `reference.conv`, for windows of images without dilation.
 
     The rest goes to `xla.conv`: other ranks, dilation, groups of channels, fewer than 8 channels,
     negative padding, integers with floats, images that vector memory cannot hold whole. An
@@ -230,14 +230,18 @@ def _takes(x, w: QTensor, window: dict, job: Job) -> bool:
 
 
 def _dtypes(job: Job, dtype) -> tuple:
-    """Dtype of the bordered image, 4 bytes wide so that it shifts freely, and of its copies."""
+    """Return the dtype of the bordered image, 4 bytes wide so that it shifts freely, and of its
+    copies.
+    """
     if job.left is None:
         return jnp.float32, dtype
     return jnp.int32 if is_integer(job.left) else jnp.float32, prologue.code_dtype(job.left)
 
 
 def _right(w: QTensor, bias, shifted: bool) -> dict[str, Array]:
-    """Operands that belong to w and to the epilogue; sums of codes where those of x are shifted."""
+    """Return the operands that belong to w and to the epilogue; sums of codes where those of x are
+    shifted.
+    """
     values = native(w).values if is_integer(w.format) else w.codes
     n = w.shape[-1]
     arrays = {
@@ -271,7 +275,7 @@ def _body(job: Job, window: Window, refs: dict) -> None:
 
 
 def _taps(job: Job, window: Window, refs: dict, image: int) -> Array:
-    """Sum over taps of copy times weight [rows, N], int32 or float32."""
+    """Return the sum over taps of copy times weight [rows, N], int32 or float32."""
     sums = jnp.int32 if job.left is not None and is_integer(job.left) else jnp.float32
     first, parts = image * window.copy_rows, []
     for tap in range(refs["right"].shape[0]):
@@ -285,7 +289,7 @@ def _taps(job: Job, window: Window, refs: dict, image: int) -> Array:
 
 
 def _block(x, w: QTensor, job: Job, window: Window, blocks: Blocks) -> tuple[int, int] | None:
-    """Images and columns of a block that vector memory can hold, or None."""
+    """Return the images and columns of a block that vector memory can hold, or None."""
     batch, k, n = x.shape[0], up(x.shape[-1], 128), w.shape[-1]
     dtype = x.codes.dtype if isinstance(x, QTensor) else x.dtype
     code = dtype.itemsize if job.left is None else 1

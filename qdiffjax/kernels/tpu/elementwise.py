@@ -20,7 +20,7 @@ from qdiffjax.quant import IntFormat, check_arguments
 def rounded(
     x, scale, zero_point, *, format, interpret: Any = False, blocks: Blocks | None = None
 ) -> Array:
-    """As `reference.rounded`: integers of 2 to 8 bits and 8-bit floats; others go there.
+    """Round as `reference.rounded`: integers of 2 to 8 bits and 8-bit floats; others go there.
 
     So do float64 and scales that vary along more than rows or the last axis.
     """
@@ -40,7 +40,7 @@ def rounded(
 def stochastic_codes(
     x, scale, bits, *, format, interpret: Any = False, blocks: Blocks | None = None
 ) -> Array:
-    """As `reference.stochastic_codes`: integers of 2 to 8 bits; others go there, and float64."""
+    """Round as `reference.stochastic_codes`: integers of 2 to 8 bits; the rest goes there."""
     x, scale = jnp.asarray(x), jnp.asarray(scale)
     is_known = isinstance(format, IntFormat) and _fits(format, x)
     if not (is_known and _is_matrix(scale.shape, x.shape)):
@@ -68,7 +68,7 @@ def _round(format: Any, refs: dict) -> None:
 
 
 def _round_at_random(format: IntFormat, refs: dict) -> None:
-    """floor(v) + [u >= 1 - frac(v)], as `rounding.stochastic`, u from the upper 24 bits."""
+    """Return floor(v) + [u >= 1 - frac(v)], as `rounding.stochastic`, u from the upper 24 bits."""
     v = refs["x"][...].astype(jnp.float32) * refs["inverse"][...]
     u = jax.lax.shift_right_logical(refs["bits"][...], np.int32(8)).astype(jnp.float32) * 2.0**-24
     low = jnp.floor(v)

@@ -46,18 +46,19 @@ KINDS = {"v4": "v4", "v5 lite": "v5e", "v5e": "v5e", "v5": "v5p", "v5p": "v5p", 
 
 
 def kind_of_device() -> str | None:
-    """Name in `TABLE` of the first device, or None."""
+    """Return the name in `TABLE` of the first device, or None."""
     kind = jax.devices()[0].device_kind
     return KINDS.get(kind.removeprefix("TPU").strip().lower())
 
 
 def of_device() -> Blocks:
-    """Blocks for the first device, or `DEFAULT` where that is no TPU of the table."""
+    """Return the blocks for the first device, or `DEFAULT` where that is no TPU of the table."""
     return TABLE.get(kind_of_device() or "", DEFAULT)
 
 
 def fitted(limit: int, length: int, unit: int) -> int:
-    """Size of a block: `length` if the limit allows, else the multiple of `unit` that wastes least.
+    """Return the size of a block: `length` if the limit allows, else the multiple of `unit` that
+    wastes least.
 
     Each block costs what 64 more rows would, so that blocks do not become small to fit exactly.
     """
@@ -77,12 +78,12 @@ class Operand(NamedTuple):
     at: Callable[..., tuple]
 
     def spec(self) -> pl.BlockSpec:
-        """The block as Pallas takes it."""
+        """Return the block as Pallas takes it."""
         return pl.BlockSpec(self.block, self.at)
 
 
 def by_rows(a: Array, rows: int) -> Operand:
-    """Blocks of the first axis, one for each step along the first axis of the grid; 1 is shared."""
+    """Return blocks of the first axis, for steps along the grid's first; one of 1 is shared."""
     rest = (0,) * (a.ndim - 1)
     if a.shape[0] == 1:
         return Operand(a, a.shape, lambda i, j: (0, *rest))
@@ -90,7 +91,7 @@ def by_rows(a: Array, rows: int) -> Operand:
 
 
 def by_columns(a: Array, columns: int) -> Operand:
-    """Blocks of the last axis, one for each step along the second axis of the grid."""
+    """Return blocks of the last axis, for steps along the grid's second."""
     rest = (0,) * (a.ndim - 1)
     return Operand(a, (*a.shape[:-1], columns), lambda i, j: (*rest, j))
 

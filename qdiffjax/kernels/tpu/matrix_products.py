@@ -53,7 +53,8 @@ def matmul(
     x, w: QTensor, *, activation: ActivationGrid | None, bias, act_fn, out_dtype,
     interpret: Any = False, blocks: Blocks | None = None,
 ) -> Array:  # fmt: skip
-    """As `reference.matmul`. What vector memory cannot hold with all of K goes to `xla.matmul`.
+    """Multiply as `reference.matmul`. What vector memory cannot hold with all of K goes to
+    `xla.matmul`.
 
     Activations in float64, or with other grids than one scale for all or for each token, are
     rounded before the kernel. An act_fn must not hold arrays of its own.
@@ -83,7 +84,9 @@ def matmul(
 
 
 def _right(w: QTensor, bias, job: Job, shifted: bool) -> dict[str, Array]:
-    """Operands that belong to w and to the epilogue; sums of codes where those of x are shifted."""
+    """Return the operands that belong to w and to the epilogue; sums of codes where those of x are
+    shifted.
+    """
     values, scale, zero = native(w) if is_integer(w.format) else (w.codes, w.scale, None)
     n = w.shape[1]
     arrays = {"right": values, "right_scale": jnp.broadcast_to(scale, (scale.shape[0], n))}
@@ -137,7 +140,7 @@ def _product(job: Job, left, scale, zero, refs: dict) -> Array:
 
 
 def _block(x, w: QTensor, job: Job, blocks: Blocks) -> tuple[int, int] | None:
-    """Rows and columns of a block that vector memory can hold with all of K, or None.
+    """Return the rows and columns of a block that vector memory can hold with all of K, or None.
 
     Operands are held twice, one being loaded while the other is used. Rows give way first.
     """

@@ -16,7 +16,7 @@ from qdiffjax.quant import Format
 
 
 def of_codes(left: Array, zero: Array | None, refs: dict, format: Format) -> Array:
-    """Float32 sum_k (left - zero) w_hat [M, N]; integer sums are exact.
+    """Return float32 sum_k (left - zero) w_hat [M, N]; integer sums are exact.
 
     Args:
       left: codes [M, K], int8 or an 8-bit float.
@@ -36,7 +36,7 @@ def of_codes(left: Array, zero: Array | None, refs: dict, format: Format) -> Arr
 
 
 def _centered(left, zero, right, g: int, refs: dict) -> Array:
-    """sum_k (left - zero) (right - its zero) over group g, int32 or float32."""
+    """Return sum_k (left - zero) (right - its zero) over group g, int32 or float32."""
     integer = left.dtype == jnp.int8
     y = dot(left, right, jnp.int32 if integer else jnp.float32)
     if zero is not None:
@@ -49,7 +49,7 @@ def _centered(left, zero, right, g: int, refs: dict) -> Array:
 
 
 def of_reals(left: Array, refs: dict, format: Format) -> Array:
-    """Float32 left w_hat [M, N]: the scale of columns after the product, others before."""
+    """Return float32 left w_hat [M, N]: the scale of columns after the product, others before."""
     right, scale = read(refs["right"][...], format), refs["right_scale"][...]
     if scale.shape[0] == 1 and "right_zero" not in refs:
         return scale * dot(left, right.astype(left.dtype), jnp.float32)
@@ -62,7 +62,9 @@ def of_reals(left: Array, refs: dict, format: Format) -> Array:
 
 
 def read(right: Array, format: Format) -> Array:
-    """Codes in the dtype that the chip multiplies: 4 bits as int8, bytes of floats as floats."""
+    """Return the codes in the dtype that the chip multiplies: 4 bits as int8, bytes of floats as
+    floats.
+    """
     if is_integer(format):
         return widened(right)
     return (
@@ -71,7 +73,9 @@ def read(right: Array, format: Format) -> Array:
 
 
 def sums(values: Array, groups: int) -> Array:
-    """Int32 sums of the codes [K, N] over each group of rows [groups, N], by the matrix unit."""
+    """Return int32 sums of the codes [K, N] over each group of rows [groups, N], by the matrix
+    unit.
+    """
     by_group = widened(values).reshape(groups, -1, values.shape[1])
     ones = jnp.ones((groups, 8, by_group.shape[1]), jnp.int8)
     batched = (((2,), (1,)), ((0,), (0,)))

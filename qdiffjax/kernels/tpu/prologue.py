@@ -30,7 +30,7 @@ class Step(NamedTuple):
 
 
 def code_dtype(format: Format) -> Any:
-    """Dtype of the codes that a kernel multiplies."""
+    """Return the dtype of the codes that a kernel multiplies."""
     return jnp.int8 if is_integer(format) else FLOAT8[format]
 
 
@@ -44,14 +44,14 @@ def dynamic_scale(x: Array, format: Any, axes: tuple[int, ...]) -> Array:
 
 
 def codes(x: Array, step: Step, format: Format) -> Array:
-    """Codes of x (float32) in the dtype that the chip multiplies; NaN is the code of 0."""
+    """Return codes of x (float32) in the dtype that the chip multiplies; NaN is the code of 0."""
     if is_integer(format):
         return integers(x, step, format).astype(jnp.int8)
     return steps(x, step, format).astype(FLOAT8[format])
 
 
 def integers(x: Array, step: Step, format: Any) -> Array:
-    """Int32 codes of x, moved down by `shift`: clip(round(v) + zero, qmin, qmax)."""
+    """Return int32 codes of x, moved down by `shift`: clip(round(v) + zero, qmin, qmax)."""
     low, high = (jnp.float32(end - shift(format)) for end in (format.low, format.high))
     if step.zero is None:
         return whole_steps(x * step.inverse, low, high)
@@ -60,7 +60,7 @@ def integers(x: Array, step: Step, format: Any) -> Array:
 
 
 def whole_steps(v: Array, low: Array, high: Array) -> Array:
-    """Int32 clip(round(v), low, high) for whole ends, ties to even; 0 for NaN to 8 bits.
+    """Return int32 clip(round(v), low, high) for whole ends, ties to even; 0 for NaN to 8 bits.
 
     One addition rounds, and leaves the integer in the low bits of the sum.
     """
@@ -68,7 +68,9 @@ def whole_steps(v: Array, low: Array, high: Array) -> Array:
 
 
 def steps(x: Array, step: Step, format: Any) -> Array:
-    """Float32 x / scale, saturated, NaN as 0: the conversion to the format does the rounding."""
+    """Return float32 x / scale, saturated, NaN as 0: the conversion to the format does the
+    rounding.
+    """
     v = x * step.inverse
     return jnp.clip(jnp.where(v == v, v, 0.0), float(format.low), float(format.high))
 
@@ -80,7 +82,7 @@ def fits(x, grid: ActivationGrid) -> bool:
 
 
 def left_operands(x, activation: ActivationGrid | None) -> dict[str, Array]:
-    """Operands that belong to x: itself, and how it is scaled, one axis less for images."""
+    """Return operands that belong to x: itself, and how it is scaled, one axis less for images."""
     ndim = min(x.ndim, 3)
     if activation is not None:
         return {"left": x} | operands(activation, ndim)
@@ -92,7 +94,8 @@ def left_operands(x, activation: ActivationGrid | None) -> dict[str, Array]:
 
 
 def operands(grid: ActivationGrid, ndim: int) -> dict[str, Array]:
-    """What a kernel must be given of how it rounds: arrays [1, ..., 1], none where not needed.
+    """Return what a kernel must be given of how it rounds: arrays [1, ..., 1], none where not
+    needed.
 
     step, inverse: float32 scale and 1 / scale; zero: int32 code of 0.0, moved down by `shift`.
     """
@@ -107,7 +110,9 @@ def operands(grid: ActivationGrid, ndim: int) -> dict[str, Array]:
 
 
 def step_of(x: Array, refs: dict, format: Format, axes: tuple[int, ...]) -> Step:
-    """Step of a block: the static one that the kernel was given, or that of the block's `axes`."""
+    """Return the step of a block: the static one that the kernel was given, or that of the block's
+    `axes`.
+    """
     zero = refs["zero"][...] if "zero" in refs else None
     if "step" in refs:
         return Step(refs["step"][...], refs["inverse"][...], zero)

@@ -36,7 +36,7 @@ def rms(
     multiple: float | Array,
     overhang: float = 0.0,
 ) -> Grid:
-    """Symmetric grid that ends at a multiple of the root mean square.
+    """Return the symmetric grid that ends at a multiple of the root mean square.
 
         scale = multiple * sqrt(mean x^2) / (high + overhang)
 
@@ -67,7 +67,7 @@ def rms(
 
 
 def gaussian_clip(x: Array, *, format: Format, scale_shape: Shape | None = None) -> Grid:
-    """Symmetric scale of least mean squared error for a Gaussian of the data's size.
+    """Return the symmetric scale of least mean squared error for a Gaussian of the data's size.
 
         scale = s(format) * sqrt(mean x^2),    s = argmin over s of E (Q_s(n) - n)^2,  n ~ N(0, 1)
 
@@ -90,7 +90,7 @@ def gaussian_clip(x: Array, *, format: Format, scale_shape: Shape | None = None)
 
 
 def laplace_clip(x: Array, *, format: Format, scale_shape: Shape | None = None) -> Grid:
-    """Symmetric scale of least mean squared error for a Laplace law of the data's size.
+    """Return the symmetric scale of least mean squared error for a Laplace law of the data's size.
 
         scale = s(format) * mean|x|,    s = argmin over s of E (Q_s(l) - l)^2,  l ~ exp(-|l|) / 2
 
@@ -104,7 +104,7 @@ def laplace_clip(x: Array, *, format: Format, scale_shape: Shape | None = None) 
 
 
 def binary_fit(x: Array, *, scale_shape: Shape | None = None) -> Grid:
-    """Scale of least squared error for the binary format: mean|x|.
+    """Return the scale of least squared error for the binary format: mean|x|.
 
     Rastegari et al. 2016, eq. 6. Arguments, results and errors as for `absmax`.
     """
@@ -114,7 +114,7 @@ def binary_fit(x: Array, *, scale_shape: Shape | None = None) -> Grid:
 def ternary_fit(
     x: Array, *, scale_shape: Shape | None = None, ratio: float = 0.7
 ) -> tuple[Array, Array]:
-    """Scale and threshold of ternary weights scale * {-1, 0, 1}.
+    """Return the scale and threshold of ternary weights scale * {-1, 0, 1}.
 
         threshold = ratio * mean|x|,    scale = mean of |x| over |x| > threshold
 
@@ -173,12 +173,12 @@ def power_of_two(scale: Array, round_fn: Callable[[Array], Array] = jnp.ceil) ->
 
 @functools.lru_cache(maxsize=256)
 def _unit_scale(format: Format, law: Gaussian | Laplace) -> float:
-    """Optimal scale for the law, or for that of |x| on a grid without negative numbers."""
+    """Return optimal scale for the law, or for that of |x| on a grid without negative numbers."""
     return optimal_scale(format, law if format.low < 0 else Folded(law))
 
 
 def _constant(format: Any, law: Gaussian | Laplace) -> Array:
-    """Optimal scale for the law, float64 (or the widest float there is), like format.bits."""
+    """Return the optimal scale for the law, in the widest float there is, like format.bits."""
     if format.is_static:
         return jnp.asarray(_unit_scale(format, law))
     require(
@@ -203,6 +203,6 @@ def _root_mean_square(x: Array, shape: Shape) -> Array:
 
 
 def mean_magnitude(x: Array, shape: Shape) -> Array:
-    """Mean of |x| over each granule [*shape]."""
+    """Return the mean of |x| over each granule [*shape]."""
     grouped, axes = granules(jnp.abs(x), shape)
     return jnp.mean(grouped, axes)

@@ -83,7 +83,7 @@ def ema_minmax(momentum: float = 0.95) -> Observer:
 
 
 def empty_range(scale_shape: Shape) -> RangeState:
-    """State of an observer that has seen nothing."""
+    """Return the state of an observer that has seen nothing."""
     nothing = jnp.full(scale_shape, jnp.inf, jnp.float32)
     return RangeState(nothing, -nothing, jnp.zeros((), jnp.int32))
 
@@ -100,13 +100,13 @@ def widen(state: RangeState, x: Array) -> RangeState:
 
 
 def merge_ranges(a: RangeState, b: RangeState) -> RangeState:
-    """Range of all data of both."""
+    """Return the range of all data of both."""
     low, high = jnp.minimum(a.low, b.low), jnp.maximum(a.high, b.high)
     return RangeState(low, high, a.num_batches + b.num_batches)
 
 
 def seen_range(state: RangeState) -> tuple[Array, Array]:
-    """Ends of what was seen [*scale_shape]; 0..0 if nothing was."""
+    """Return the ends of what was seen [*scale_shape]; 0..0 if nothing was."""
     is_empty = jnp.isinf(state.low) & jnp.isinf(state.high) & (state.low > state.high)
     low, high = (jnp.where(is_empty, 0.0, end) for end in state[:2])
     return low, high
@@ -158,7 +158,7 @@ def histogram_observer(
 def percentile_range(
     state: HistogramState, *, quantile: float = 0.999, symmetric: bool = False
 ) -> tuple[Array, Array]:
-    """Quantiles 1 - quantile and quantile of a histogram [*scale_shape].
+    """Return the quantiles 1 - quantile and quantile of a histogram [*scale_shape].
 
     Numbers are taken as evenly spread over their bin, so that the error is at most one bin.
     Symmetric: `quantile` of |x|, and its negative.
@@ -186,7 +186,7 @@ def mse_range(
     ratios=search.RATIOS,
     **ends,
 ) -> tuple[Array, Array]:
-    """Shrunken range of least mean |error|^p [*scale_shape], as `calibration.lp`.
+    """Return the shrunken range of least mean |error|^p [*scale_shape], as `calibration.lp`.
 
     Each bin counts as its centre, which is right where bins are narrow against the steps.
 
@@ -221,7 +221,7 @@ def mse_range(
 
 
 def kl_range(state: HistogramState, *, format: Format) -> tuple[Array, Array]:
-    """Symmetric range of least divergence of |x| [*scale_shape], as `calibration.kl`.
+    """Return the symmetric range of least divergence of |x| [*scale_shape], as `calibration.kl`.
 
     Half the bins of the observer, for |x|, must be at least as many as the levels >= 0.
     """
@@ -259,7 +259,7 @@ def _merge_histograms(a: HistogramState, b: HistogramState) -> HistogramState:
 
 
 def _coarsen(counts: Array, doublings: Array) -> Array:
-    """Counts [*groups, num_bins] after the range has doubled that often [*groups]."""
+    """Return the counts [*groups, num_bins] after the range has doubled that often [*groups]."""
     num_bins = counts.shape[-1]
     half = num_bins // 2
     shift = jnp.minimum(doublings, 31)[..., None]
@@ -276,7 +276,7 @@ def _bin_width(state: HistogramState) -> Array:
 
 
 def _magnitudes(state: HistogramState) -> tuple[Array, Array]:
-    """Counts of |x| [*scale_shape, num_bins / 2], and the width of a bin [*scale_shape]."""
+    """Return counts of |x| [*scale_shape, num_bins / 2], and the width of a bin [*scale_shape]."""
     half = state.counts.shape[-1] // 2
     negative, positive = jnp.split(state.counts, [half], -1)
     return positive + negative[..., ::-1], _bin_width(state)
@@ -288,7 +288,7 @@ def _absmax(state: HistogramState) -> Array:
 
 
 def _quantile(counts: Array, quantile: float) -> Array:
-    """Position, in bins from the left edge, below which a fraction of the counts lies."""
+    """Return position, in bins from the left edge, below which a fraction of the counts lies."""
     counts = counts.astype(jnp.float32)
     below = jnp.cumsum(counts, -1)
     target = quantile * below[..., -1:]

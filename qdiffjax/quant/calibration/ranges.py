@@ -30,7 +30,7 @@ def scale_from_range(
     overhang: float | Array = 0.0,
     include_zero: bool = True,
 ) -> Grid:
-    """Grid that covers low..high, in the dtype of the range.
+    """Return the grid that covers low..high, in the dtype of the range.
 
         symmetric:  scale = max(|low|, |high|) / (qmax + h),      zero_point None
         affine:     scale = (high - low) / (qmax - qmin + 2 h),   range widened to include 0
@@ -80,13 +80,13 @@ def scale_from_range(
 
 
 def minmax_range(x: Array, scale_shape: Shape) -> tuple[Array, Array]:
-    """Smallest and largest element of each granule [*scale_shape], float32 or float64."""
+    """Return smallest and largest element of each granule [*scale_shape], float32 or float64."""
     grouped, axes = granules(x, scale_shape)
     return jnp.min(grouped, axes), jnp.max(grouped, axes)
 
 
 def quantile_range(x: Array, scale_shape: Shape, quantile: float) -> tuple[Array, Array]:
-    """Quantiles 1 - quantile and quantile of each granule [*scale_shape], interpolated.
+    """Return the quantiles 1 - quantile and quantile of each granule [*scale_shape], interpolated.
 
     Raises:
       ValueError: quantile outside 0..1.
@@ -100,7 +100,7 @@ def quantile_range(x: Array, scale_shape: Shape, quantile: float) -> tuple[Array
 def absmax(
     x: Array, *, format: Format, scale_shape: Shape | None = None, overhang: float = 0.0
 ) -> Grid:
-    """Symmetric scale that clips nothing: scale = max|x| / (high + overhang).
+    """Return the symmetric scale that clips nothing: scale = max|x| / (high + overhang).
 
     Args:
       x: data [*shape].
@@ -119,7 +119,9 @@ def absmax(
 
 
 def covering(x: Array, *, format: Format, scale_shape: Shape | None = None) -> Grid:
-    """Least symmetric scale whose own two ends cover the data: max(min x / low, max x / high).
+    """Return the least symmetric scale whose own two ends cover the data.
+
+        scale = max(min x / low, max x / high)
 
     It differs from `absmax` on grids that reach further down than up, such as -8..7, for data
     that do too (torchao's SYMMETRIC_NO_CLIPPING_ERR). An end at 0 is assumed not to be needed:
@@ -143,7 +145,7 @@ def minmax(
     overhang: float = 0.0,
     include_zero: bool = True,
 ) -> Grid:
-    """Affine grid over min(x, 0)..max(x, 0); arguments and errors as for `absmax`.
+    """Return the affine grid over min(x, 0)..max(x, 0); arguments and errors as for `absmax`.
 
     Including zero costs nothing on data that straddle it, and without it the zero point of
     data far from zero falls outside the codes; see `scale_from_range`.
@@ -167,7 +169,7 @@ def percentile(
     overhang: float = 0.0,
     include_zero: bool = True,
 ) -> Grid:
-    """Grid that clips outliers: the range is a quantile of the data, interpolated linearly.
+    """Return grid that clips outliers: the range is a quantile of the data, interpolated linearly.
 
     Symmetric: `quantile` of |x|. Affine: quantiles 1 - quantile and quantile of x, widened to
     include zero. Other arguments and errors as for `absmax` and `minmax`.
@@ -182,7 +184,7 @@ def percentile(
 
 
 def grid_of(ends: tuple[Array, Array], format: Format, **kwargs) -> Grid:
-    """`scale_from_range` with the ends of a format."""
+    """Apply `scale_from_range` with the ends of a format."""
     return scale_from_range(*ends, qmin=format.low, qmax=format.high, **kwargs)
 
 

@@ -24,7 +24,7 @@ RATIOS = np.arange(80, 0, -1) / 80  # widest first, so that ties keep the wider 
 
 
 def mse(x: Array, *, format: Format, scale_shape: Shape | None = None, **options) -> ranges.Grid:
-    """Grid with the least mean squared error among shrunken ranges: `lp` with p = 2.
+    """Return the grid with the least mean squared error among shrunken ranges: `lp` with p = 2.
 
     The binary format needs no search: its optimum is scale = mean |x| (Rastegari et al. 2016,
     section 3.1). Options, results and errors as for `lp`.
@@ -45,7 +45,7 @@ def lp(
     overhang: float = 0.0,
     include_zero: bool = True,
 ) -> ranges.Grid:
-    """Grid with the least mean |error|^p among shrunken ranges, for each granule.
+    """Return the grid with the least mean |error|^p among shrunken ranges, for each granule.
 
         argmin over r of  mean |Q_r(x) - x|^p,   Q_r calibrated on r * (min, max)
 
@@ -90,7 +90,7 @@ def lp(
 def best_ratio(
     low: Array, high: Array, error_fn: Callable[[Array, Array], Array], ratios=RATIOS
 ) -> Array:
-    """Fraction r of the range low..high with the least error_fn(r low, r high) [*groups].
+    """Return fraction r of the range low..high with the least error_fn(r low, r high) [*groups].
 
     Args:
       low: lower ends of the full range [*groups].
@@ -127,7 +127,8 @@ def kl(
     num_bins: int = 2048,
     overhang: float = 0.0,
 ) -> ranges.Grid:
-    """Symmetric grid whose quantized histogram of |x| is nearest the histogram in divergence.
+    """Return the symmetric grid whose quantized histogram of |x| is nearest the histogram in
+    divergence.
 
     The range is `kl_ratio` of max|x|, from a histogram of |x| in num_bins equal bins.
 
@@ -154,7 +155,7 @@ def kl(
 
 
 def kl_ratio(counts: Array, *, format: Format) -> Array:
-    """Fraction of a histogram of magnitudes that a quantizer should cover [*groups].
+    """Return the fraction of a histogram of magnitudes that a quantizer should cover [*groups].
 
         argmin over i of  KL(P_i || Q_i),    ratio = i / num_bins    (ties: the widest)
 
@@ -189,7 +190,7 @@ def kl_ratio(counts: Array, *, format: Format) -> Array:
 
 
 def first_candidate(format: Format, num_bins: int) -> int:
-    """Least number of bins worth a try: that of the levels >= 0, of which there must be room."""
+    """Return the least number of bins worth a try: that of the levels >= 0; raise if none is."""
     require(
         format.is_static, "format", got="traced fields", expected="a static format",
         remedy="use mse for those", error=TypeError,
@@ -203,7 +204,7 @@ def first_candidate(format: Format, num_bins: int) -> int:
 
 
 def magnitude_histogram(x: Array, scale_shape: Shape, num_bins: int) -> tuple[Array, Array]:
-    """Histogram of |x| on 0..max|x| [*scale_shape, num_bins], and max|x| [*scale_shape].
+    """Return the histogram of |x| on 0..max|x| [*scale_shape, num_bins], and max|x| [*scale_shape].
 
     Counts are int32; max|x| itself falls into the last bin.
     """
@@ -214,7 +215,7 @@ def magnitude_histogram(x: Array, scale_shape: Shape, num_bins: int) -> tuple[Ar
 
 
 def count_bins(bins: Array, scale_shape: Shape, num_bins: int) -> Array:
-    """How often each bin index occurs in each granule, int32 [*scale_shape, num_bins].
+    """Return how often each bin index occurs in each granule, int32 [*scale_shape, num_bins].
 
     Args:
       bins: indices in 0..num_bins - 1 [*shape].
@@ -228,7 +229,7 @@ def count_bins(bins: Array, scale_shape: Shape, num_bins: int) -> Array:
 
 
 def _divergence(counts: Array, num_kept: Array, format: Format) -> Array:
-    """KL(P_i || Q_i) in nats [] for i = num_kept of the bins of counts [num_bins]."""
+    """Return KL(P_i || Q_i) in nats [] for i = num_kept of the bins of counts [num_bins]."""
     bins = jnp.arange(counts.size, dtype=jnp.int32)
     kept = jnp.where(bins < num_kept, counts, 0)
     tail = jnp.sum(counts) - jnp.sum(kept)
@@ -240,7 +241,7 @@ def _divergence(counts: Array, num_kept: Array, format: Format) -> Array:
 
 
 def _cells(bins: Array, num_kept: Array, format: Format) -> Array:
-    """Index of the quantizer's cell that holds the centre of each bin, int32 [num_bins]."""
+    """Return index of the quantizer's cell that holds the centre of each bin, int32 [num_bins]."""
     step = jnp.asarray(format.high).astype(jnp.float32) / num_kept.astype(jnp.float32)
     values = format.round((bins.astype(jnp.float32) + 0.5) * step, rounding.nearest_even)
     is_new = jnp.concatenate([jnp.zeros(1, bool), values[1:] != values[:-1]])

@@ -43,13 +43,13 @@ class Format(Protocol):
         """Round v [*shape] to the grid as if it had no ends; float32 or float64 kept."""
 
     def encode(self, values: Array) -> Array:
-        """Codes [*shape], in storage_dtype, of grid values [*shape]; static formats only."""
+        """Return codes [*shape], in storage_dtype, of grid values [*shape]; static formats only."""
 
     def decode(self, codes: Array, dtype: Any) -> Array:
-        """Grid values [*shape] of codes [*shape], exactly; the inverse of encode."""
+        """Return the grid values [*shape] of codes [*shape], exactly; the inverse of encode."""
 
     def levels(self) -> np.ndarray:
-        """All distinct grid values, ascending, float64 [n]; static formats only."""
+        """Return all distinct grid values, ascending, float64 [n]; static formats only."""
 
 
 def check_integer(

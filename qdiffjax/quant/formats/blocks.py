@@ -124,7 +124,7 @@ def nvfp4_tensor_scale(tensor_absmax: Array, element: Format) -> Array:
 
 
 def _shared_power(absmax, element, carries):
-    """2^(exponent of absmax - exponent of high + carries(m, m_high)), significands in [1/2, 1)."""
+    """Return 2^(exponent of absmax - that of high + carries(m, m_high)), m in [1/2, 1)."""
     dtype = absmax.dtype
     m, exponent = jnp.frexp(absmax)
     m_high, high_exponent = jnp.frexp(jnp.asarray(element.high).astype(dtype))

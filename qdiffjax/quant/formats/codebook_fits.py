@@ -43,7 +43,7 @@ def _laplace_tail(t):
 
 
 def _special(name: str):
-    """Function of scipy.special, imported when it is first needed."""
+    """Return the function of scipy.special, imported when it is first needed."""
     return getattr(importlib.import_module("scipy.special"), name)
 
 

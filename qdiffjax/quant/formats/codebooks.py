@@ -83,21 +83,21 @@ class CodebookFormat:
         return np.dtype(np.uint8 if self.bits <= 8 else np.uint16)
 
     def round(self, v: Array, round_fn: rounding.RoundFn) -> Array:
-        """Level chosen for v [*shape]; NaN stays, and the ends are those of the codebook."""
+        """Return level chosen for v [*shape]; NaN stays, and the ends are those of the codebook."""
         levels = _as_array(self.values, v.dtype)
         return jnp.where(jnp.isnan(v), v, levels[level_index(v, levels, round_fn)])
 
     def encode(self, values: Array) -> Array:
-        """Index [*shape], in storage_dtype, of the level nearest to each value [*shape]."""
+        """Return index [*shape], in storage_dtype, of the level nearest to each value [*shape]."""
         index = _nearest_index(values, _as_array(self.values, values.dtype))
         return index.astype(self.storage_dtype)
 
     def decode(self, codes: Array, dtype: Any) -> Array:
-        """Levels [*shape] of indices [*shape]."""
+        """Return the levels [*shape] of indices [*shape]."""
         return _as_array(self.values, dtype)[codes.astype(jnp.int32)]
 
     def levels(self) -> np.ndarray:
-        """The levels, ascending, float64 [n]; static formats only."""
+        """Return the levels, ascending, float64 [n]; static formats only."""
         return np.asarray(self.values, np.float64)
 
 
@@ -120,7 +120,7 @@ def _as_array(values, dtype) -> Array:
 
 
 def level_index(v: Array, levels: Array, round_fn: rounding.RoundFn) -> Array:
-    """Index [*shape] of the level [n] chosen for v [*shape]; anything for NaN."""
+    """Return the index [*shape] of the level [n] chosen for v [*shape]; anything for NaN."""
     if round_fn is rounding.nearest_even:
         return _nearest_index(v, levels)
     return _rounded_index(v, levels, round_fn)
@@ -136,7 +136,9 @@ def _nearest_index(v, levels):
 
 
 def _midpoints(levels):
-    """Midpoints of neighbours as an unevaluated sum (rounded, rest), both [n - 1]: Knuth's sum."""
+    """Return the midpoints of neighbours as an unevaluated sum (rounded, rest), both [n - 1]:
+    Knuth's sum.
+    """
     a, b = levels[:-1] / 2, levels[1:] / 2
     # The barrier keeps a compiler that knows the levels from "simplifying" the rest to zero.
     middle = jax.lax.optimization_barrier(a + b)
@@ -156,7 +158,7 @@ def _rounded_index(v, levels, round_fn):
 
 
 def _count(sorted_values, v, *, side):
-    """How many of sorted_values [n] lie below v [*shape] (or at it, if side is right)."""
+    """Count how many of sorted_values [n] lie below v [*shape] (or at it, if side is right)."""
     method = "compare_all" if sorted_values.size <= FEW_LEVELS else "scan"
     return jnp.searchsorted(sorted_values, v, side=side, method=method).astype(jnp.int32)
 

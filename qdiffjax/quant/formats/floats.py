@@ -31,7 +31,7 @@ class Carrier(NamedTuple):
 
 
 def carrier_of(dtype) -> Carrier:
-    """Layout of float32 or float64.
+    """Return the layout of float32 or float64.
 
     Raises:
       TypeError: any other dtype.
@@ -50,7 +50,7 @@ def carrier_of(dtype) -> Carrier:
 
 
 def power_of_two(exponent: int | Array, dtype) -> Array:
-    """2^exponent [*shape] for exponents of normal numbers, built from bits; exp2 may round."""
+    """Return 2^exponent [*shape], a normal number, built from bits; exp2 may round."""
     carrier = carrier_of(dtype)
     field = jnp.asarray(exponent).astype(carrier.integer) + carrier.bias
     return jax.lax.bitcast_convert_type(field << carrier.mantissa_bits, dtype)
@@ -211,7 +211,7 @@ class FloatFormat:
         return join(jnp.clip(round_fn(significand), -end, end), exponent, *layout)
 
     def encode(self, values: Array) -> Array:
-        """Bit patterns, in storage_dtype, of numbers of the format [*shape]; static formats only.
+        """Return bit patterns [*shape], in storage_dtype, of numbers; static formats only.
 
         Larger numbers saturate, infinity too unless it has a code; NaN without a code becomes 0.
         """
@@ -231,7 +231,7 @@ class FloatFormat:
         return codes.astype(self.storage_dtype)
 
     def decode(self, codes: Array, dtype: Any) -> Array:
-        """Numbers [*shape] of bit patterns [*shape], exactly, as float32 or float64."""
+        """Return the numbers [*shape] of bit patterns [*shape], exactly, as float32 or float64."""
         codes = codes.astype(jnp.uint32)
         sign = codes >> (self.bits - 1)
         magnitude = (codes & (2 ** (self.bits - 1) - 1)).astype(jnp.int32)
@@ -244,19 +244,19 @@ class FloatFormat:
         return jnp.where(sign == 1, -value, value)
 
     def levels(self) -> np.ndarray:
-        """All distinct numbers, ascending, float64 [n]; static formats only."""
+        """Return all distinct numbers, ascending, float64 [n]; static formats only."""
         positive = _exact_value(np.arange(_top_code(self) + 1), self)
         return np.concatenate([-positive[:0:-1], positive])
 
 
 def _layout(format, shape):
-    """Mantissa bits and the smallest normal's exponent, ints or arrays against [*shape]."""
+    """Return mantissa bits and the smallest normal's exponent, ints or arrays against [*shape]."""
     fields = (format.mantissa_bits, 1 - format.exponent_bias)
     return [f if isinstance(f, int) else expand(jnp.asarray(f), shape) for f in fields]
 
 
 def _value(magnitude, format, dtype):
-    """Number of a code without its sign."""
+    """Return the number of a code without its sign."""
     m = format.mantissa_bits
     field, mantissa = magnitude >> m, magnitude & (shift(1, m) - 1)
     significand = mantissa + shift(jnp.minimum(field, 1), m)
@@ -265,14 +265,14 @@ def _value(magnitude, format, dtype):
 
 
 def _exact_value(magnitude, format):
-    """As _value, in numpy float64; static formats only."""
+    """Compute as _value, in numpy float64; static formats only."""
     field, mantissa = magnitude >> format.mantissa_bits, magnitude & (2**format.mantissa_bits - 1)
     significand = mantissa / 2**format.mantissa_bits + (field > 0)
     return np.ldexp(significand, np.maximum(field, 1) - format.exponent_bias)
 
 
 def _top_code(format):
-    """Largest code without its sign that is a finite number."""
+    """Return the largest code without its sign that is a finite number."""
     all_ones = shift(1, format.exponent_bits + format.mantissa_bits) - 1
     if format.kind == "ieee":
         return all_ones - shift(1, format.mantissa_bits)

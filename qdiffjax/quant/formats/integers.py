@@ -88,11 +88,11 @@ class IntFormat:
         return rounding.binary(v) if self.is_binary else round_fn(v)
 
     def encode(self, values: Array) -> Array:
-        """Integers as storage_dtype [*shape]."""
+        """Return the integers as storage_dtype [*shape]."""
         return values.astype(self.storage_dtype)
 
     def decode(self, codes: Array, dtype: Any) -> Array:
-        """Integers as dtype [*shape]."""
+        """Return the integers as dtype [*shape]."""
         return codes.astype(dtype)
 
     def tree_flatten(self):
@@ -110,7 +110,7 @@ class IntFormat:
         return format
 
     def levels(self) -> np.ndarray:
-        """All codes, ascending, float64 [n]; static bits only."""
+        """Return all codes, ascending, float64 [n]; static bits only."""
         if self.is_binary:
             return np.asarray([-1.0, 1.0])
         return np.arange(int(self.qmin), int(self.qmax) + 1, dtype=np.float64)
@@ -140,7 +140,7 @@ def check_equal_steps(format: Format, remedy: str) -> None:
 def effective_bits(
     format: IntFormat, *, group_size: int, scale_bits: float = 32, zero_point_bits: float = 0
 ) -> Any:
-    """Storage per element, scales included.
+    """Return the storage per element, scales included.
 
         b + b_s / g + b_z / g          [bits]
 
@@ -160,6 +160,6 @@ def effective_bits(
 
 
 def _power_of_two(exponent):
-    """2^exponent; float32 when traced."""
+    """Return 2^exponent; float32 when traced."""
     power = shift(1, exponent)
     return power if isinstance(power, int) else power.astype(jnp.float32)

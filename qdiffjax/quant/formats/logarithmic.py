@@ -56,6 +56,9 @@ class LogFormat:
     base_exponent: float = 1.0
     signed: bool = False
 
+    high = 1.0
+    storage_dtype = np.dtype(np.uint8)
+
     def __post_init__(self):
         if isinstance(self.bits, np.integer):
             object.__setattr__(self, "bits", int(self.bits))
@@ -83,16 +86,6 @@ class LogFormat:
             return float(2.0 ** (-self.base_exponent * _last(self)))
         return _level(_last(self), self, jax.dtypes.canonicalize_dtype(jnp.float64))
 
-    @property
-    def high(self) -> float:
-        """Largest number: 1."""
-        return 1.0
-
-    @property
-    def storage_dtype(self) -> np.dtype:
-        """uint8, which holds every code."""
-        return np.dtype(np.uint8)
-
     def round(self, v: Array, round_fn: rounding.RoundFn) -> Array:
         """Return +-2^(k round_fn(log2|v| / k)) [*shape], with the zeros described above."""
         q = self._negated_log(v, round_fn)
@@ -103,7 +96,7 @@ class LogFormat:
         return jnp.where(jnp.signbit(v), -value, value)
 
     def encode(self, values: Array) -> Array:
-        """Codes sign | q as uint8 [*shape]; static bits only. Zero is the largest q."""
+        """Return the codes sign | q as uint8 [*shape]; static bits only. Zero is the largest q."""
         q = self._negated_log(values, rounding.nearest_even)
         last = _last(self) + int(self.signed)
         q = jnp.clip(jnp.where(jnp.isnan(values), last, q), 0, last)
@@ -111,7 +104,7 @@ class LogFormat:
         return (q + (is_negative.astype(jnp.int32) << (self.bits - 1))).astype(self.storage_dtype)
 
     def decode(self, codes: Array, dtype: Any) -> Array:
-        """Numbers [*shape] of codes [*shape], as float32 or float64."""
+        """Return the numbers [*shape] of codes [*shape], as float32 or float64."""
         codes = codes.astype(jnp.int32)
         if not self.signed:
             return _level(codes, self, dtype)
@@ -120,7 +113,7 @@ class LogFormat:
         return jnp.where(sign == 1, -value, value)
 
     def levels(self) -> np.ndarray:
-        """All numbers, ascending, float64 [n]; static bits only."""
+        """Return all numbers, ascending, float64 [n]; static bits only."""
         positive = 2.0 ** (-self.base_exponent * np.arange(_last(self), -1.0, -1.0))
         return np.concatenate([-positive[::-1], [0.0], positive]) if self.signed else positive
 
@@ -156,19 +149,19 @@ class ScaleFormat:
         return jnp.where(jnp.isnan(v), v, self.decode(_scale_code(v, round_fn), v.dtype))
 
     def encode(self, values: Array) -> Array:
-        """Codes q + 127 as uint8 [*shape]."""
+        """Return the codes q + 127 as uint8 [*shape]."""
         codes = _scale_code(values, rounding.nearest_even)
         return jnp.where(jnp.isnan(values), 255, codes).astype(self.storage_dtype)
 
     def decode(self, codes: Array, dtype: Any) -> Array:
-        """Powers of two [*shape] of codes [*shape], as float32 or float64."""
+        """Return the powers of two [*shape] of codes [*shape], as float32 or float64."""
         exponent = codes.astype(jnp.int32) - 127
         value = floats.power_of_two(jnp.maximum(exponent, -126), dtype)
         value = jnp.where(exponent < -126, np.asarray(self.low, dtype), value)
         return jnp.where(exponent > 127, jnp.nan, value)
 
     def levels(self) -> np.ndarray:
-        """All numbers, ascending, float64 [255]."""
+        """Return all numbers, ascending, float64 [255]."""
         return 2.0 ** np.arange(-127, 128)
 
 
@@ -176,7 +169,7 @@ E8M0 = ScaleFormat()
 
 
 def _scale_code(v, round_fn):
-    """Code of the power of two that v rounds to, int32 [*shape]."""
+    """Return the code of the power of two that v rounds to, int32 [*shape]."""
     significand, exponent = floats.split(v, 0, -126)
     is_smallest = significand < 1  # 2^-127, the only level without an exponent of float32
     rounded = round_fn(jnp.where(is_smallest, 2 * significand, significand))
@@ -186,7 +179,7 @@ def _scale_code(v, round_fn):
 
 
 def _log2(s, per_octave):
-    """per_octave * log2(s) for s in [1, 2), on the right side of each half-integer.
+    """Return per_octave * log2(s) for s in [1, 2), on the right side of each half-integer.
 
     jnp.log2 is good to an ulp or two only, and the levels themselves are rounded.
     """
@@ -200,7 +193,7 @@ def _log2(s, per_octave):
 
 @functools.cache
 def _breakpoints(per_octave, dtype):
-    """Last float below and first above 2^(j / (2 per_octave)), j = 1..2 per_octave.
+    """Return the last float below and first above 2^(j / (2 per_octave)), j = 1..2 per_octave.
 
     For even j that is a level, as it is rounded; for odd j an irrational threshold.
     """
@@ -216,7 +209,9 @@ def _breakpoints(per_octave, dtype):
 
 
 def _level(q, format, dtype):
-    """2^(-k q) as dtype, correctly rounded: a power of two, times sqrt(2) if k q is no integer."""
+    """Return 2^(-k q) as dtype, correctly rounded: a power of two, times sqrt(2) if k q is no
+    integer.
+    """
     q = jnp.asarray(q).astype(jnp.int32)
     if format.base_exponent == 1:
         return floats.power_of_two(-q, dtype)
@@ -226,5 +221,5 @@ def _level(q, format, dtype):
 
 
 def _last(format):
-    """Largest q that is a number."""
+    """Return the largest q that is a number."""
     return base.shift(1, format.bits - int(format.signed)) - 1 - int(format.signed)

@@ -6,7 +6,7 @@ from qdiffjax.quant.noise.distributions import Distribution
 
 
 def panter_dite_mse(bits: float, distribution: Distribution) -> float:
-    """Mean squared error of the best codebook of 2^bits levels, as bits grow.
+    """Return the mean squared error of the best codebook of 2^bits levels, as bits grow.
 
         (integral p^(1/3))^3 / 12 * 4^-bits
 
@@ -16,7 +16,8 @@ def panter_dite_mse(bits: float, distribution: Distribution) -> float:
 
 
 def shannon_mse(bits: float, distribution: Distribution) -> float:
-    """Mean squared error that no code of `bits` per number is below, however long its blocks.
+    """Return the mean squared error that no code of `bits` per number is below, however long its
+    blocks.
 
         exp(2 h) / (2 pi e) * 4^-bits
 

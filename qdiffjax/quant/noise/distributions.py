@@ -12,6 +12,7 @@ import numpy as np
 from qdiffjax._checks import require
 
 NUM_MOMENTS = 4
+POSITIVE = "a positive finite number"
 FAR = 40.0  # standard deviations beyond which a Gaussian has no mass in float64
 
 
@@ -19,7 +20,7 @@ class Moments(Protocol):
     """What the error of a quantizer depends on."""
 
     def cumulative(self, x: np.ndarray) -> np.ndarray:
-        """Integral of u^k dF(u) over u <= x, for k = 0..3: [4, *shape] of x [*shape]."""
+        """Return the integral of u^k dF(u) over u <= x, for k = 0..3: [4, *shape] of x [*shape]."""
 
 
 class Distribution(Moments, Protocol):
@@ -34,7 +35,7 @@ class Distribution(Moments, Protocol):
         """(integral p^(1/3))^3, in squared units of x: the constant of Panter and Dite."""
 
     def quantile(self, p: np.ndarray) -> np.ndarray:
-        """Least x with F(x) >= p [*shape], p in (0, 1)."""
+        """Return the least x with F(x) >= p [*shape], p in (0, 1)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Gaussian:
     mean: float = 0.0
 
     def __post_init__(self):
-        _check_std(self.std)
+        require(0 < self.std < math.inf, "std", got=self.std, expected=POSITIVE)
 
     @property
     def entropy(self) -> float:
@@ -58,7 +59,7 @@ class Gaussian:
         return 6 * math.sqrt(3) * math.pi * self.std**2
 
     def cumulative(self, x) -> np.ndarray:
-        """(Phi, -phi, Phi - z phi, -(z^2 + 2) phi), moved to mean + std z."""
+        """Return (Phi, -phi, Phi - z phi, -(z^2 + 2) phi), moved to mean + std z."""
         import scipy.special
 
         z = np.clip((np.asarray(x, np.float64) - self.mean) / self.std, -FAR, FAR)
@@ -66,7 +67,7 @@ class Gaussian:
         return shifted(np.stack([mass, -p, mass - z * p, -(z**2 + 2) * p]), self.mean, self.std)
 
     def quantile(self, p) -> np.ndarray:
-        """Mean + std Phi^-1(p)."""
+        """Return mean + std Phi^-1(p)."""
         import scipy.special
 
         return self.mean + self.std * scipy.special.ndtri(p)
@@ -79,7 +80,7 @@ class Laplace:
     std: float = 1.0
 
     def __post_init__(self):
-        _check_std(self.std)
+        require(0 < self.std < math.inf, "std", got=self.std, expected=POSITIVE)
 
     @property
     def entropy(self) -> float:
@@ -92,7 +93,7 @@ class Laplace:
         return 54 * self.std**2
 
     def cumulative(self, x) -> np.ndarray:
-        """For z = x / b <= 0: exp(z) / 2 times (1, z-1, z^2-2z+2, z^3-3z^2+6z-6)."""
+        """Return return, for z = x / b <= 0: exp(z) / 2 times (1, z-1, z^2-2z+2, z^3-3z^2+6z-6)."""
         z = np.clip(np.asarray(x, np.float64) * math.sqrt(2) / self.std, -700, 700)
         n = -np.abs(z)
         one = np.ones_like(n)
@@ -116,20 +117,18 @@ class Folded:
     base: Moments
 
     def cumulative(self, x) -> np.ndarray:
-        """Twice the moments between zero and x."""
+        """Return twice the moments between zero and x."""
         u = np.maximum(np.asarray(x, np.float64), 0)
         return 2 * (self.base.cumulative(u) - self.base.cumulative(np.zeros_like(u)))
 
 
 def shifted(moments: np.ndarray, shift, factor=1.0) -> np.ndarray:
-    """Moments of shift + factor u [4, *shape] from those of u [4, *shape]: the binomial theorem."""
+    """Return the moments of shift + factor u [4, *shape] from those of u [4, *shape]: the binomial
+    theorem.
+    """
     return np.stack(
         [
             sum(math.comb(k, i) * shift ** (k - i) * factor**i * moments[i] for i in range(k + 1))
             for k in range(NUM_MOMENTS)
         ]
     )
-
-
-def _check_std(std) -> None:
-    require(0 < std < math.inf, "std", got=std, expected="a positive finite number")

@@ -54,7 +54,7 @@ class Histogram:
         return float(np.sum(np.cbrt(self.masses * np.diff(self.edges) ** 2)) ** 3)
 
     def cumulative(self, x) -> np.ndarray:
-        """Whole bins below x, and the part of the bin that x is in."""
+        """Return the whole bins below x, and the part of the bin that x is in."""
         a, b = self.edges[:-1], self.edges[1:]
         whole = self.masses * _mean_powers(a, b)
         below = np.concatenate([np.zeros((NUM_MOMENTS, 1)), np.cumsum(whole, 1)], 1)
@@ -68,7 +68,7 @@ class Histogram:
         return moments.reshape(NUM_MOMENTS, *x.shape)
 
     def quantile(self, p) -> np.ndarray:
-        """Linear within bins."""
+        """Return quantiles [*shape of p], linear within bins."""
         has_mass = self.masses > 0
         a, b, m = self.edges[:-1][has_mass], self.edges[1:][has_mass], self.masses[has_mass]
         above = np.cumsum(m)
@@ -121,7 +121,7 @@ def histogram(x, weights=None, *, per_octave: int = 64, num_atoms: int = 1024) -
 
 
 def _around_atoms(x, weights, num_atoms) -> np.ndarray:
-    """Cuts of sorted x [n] before and behind each of the numbers that matter most."""
+    """Return the cuts of sorted x [n] before and behind each of the numbers that matter most."""
     ends = np.concatenate([[0], np.flatnonzero(np.diff(x)) + 1, [x.size]])
     matter = np.add.reduceat(weights, ends[:-1]) * x[ends[:-1]] ** 2
     kept = np.argsort(matter)[matter.size - min(num_atoms, matter.size) :]
@@ -129,7 +129,7 @@ def _around_atoms(x, weights, num_atoms) -> np.ndarray:
 
 
 def _mean_powers(a, b) -> np.ndarray:
-    """Mean of u^k over a..b for k = 0..3 [4, n]: (b^(k+1) - a^(k+1)) / (k + 1) / (b - a).
+    """Return mean of u^k over a..b for k = 0..3 [4, n]: (b^(k+1) - a^(k+1)) / (k + 1) / (b - a).
 
     Written as a sum, it keeps its digits however narrow a..b is.
     """

@@ -42,7 +42,8 @@ Law = Callable[[Format], Pieces]
 
 
 def nearest(format: Format) -> Pieces:
-    """Nearest level, whichever way ties go; logarithmic formats: the nearest exponent.
+    """Take the nearest level, whichever way ties go; logarithmic formats: the nearest
+    exponent.
 
         e = y_j - x   for (y_{j-1} + y_j) / 2 < x <= (y_j + y_{j+1}) / 2
 
@@ -56,7 +57,9 @@ def nearest(format: Format) -> Pieces:
 
 
 def floor(format: Format) -> Pieces:
-    """Next level below, e = y_j - x for y_j <= x < y_{j+1}; logarithmic formats: towards zero."""
+    """Take the next level below, e = y_j - x for y_j <= x < y_{j+1}; logarithmic formats: towards
+    zero.
+    """
     levels = _levels(format)
     if is_binary(format):
         return nearest(format)
@@ -68,7 +71,8 @@ def floor(format: Format) -> Pieces:
 
 
 def stochastic(format: Format) -> Pieces:
-    """One of the two neighbours, at random: also what non-subtractive rectangular dither does.
+    """Take one of the two neighbours at random: also what non-subtractive rectangular
+    dither does.
 
         E[e | x] = 0,   E[e^2 | x] = (x - y_j) (y_{j+1} - x)   between neighbouring levels
 
@@ -88,7 +92,7 @@ def stochastic(format: Format) -> Pieces:
 
 
 def triangular_dither(format: Format) -> Pieces:
-    """Non-subtractive triangular dither, clip(round(v + d)), d with density 1 - |d| on [-1, 1].
+    """Add triangular dither and leave it, clip(round(v + d)), d with density 1 - |d| on [-1, 1].
 
         E[e | x] = 0,   E[e^2 | x] = 1/4    (in squared steps; an inner piece)
 
@@ -111,7 +115,7 @@ def triangular_dither(format: Format) -> Pieces:
 
 
 def subtractive_dither(format: Format) -> Pieces:
-    """Subtractive rectangular dither: e is uniform over one step, independent of x.
+    """Add rectangular dither and take it away again: e is uniform over one step, independent of x.
 
         E[e | x] = y - x,   E[e^2 | x] = (y - x)^2 + 1/12,   y = clip(x, low, high)
 
@@ -130,7 +134,7 @@ def subtractive_dither(format: Format) -> Pieces:
 
 
 def _steps(levels, thresholds) -> Pieces:
-    """A staircase: level j between thresholds j - 1 and j."""
+    """Return a staircase: level j between thresholds j - 1 and j."""
     edges = np.concatenate([[-np.inf], thresholds, [np.inf]])
     mean, square = np.zeros((levels.size, 3)), np.zeros((levels.size, 4))
     mean[:, 1], square[:, 2] = -1, 1  # e = -u
@@ -138,7 +142,7 @@ def _steps(levels, thresholds) -> Pieces:
 
 
 def _outside(low, high, levels) -> Pieces:
-    """The two saturated pieces, up to low and from high."""
+    """Return the two saturated pieces, up to low and from high."""
     pieces = _steps(levels[[0, -1]], np.array([0.0]))
     return pieces._replace(lower=np.array([-np.inf, high]), upper=np.array([low, np.inf]))
 
@@ -148,7 +152,9 @@ def _joined(*parts: Pieces) -> Pieces:
 
 
 def _log_thresholds(format, levels, offset):
-    """Thresholds where |v| / 2^(k offset) is a level: 1/2 = nearest exponent, 0 = towards zero."""
+    """Return the thresholds where |v| / 2^(k offset) is a level: 1/2 = nearest exponent, 0 =
+    towards zero.
+    """
     positive = levels[levels > 0]
     if not format.signed:
         return np.nextafter(positive[1:] * 2.0 ** (-format.base_exponent * offset), 0)

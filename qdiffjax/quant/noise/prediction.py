@@ -102,7 +102,7 @@ def predict_error(
         return raw_stats(pieces, 1.0, 0.0, empirical.histogram(v))
 
     def total(weights) -> np.ndarray:
-        """Mean over x of weights * (e, e^2, v e, v^2), e and v in steps."""
+        """Return the mean over x of weights * (e, e^2, v e, v^2), e and v in steps."""
         mass = float(np.mean(weights))
         if not np.ptp(weights):
             return mass * plain() if mass else np.zeros(4)
@@ -156,7 +156,7 @@ class Block:
     size: int
 
     def cumulative(self, x) -> np.ndarray:
-        """1 / size of the atoms at +-limit, and the rest of the base law truncated there."""
+        """Return 1 / size of the atoms at +-limit, and the rest of the base law truncated there."""
         x = np.asarray(x, np.float64)
         ends = self.base.cumulative(np.array([-self.limit, self.limit]))
         inside = self.base.cumulative(np.clip(x, -self.limit, self.limit))
@@ -170,7 +170,7 @@ class Block:
 
 
 def raw_stats(pieces, scale, zero_point, distribution) -> np.ndarray:
-    """(E e, E e^2, E x e, E x^2) of scaled pieces: sums of differences of moments."""
+    """Return (E e, E e^2, E x e, E x^2) of scaled pieces: sums of differences of moments."""
     ends = scale * (np.stack([pieces.lower, pieces.upper]) - zero_point)
     below = distribution.cumulative(ends)
     centre = scale * (pieces.centre - zero_point)
@@ -191,7 +191,7 @@ def _stats(raw) -> ErrorStats:
 
 
 def _expanded(param, shape) -> np.ndarray:
-    """Parameter [*groups] or scalar, repeated to [*shape]."""
+    """Return the parameter [*groups] or scalar, repeated to [*shape]."""
     param = np.asarray(param, np.float64)
     if param.ndim == 0:
         return np.broadcast_to(param, shape)
