@@ -59,7 +59,7 @@ def common(setting: Setting) -> dict[str, np.ndarray]:
 def columns(config, setting: Setting) -> dict[str, Callable[[Any, studies.Run], Part]]:
     """Return the columns by name: (q, measured run) -> (arrays, row).
 
-    Each compiles at its first width what all later ones use.
+    Each is compiled at its first width, for all later ones.
     """
     here, steps, key, x_T, xs = setting
     denoiser, seed = here.denoiser, config.seed
@@ -115,7 +115,7 @@ def columns(config, setting: Setting) -> dict[str, Callable[[Any, studies.Run], 
 
 
 def error_column(run: studies.Run) -> Part:
-    """The measured error along the run."""
+    """Return the measured error along the run."""
     errors = run.errors
     arrays = {
         "error_rms": prediction.root_mean_square(errors), "samples_hat": run.xs_hat[-1, :8],
@@ -125,7 +125,7 @@ def error_column(run: studies.Run) -> Part:
 
 
 def prediction_column(predicted: studies.Predicted, run: studies.Run, key) -> Part:
-    """The predicted error, and its ratio to the measured one with an interval over samples."""
+    """Return the predicted error, and its ratio to the measured one with an interval over samples."""
     rms, first = map(prediction.root_mean_square, predicted)
     norms, measured = (runs.norms(errors[-1:])[0] for errors in (predicted.errors, run.errors))
     ratio = estimates.bootstrap(
@@ -137,7 +137,7 @@ def prediction_column(predicted: studies.Predicted, run: studies.Run, key) -> Pa
 
 
 def bounds_column(bounded: studies.Bounded, gains: Gains) -> Part:
-    """Both bounds along the run, and by how much they exceed the error at its end."""
+    """Return both bounds along the run, and by how much they exceed the error at its end."""
     arrays = {
         "measured_norms": bounded.measured, "gronwall": bounded.gronwall,
         "remainder": bounded.remainder, "local_norms": bounded.local,
@@ -154,7 +154,7 @@ def bounds_column(bounded: studies.Bounded, gains: Gains) -> Part:
 
 
 def ledger_column(whole: ledger.Ledger, num_nodes: int, sites: list[str]) -> Part:
-    """The mean ledger [steps, sites], its sites in the order of the network, and its defects."""
+    """Return the mean ledger [steps, sites], its sites in the order of the network, and its defects."""
     names, table = ledger.as_table(whole)
     in_order = [name for name in sites if name in names]
     table = table[..., np.array([names.index(name) for name in in_order])]
@@ -165,7 +165,7 @@ def ledger_column(whole: ledger.Ledger, num_nodes: int, sites: list[str]) -> Par
 
 
 def divergence_column(path_kl, run: studies.Run, w2_lower) -> Part:
-    """Path KL from its terms [steps, batch], and the bracket of W2."""
+    """Return path KL from its terms [steps, batch], and the bracket of W2."""
     kl = estimates.mean_interval(jnp.sum(path_kl, axis=0))
     upper = divergences.w2_coupling(run.xs[-1], run.xs_hat[-1])
     row = interval("path_kl", kl) | interval("w2", upper) | {"w2_lower": w2_lower}
@@ -173,7 +173,7 @@ def divergence_column(path_kl, run: studies.Run, w2_lower) -> Part:
 
 
 def fan_column(steps: diffusion.Steps, terms, error) -> Part:
-    """The exact fan [steps, batch, ...] on its own grid, and what it leaves of the error."""
+    """Return the exact fan [steps, batch, ...] on its own grid, and its defect."""
     miss = runs.norms((terms.sum(0) - error)[None]) / runs.norms(error[None])
     return {"fan_norms": runs.norms(terms), "fan_t": steps.t}, {
         "fan_relative_residual": jnp.median(miss)

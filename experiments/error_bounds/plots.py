@@ -176,10 +176,10 @@ def _nice_gain(difference) -> float:
     return max(1.0, max(m * power for m in (1, 2, 5) if m * power <= limit))
 
 
-def _title(config, what: str) -> str:
+def _title(config, subject: str) -> str:
     sampler = config.get("sampler", "").upper()
     model = Path(str(config.get("checkpoint", ""))).name
-    return f"{what}: {model}, {sampler}, {config.get('num_steps', '?')} steps"
+    return f"{subject}: {model}, {sampler}, {config.get('num_steps', '?')} steps"
 
 
 FIGURES = {"error_vs_step": draw_errors, "ledger": draw_ledger, "samples": draw_samples}

@@ -222,9 +222,9 @@ def forward(spec: ModuleSpec | None) -> None:
     runpy.run_module(name, run_name="__main__", alter_sys=True)
 
 
-def by_part(found: dict[str, tuple[dict, Any]]) -> dict[str, Any]:
+def by_part(done: dict[str, tuple[dict, Any]]) -> dict[str, Any]:
     """Return the arrays of `parts` under "<part>/<name>"."""
-    return {f"{part}/{name}": value for part, (arrays, _) in found.items()
+    return {f"{part}/{name}": value for part, (arrays, _) in done.items()
             for name, value in arrays.items()}  # fmt: skip
 
 

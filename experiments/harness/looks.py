@@ -1,9 +1,8 @@
-"""Figures and tables from saved results, a file an experiment. Needs matplotlib, neither JAX nor a
-display.
+"""Looks that all figures share. Needs matplotlib, neither JAX nor a display.
 
-Each draws what `store.load` gives, `write(folder)` puts the figure beside the numbers, and
-`paper_figures` draws the same.
-"""  # fmt: skip
+An experiment's plots draw what `store.load` gives; `command.main` puts the figures beside the
+numbers, and `paper_figures` draws the same.
+"""
 
 from typing import Any
 
