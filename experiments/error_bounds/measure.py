@@ -125,7 +125,7 @@ def error_column(run: studies.Run) -> Part:
 
 
 def prediction_column(predicted: studies.Predicted, run: studies.Run, key) -> Part:
-    """Return the predicted error, and its ratio to the measured one with an interval over samples."""
+    """Return the predicted error, and its ratio to the measured one with an interval."""
     rms, first = map(prediction.root_mean_square, predicted)
     norms, measured = (runs.norms(errors[-1:])[0] for errors in (predicted.errors, run.errors))
     ratio = estimates.bootstrap(
@@ -154,7 +154,7 @@ def bounds_column(bounded: studies.Bounded, gains: Gains) -> Part:
 
 
 def ledger_column(whole: ledger.Ledger, num_nodes: int, sites: list[str]) -> Part:
-    """Return the mean ledger [steps, sites], its sites in the order of the network, and its defects."""
+    """Return the mean ledger [steps, sites], sites in the order of the network, and defects."""
     names, table = ledger.as_table(whole)
     in_order = [name for name in sites if name in names]
     table = table[..., np.array([names.index(name) for name in in_order])]
