@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import functools
 import inspect
 import operator
 import runpy
@@ -9,7 +10,6 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from importlib.machinery import ModuleSpec
-from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import Any, NamedTuple
 
@@ -176,11 +176,15 @@ def main(experiment: Experiment, argv=None) -> int:
     import jax
 
     config, output = parse(experiment, argv)
+    options: dict[str, Any] = {"progress": sys.stderr.isatty()}
     start = time.perf_counter()
     try:
         check(config)
         folder = store.check_writable(output)
-        arrays, rows = experiment.measure(config, **_options(experiment, folder))
+        if experiment.resumes:
+            options |= {"keep": functools.partial(store.save_part, folder),
+                        "kept": functools.partial(store.load_part, folder)}  # fmt: skip
+        arrays, rows = experiment.measure(config, **options)
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -199,14 +203,6 @@ def main(experiment: Experiment, argv=None) -> int:
     tables.show(experiment.table(rows))
     print(f"{seconds:.0f} s; results in {folder}")
     return 0
-
-
-def _options(experiment: Experiment, folder: Path) -> dict[str, Any]:
-    options: dict[str, Any] = {"progress": sys.stderr.isatty()}
-    if experiment.resumes:
-        options["keep"] = lambda *part: store.save_part(folder, *part)
-        options["kept"] = lambda name, mark: store.load_part(folder, name, mark)
-    return options
 
 
 def forward(spec: ModuleSpec | None) -> None:
