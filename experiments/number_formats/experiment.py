@@ -27,9 +27,7 @@ from experiments.number_formats.data import LAWS, ROW, Pool, pooled, tensors
 from experiments.number_formats.formats import ENTRIES, FAMILIES, Entry
 from qdiffjax import compiling
 from qdiffjax._checks import require
-from qdiffjax.quant import noise
-from qdiffjax.quant.formats.blocks import BlockFormat, block_scale, nvfp4_scale
-from qdiffjax.quant.qtensor import quantization_error
+from qdiffjax.quant import BlockFormat, block_scale, noise, nvfp4_scale, quantization_error
 
 RATIOS = np.geomspace(1.0, 1 / 8, 18)  # of the full range
 

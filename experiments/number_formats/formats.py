@@ -2,12 +2,8 @@
 
 from typing import Any, NamedTuple
 
+from qdiffjax.quant import IntFormat, LogFormat, absmax_scale, lloyd_max, nf4
 from qdiffjax.quant.formats import blocks, floats
-from qdiffjax.quant.formats.blocks import absmax_scale
-from qdiffjax.quant.formats.codebook_fits import lloyd_max
-from qdiffjax.quant.formats.codebooks import nf4
-from qdiffjax.quant.formats.integers import IntFormat
-from qdiffjax.quant.formats.logarithmic import LogFormat
 
 
 class Entry(NamedTuple):

@@ -12,11 +12,8 @@ from qdiffjax.analysis.bounds import laws, pathwise
 from qdiffjax.analysis.errors import propagation, runs
 from qdiffjax.analysis.gains import log_norm_gains, step_gains
 from qdiffjax.diffusion import NoiseLevel, gaussian
-from qdiffjax.quant import rounding
+from qdiffjax.quant import IntFormat, fake_quant, nf4, rounding
 from qdiffjax.quant.formats import floats
-from qdiffjax.quant.formats.codebooks import nf4
-from qdiffjax.quant.formats.integers import IntFormat
-from qdiffjax.quant.straight_through import fake_quant
 
 NUM_NODES = 9
 TANH_CURVATURE = 4 / 27**0.5  # max |tanh''|

@@ -12,5 +12,15 @@ the simulation with `quant.fake_quant`, forward and reverse.
 """
 
 from qdiffjax.kernels.backends import GPU, REFERENCE, TPU, TPU_INTERPRETED, XLA, Path, tpu_path
-from qdiffjax.kernels.operands import narrow
+from qdiffjax.kernels.operands import (
+    FLOAT8,
+    Native,
+    Summed,
+    check_format,
+    narrow,
+    native,
+    quantized,
+    rounded_codes,
+    summed,
+)
 from qdiffjax.kernels.ops import conv, matmul, rounded, stochastic_codes

@@ -8,11 +8,9 @@ from typing import Any
 import jax
 
 from qdiffjax._checks import require
-from qdiffjax.kernels import Path, backends, narrow
-from qdiffjax.kernels.operands import check_format, summed
+from qdiffjax.kernels import Path, backends, check_format, narrow, summed
 from qdiffjax.precision.rules import SiteQuant
-from qdiffjax.quant import ActivationGrid, IntFormat, QTensor, quantize
-from qdiffjax.quant.formats import Format
+from qdiffjax.quant import ActivationGrid, Format, IntFormat, QTensor, quantize
 from qdiffjax.sites import Site
 
 

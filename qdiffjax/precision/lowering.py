@@ -11,19 +11,21 @@ import jax.numpy as jnp
 
 from qdiffjax import kernels
 from qdiffjax._checks import require
-from qdiffjax.kernels import Path, products, xla
+from qdiffjax.kernels import (
+    Path,
+    Summed,
+    check_format,
+    native,
+    products,
+    quantized,
+    rounded_codes,
+    xla,
+)
 from qdiffjax.kernels.derivatives import (
     Operands,
     simulated_conv,
     straight_through,
     with_derivative,
-)
-from qdiffjax.kernels.operands import (
-    Summed,
-    check_format,
-    native,
-    quantized,
-    rounded_codes,
 )
 from qdiffjax.precision.calibration import Calibration, over_steps, site_inputs, static_grid
 from qdiffjax.precision.codes import stored, unstored, weight_codes
@@ -31,8 +33,7 @@ from qdiffjax.precision.quantized import Quantized
 from qdiffjax.precision.recipe import Recipe
 from qdiffjax.precision.rules import SiteQuant, quantize_site, token_axes
 from qdiffjax.precision.weights import round_weights
-from qdiffjax.quant import ActivationGrid, QTensor, dequantize
-from qdiffjax.quant.granularity import expand
+from qdiffjax.quant import ActivationGrid, QTensor, dequantize, expand
 from qdiffjax.sites.plan import Site
 from qdiffjax.sites.products import Conv, Dot
 from qdiffjax.sites.transforming import Rule

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from qdiffjax._checks import require
-from qdiffjax.quant.formats.integers import MAX_BITS, MIN_BITS
+from qdiffjax.quant import MAX_BITS, MIN_BITS
 from qdiffjax.sites import Site, match
 from qdiffjax.sites.listing import suggest
 

@@ -10,8 +10,7 @@ import numpy as np
 
 from qdiffjax._typing import EpsFn
 from qdiffjax.precision.recipe import Recipe
-from qdiffjax.quant import IntFormat, absmax, fake_quant
-from qdiffjax.quant.formats import Format
+from qdiffjax.quant import Format, IntFormat, absmax, fake_quant
 from qdiffjax.sites import Site, rules, transform
 
 

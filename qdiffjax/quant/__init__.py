@@ -80,6 +80,8 @@ from qdiffjax.quant.formats import (
     FP16,
     GAUSSIAN,
     LAPLACE,
+    MAX_BITS,
+    MIN_BITS,
     MXFP4,
     MXFP6_E2M3,
     MXFP6_E3M2,
@@ -113,6 +115,7 @@ from qdiffjax.quant.formats import (
     quantile_codebook,
 )
 from qdiffjax.quant.granularity import (
+    expand,
     inverse,
     per_channel,
     per_group,

@@ -11,8 +11,7 @@ import numpy as np
 from experiments.bench.products import Product, multiply
 from experiments.harness import timing
 from qdiffjax import kernels
-from qdiffjax.kernels import XLA, narrow
-from qdiffjax.kernels.operands import FLOAT8, quantized
+from qdiffjax.kernels import FLOAT8, XLA, narrow, quantized
 from qdiffjax.quant import E4M3FN, E5M2, ActivationGrid, IntFormat, QTensor, dequantize
 
 INT8, INT4 = IntFormat(8), IntFormat(4)

@@ -15,7 +15,7 @@ from qdiffjax.analysis.certificates.pairs import Pair
 from qdiffjax.labels import Kind, bound
 from qdiffjax.precision import Quantized, quantize_site
 from qdiffjax.quant import ActivationGrid
-from qdiffjax.quant.granularity import expand as expand_scale
+from qdiffjax.quant import expand as expand_scale
 from qdiffjax.sites.listing import expand, suggest, trace
 from qdiffjax.sites.plan import CALLS, Plan, Site
 
