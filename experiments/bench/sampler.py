@@ -57,13 +57,6 @@ class Config:
     seed: int = option(0, "Seed of the noise.")
 
 
-def lowered(target: subject.Subject, weight_bits, activation_bits, x) -> precision.Quantized:
-    """Return the subject in real low precision, without the floats that it no longer reads."""
-    recipe = target.recipe(weight_bits, activation_bits)
-    q = precision.lower(target.calibration, recipe)
-    return precision.drop_weights(q, x, jnp.float32(0))
-
-
 def networks(target: subject.Subject, x, num_orders: int) -> dict[str, precision.Quantized]:
     """Return what is sampled from, by name."""
     denoiser = target.denoiser
@@ -73,7 +66,9 @@ def networks(target: subject.Subject, x, num_orders: int) -> dict[str, precision
         versions[f"simulated {width}"] = q
         for order in range(1, num_orders):
             versions[f"{ORDER} {order} {width}"] = dataclasses.replace(q, rule=reordered(order))
-        versions[f"lowered {width}"] = lowered(target, *bits, x)
+        lowered = precision.lower(target.calibration, target.recipe(*bits))
+        # Without the floats that it no longer reads.
+        versions[f"lowered {width}"] = precision.drop_weights(lowered, x, jnp.float32(0))
     return versions
 
 

@@ -44,7 +44,11 @@ def finish(fn: Callable, *args):
 
 def scan(call_of: Callable, steps: diffusion.Steps) -> Callable:
     """Return the sampler (q, x_T) -> x_0, one scan over calls of call_of(q): what is compiled."""
-    return lambda q, x_T: diffusion.sample(call_of(q), x_T, steps, keep_trajectory=False).x_0
+
+    def sampler(q, x_T):
+        return diffusion.sample(call_of(q), x_T, steps, keep_trajectory=False).x_0
+
+    return sampler
 
 
 def compare(

@@ -113,11 +113,11 @@ def effort(config: Config) -> tuple[int, float]:
     return config.repeats, config.least_ms / 1e3
 
 
-def group(ways: list[Callable[[], Case]], config: Config, left: Callable[[], float]):
+def group(ways: list[Callable[[], Case]], config: Config, left: float):
     """Compile all ways side by side, then time one after another: (arrays, rows)."""
     made = [way() for way in ways]
     jobs = [functools.partial(cases.compile_case, case) for case in made]
-    compiled = timing.with_limit(jobs, max(1.0, min(config.stall, left())))
+    compiled = timing.with_limit(jobs, max(1.0, min(config.stall, left)))
     arrays, rows = {}, []
     for case, programs in zip(made, compiled, strict=True):
         measure = functools.partial(cases.measure, case, programs, *effort(config))
@@ -133,12 +133,10 @@ def run(config: Config, *, progress: bool = False, keep=None, kept=None):
     square = Product((config.ceiling,) * 2, (config.ceiling,) * 2)
     listed = {"ceilings": (square, ceilings), **products(config)}
 
-    def left() -> float:
-        return end - time.monotonic()
-
     def measure(name):
         problem, ways = listed[name]
-        if left() <= 0:
+        left = end - time.monotonic()
+        if left <= 0:
             return {}, {"rows": [{"name": "all", "failed": "not reached"}]}
         arrays, rows = group(ways(problem), config, left)
         return arrays, {"rows": rows + cases.torch_rows(problem, *effort(config))}

@@ -87,11 +87,9 @@ def rounding_cost(name: str, chip: str) -> tpu.TpuCost:
     """Return the cost of rounding alone of [4096, 1280]: nearest, or at random."""
     path = kernels.tpu_path(blocks=TABLE[chip])
     x, scale, bits = S((4096, 1280), BF16), S((1, 1280), F32), S((4096, 1280), jnp.uint32)
-    if name == "rounded":
-        run: Callable = functools.partial(kernels.rounded, format=INT8, path=path)
-        return tpu.tpu_cost(run, x, scale, topology=chip)
-    run = functools.partial(kernels.stochastic_codes, format=INT8, path=path)
-    return tpu.tpu_cost(run, x, scale, bits, topology=chip)
+    fn: Callable = kernels.rounded if name == "rounded" else kernels.stochastic_codes
+    args = (x, scale) if name == "rounded" else (x, scale, bits)
+    return tpu.tpu_cost(functools.partial(fn, format=INT8, path=path), *args, topology=chip)
 
 
 def floor(shape: Product, way: Way | None, chip: str) -> float:
@@ -110,7 +108,6 @@ def is_product(op: tpu.Op) -> bool:
 
 def reason(error: str) -> str:
     """Return the compiler's words that say what it cannot do, or its first line."""
-    for word in ("Mosaic", "Not Implemented", "RESOURCE_EXHAUSTED"):
-        if word in error:
-            return error[error.rindex(word) :].splitlines()[0][:160].strip()
-    return error.splitlines()[0][:160]
+    words = ("Mosaic", "Not Implemented", "RESOURCE_EXHAUSTED")
+    told = next((error[error.rindex(word) :] for word in words if word in error), error)
+    return told.splitlines()[0][:160].strip()
