@@ -42,12 +42,8 @@ def scan_counts(params: dict) -> tuple[int, int]:
 
 def sub_jaxprs(eqn: Any) -> list:
     """Return every jaxpr among an equation's parameters."""
-    found = []
-    for value in eqn.params.values():
-        for item in value if isinstance(value, (tuple, list)) else (value,):
-            if is_jaxpr(item):
-                found.append(item)
-    return found
+    values = (v if isinstance(v, (tuple, list)) else (v,) for v in eqn.params.values())
+    return [item for items in values for item in items if is_jaxpr(item)]
 
 
 def vector_loader(interpret: Any) -> Any:

@@ -6,6 +6,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from qdiffjax._checks import require
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -32,11 +34,11 @@ def is_absent(value) -> bool:
 
 def check_present(name: str, operands) -> None:
     """Raise ValueError if an operand of the site `name` is absent."""
-    if any(map(is_absent, operands)):
-        raise ValueError(
-            f"{name}: got parameters that were dropped, expected arrays; run it with the rule and "
-            "the site inputs that they were dropped for, or with the full parameters."
-        )
+    require(
+        not any(map(is_absent, operands)), name, got="parameters that were dropped",
+        expected="arrays", remedy="run it with the rule and the site inputs that they were dropped "
+        "for, or with the full parameters",
+    )  # fmt: skip
 
 
 def shapes(tree):

@@ -12,6 +12,7 @@ import jax
 from jax.ad_checkpoint import checkpoint_name
 
 from qdiffjax import _compat
+from qdiffjax._checks import require
 from qdiffjax.sites.absent import shapes
 from qdiffjax.sites.plan import MARK, Label, Names, Plan, Site, make_plan
 
@@ -47,23 +48,22 @@ def trace(fn, args) -> Traced:
     plan, results = make_plan(jaxpr, labels, names)
     names.use(None, results)
     out_leaves, out_tree = jax.tree.flatten(out_shape)
-    found = [_edge_site("input", args[1]), *plan.sites()]
-    if len(out_leaves) == 1:
-        found.append(_edge_site("output", out_leaves[0]))
-    return Traced(jaxpr, consts, plan, tuple(found), tuple(names.opaque),
-                  tuple(names.uses), out_tree)  # fmt: skip
+    outputs = [_edge_site("output", leaf) for leaf in out_leaves if len(out_leaves) == 1]
+    listed = (_edge_site("input", args[1]), *plan.sites(), *outputs)
+    return Traced(jaxpr, consts, plan, listed, tuple(names.opaque), tuple(names.uses), out_tree)
 
 
 def _argument_labels(args) -> list[Label]:
-    if len(args) < 2 or len(jax.tree.leaves(args[1])) != 1:
-        raise TypeError(
-            f"A denoiser takes (params, x, ...) with one array x; got {len(args)} arguments, the "
-            "second of which is not one array. Wrap your function to that signature."
-        )
-    labels = []
-    for path, leaf in jax.tree_util.tree_leaves_with_path(args[0]):
-        size = math.prod(getattr(leaf, "shape", ()))  # a Python number has no shape
-        labels.append(Label(frozenset({(path_name(path), size)})))
+    require(
+        len(args) > 1 and len(jax.tree.leaves(args[1])) == 1, "denoiser", error=TypeError,
+        got=f"{len(args)} arguments, the second of which is not one array",
+        expected="(params, x, ...) with one array x", remedy="wrap your function to that signature",
+    )  # fmt: skip
+    labels = [
+        # A Python number has no shape.
+        Label(frozenset({(path_name(path), math.prod(getattr(leaf, "shape", ())))}))
+        for path, leaf in jax.tree_util.tree_leaves_with_path(args[0])
+    ]
     labels.append(Label(sites=frozenset({"input"}), is_data=True))
     labels += [Label(is_data=True) for _ in jax.tree.leaves(args[2:])]
     return labels

@@ -12,6 +12,76 @@ from typing import Any, NamedTuple
 from qdiffjax import _compat
 from qdiffjax.sites.products import Conv, Dot, contract_axes, product_of
 
+MARK = "site:"  # prefix of the names that `sites.site` gives to its identities
+PRODUCTS = {"dot_general": "dot", "conv_general_dilated": "conv"}
+# Equations whose body is walked into, and the parameter that holds it.
+CALLS = {
+    "jit": "jaxpr",
+    "pjit": "jaxpr",
+    "closed_call": "call_jaxpr",
+    "core_call": "call_jaxpr",
+    "call": "call_jaxpr",
+    "custom_jvp_call": "call_jaxpr",
+    "checkpoint": "jaxpr",
+    "remat": "jaxpr",
+    "remat2": "jaxpr",
+    "scan": "jaxpr",
+}
+HIDDEN_PRODUCTS = {*PRODUCTS, "ragged_dot", "ragged_dot_general", "scaled_dot", "pallas_call"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Site:
+    """One operation of a network that can be given its own precision.
+
+    Attributes:
+      name: path of its weight, or common path of the sites upstream plus `dot_0`, `dot_1`, ...;
+        `[i]` is the iteration of a scan over layers, `#2` the second use of one weight.
+      kind: "dot", "conv", "input", "output" or "mark".
+      weight: which operand is the weight, 0 or 1; None if all operands are activations.
+      weight_path: path of the parameter the weight comes from; tied sites share it.
+      shapes: of the operands.
+      out_shape: of the result.
+      contract_axes: for each operand, its axes that are summed over.
+      macs: multiply-accumulates of one call at the shapes it was listed with.
+      parameters: number of elements of the weight operand.
+      loops: lengths of the scans around it, outermost first.
+      product: which axes multiply and how, or None if it is no product.
+    """
+
+    name: str
+    kind: str
+    weight: int | None
+    weight_path: str | None
+    shapes: tuple[tuple[int, ...], ...]
+    out_shape: tuple[int, ...]
+    contract_axes: tuple[tuple[int, ...], ...]
+    macs: int = 0
+    parameters: int = 0
+    loops: tuple[int, ...] = ()
+    product: Dot | Conv | None = None
+
+    @property
+    def activations(self) -> tuple[int, ...]:
+        """Indices of the operands that are activations."""
+        return tuple(i for i in range(len(self.shapes)) if i != self.weight)
+
+
+class Plan(NamedTuple):
+    """One entry per equation: None, a Site, or the Plan of the jaxpr it calls."""
+
+    entries: tuple
+
+    def sites(self) -> list[Site]:
+        """All sites, in the order of evaluation, loops not yet expanded."""
+        listed: list[Site] = []
+        for entry in self.entries:
+            if isinstance(entry, Site):
+                listed.append(entry)
+            elif entry is not None:
+                listed.extend(entry.sites())
+        return listed
+
 
 class Label(NamedTuple):
     """Where a value comes from.
@@ -82,77 +152,6 @@ def common_folder(names) -> str:
     return "/".join(shared)
 
 
-MARK = "site:"  # prefix of the names that `sites.site` gives to its identities
-PRODUCTS = {"dot_general": "dot", "conv_general_dilated": "conv"}
-# Equations whose body is walked into, and the parameter that holds it.
-CALLS = {
-    "jit": "jaxpr",
-    "pjit": "jaxpr",
-    "closed_call": "call_jaxpr",
-    "core_call": "call_jaxpr",
-    "call": "call_jaxpr",
-    "custom_jvp_call": "call_jaxpr",
-    "checkpoint": "jaxpr",
-    "remat": "jaxpr",
-    "remat2": "jaxpr",
-    "scan": "jaxpr",
-}
-HIDDEN_PRODUCTS = {*PRODUCTS, "ragged_dot", "ragged_dot_general", "scaled_dot", "pallas_call"}
-
-
-@dataclasses.dataclass(frozen=True)
-class Site:
-    """One operation of a network that can be given its own precision.
-
-    Attributes:
-      name: path of its weight, or common path of the sites upstream plus `dot_0`, `dot_1`, ...;
-        `[i]` is the iteration of a scan over layers, `#2` the second use of one weight.
-      kind: "dot", "conv", "input", "output" or "mark".
-      weight: which operand is the weight, 0 or 1; None if all operands are activations.
-      weight_path: path of the parameter the weight comes from; tied sites share it.
-      shapes: of the operands.
-      out_shape: of the result.
-      contract_axes: for each operand, its axes that are summed over.
-      macs: multiply-accumulates of one call at the shapes it was listed with.
-      parameters: number of elements of the weight operand.
-      loops: lengths of the scans around it, outermost first.
-      product: which axes multiply and how, or None if it is no product.
-    """
-
-    name: str
-    kind: str
-    weight: int | None
-    weight_path: str | None
-    shapes: tuple[tuple[int, ...], ...]
-    out_shape: tuple[int, ...]
-    contract_axes: tuple[tuple[int, ...], ...]
-    macs: int = 0
-    parameters: int = 0
-    loops: tuple[int, ...] = ()
-    product: Dot | Conv | None = None
-
-    @property
-    def activations(self) -> tuple[int, ...]:
-        """Indices of the operands that are activations."""
-        return tuple(i for i in range(len(self.shapes)) if i != self.weight)
-
-
-class Plan(NamedTuple):
-    """One entry per equation: None, a Site, or the Plan of the jaxpr it calls."""
-
-    entries: tuple
-
-    def sites(self) -> list[Site]:
-        """All sites, in the order of evaluation, loops not yet expanded."""
-        found: list[Site] = []
-        for entry in self.entries:
-            if isinstance(entry, Site):
-                found.append(entry)
-            elif entry is not None:
-                found.extend(entry.sites())
-        return found
-
-
 def make_plan(jaxpr, labels: Sequence[Label], names: Names, loops=()) -> tuple[Plan, list[Label]]:
     """Plan a jaxpr whose constants and inputs carry `labels`; also returns its outputs' labels."""
     env: dict[Any, Label] = {}
@@ -170,31 +169,33 @@ def make_plan(jaxpr, labels: Sequence[Label], names: Names, loops=()) -> tuple[P
 
 
 def _plan_eqn(eqn, labels, names: Names, loops):
-    name = eqn.primitive.name
-    joined = join(labels)
-    unchanged = None, [joined] * len(eqn.outvars)
-    if name in PRODUCTS and joined.is_data:
-        site = _product_site(eqn, labels, names, loops)
-        return site, [Label(sites=frozenset({site.name}), is_data=True)]
-    if name == "name" and eqn.params["name"].startswith(MARK) and joined.is_data:
-        shape = tuple(eqn.invars[0].aval.shape)
-        marked = names.of_weight(eqn.params["name"].removeprefix(MARK))
-        site = Site(marked, "mark", None, None, (shape,), shape, ((),), loops=loops)
-        return site, [Label(sites=frozenset({site.name}), is_data=True)]
+    name, joined = eqn.primitive.name, join(labels)
+    outs = [joined] * len(eqn.outvars)
     if not joined.is_data:
-        return unchanged
+        return None, outs
+    if name in PRODUCTS or _is_mark(eqn):
+        site_fn = _product_site if name in PRODUCTS else _marked_site
+        site = site_fn(eqn, labels, names, loops)
+        return site, [Label(sites=frozenset({site.name}), is_data=True)]
     if name in CALLS:
         plan_fn = _plan_scan if name == "scan" else _plan_call
         plan, outs = plan_fn(eqn, labels, names, loops)
         if plan.sites():
             return plan, outs
-        names.use(None, labels)  # run whole, it takes all its operands
-        return None, outs
-    names.use(None, labels)
-    if not hides_products(eqn):
-        return unchanged
-    names.opaque.append(f"{name} hides {', '.join(sorted(_hidden(eqn)))}")
-    return unchanged
+    elif hidden := _hidden(eqn):
+        names.opaque.append(f"{name} hides {', '.join(sorted(hidden))}")
+    names.use(None, labels)  # run whole, it takes all its operands
+    return None, outs
+
+
+def _is_mark(eqn) -> bool:
+    return eqn.primitive.name == "name" and eqn.params["name"].startswith(MARK)
+
+
+def _marked_site(eqn, labels, names: Names, loops) -> Site:
+    shape = tuple(eqn.invars[0].aval.shape)
+    name = names.of_weight(eqn.params["name"].removeprefix(MARK))
+    return Site(name, "mark", None, None, (shape,), shape, ((),), loops=loops)
 
 
 def _plan_call(eqn, labels, names: Names, loops):
@@ -238,9 +239,8 @@ def _product_site(eqn, labels, names: Names, loops) -> Site:
         names.use(name if i == weight else None, [label])
     product = product_of(eqn)
     contract = contract_axes(product, shapes)
-    summed = math.prod(shapes[0][a] for a in contract[0])
-    if isinstance(product, Conv):  # groups see their own channels only
-        summed = math.prod(shapes[1][a] for a in contract[1])
+    side = int(isinstance(product, Conv))  # groups of channels see their own only: count by kernel
+    summed = math.prod(shapes[side][a] for a in contract[side])
     parameters = 0 if weight is None else math.prod(shapes[weight])
     return Site(
         name, PRODUCTS[eqn.primitive.name], weight, path, shapes, out_shape, contract,
@@ -249,18 +249,10 @@ def _product_site(eqn, labels, names: Names, loops) -> Site:
 
 
 def _hidden(eqn) -> set[str]:
-    found: set[str] = set()
-    for jaxpr in _compat.sub_jaxprs(eqn):
-        inner, _ = _compat.open_jaxpr(jaxpr)
-        for sub in inner.eqns:
-            if sub.primitive.name in HIDDEN_PRODUCTS:
-                found.add(sub.primitive.name)
-            found |= _hidden(sub)
-            if sub.primitive.name == "name" and sub.params["name"].startswith(MARK):
-                found.add("a marked site")
-    return found | ({eqn.primitive.name} & (HIDDEN_PRODUCTS - set(PRODUCTS)))
-
-
-def hides_products(eqn) -> bool:
-    """Say whether an equation is or contains a product or a marked site that it hides."""
-    return bool(_hidden(eqn))
+    """Names of the products and marked sites that an equation is or contains, but hides."""
+    hidden = {eqn.primitive.name} & (HIDDEN_PRODUCTS - set(PRODUCTS))
+    inner = [s for jaxpr in _compat.sub_jaxprs(eqn) for s in _compat.open_jaxpr(jaxpr)[0].eqns]
+    for sub in inner:
+        hidden |= {sub.primitive.name} & HIDDEN_PRODUCTS | _hidden(sub)
+        hidden |= {"a marked site"} if _is_mark(sub) else set()
+    return hidden

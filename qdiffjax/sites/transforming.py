@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from qdiffjax import _compat
+from qdiffjax._checks import require
 from qdiffjax.sites import absent
 from qdiffjax.sites.listing import Traced, expand, suggest, trace
-from qdiffjax.sites.plan import Plan, Site
+from qdiffjax.sites.plan import CALLS, Plan, Site
 
 # rule(site, op, operands, inputs) -> (result, outputs): `op(*operands)` is the operation itself,
 # `inputs` what the caller passed for this site (or None), `outputs` what the caller gets back.
@@ -77,8 +78,8 @@ def _evaluate(jaxpr, plan: Plan, args, rule, inputs, outputs: dict) -> list:
         elif isinstance(entry, Site):
             results = [_at_site(eqn, entry, values, rule, inputs, outputs)]
         else:
-            results, found = _call(eqn, entry, values, rule, inputs)
-            outputs.update(found)
+            results, own = _call(eqn, entry, values, rule, inputs)
+            outputs.update(own)
         env.update(zip(eqn.outvars, results, strict=True))
     return [read(v) for v in jaxpr.outvars]
 
@@ -100,8 +101,7 @@ def _call(eqn, plan: Plan, values, rule, inputs) -> tuple[list, dict]:
     own = {s.name: inputs[s.name] for s in plan.sites() if s.name in inputs}
     if eqn.primitive.name == "scan":
         return _scan(eqn, plan, values, rule, own)
-    key = "jaxpr" if "jaxpr" in eqn.params else "call_jaxpr"
-    inner, consts = _compat.open_jaxpr(eqn.params[key])
+    inner, consts = _compat.open_jaxpr(eqn.params[CALLS[eqn.primitive.name]])
 
     def body(own, values):
         outputs: dict[str, Any] = {}
@@ -141,15 +141,16 @@ def _stack_loops(traced: Traced, site_inputs: dict) -> dict:
             raise ValueError(f"site_inputs names no site: {name!r}. {suggest(name, names)}")
     stacked = {}
     for template in traced.sites:
-        given = [site_inputs[s.name] for s in expand(template) if s.name in site_inputs]
-        if not given:
+        inputs = [site_inputs[s.name] for s in expand(template) if s.name in site_inputs]
+        if not inputs:
             continue
-        if len(given) < math.prod(template.loops):
-            raise ValueError(
-                f"site_inputs has {len(given)} of the {math.prod(template.loops)} iterations of "
-                f"{template.name}; a scan needs all or none: give the others neutral values."
-            )
-        stacked[template.name] = _stack(given, template.loops)
+        num = math.prod(template.loops)
+        require(
+            len(inputs) == num, "site_inputs", got=f"{len(inputs)} of {template.name}",
+            expected=f"all {num} iterations or none, for a scan",
+            remedy="give the others neutral values",
+        )  # fmt: skip
+        stacked[template.name] = _stack(inputs, template.loops)
     return stacked
 
 

@@ -202,7 +202,7 @@ def test_a_scanned_site_named_without_its_iteration_is_refused():
 def test_a_scan_wants_inputs_for_all_its_iterations():
     net = worlds.layers()
     g = transform(net.fn, rules.perturb)
-    with pytest.raises(ValueError, match=r"2 of the 3 iterations of layers/kernel.*neutral"):
+    with pytest.raises(ValueError, match=r"got 2 of layers/kernel, expected all 3 iterations.*neutral"):
         g(*net.args, site_inputs={f"layers/kernel[{i}]": jnp.zeros((2, 4)) for i in (0, 2)})
 
 
