@@ -69,7 +69,6 @@ def lower(
     return Quantized(c.eps_fn, c.params, stored(inputs, c.sites, path), lower_site(path))
 
 
-@functools.cache
 def lower_site(path: Path | None = None) -> Rule:
     """Return the rule that multiplies codes, on a path of `kernels`; None is the platform's.
 
@@ -80,7 +79,11 @@ def lower_site(path: Path | None = None) -> Rule:
     operand, and an `ActivationGrid`, or None, for each activation operand. What kernels do not
     multiply is simulated: `lowering_of` says where and why. Derivatives are the simulation's.
     """
+    return _rule(path)
 
+
+@functools.cache  # one function for each path: rules are compared by identity
+def _rule(path: Path | None) -> Rule:
     def rule(site: Site, op: Callable, operands: tuple, inputs: SiteQuant | None):
         if inputs is None:
             return op(*operands), None

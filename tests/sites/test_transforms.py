@@ -202,11 +202,13 @@ def test_a_scanned_site_named_without_its_iteration_is_refused():
 def test_a_scan_wants_inputs_for_all_its_iterations():
     net = worlds.layers()
     g = transform(net.fn, rules.perturb)
-    with pytest.raises(ValueError, match=r"got 2 of layers/kernel, expected all 3 iterations.*neutral"):
+    with pytest.raises(
+        ValueError, match=r"got 2 of layers/kernel, expected all 3 iterations.*neutral"
+    ):
         g(*net.args, site_inputs={f"layers/kernel[{i}]": jnp.zeros((2, 4)) for i in (0, 2)})
 
 
 @pytest.mark.parametrize("args", [(PARAMS,), (PARAMS, {"x": X, "y": X}, T), (PARAMS, None, T)])
 def test_a_function_of_another_signature_is_refused_with_a_remedy(args):
-    with pytest.raises(TypeError, match=r"\(params, x, \.\.\.\).*Wrap your function"):
+    with pytest.raises(TypeError, match=r"\(params, x, \.\.\.\).*wrap your function"):
         list_sites(lambda *a: X, *args)
