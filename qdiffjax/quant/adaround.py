@@ -37,7 +37,7 @@ def adaround_init(x: Array, scale: Array) -> Array:
     Raises:
       ValueError: as `fake_quant`.
     """
-    x, scale = check_arguments(x, scale, None, IntFormat(8))
+    x, scale = check_arguments(x, scale)
     v = in_steps(x, scale.astype(compute_dtype(x)))
     part = v - jnp.floor(v)
     return jnp.log((part - STRETCH_LOW) / (STRETCH_HIGH - part))

@@ -26,10 +26,8 @@ from qdiffjax.quant.formats import (
 )
 from qdiffjax.quant.granularity import (
     Shape,
-    check_divides,
     check_finite,
     check_like,
-    check_positive,
     compute_dtype,
     divide_small,
     expand,
@@ -78,16 +76,13 @@ def fake_quant_dual(
       ValueError: shapes that do not divide, a concrete scale that is not positive, or a static
         format without negative numbers.
     """
-    x = jnp.asarray(x)
-    dtype = compute_dtype(x)
+    x, negative = qtensor.check_arguments(x, negative_scale)
+    x, positive = qtensor.check_arguments(x, positive_scale)
     _check_two_sided(format)
-    scales = tuple(jnp.asarray(s) for s in (negative_scale, positive_scale))
-    for scale in scales:
-        check_divides(x.shape, scale.shape)
-        check_positive(scale)
     if x.size == 0:  # a scale of its own for each of no elements is no scale
         return x
-    negative, positive = (expand(s.astype(dtype), x.shape) for s in scales)
+    scales = (a.astype(compute_dtype(x)) for a in (negative, positive))
+    negative, positive = (expand(a, x.shape) for a in scales)
     scale = jnp.broadcast_to(jnp.where(x < 0, negative, positive), x.shape)
     return fake_quant(x, scale, format=format, round_fn=round_fn)
 
@@ -206,7 +201,7 @@ def fake_quant_codebook(
       ValueError: shapes that do not divide, a concrete scale that is not positive, or concrete
         levels that do not ascend.
     """
-    x, scale = qtensor.check_arguments(x, scale, None, CodebookFormat(jnp.asarray(levels)))
+    x, scale = qtensor.check_arguments(x, scale, format=CodebookFormat(jnp.asarray(levels)))
     scale, levels, wide = (jnp.asarray(a).astype(compute_dtype(x)) for a in (scale, levels, x))
     v, fixed = jax.lax.stop_gradient((in_steps(x, scale), levels))
     slack = 2 * jnp.finfo(v.dtype).eps * (fixed[-1] - fixed[0])  # as in `fake_quant`

@@ -25,6 +25,7 @@ from qdiffjax.quant.granularity import (
     group,
     normal_or_one,
 )
+from qdiffjax.quant.qtensor import check_arguments
 from qdiffjax.quant.straight_through import fake_quant, fake_quant_codes, with_value
 
 
@@ -205,8 +206,8 @@ def fake_quant_fractional(x: Array, clip: Array, bits: Array, *, signed: bool = 
       ValueError: shapes that do not divide, a concrete clip that is not positive, or concrete
         bits out of range.
     """
-    x, clip, bits = jnp.asarray(x), jnp.asarray(clip), jnp.asarray(bits)
-    _check_clip(x, clip)
+    x, clip = check_arguments(x, clip)
+    bits = jnp.asarray(bits)
     _check_bits(x, bits, least=2 if signed else 1)
     dtype = compute_dtype(x)
     clip, bits = clip.astype(dtype), bits.astype(dtype)
@@ -250,9 +251,8 @@ def fake_quant_parametric(x: Array, scale: Array, clip: Array) -> Array:
     Raises:
       ValueError: shapes that do not divide, or a concrete scale or clip that is not positive.
     """
-    x, scale, clip = jnp.asarray(x), jnp.asarray(scale), jnp.asarray(clip)
-    for parameter in (scale, clip):
-        _check_clip(x, parameter)
+    x, scale = check_arguments(x, scale)
+    x, clip = check_arguments(x, clip)
     dtype = compute_dtype(x)
     wide, end = x.astype(dtype), expand(clip.astype(dtype), x.shape)
     no_end = jnp.asarray(jnp.inf, dtype)
@@ -300,12 +300,6 @@ def scale_at(clip: Array, bits: Array) -> Array:
         expected="more than 1, the sign's own",
     )
     return clip / (jnp.exp2(bits - 1) - 1)
-
-
-def _check_clip(x, clip):
-    compute_dtype(x)
-    check_divides(x.shape, clip.shape)
-    check_positive(clip)
 
 
 def _check_bits(x, bits, least):

@@ -139,7 +139,7 @@ def steps(x: Array, scale: Array, zero: Array, format: Format, round_fn) -> Arra
 
 
 def check_arguments(
-    x: Array, scale: Array, zero_point: Array | None, format: Format
+    x: Array, scale: Array, zero_point: Array | None = None, format: Format | None = None
 ) -> tuple[Array, Array]:
     """Return x and scale as arrays.
 
@@ -154,7 +154,8 @@ def check_arguments(
     if zero_point is not None:
         check_divides(x.shape, jnp.shape(zero_point))
         require(
-            has_equal_steps(format), "zero_point", got=f"one for {format}", expected="None",
+            format is None or has_equal_steps(format), "zero_point",
+            got=f"one for {format}", expected="None",
             remedy="only integer grids shift, of at least 2 bits or IntFormat(1, signed=False), "
             "not the binary format {-1, +1}",
         )  # fmt: skip

@@ -164,7 +164,7 @@ def fake_quant_codes(
     Raises:
       TypeError, ValueError: as `fake_quant`, or concrete codes with qmin > qmax.
     """
-    x, scale = qtensor.check_arguments(x, scale, zero_point, IntFormat(8))
+    x, scale = qtensor.check_arguments(x, scale, zero_point)
     require(
         isinstance(qmin, jax.core.Tracer) or concrete_all(lambda q: q >= qmin, qmax),
         "qmin, qmax",

@@ -45,9 +45,8 @@ def matmul(x, w: QTensor, *, activation: ActivationGrid | None, bias, act_fn, ou
 def takes(x, w: QTensor, activation: ActivationGrid | None) -> bool:
     """Whether the tensor cores multiply such codes: w symmetric, x with one zero point at most."""
     left = x if activation is None else activation
-    if native(w).zero is not None:
-        return False
-    if isinstance(left.format, IntFormat) != isinstance(w.format, IntFormat):
+    is_mixed = isinstance(left.format, IntFormat) != isinstance(w.format, IntFormat)
+    if is_mixed or native(w).zero is not None:
         return False
     if not isinstance(left.format, IntFormat):
         return left.format == w.format and w.format in (E4M3FN, E5M2)
