@@ -44,19 +44,19 @@ def _with_derivative_jvp(kernel, simulation, primals, tangents):
 def simulated_matmul(act_fn, out_dtype, operands: Operands) -> Array:
     """Return act(x_hat w_hat + bias) [M, N] in float32, differentiable."""
     x, w, activation, bias = operands
-    y = jnp.matmul(straight_through(x, activation, (1,)), dequantize(w))
+    y = jnp.matmul(simulated_operand(x, activation, (1,)), dequantize(w))
     return finish(y, bias, act_fn, out_dtype)
 
 
 def simulated_conv(window: dict, act_fn, out_dtype, operands: Operands) -> Array:
     """Return act(x_hat * w_hat + bias) [B, *out, N] in float32, differentiable."""
     x, w, activation, bias = operands
-    x = straight_through(x, activation, tuple(range(1, x.ndim)))
+    x = simulated_operand(x, activation, tuple(range(1, x.ndim)))
     y = jax.lax.conv_general_dilated(x, dequantize(w), **window)
     return finish(y, bias, act_fn, out_dtype)
 
 
-def straight_through(x, grid: ActivationGrid | None, axes: tuple[int, ...]) -> Array:
+def simulated_operand(x, grid: ActivationGrid | None, axes: tuple[int, ...]) -> Array:
     """Return float32 of x as a kernel sees it, whose derivative passes the rounding."""
     if grid is None:
         return dequantize(x) if isinstance(x, QTensor) else x.astype(jnp.float32)

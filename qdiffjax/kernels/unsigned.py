@@ -1,8 +1,8 @@
-"""A product that JAX has not: unsigned times signed bytes, summed in int32.
+"""Matrix product of uint8 and int8 with int32 accumulation.
 
-`lax.dot_general` accepts the pair and, on a CPU, widens both to int32 first (JAX 0.10 to 0.11),
-which is twenty times slower than what XLA does if it sees the bytes. So this is a primitive of its
-own that says them. It has no derivative: those who multiply codes have rules of their own.
+XLA's CPU backend has a fast instruction for it, but `lax.dot_general` widens both operands to int32
+first (JAX 0.10 to 0.11), which takes twenty times as long; this primitive keeps the bytes. It has
+no derivative: those who multiply codes have rules of their own.
 """
 
 import functools

@@ -24,7 +24,7 @@ from qdiffjax.kernels import (
 from qdiffjax.kernels.derivatives import (
     Operands,
     simulated_conv,
-    straight_through,
+    simulated_operand,
     with_derivative,
 )
 from qdiffjax.precision.calibration import Calibration, over_steps, site_inputs, static_grid
@@ -213,7 +213,7 @@ def _codes_dot(site: Site, product: Dot, operands, inputs: SiteQuant):
 
     def simulation(args):
         a, b = (
-            straight_through(x, args[1].get(i), product.contract[i]) for i, x in enumerate(args[0])
+            simulated_operand(x, args[1].get(i), product.contract[i]) for i, x in enumerate(args[0])
         )
         return jax.lax.dot_general(a, b, dims).astype(product.dtype)
 

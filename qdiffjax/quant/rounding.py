@@ -66,7 +66,7 @@ def dithered(x: Array, dither: Array) -> Array:
     theorems 5 and 6; Wannamaker et al. 2000, section V). With rectangular noise this is
     `stochastic`. The theorem of the triangular law needs equal steps: on floats it holds within
     binades, at whose upper ends the noise is cut. Noise that is subtracted again is
-    `dither.fake_quant_subtractive`.
+    `fake_quant_subtractive`.
 
     Evaluated as n + round(x - n + d), n = round(x), where the difference is exact: the sum
     x + d rounds in floating point and would bias large x. Where x + d is a tie, n wins.
