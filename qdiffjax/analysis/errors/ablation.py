@@ -104,9 +104,9 @@ def forecast(
 
 
 def rerun(q: Quantized, xs, steps: Steps, first: Array | int, on: dict[str, Array]) -> Array:
-    """Final samples x_0 [batch, *shape] of the full-precision run with one step's sites quantized.
+    """Return the final samples of the full-precision run with one step's sites quantized.
 
-    Costs the steps from `first` on; for a sampler without noise.
+    x_0 [batch, *shape]. Costs the steps from `first` on; for a sampler without noise.
 
     Args:
       q: the denoiser and its quantization.

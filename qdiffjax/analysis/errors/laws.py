@@ -81,11 +81,11 @@ def fit_floor(num_steps, squared_errors) -> Floor:
 def _least_squares(design, targets) -> tuple[np.ndarray, np.ndarray]:
     """Return coefficients [2, *shape] and their standard errors for targets [M, *shape]."""
     flat = targets.reshape(targets.shape[0], -1)
-    found, *_ = np.linalg.lstsq(design, flat, rcond=None)
-    residual = np.sum((flat - design @ found) ** 2, axis=0) / (design.shape[0] - 2)
+    fitted, *_ = np.linalg.lstsq(design, flat, rcond=None)
+    residual = np.sum((flat - design @ fitted) ** 2, axis=0) / (design.shape[0] - 2)
     spread = np.sqrt(np.diag(np.linalg.inv(design.T @ design))[:, None] * residual)
     shape = (2, *targets.shape[1:])
-    return found.reshape(shape), spread.reshape(shape)
+    return fitted.reshape(shape), spread.reshape(shape)
 
 
 def guidance_gain(scale, correlation) -> Array:

@@ -64,12 +64,12 @@ def squared_error_share(x: Array, x_0: Array, x_hat_0: Array) -> Array:
 
 
 def total(ledger: Ledger) -> Array:
-    """Sum of all entries [batch]."""
+    """Return the sum of all entries [batch]."""
     return jnp.sum(as_table(ledger)[1], axis=(1, 2))
 
 
 def defect(ledger: Ledger) -> Array:
-    """Completeness defect |sum of entries - change| / |change| of each sample [batch].
+    """Return the completeness defect |sum of entries - change| / |change| of each sample [batch].
 
     Raises:
       ValueError: the ledger has no change (an ablation ledger).
@@ -174,7 +174,7 @@ def inject(
     key: Key | None = None,
     per_call: PyTree = None,
 ) -> Array:
-    """Final sample of the full-precision sampler with recorded local errors injected.
+    """Return the final sample of the full-precision sampler with recorded local errors injected.
 
         x_{i+1} = F_i(x_i; taps amounts_{i,l} r_{i,l}),   r recorded on the quantized run
 
@@ -209,7 +209,7 @@ def inject(
 
 
 def as_table(ledger: Ledger) -> tuple[tuple[str, ...], Array]:
-    """Names of the sites and their contributions as one array [batch, N, num_sites]."""
+    """Return the names of the sites and their contributions as one array [batch, N, num_sites]."""
     names = tuple(ledger.contributions)
     return names, jnp.stack([ledger.contributions[n] for n in names], axis=-1)
 

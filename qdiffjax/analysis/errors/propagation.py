@@ -25,6 +25,7 @@ from qdiffjax.analysis.errors.runs import (
     add,
     along,
     at,
+    current,
     difference,
     noises,
     norms,
@@ -35,7 +36,7 @@ from qdiffjax.diffusion import Steps, as_point
 
 
 def propagate(call: CallFn, xs, steps: Steps, local_errors) -> Any:
-    """First-order accumulated error along a run (C): one JVP a step, no Jacobian.
+    """Return the first-order error along a run (C): one JVP a step, no Jacobian.
 
         v_{i+1} = (c_x I + c_eps D eps(x_i, t_i)) v_i + e_i,   v_0 = 0
 
@@ -99,7 +100,7 @@ def run_suffix(call: CallFn, x, first, steps: Steps, *, key: Key | None = None) 
 
 
 def fan(call: CallFn, xs_hat, steps: Steps, *, key: Key | None = None) -> Any:
-    """Exact contribution of each step's local error to the final error (A); the reference.
+    """Return the exact contribution of each step's local error to the final error (A).
 
         term_i = Phi_{i+1}(x_hat_{i+1}) - Phi_i(x_hat_i),   Phi_i = run_suffix from step i
 
@@ -123,7 +124,7 @@ def fan(call: CallFn, xs_hat, steps: Steps, *, key: Key | None = None) -> Any:
 
 
 def gauss_legendre(num_nodes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Nodes and weights [num_nodes] of the Gauss-Legendre rule on [0, 1]; one node = midpoint."""
+    """Return nodes and weights [num_nodes] of the Gauss-Legendre rule on [0, 1]; one: midpoint."""
     nodes, weights = np.polynomial.legendre.leggauss(num_nodes)
     return (nodes + 1) / 2, weights / 2
 
@@ -168,7 +169,7 @@ def propagate_second_order(
     return SecondOrder(*along(push, run, (zero, zero), local_errors, second_local_errors))
 
 
-def predicted_failure(found: SecondOrder, steps: Steps) -> Array:
+def predicted_failure(orders: SecondOrder, steps: Steps) -> Array:
     """Return the predicted relative error of first order at the final sample [batch].
 
         |q_N| / |v_N|
@@ -179,5 +180,5 @@ def predicted_failure(found: SecondOrder, steps: Steps) -> Array:
     direction of activation errors is unknown, not their size), nor third order, nor a flip to
     another mode beyond the curvature that announces it.
     """
-    first, second = (norms(steps.coeffs.current(as_point(at(a, -1)).x)[None])[0] for a in found)
+    first, second = (norms(current(at(a, -1), steps)[None])[0] for a in orders)
     return second / first

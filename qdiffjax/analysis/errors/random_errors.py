@@ -57,7 +57,7 @@ def final_variance(call: CallFn, xs, steps: Steps, eps_variances, probes) -> Var
       xs: states of the full-precision run [N+1, batch, *shape].
       steps: the sampler, leaves [N].
       eps_variances: r, of every element of the prediction [N, batch, *shape].
-      probes: v [num, batch, *shape], see `probes.signs`.
+      probes: v [num, batch, *shape], see `runs.signs`.
     """
     xs = wide(xs)
     like = current(at(xs, 0), steps)
@@ -114,18 +114,18 @@ def mean_bias(
     return probed(one, jax.random.split(key, num))
 
 
-def average_variance(x, how: ActivationGrid) -> Array:
+def average_variance(x, grid: ActivationGrid) -> Array:
     """Return the variance of rounding each element of an activation operand x [*shape].
 
-        stochastic (how has a key):   s^2 / 6,      nearest:   s^2 / 12
+        stochastic (grid has a key):   s^2 / 6,      nearest:   s^2 / 12
 
     averaged over a uniform fractional part, with s the distance of the neighbours on the grid: zero
     on the grid itself and outside the range, where the error is no rounding. What
     earlier roundings move by a step or more has any fractional part on the quantized run, however
     small the step, whatever the full-precision run's is.
     """
-    down, up = _neighbours(x, how)
-    return (up - down) ** 2 / (12 if how.key is None else 6)
+    down, up = _neighbours(x, grid)
+    return (up - down) ** 2 / (12 if grid.key is None else 6)
 
 
 def activation_variances(
@@ -149,7 +149,7 @@ def activation_variances(
       q: the denoiser and its quantization.
       x_T: initial noise [batch, *shape].
       steps: the sampler, leaves [N].
-      probes: v [num, batch, *shape], see `probes.signs`.
+      probes: v [num, batch, *shape], see `runs.signs`.
       key: noise of a stochastic sampler.
       per_call: inputs of the quantized denoiser, leaves [N, ...].
 
@@ -161,15 +161,17 @@ def activation_variances(
     def one(x_T, z, vs):
         def backward(ls, slices):
             (t, coeffs, z, inputs), x = slices
-            hows = merge(q.site_inputs, inputs)
+            grids = merge(q.site_inputs, inputs)
 
             def f(x, taps):
                 return step_with_outputs(tapped, t, coeffs, z, taps)(x)
 
-            zeros = zeros_of(jax.eval_shape(lambda: f(x, dict.fromkeys(hows, ()))[1]))
+            zeros = zeros_of(jax.eval_shape(lambda: f(x, dict.fromkeys(grids, ()))[1]))
             _, vjp, seen = jax.vjp(f, x, zeros, has_aux=True)
             before, bars = jax.lax.map(vjp, ls)
-            cells = {name: _total(bars[name], seen[name], hows[name].activations) for name in hows}
+            cells = {
+                name: _total(bars[name], seen[name], grids[name].activations) for name in grids
+            }
             return before, cells
 
         table = (steps.times(x_T), steps.coeffs, z, per_call)
@@ -235,7 +237,7 @@ def weight_variances(
 
 
 def _tap(site, op, operands, inputs):
-    """Rule that adds `inputs`, a tuple, to the activation operands and returns these."""
+    """Add `inputs`, a tuple, to the activation operands and return these: a rule."""
     if inputs is None:
         return op(*operands), None
     values = list(operands)
@@ -245,7 +247,7 @@ def _tap(site, op, operands, inputs):
 
 
 def _tap_weight(site, op, operands, inputs):
-    """Rule that adds `inputs` to the weight operand."""
+    """Add `inputs` to the weight operand: a rule."""
     if inputs is None:
         return op(*operands), None
     values = list(operands)
@@ -253,12 +255,12 @@ def _tap_weight(site, op, operands, inputs):
     return op(*values), None
 
 
-def _total(bars, operands, hows) -> Array:
+def _total(bars, operands, grids) -> Array:
     """Return sum_j mean_v bar_j^2 r_j over the operands of one site, at least in float32."""
     cells = [
-        jnp.sum(_wide(jnp.mean(_wide(bar) ** 2, axis=0)) * _wide(average_variance(operand, how)))
-        for bar, operand, how in zip(bars, operands, hows, strict=False)
-        if how is not None
+        jnp.sum(_wide(jnp.mean(_wide(bar) ** 2, axis=0)) * _wide(average_variance(operand, grid)))
+        for bar, operand, grid in zip(bars, operands, grids, strict=False)
+        if grid is not None
     ]
     return jnp.sum(jnp.stack(cells)) if cells else jnp.zeros((), jnp.float32)
 
@@ -267,6 +269,6 @@ def _wide(x) -> Array:
     return x.astype(float_dtype(x))
 
 
-def _neighbours(x, how: ActivationGrid) -> tuple[Array, Array]:
+def _neighbours(x, grid: ActivationGrid) -> tuple[Array, Array]:
     """Return the grid's neighbours of x below and above [*shape]; one number if x is on it."""
-    return tuple(precision.round_activation(x, how, fn) for fn in (jnp.floor, jnp.ceil))
+    return tuple(precision.round_activation(x, grid, fn) for fn in (jnp.floor, jnp.ceil))

@@ -84,7 +84,7 @@ def wide(points) -> Any:
 
 
 def noises(key: Key | None, steps: Steps, like: Array) -> Array | None:
-    """The noise of every step [N, *like.shape] as `sample` draws it, or None without a key.
+    """Return the noise of every step [N, *like.shape] as `sample` draws it, or None without a key.
 
     Raises:
       ValueError: no key for steps that add noise; traced coefficients are not checked.

@@ -1,11 +1,11 @@
-"""When errors amplify: exact gains of flows and samplers on data whose law is known.
+"""Bounds of what the exact flow multiplies errors by, on data of a known class.
 
-Levels are s = sigma_edm = sigma / alpha; where no process is named, errors are in x_t / alpha, in
-which the probability-flow ODE of the optimal denoiser multiplies them by exp of the integral of
-(N - 1) / s over the s it passes, N = Cov[x_0 | x_t] / s^2. In x_t itself multiply by
-alpha_s / alpha_t. The survey, sections 2.2 and 5, calls accumulation exponential: that is the
-exception, near boundaries between modes and below `onset`. The same results for the steps of a
-sampler are in bounds.py.
+Levels are s = sigma_edm = sigma / alpha; errors are in x_t / alpha, in which the probability-flow
+ODE of the optimal denoiser multiplies them by exp of the integral of (N - 1) / s over the s it
+passes, N = Cov[x_0 | x_t] / s^2. In x_t itself multiply by alpha_s / alpha_t. The survey, sections
+2.2 and 5, calls accumulation exponential: that is the exception, near boundaries between modes and,
+for a mixture of N(mu_k, r^2 I) with |mu_k| <= R, below s^2 = R^2 - r^2. The same results for the
+steps of a sampler are in bounds/pathwise.py.
 """
 
 import jax.numpy as jnp
@@ -51,7 +51,7 @@ def mixture_flow_gain(sigma_edm, sigma_edm_end, radius, std) -> Array:
     (N - 1) / s with `bounds.mixture_posterior`, all s' from 0 up. Attained between two opposite
     centres. Special cases: R = 0 Gaussian data; r = 0 data in a ball of radius R and nothing
     else known, (s' / s) exp(R^2 (1/s'^2 - 1/s^2) / 2), attained by two opposite points, vacuous
-    as s' -> 0. Continuous flow; `euler_gains` for steps.
+    as s' -> 0. Of the continuous flow.
     """
     start, end = (std**2 + jnp.asarray(s) ** 2 for s in (sigma_edm, sigma_edm_end))
     return jnp.sqrt(end / start) * jnp.exp(radius**2 / 2 * (1 / end - 1 / start))
