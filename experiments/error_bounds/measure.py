@@ -85,13 +85,14 @@ def columns(config, setting: Setting) -> dict[str, Callable[[Any, studies.Run], 
         full_call(q), quantized_call(q), x, companion, key=key
     ))  # fmt: skip
     lower = compiled(divergences.w2_lower)
+    bound = jax.jit(studies.bounded)
     fan = compiled(lambda q, x: studies.fanned(q, x, fan_steps, key=key))
 
     def bounds(q, run):
         run = run.first(num_bound)
         ends = full_gains(), gains(denoiser.params, run.xs_hat)  # of each segment
         larger = jax.tree.map(jnp.maximum, *ends)
-        return bounds_column(studies.bounded(run, propagate(q, run), larger.norms), larger)
+        return bounds_column(bound(run, propagate(q, run), larger.norms), larger)
 
     def attribution(q, run):
         known = q, x_T[:num_ledger], xs[-1, :num_ledger]
@@ -124,15 +125,20 @@ def error_column(run: studies.Run) -> Part:
     return arrays, {"measured_rmse": arrays["error_rms"][-1]}
 
 
+@jax.jit
+def over_measured(predicted, measured, key) -> estimates.Estimate:
+    """Return the ratio of root mean squares of norms [batch], with its interval over samples."""
+    return estimates.bootstrap(
+        lambda p, m: jnp.sqrt(jnp.sum(p**2) / jnp.sum(m**2)), predicted, measured, key=key, num=1000
+    )
+
+
 def prediction_column(predicted: studies.Predicted, run: studies.Run, key) -> Part:
     """Return the predicted error, and its ratio to the measured one with an interval."""
     rms, first = map(prediction.root_mean_square, predicted)
     norms, measured = (runs.norms(errors[-1:])[0] for errors in (predicted.errors, run.errors))
-    ratio = estimates.bootstrap(
-        lambda p, m: jnp.sqrt(jnp.sum(p**2) / jnp.sum(m**2)), norms, measured, key=key, num=1000
-    )
     row = {"predicted_rmse": rms[-1], "first_order_rmse": first[-1],
-           **interval("predicted_over_measured", ratio)}  # fmt: skip
+           **interval("predicted_over_measured", over_measured(norms, measured, key))}  # fmt: skip
     return {"predicted_rms": rms, "first_order_rms": first, "predicted_final_norms": norms}, row
 
 
