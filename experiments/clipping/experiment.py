@@ -101,12 +101,9 @@ def run(config: Config, **options):
     clipped pixel. Options as `command.parts`.
     """
     steps_of = functools.partial(diffusion.ddim, num_steps=config.num_steps)
-    study = subject.prepare(config.checkpoint, steps_of, config.sites, config.seed)
-    denoiser, steps = study.denoiser, steps_of(study.denoiser.schedule)
-    alphas = denoiser.schedule.exact(np.r_[steps.t[0], steps.s].astype(int)).alpha
-    full = diffusion.bind(denoiser.eps_fn, denoiser.params)
-    x_T = subject.noise(denoiser, config.num_samples, config.seed)
-    xs = compiling.compiled(lambda x: diffusion.sample(full, x, steps).xs)(x_T)
+    study, steps, _, x_T, full = subject.run_in_full(config, steps_of)
+    times = np.r_[steps.t[0], steps.s].astype(int)
+    alphas, xs = study.denoiser.schedule.exact(times).alpha, full.xs
     sample = compiling.compiled(lambda q: diffusion.sample(quantized_call(q), x_T, steps).xs)
 
     def outside(low, high):

@@ -121,9 +121,9 @@ def run(config: Config, *, progress: bool = False, keep: Callable | None = None,
     Returns:
       arrays: common ones, and those of each width under "W8A8/name"; rows: the table.
     """
-    setting = measure.prepare(config)
-    sample = compiled(lambda q, x, xs: studies.measured(q, x, xs, setting.steps, key=setting.key))
-    columns = measure.columns(config, setting)
+    full = measure.prepare(config)
+    sample = compiled(lambda q, x, xs: studies.measured(q, x, xs, full.steps, key=full.key))
+    columns = measure.columns(config, full)
     widths = {f"W{weight}A{activation}": (weight, activation)
               for weight, activation in config.widths()}  # fmt: skip
 
@@ -132,8 +132,8 @@ def run(config: Config, *, progress: bool = False, keep: Callable | None = None,
         row: dict[str, Any] = {"weight_bits": weight_bits, "activation_bits": activation_bits}
         arrays: dict[str, np.ndarray] = {}
         start = time.perf_counter()
-        q = setting.subject.quantized(weight_bits, activation_bits)
-        pair = sample(q, setting.x_T, setting.xs)
+        q = full.subject.quantized(weight_bits, activation_bits)
+        pair = sample(q, full.x_T, full.run.xs)
         with tqdm(columns.items(), disable=not progress, unit="column") as bar:
             for column_name, column in bar:
                 bar.set_description(f"{name} {column_name}")
@@ -144,14 +144,14 @@ def run(config: Config, *, progress: bool = False, keep: Callable | None = None,
 
     mark = store.fingerprint(
         {name: value for name, value in dataclasses.asdict(config).items()
-         if name not in ("weight_bits", "activation_bits")}, setting.subject.mark(),
+         if name not in ("weight_bits", "activation_bits")}, full.subject.mark(),
     )  # fmt: skip
     done = command.parts(widths, measure_width, mark, keep=keep, kept=kept)
     rows = []
     for arrays, row in done.values():
         cells = table.top_cells(arrays["ledger"], arrays["sites"])
         rows.append(row | {"top_cells": [cell._asdict() for cell in cells]})
-    return measure.common(setting) | command.by_part(done), rows
+    return measure.common(full) | command.by_part(done), rows
 
 
 EXPERIMENT = command.experiment(

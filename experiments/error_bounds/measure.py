@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,48 +21,33 @@ SLACK = 1 + 1e-4  # float32 rounding of norms that are compared
 Part = tuple[dict[str, Any], dict[str, Any]]  # arrays and a row
 
 
-class Setting(NamedTuple):
-    """What all widths share: a denoiser, its sampler and noise, and the full-precision run xs."""
-
-    subject: subject.Subject
-    steps: diffusion.Steps
-    key: jax.Array | None
-    x_T: jax.Array
-    xs: jax.Array
-
-
-def prepare(config) -> Setting:
-    """Load, calibrate and run in full precision.
+def prepare(config) -> subject.FullRun:
+    """Calibrate, and run in full precision.
 
     Raises:
       ValueError: the samples are not finite.
     """
-    steps_of = functools.partial(subject.SAMPLERS[config.sampler], num_steps=config.num_steps)
-    prepared = subject.prepare(config.checkpoint, steps_of, config.sites, config.seed)
-    ranges = calibration.widened(prepared.ranges, ("input", "output"), config.edge_margin)
-    denoiser, steps = prepared.denoiser, steps_of(prepared.denoiser.schedule)
-    x_T = subject.noise(denoiser, config.num_samples, config.seed)
-    key = subject.noise_key(steps, config.seed)
-    full = diffusion.bind(denoiser.eps_fn, denoiser.params)
-    xs = compiled(lambda x: diffusion.sample(full, x, steps, key=key).xs)(x_T)
-    if not bool(jnp.isfinite(xs).all()):
+    sampler = functools.partial(subject.SAMPLERS[config.sampler], num_steps=config.num_steps)
+    full = subject.run_in_full(config, sampler)
+    if not bool(jnp.isfinite(full.run.xs).all()):
         raise ValueError("the full-precision samples are not finite; the checkpoint is unusable")
-    return Setting(dataclasses.replace(prepared, ranges=ranges), steps, key, x_T, xs)
+    ranges = calibration.widened(full.subject.ranges, ("input", "output"), config.edge_margin)
+    return full._replace(subject=dataclasses.replace(full.subject, ranges=ranges))
 
 
-def common(setting: Setting) -> dict[str, np.ndarray]:
+def common(full: subject.FullRun) -> dict[str, np.ndarray]:
     """Return the arrays that do not depend on the width."""
-    return {"t": np.asarray(setting.steps.t), "samples": np.asarray(setting.xs[-1, :8]),
-            "signal_rms": np.asarray(prediction.root_mean_square(setting.xs))}  # fmt: skip
+    return {"t": np.asarray(full.steps.t), "samples": np.asarray(full.run.xs[-1, :8]),
+            "signal_rms": np.asarray(prediction.root_mean_square(full.run.xs))}  # fmt: skip
 
 
-def columns(config, setting: Setting) -> dict[str, Callable[[Any, studies.Run], Part]]:
+def columns(config, full: subject.FullRun) -> dict[str, Callable[[Any, studies.Run], Part]]:
     """Return the columns by name: (q, measured run) -> (arrays, row).
 
     Each is compiled at its first width, for all later ones.
     """
-    here, steps, key, x_T, xs = setting
-    denoiser, seed = here.denoiser, config.seed
+    here, steps, key, x_T, run_in_full = full
+    xs, denoiser, seed = run_in_full.xs, here.denoiser, config.seed
     sites = [site.name for site in here.sites]
     companion = diffusion.ddim(denoiser.schedule, config.num_steps, eta=1.0)
     num_steps = min(config.num_steps, config.max_fan_steps)

@@ -143,16 +143,11 @@ def run(config: Config, **options):
     RMS error of each sample. Options as `command.parts`.
     """
     steps_of = functools.partial(subject.SAMPLERS[config.sampler], num_steps=config.num_steps)
-    study = subject.prepare(config.checkpoint, steps_of, config.sites, config.seed)
-    denoiser, steps = study.denoiser, steps_of(study.denoiser.schedule)
-    key = subject.noise_key(steps, config.seed)
-    x_T = subject.noise(denoiser, config.num_samples, config.seed)
-    full = diffusion.bind(denoiser.eps_fn, denoiser.params)
-    xs = compiled(lambda x: diffusion.sample(full, x, steps, key=key).states)(x_T)
+    study, steps, key, x_T, full = subject.run_in_full(config, steps_of)
     both = compiled(lambda q, xs: compare(q, x_T, xs, steps, key))
 
     def measure(width: str):
-        compared = both(study.quantized(*parse_width(width)), xs)
+        compared = both(study.quantized(*parse_width(width)), full.states)
         arrays = {name: np.asarray(value) for name, value in compared.items()}
         return arrays, {"kind": "width", "width": width} | summary(arrays, config.tolerance)
 

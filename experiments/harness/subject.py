@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ import numpy as np
 
 from experiments.harness import store
 from qdiffjax import diffusion, precision
+from qdiffjax.compiling import compiled
 from qdiffjax.denoiser import Denoiser
 from qdiffjax.networks import denoisers
 from qdiffjax.networks.configs import PREDICTIONS
@@ -157,3 +158,27 @@ def observe(denoiser: Denoiser, steps: diffusion.Steps, seed: int) -> calibratio
         lambda p, x, key: calibration.observe_ranges(denoiser.eps_fn, p, steps, x, key=key)
     )
     return run(denoiser.params, x_T, jax.random.key(seed + 1_000_004))
+
+
+class FullRun(NamedTuple):
+    """A calibrated denoiser and its full-precision run.
+
+    steps: the sampler; key: of its own noise, None where it adds none; x_T: the initial noise
+    [num_samples, *shape].
+    """
+
+    subject: Subject
+    steps: diffusion.Steps
+    key: jax.Array | None
+    x_T: jax.Array
+    run: diffusion.Trajectory
+
+
+def run_in_full(config, steps_of) -> FullRun:
+    """Calibrate the checkpoint of a config, with its sites and seed, and draw its samples."""
+    study = prepare(config.checkpoint, steps_of, config.sites, config.seed)
+    denoiser, steps = study.denoiser, steps_of(study.denoiser.schedule)
+    x_T, key = noise(denoiser, config.num_samples, config.seed), noise_key(steps, config.seed)
+    full = diffusion.bind(denoiser.eps_fn, denoiser.params)
+    run = compiled(lambda x: diffusion.sample(full, x, steps, key=key))(x_T)
+    return FullRun(study, steps, key, x_T, run)
