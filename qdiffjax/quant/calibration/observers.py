@@ -27,6 +27,8 @@ from qdiffjax.quant.formats import Format, check_equal_steps
 from qdiffjax.quant.granularity import Shape, compute_dtype, expand
 from qdiffjax.quant.qtensor import quantization_error
 
+LEAST_EXPONENT = -100  # of the width of a histogram: all-zero data, and no overflow in 1 / width
+
 
 class Observer(NamedTuple):
     """Functions that watch data.
@@ -110,9 +112,6 @@ def seen_range(state: RangeState) -> tuple[Array, Array]:
     is_empty = jnp.isinf(state.low) & jnp.isinf(state.high) & (state.low > state.high)
     low, high = (jnp.where(is_empty, 0.0, end) for end in state[:2])
     return low, high
-
-
-LEAST_EXPONENT = -100  # of the width of a histogram: all-zero data, and no overflow in 1 / width
 
 
 class HistogramState(NamedTuple):

@@ -4,7 +4,8 @@ A code is sign | exponent field E | mantissa field M and means, with m mantissa 
 
     (-1)^sign * (M / 2^m + [E > 0]) * 2^(max(E, 1) - bias),
 
-always a float32; arithmetic is carried out there or in float64.
+always a float32; arithmetic is carried out there or in float64, by the bits of these carriers
+(`split` and `join`).
 """
 
 import dataclasses
@@ -20,6 +21,9 @@ from qdiffjax._typing import Array
 from qdiffjax.quant import rounding
 from qdiffjax.quant.formats.base import check_integer, shift
 from qdiffjax.quant.granularity import expand
+
+Kind = Literal["finite", "fn", "ieee", "fnuz"]
+_FIELDS = ("exponent_bits", "mantissa_bits", "bias")
 
 
 class Carrier(NamedTuple):
@@ -108,10 +112,6 @@ def _with_sign_of(v, magnitude):
 
 def _integer(number, carrier):
     return jnp.asarray(number).astype(carrier.integer)
-
-
-Kind = Literal["finite", "fn", "ieee", "fnuz"]
-_FIELDS = ("exponent_bits", "mantissa_bits", "bias")
 
 
 @jax.tree_util.register_static

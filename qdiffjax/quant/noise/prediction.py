@@ -1,4 +1,7 @@
-"""Statistics of the error of one rounding, for any format, rounding and law of the input."""
+"""Statistics of the error of one rounding, and the scale that makes its square least.
+
+For any format, rounding and law of the input.
+"""
 
 import dataclasses
 import functools
