@@ -31,7 +31,6 @@ class Operands(NamedTuple):
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def with_derivative(kernel: Callable, simulation: Callable, operands) -> Array:
     """Return kernel(operands), with the derivative of simulation(operands)."""
-    del simulation
     return kernel(operands)
 
 

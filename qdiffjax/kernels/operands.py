@@ -154,7 +154,6 @@ def rounded_codes(x: Array, grid: ActivationGrid, axes: tuple[int, ...]) -> Nati
 
 def _codes_anywhere(v, low, high, zero, *, bounds: tuple[Any, Any]):
     """Bounds after the shift are constants; those before are data, each a launch on a GPU."""
-    del low, high
     shifted = jnp.round(v) + zero.astype(jnp.float32)
     return jnp.clip(shifted, *map(jnp.float32, bounds)).astype(jnp.int8)
 

@@ -305,12 +305,10 @@ def quantize_gradient(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _quantize_gradient(scale_shape, x, qmin, qmax, uniform):
-    del scale_shape, qmin, qmax, uniform
     return x
 
 
 def _quantize_gradient_fwd(scale_shape, x, qmin, qmax, uniform):
-    del scale_shape
     return x, (qmin, qmax, uniform)
 
 

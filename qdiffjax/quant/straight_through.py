@@ -226,7 +226,6 @@ def _round_straight_through(x):
 @jax.custom_jvp
 def with_value(x: Array, value: Array) -> Array:
     """Return value [*shape] with the derivative of x [*shape]; x + (value - x) would round."""
-    del x
     return value
 
 
