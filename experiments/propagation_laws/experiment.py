@@ -26,7 +26,7 @@ from experiments.harness import command, store, subject
 from experiments.harness.command import option
 from experiments.propagation_laws import measure, plots
 from qdiffjax._checks import require
-from qdiffjax.precision.recipe import check_bits
+from qdiffjax.precision import check_bits
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,9 +10,7 @@ import numpy as np
 
 from experiments.harness import subject
 from qdiffjax import compiling, diffusion, precision
-from qdiffjax.analysis.bounds import pathwise
-from qdiffjax.analysis.errors import coherence, prediction, propagation, runs
-from qdiffjax.analysis.errors import laws as scaling
+from qdiffjax.analysis import bounds, errors
 from qdiffjax.analysis.gains import step_gains
 from qdiffjax.precision import Quantized, calibration, full_call, quantized_call
 
@@ -127,22 +125,22 @@ def compare_runs(q: Quantized, x_T, xs, gains, calls, steps, key) -> dict[str, j
     full, quantized = full_call(q), quantized_call(q)
     xs_hat = diffusion.sample(quantized, x_T, steps, key=key, per_call=calls).states
     at_end = steps.coeffs.current
-    predicted = prediction.predict_errors(q, xs, steps, per_call=calls)[-1]
+    predicted = errors.predict_errors(q, xs, steps, per_call=calls)[-1]
     # Coherence and bound on a few samples: their own runs, since stochastic bits depend on
     # the size of the batch.
     n = gains.shape[-1]
     x, x_hat = xs[:, :n], xs_hat[:, :n]
     if calls is not None:
         x_hat = diffusion.sample(quantized, x_T[:n], steps, key=key, per_call=calls).states
-    e = runs.local_errors(full, quantized, x_hat, steps, per_call=calls)
-    first, rho = propagation.propagate_with_remainders(full, x, x_hat, steps, e)
-    bound, _ = pathwise.remainder_bound(gains, runs.norms(rho), first)
-    vs = runs.signs(jax.random.key(7), NUM_PROBES, at_end(x[-1]))
+    e = errors.local_errors(full, quantized, x_hat, steps, per_call=calls)
+    first, rho = errors.propagate_with_remainders(full, x, x_hat, steps, e)
+    bound, _ = bounds.remainder_bound(gains, errors.norms(rho), first)
+    vs = errors.signs(jax.random.key(7), NUM_PROBES, at_end(x[-1]))
     return {
-        "errors": prediction.root_mean_square(at_end(xs_hat[-1]) - at_end(xs[-1])),
-        "predicted": prediction.root_mean_square(at_end(predicted)),
-        "kappa": coherence.coherence_factor(coherence.probed_gram(full, x, steps, e, vs)),
-        "bound_over_measured": bound[-1] / runs.norms((x_hat - x)[-1:])[0],
+        "errors": errors.root_mean_square(at_end(xs_hat[-1]) - at_end(xs[-1])),
+        "predicted": errors.root_mean_square(at_end(predicted)),
+        "kappa": errors.coherence_factor(errors.probed_gram(full, x, steps, e, vs)),
+        "bound_over_measured": bound[-1] / errors.norms((x_hat - x)[-1:])[0],
     }
 
 
@@ -215,7 +213,7 @@ def _law(name: str, medians: dict, theory: float | None) -> list[dict]:
     """Return the row of an exponent, if there are three points to fit it to."""
     if len(medians) < 3:
         return []
-    fit = scaling.fit_exponent(list(medians), list(medians.values()))
+    fit = errors.fit_exponent(list(medians), list(medians.values()))
     return [{
         "kind": "law", "law": name, "exponent": float(fit.exponent),
         "standard_error": float(fit.standard_error), "theory": theory,
@@ -237,7 +235,7 @@ def crossovers(rows: list[dict], config) -> list[dict]:
         return []
     first = next((i for i, n in enumerate(sizes) if stochastic[n] < nearest[n]), None)
     long = [n for n in sizes if n >= min(FIT_FROM, sizes[-3])]
-    fits = [scaling.fit_floor(np.array(long), np.array([medians[n] for n in long]) ** 2)
+    fits = [errors.fit_floor(np.array(long), np.array([medians[n] for n in long]) ** 2)
             for medians in (nearest, stochastic)]  # fmt: skip
     return [{
         "kind": "crossover", "better_from": None if first is None else sizes[first],
@@ -249,7 +247,7 @@ def crossovers(rows: list[dict], config) -> list[dict]:
     }]  # fmt: skip
 
 
-def _meeting(nearest: scaling.Floor, stochastic: scaling.Floor) -> float | None:
+def _meeting(nearest: errors.Floor, stochastic: errors.Floor) -> float | None:
     """Return N at which the two fits floor + slope / N are equal, None if they never are."""
     gap, slopes = nearest.floor - stochastic.floor, stochastic.slope - nearest.slope
     return float(slopes / gap) if gap * slopes > 0 else None

@@ -22,8 +22,7 @@ from experiments.harness import command
 from experiments.harness.command import option
 from experiments.random_trials import draws, measure, plots
 from qdiffjax import labels
-from qdiffjax.analysis import divergences
-from qdiffjax.analysis.bounds import laws, pathwise
+from qdiffjax.analysis import bounds, divergences
 
 TOLERANCE = 1e-9  # relative; and 1e-12 of the largest state, the rounding of float64
 
@@ -49,16 +48,16 @@ class Config:
 
 # What each bound is, and whether its assumption is guaranteed in these worlds.
 TABLE: dict[str, tuple[Callable, bool]] = {
-    "first order + remainder": (pathwise.remainder_bound, True),
-    "radius of the remainder": (pathwise.remainder_bound, True),
-    "Gronwall, 3 nodes": (pathwise.gronwall, False),
-    "Gronwall, 9 nodes": (pathwise.gronwall, False),
-    "Gronwall, 9 nodes + curvature": (pathwise.gronwall, True),
-    "Gronwall, log-norm + curvature": (pathwise.gronwall, True),
-    "Gronwall, every x": (pathwise.gronwall, True),
-    "log-concave, DDIM": (pathwise.log_concave_bound, True),
-    "Minkowski, every x": (laws.minkowski_bound, True),
-    "Minkowski, laws": (laws.minkowski_bound, True),
+    "first order + remainder": (bounds.remainder_bound, True),
+    "radius of the remainder": (bounds.remainder_bound, True),
+    "Gronwall, 3 nodes": (bounds.gronwall, False),
+    "Gronwall, 9 nodes": (bounds.gronwall, False),
+    "Gronwall, 9 nodes + curvature": (bounds.gronwall, True),
+    "Gronwall, log-norm + curvature": (bounds.gronwall, True),
+    "Gronwall, every x": (bounds.gronwall, True),
+    "log-concave, DDIM": (bounds.log_concave_bound, True),
+    "Minkowski, every x": (bounds.minkowski_bound, True),
+    "Minkowski, laws": (bounds.minkowski_bound, True),
     "W2 lower": (divergences.w2_lower, True),
     "path KL": (divergences.path_kl, True),
     "KL of a projection": (divergences.gaussian_projected_kl, True),

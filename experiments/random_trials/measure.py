@@ -7,17 +7,14 @@ import jax.numpy as jnp
 
 from experiments.random_trials.draws import DIMS, NUM_STEPS, World
 from qdiffjax import diffusion
-from qdiffjax.analysis import divergences
-from qdiffjax.analysis.bounds import laws, pathwise
-from qdiffjax.analysis.errors import propagation, runs
+from qdiffjax.analysis import bounds, divergences, errors
 from qdiffjax.analysis.gains import log_norm_gains, step_gains
 from qdiffjax.diffusion import NoiseLevel, gaussian
-from qdiffjax.quant import IntFormat, fake_quant, nf4, rounding
-from qdiffjax.quant.formats import floats
+from qdiffjax.quant import E2M1, E3M2, E4M3FN, E5M2, IntFormat, fake_quant, nf4, rounding
 
 NUM_NODES = 9
 TANH_CURVATURE = 4 / 27**0.5  # max |tanh''|
-STATIC = (floats.E4M3FN, floats.E5M2, floats.E3M2, floats.E2M1, nf4())
+STATIC = (E4M3FN, E5M2, E3M2, E2M1, nf4())
 
 
 def table_schedule(levels: NoiseLevel):
@@ -74,10 +71,10 @@ def sup_gains(world: World, steps, family: str):
         p, s = world.params, world.levels.sigma / world.levels.alpha
         posterior = jnp.where(
             p["strength"] > 0,
-            pathwise.log_concave_posterior(s, p["strength"]),
-            pathwise.mixture_posterior(s, p["radius"], p["std"]),
+            bounds.log_concave_posterior(s, p["strength"]),
+            bounds.mixture_posterior(s, p["radius"], p["std"]),
         )
-        return pathwise.posterior_gains(table_schedule(world.levels), steps, posterior)
+        return bounds.posterior_gains(table_schedule(world.levels), steps, posterior)
     p, a, b = world.params, steps.coeffs.x, steps.coeffs.eps
     norm = functools.partial(jnp.linalg.norm, ord=2, axis=(-2, -1))
     linear = a[:, None, None] * jnp.eye(p["skip"].shape[0])[None]
@@ -97,9 +94,9 @@ def trial(world: World, family: str, key, num_samples: int):
     key_x, key_z, key_q, key_g = jax.random.split(key, 4)
     x_T = world.scale * jax.random.normal(key_x, (num_samples, DIMS))
     keys = jax.random.split(key_q, NUM_STEPS)
-    pair = runs.couple(full, quantized, x_T, steps, key=key_z, per_call=keys)
-    e, norms = pair.local_errors, runs.norms
-    first, rho = propagation.propagate_with_remainders(full, pair.xs, pair.xs_hat, steps, e)
+    pair = errors.couple(full, quantized, x_T, steps, key=key_z, per_call=keys)
+    e, norms = pair.local_errors, errors.norms
+    first, rho = errors.propagate_with_remainders(full, pair.xs, pair.xs_hat, steps, e)
     delta, local = norms(pair.errors), norms(e)
     krylov = {"key": key_g, "num_iterations": pair.xs[0, 0].size + 1}
 
@@ -108,31 +105,31 @@ def trial(world: World, family: str, key, num_samples: int):
         return step_gains(full, xs, steps, num_burn_in=0, **krylov).norms
 
     gains = jax.lax.map(at, jnp.linspace(0.0, 1.0, NUM_NODES))
-    remainder, radius = pathwise.remainder_bound(gains[0], norms(rho), first)
+    remainder, radius = bounds.remainder_bound(gains[0], norms(rho), first)
     nine = jnp.max(gains, axis=0)
     pairs = {
         "first order + remainder": (delta, remainder),
         "radius of the remainder": (norms(pair.errors - first), radius),
-        "Gronwall, 3 nodes": (delta, pathwise.gronwall(jnp.max(gains[::4], axis=0), local)),
-        "Gronwall, 9 nodes": (delta, pathwise.gronwall(nine, local)),
+        "Gronwall, 3 nodes": (delta, bounds.gronwall(jnp.max(gains[::4], axis=0), local)),
+        "Gronwall, 9 nodes": (delta, bounds.gronwall(nine, local)),
     }
     if family != "data":
         curvature = _curvature(world, steps)[:, None]
-        sound = pathwise.gains_between_nodes(nine, curvature, delta[:-1], NUM_NODES)
-        pairs["Gronwall, 9 nodes + curvature"] = delta, pathwise.gronwall(sound, local)
+        sound = bounds.gains_between_nodes(nine, curvature, delta[:-1], NUM_NODES)
+        pairs["Gronwall, 9 nodes + curvature"] = delta, bounds.gronwall(sound, local)
     if family == "multistep":
         return pairs, pair
     sup = sup_gains(world, steps, family)
-    pairs["Gronwall, every x"] = delta, pathwise.gronwall(sup[:, None], local)
+    pairs["Gronwall, every x"] = delta, bounds.gronwall(sup[:, None], local)
     spread = jnp.sqrt(jnp.mean(delta**2, axis=1))
-    minkowski = laws.minkowski_bound(sup, local).value
+    minkowski = bounds.minkowski_bound(sup, local).value
     pairs["Minkowski, every x"] = spread[:, None], minkowski[:, None]
     if family == "data":
         pairs["log-concave, DDIM"] = _log_concave(world, steps, delta, local)
     else:
         # From one end, the mean Jacobian of the segment is half its length away.
         log = log_norm_gains(full, pair.xs, steps, **krylov) + curvature * delta[:-1] / 2
-        pairs["Gronwall, log-norm + curvature"] = delta, pathwise.gronwall(log, local)
+        pairs["Gronwall, log-norm + curvature"] = delta, bounds.gronwall(log, local)
     return pairs, pair
 
 
@@ -152,7 +149,7 @@ def _log_concave(world: World, steps, delta, local):
     """Return the bound of the last state; not a number where it does not apply."""
     s = jnp.append(world.levels.sigma / world.levels.alpha, world.next_sigma_edm[-1])
     eta = local / jnp.abs(steps.coeffs.eps)[:, None]
-    last = pathwise.log_concave_bound(s, eta, world.params["strength"])
+    last = bounds.log_concave_bound(s, eta, world.params["strength"])
     applies = world.is_ddim & (world.params["strength"] > 0)
     empty = jnp.full_like(delta, jnp.nan)
     return delta, empty.at[-1].set(jnp.where(applies, last, jnp.nan))
@@ -194,10 +191,10 @@ def gaussian_trial(world: dict):
     path = jnp.sum((divergences.kl_weights(world["coeffs"]) * mean_square(full))[:-1])
     marginal = divergences.gaussian_kl(*laws)
     s = world["levels"].sigma / world["levels"].alpha
-    posterior = pathwise.log_concave_posterior(s, 1 / jnp.linalg.eigvalsh(cov)[-1])
-    gains = pathwise.posterior_gains(schedule, steps, posterior)
+    posterior = bounds.log_concave_posterior(s, 1 / jnp.linalg.eigvalsh(cov)[-1])
+    gains = bounds.posterior_gains(schedule, steps, posterior)
     local = jnp.abs(steps.coeffs.eps) * jnp.sqrt(mean_square(hat))
-    minkowski = pathwise.gronwall(gains[:, None], local[:, None])[-2, 0]
+    minkowski = bounds.gronwall(gains[:, None], local[:, None])[-2, 0]
     return {
         "path KL": (marginal, path),
         "KL of a projection": (divergences.gaussian_projected_kl(*laws, world["frame"]), marginal),

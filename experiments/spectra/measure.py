@@ -9,10 +9,9 @@ import numpy as np
 from scipy import stats
 
 from experiments.harness import subject
-from qdiffjax import compiling, diffusion
+from qdiffjax import compiling, diffusion, precision
 from qdiffjax.analysis.errors import runs
 from qdiffjax.analysis.gains import spectra
-from qdiffjax.precision import quantized_call
 
 
 class Context(NamedTuple):
@@ -101,7 +100,9 @@ def log_norms(c: Context) -> dict[str, Any]:
 def errors(c: Context) -> dict[str, Any]:
     """Return the RMS error of every quantized sample."""
     q = c.subject.quantized(c.config.bits, c.config.bits)
-    sample = compiling.compiled(lambda q, x: diffusion.sample(quantized_call(q), x, c.steps).x_0)
+    sample = compiling.compiled(
+        lambda q, x: diffusion.sample(precision.quantized_call(q), x, c.steps).x_0
+    )
     gap = sample(q, c.x_T) - c.many[-1]
     return {"errors": runs.norms(gap[None])[0] / c.size**0.5}
 
