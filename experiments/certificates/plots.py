@@ -69,55 +69,43 @@ def name_of(row) -> str:
     return f"W{row['weight_bits']}" + ("" if a is None else f"A{a}")
 
 
-def _numbers(*columns) -> tuple:
-    """Return columns of numbers, of (title, key) each."""
-    return tuple((title, lambda r, key=key: tables.number(r[key])) for title, key in columns)
-
-
-WORST = ("worst found\nmedian", "worst_found_median"), ("certified\nmedian", "certified_median")
-SHARES = (
-    ("finite", lambda r: f"{r['finite']:.0%}"),
-    ("useful", lambda r: f"{r['useful']:.0%}"),
-)
-CHECKS, VIOLATED = ("checks", lambda r: r["checks"]), ("violated", lambda r: r["violations"])
-CALLS = (
-    ("width", name_of),
-    ("t", lambda r: r["t"]),
-    *_numbers(("largest\nmeasured", "measured"), ("worst\nfound", "worst_found")),
-    CHECKS,
-    VIOLATED,
-)
-RUNS = (
-    ("width", name_of),
-    *_numbers(
-        ("error\nmedian", "measured_median"),
-        *WORST,
-        ("/ measured\nmedian", "ratio_to_measured_median"),
-        ("/ worst\nmedian", "ratio_to_worst_median"),
-    ),
-    *SHARES,
-    VIOLATED,
-)
-SETS = (
-    ("width", name_of),
-    ("radius", lambda r: r["radius"]),
-    *_numbers(*WORST, ("/ worst\nmedian", "ratio_to_worst_median")),
-    *SHARES,
-    CHECKS,
-    VIOLATED,
-)
+COLUMNS = {
+    "width": name_of,
+    "t": lambda r: r["t"],
+    "radius": lambda r: r["radius"],
+    "largest\nmeasured": tables.numbers("measured"),
+    "worst\nfound": tables.numbers("worst_found"),
+    "error\nmedian": tables.numbers("measured_median"),
+    "worst found\nmedian": tables.numbers("worst_found_median"),
+    "certified\nmedian": tables.numbers("certified_median"),
+    "/ measured\nmedian": tables.numbers("ratio_to_measured_median"),
+    "/ worst\nmedian": tables.numbers("ratio_to_worst_median"),
+    "finite": lambda r: f"{r['finite']:.0%}",
+    "useful": lambda r: f"{r['useful']:.0%}",
+    "checks": lambda r: r["checks"],
+    "violated": lambda r: r["violations"],
+}
+# Of each kind of rows: the title of its table and its columns.
+TABLES = {
+    "call": ("One call: certified / worst found, with n x n boxes",
+             ("width", "t", "largest\nmeasured", "worst\nfound", "checks", "violated")),
+    "sampler": ("Sampling runs (useful: certified below the width of a mode)",
+                ("width", "error\nmedian", "worst found\nmedian", "certified\nmedian",
+                 "/ measured\nmedian", "/ worst\nmedian", "finite", "useful", "violated")),
+    "set": ("Sampling runs from all x_T of a square",
+            ("width", "radius", "worst found\nmedian", "certified\nmedian", "/ worst\nmedian",
+             "finite", "useful", "checks", "violated")),
+}  # fmt: skip
 FIGURES = {"certificates": draw}
 
 
 def table(rows) -> list:
     """Return a table for single calls, one for sampling runs and one for sets of them."""
-    kinds = {kind: [r for r in rows if r["kind"] == kind] for kind in ("call", "sampler", "set")}
-    ratios = tuple((f"n = {n}", lambda r, i=i: tables.number(r["ratio"][i]))
-                   for i, n in enumerate(kinds["call"][0]["grids"]))  # fmt: skip
-    return [
-        tables.columns(kinds["call"], CALLS + ratios,
-                       title="One call: certified / worst found, with n x n boxes"),
-        tables.columns(kinds["sampler"], RUNS,
-                       title="Sampling runs (useful: certified below the width of a mode)"),
-        tables.columns(kinds["set"], SETS, title="Sampling runs from all x_T of a square"),
-    ]  # fmt: skip
+    parts = []
+    for kind, (title, names) in TABLES.items():
+        chosen = [r for r in rows if r["kind"] == kind]
+        ratios = [(f"n = {n}", lambda r, i=i: tables.number(r["ratio"][i]))
+                  for i, n in enumerate(chosen[0].get("grids", ()))]  # fmt: skip
+        spec = [*((name, COLUMNS[name]) for name in names), *ratios]
+        parts.append(tables.columns(chosen, spec, title=title))
+    return parts

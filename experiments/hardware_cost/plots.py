@@ -80,18 +80,18 @@ def _short(name: str) -> str:
 
 def _costs(rows):
     """Return the table of one network and batch: a line for each precision."""
-    first, number = rows[0], tables.number
+    first = rows[0]
     is_small = first["seconds"][CHIP] < 1e-3
     time, unit = (1e6, "µs") if is_small else (1e3, "ms")
     ops, prefix = (1e9, "G") if is_small else (1e12, "T")
     size = f"{first['gmacs']:.4g} GMACs, {first['parameters'] / 1e6:.4g}M parameters"
     columns = (
         ("", lambda r: r["precision"]),
-        ("model\nMB", lambda r: number(r["model_bytes"] / 1e6)),
-        ("moved\nMB", lambda r: number(r["traffic"] / 1e6)),
-        (f"{prefix}BOPs\n", lambda r: number(r["bops"] / ops)),
-        ("mJ\n", lambda r: number(1e3 * (r["joules_compute"] + r["joules_memory"]), 2)),
-        *((c, lambda r, c=c: number(time * r["seconds"][c], 2)) for c in first["seconds"]),
+        ("model\nMB", tables.numbers("model_bytes", unit=1e6)),
+        ("moved\nMB", tables.numbers("traffic", unit=1e6)),
+        (f"{prefix}BOPs\n", tables.numbers("bops", unit=ops)),
+        ("mJ\n", lambda r: tables.number(1e3 * (r["joules_compute"] + r["joules_memory"]), 2)),
+        *((c, lambda r, c=c: tables.number(time * r["seconds"][c], 2)) for c in first["seconds"]),
     )
     name, batch = _short(first["network"]), first["batch"]
     return tables.columns(

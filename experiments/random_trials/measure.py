@@ -31,15 +31,13 @@ def rounded(world: World, key):
         safe = jnp.where(high > 0, high, 1)
         uniform = rounding.uniform_like(jax.random.fold_in(key, index), v)
         noisy = functools.partial(rounding.stochastic, uniform=uniform)
-
-        def integer(round_fn):
-            scale = safe / jnp.asarray(bits.high).astype(v.dtype)
-            return lambda v: fake_quant(v, scale, format=bits, round_fn=round_fn)
-
-        def static(format):
-            return lambda v: fake_quant(v, safe / format.high, format=format)
-
-        branches = [integer(rounding.nearest_even), integer(noisy), *map(static, STATIC)]
+        scale = safe / jnp.asarray(bits.high).astype(v.dtype)
+        branches = [
+            *(functools.partial(fake_quant, scale=scale, format=bits, round_fn=round_fn)
+              for round_fn in (rounding.nearest_even, noisy)),
+            *(functools.partial(fake_quant, scale=safe / format.high, format=format)
+              for format in STATIC),
+        ]  # fmt: skip
         return jax.lax.switch(world.format, branches, v)
 
     return q

@@ -97,6 +97,4 @@ COLUMNS = (
 
 def table(rows) -> list:
     """Return a table for each kind of bound."""
-    kinds = dict.fromkeys(row["kind"] for row in by_kind(rows))
-    return [tables.columns((r for r in rows if r["kind"] == kind), COLUMNS, title=kind)
-            for kind in kinds]  # fmt: skip
+    return tables.grouped(by_kind(rows), "kind", COLUMNS)
