@@ -91,8 +91,9 @@ COLUMNS = (
         ("predicted", "predicted_median"),
     )),
     ("kappa", lambda r: f"{r['kappa']:.2f}"),
-    ("bound/err\nmin, median", lambda r: f"{r['bound_over_measured_min']:.2f}, "
-                                         f"{r['bound_over_measured_median']:.2f}"),
+    ("bound/err\nmin, median", lambda r: ", ".join(
+        tables.number(r[f"bound_over_measured_{end}"]) for end in ("min", "median")
+    )),
 )  # fmt: skip
 
 
