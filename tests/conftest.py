@@ -1,5 +1,6 @@
 """All tests run in float64-capable JAX with strict promotion, so that slips are errors."""
 
+import gc
 import os
 import shutil
 import tempfile
@@ -29,6 +30,10 @@ def pytest_configure(config):
 def pytest_collection_modifyitems(items):
     """What takes longest begins first, so that no worker ends alone."""
     items.sort(key=lambda item: "experiments" not in item.path.parts[-3:-1])
+
+
+def pytest_collection_finish():
+    gc.freeze()  # what is imported stays: no collection needs to look at it again
 
 
 def pytest_unconfigure():

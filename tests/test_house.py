@@ -13,6 +13,7 @@ import jax
 import pytest
 
 ROOT = Path(__file__).parents[1]
+SLOW = pytest.mark.slow
 PACKAGES = ("qdiffjax", "experiments", "paper_figures")
 CHECKS = {
     "ruff": [sys.executable, "-m", "ruff", "check", "."],
@@ -23,7 +24,9 @@ CHECKS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", CHECKS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=SLOW if name == "mypy" else ()) for name in CHECKS]
+)
 def test_the_code_passes(name):
     run = subprocess.run(CHECKS[name], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr

@@ -53,6 +53,7 @@ def flags(tmp_path):
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_miniature_run_obeys_the_inequalities_between_its_numbers(tmp_path):
     with redirect_stdout(io.StringIO()) as printed:
         assert command.main(experiment.EXPERIMENT, flags(tmp_path)) == 0

@@ -51,6 +51,7 @@ def test_what_cannot_be_run_is_refused_first(change, message):
         command.check(dataclasses.replace(CONFIG, **change))
 
 
+@pytest.mark.slow
 def test_a_miniature_run_measures_and_predicts(tmp_path):
     flags = [
         "--checkpoint", str(worlds.save_tiny(tmp_path / "net")), "--output", str(tmp_path / "out"),

@@ -46,6 +46,7 @@ def test_shares_are_of_squares_and_leave_the_whole_out():
     assert rows[1]["per_mac"] == pytest.approx(9 / 25 / 0.25)
 
 
+@pytest.mark.slow
 def test_in_a_miniature_run_fewer_bits_cost_more_in_every_group(tmp_path):
     argv = ["--checkpoint", str(worlds.save_tiny(tmp_path / "net", NET)), "--output",
             str(tmp_path / "out"), "--num-steps", "2", "--num-samples", "2", "--bits", "8",

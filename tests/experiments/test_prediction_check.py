@@ -10,6 +10,7 @@ from tests import worlds
 NET = worlds.TINY_DIT
 
 
+@pytest.mark.slow
 def test_in_a_miniature_run_rows_are_ratios_of_the_arrays(tmp_path, capsys):
     net = worlds.save_tiny(tmp_path / "net", NET)
     argv = ["--checkpoints", str(net), "--output", str(tmp_path / "out"), "--num-steps", "2",

@@ -64,6 +64,7 @@ def finished(tmp_path_factory):
     return folder, printed.getvalue()
 
 
+@pytest.mark.slow
 def test_a_run_writes_a_row_for_every_case_and_its_figure(finished):
     folder, printed = finished
     config, arrays, found = store.load(folder)
@@ -80,6 +81,7 @@ def test_a_run_writes_a_row_for_every_case_and_its_figure(finished):
     assert config["provenance"]["seconds"] > 0
 
 
+@pytest.mark.slow
 def test_fewer_bits_and_other_random_bits_change_the_error(finished):
     _, arrays, _ = store.load(finished[0])
     eight, four = (arrays[f"ddim_4_SR{bits}x2/errors"] for bits in (8, 4))
@@ -116,5 +118,6 @@ def test_what_cannot_be_run_is_refused_first(change, message):
         command.check(dataclasses.replace(CONFIG, **change))
 
 
+@pytest.mark.slow
 def test_rows_are_json(finished):
     assert json.loads((finished[0] / "summary.json").read_text())

@@ -55,6 +55,7 @@ def test_what_cannot_be_run_is_refused_first(change, message):
         command.check(dataclasses.replace(CONFIG, **change))
 
 
+@pytest.mark.slow
 def test_in_a_miniature_run_the_parts_agree_with_each_other(tmp_path):
     flags = [
         "--checkpoint", str(worlds.save_tiny(tmp_path / "net", NET)), "--output",

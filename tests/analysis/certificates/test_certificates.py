@@ -19,9 +19,6 @@ from tests.worlds import normal
 SLACK = 1e-12  # the runs themselves are computed in float64
 
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
-
 def mlp(params, x, t):
     """A skip, a branch, two activations, time."""
     h = jnp.tanh(x @ params["in"] + t * params["bias"][None])

@@ -12,9 +12,6 @@ from qdiffjax.analysis.certificates import forms, functions
 SMOOTH = sorted(functions.SCALARS)
 
 
-pytestmark = pytest.mark.usefixtures("compile_fast")
-
-
 def exact_dot(a, b):
     return sum((Fraction(float(x)) * Fraction(float(y)) for x, y in zip(a, b, strict=True)),
                Fraction(0))  # fmt: skip
