@@ -25,6 +25,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from qdiffjax._checks import require
+
 BATCH, WEIGHTS = "batch", "weights"  # axes of a mesh
 MIN_ELEMENTS = 2**14  # of a parameter that is worth splitting
 
@@ -43,16 +45,16 @@ def initialize(
       ValueError: some of the three and not the others, or an id that does not exist.
       RuntimeError: JAX was used before, or the others cannot be reached.
     """
-    given = (address, num_processes, process_id)
     if num_processes == 1:
         return
-    if any(a is None for a in given) and any(a is not None for a in given):
-        raise ValueError(
-            f"got address={address}, num_processes={num_processes}, process_id={process_id}, "
-            "expected all three, or none of them on a TPU pod or under a job scheduler."
-        )
-    if num_processes is not None and process_id not in range(num_processes):
-        raise ValueError(f"process_id: got {process_id}, expected 0 ... {num_processes - 1}.")
+    require(
+        len({a is None for a in (address, num_processes, process_id)}) == 1,
+        got=f"address={address}, num_processes={num_processes}, process_id={process_id}",
+        expected="all three, or none of them on a TPU pod or under a job scheduler",
+    )
+    if num_processes is not None:
+        require(process_id in range(num_processes), "process_id", got=process_id,
+                expected=f"0 ... {num_processes - 1}")  # fmt: skip
     try:
         jax.distributed.initialize(address, num_processes, process_id)
     except (RuntimeError, ValueError) as error:
@@ -72,15 +74,15 @@ def make_mesh(num_batch: int | None = None, num_weights: int = 1) -> Mesh:
     Raises:
       ValueError: there are fewer.
     """
-    found = jax.devices()
-    num_batch = len(found) // num_weights if num_batch is None else num_batch
+    devices = jax.devices()
+    num_batch = len(devices) // num_weights if num_batch is None else num_batch
     num = num_batch * num_weights
-    if not 1 <= num <= len(found):
-        raise ValueError(
-            f"got {num_batch} x {num_weights} devices, expected 1 ... {len(found)}, all there are; "
-            "a CPU shows more with XLA_FLAGS=--xla_force_host_platform_device_count=8."
-        )
-    return Mesh(np.array(found[:num]).reshape(num_batch, num_weights), (BATCH, WEIGHTS))
+    require(
+        1 <= num <= len(devices), got=f"{num_batch} x {num_weights} devices",
+        expected=f"1 ... {len(devices)}, all there are",
+        remedy="a CPU shows more with XLA_FLAGS=--xla_force_host_platform_device_count=8",
+    )  # fmt: skip
+    return Mesh(np.array(devices[:num]).reshape(num_batch, num_weights), (BATCH, WEIGHTS))
 
 
 def over_batch(mesh: Mesh) -> NamedSharding:
@@ -96,11 +98,12 @@ def split(tree, mesh: Mesh):
     """
     num = mesh.shape[BATCH]
     for leaf in jax.tree.leaves(tree):
-        if not np.ndim(leaf) or np.shape(leaf)[0] % num:
-            raise ValueError(
-                f"got an array of shape {np.shape(leaf)} for {num} devices, expected a leading "
-                f"axis divisible by {num}; change the batch, or use fewer devices."
-            )
+        require(
+            np.ndim(leaf) and np.shape(leaf)[0] % num == 0,
+            got=f"an array of shape {np.shape(leaf)} for {num} devices",
+            expected=f"a leading axis divisible by {num}",
+            remedy="change the batch, or use fewer devices",
+        )
     return jax.device_put(tree, over_batch(mesh))
 
 
@@ -189,10 +192,9 @@ def sweep(
 
 def _length(configs) -> int:
     lengths = {np.shape(leaf)[0] if np.ndim(leaf) else 0 for leaf in jax.tree.leaves(configs)}
-    if len(lengths) != 1 or 0 in lengths:
-        raise ValueError(
-            f"configs: got leading axes {sorted(lengths)}, expected one length of at least 1."
-        )
+    require(len(lengths) == 1 and 0 not in lengths, "configs",
+            got=f"leading axes {sorted(lengths)}",
+            expected="one length of at least 1")  # fmt: skip
     return lengths.pop()
 
 

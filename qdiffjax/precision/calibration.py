@@ -40,9 +40,7 @@ class Calibration:
     ranges: Ranges
 
 
-def calibrate(
-    eps_fn: EpsFn, params, steps: diffusion.Steps, x_T, *, key=None, stat_fn: Callable | None = None
-) -> Calibration:
+def calibrate(eps_fn: EpsFn, params, steps: diffusion.Steps, x_T, *, key=None) -> Calibration:
     """Measure what every recipe needs, on one full-precision sampling run.
 
     Args:
@@ -51,12 +49,9 @@ def calibrate(
       steps: the sampler.
       x_T: initial noise of the calibration samples [batch, *shape].
       key: noise of a stochastic sampler.
-      stat_fn: activation -> (low, high); None is `range_of`.
     """
     x, t = x_T[:1], jnp.zeros((), x_T.dtype)
-    observe = jax.jit(
-        lambda p, x, key: observe_ranges(eps_fn, p, steps, x, key=key, stat_fn=stat_fn or range_of)
-    )
+    observe = jax.jit(lambda p, x, key: observe_ranges(eps_fn, p, steps, x, key=key))
     sites, weights = list_sites(eps_fn, params, x, t), weight_operands(eps_fn, params, x, t)
     return Calibration(eps_fn, params, sites, weights, observe(params, x_T, key))
 
@@ -82,14 +77,12 @@ def range_of(x):
     return jnp.min(x), jnp.max(x)
 
 
-def observe_ranges(
-    eps_fn: EpsFn, params, steps: diffusion.Steps, x_T, *, key=None, stat_fn: Callable = range_of
-) -> Ranges:
+def observe_ranges(eps_fn: EpsFn, params, steps: diffusion.Steps, x_T, *, key=None) -> Ranges:
     """Return the range of every activation operand at every step of a full-precision run.
 
     Arguments are those of `calibrate`; leaves are [num_steps].
     """
-    g = transform(eps_fn, rules.observe(stat_fn))
+    g = transform(eps_fn, rules.observe(range_of))
     return diffusion.sample(
         lambda x, t, _, state: (*g(params, x, t), state),
         x_T,

@@ -81,11 +81,8 @@ def stored(
 
 def unstored(inputs: SiteQuant) -> SiteQuant:
     """Inputs of a site with its codes as it sees them."""
-    return inputs._replace(weight=inputs.weight.weight) if _is_stored(inputs) else inputs
-
-
-def _is_stored(inputs: Any) -> bool:
-    return isinstance(inputs, SiteQuant) and isinstance(inputs.weight, Stored)
+    is_stored = isinstance(inputs.weight, Stored)
+    return inputs._replace(weight=inputs.weight.weight) if is_stored else inputs
 
 
 def _sums_last(site: Site, inputs: SiteQuant) -> SiteQuant:

@@ -101,32 +101,28 @@ def _rule(path: Path | None) -> Rule:
 
 def lowering_of(sites: Sequence[Site], site_inputs: dict[str, SiteQuant]) -> dict[str, str]:
     """Say how `lower_site` runs each site: plain, codes, weight codes, rounded or simulated."""
-    return {s.name: _how(s, site_inputs.get(s.name)) for s in sites}
 
+    def way(site: Site, inputs: SiteQuant | None) -> str:
+        if inputs is None:
+            return "plain"
+        why = why_simulated(site, unstored(inputs))
+        codes = "codes" if any(inputs.activations) else "weight codes"
+        return f"simulated: {why}" if why else "rounded" if site.product is None else codes
 
-def _how(site: Site, inputs: SiteQuant | None) -> str:
-    if inputs is None:
-        return "plain"
-    inputs = unstored(inputs)
-    why = why_simulated(site, inputs)
-    if why:
-        return f"simulated: {why}"
-    if site.product is None:
-        return "rounded"
-    return "codes" if any(inputs.activations) else "weight codes"
+    return {site.name: way(site, site_inputs.get(site.name)) for site in sites}
 
 
 def why_simulated(site: Site, inputs: SiteQuant) -> str | None:
     """Say why a site runs on floats that hold rounded numbers, or None where codes multiply."""
-    given = [grid for grid in inputs.activations if grid is not None]
-    if not all(grid.format.is_static for grid in given):
+    grids = [grid for grid in inputs.activations if grid is not None]
+    if not all(grid.format.is_static for grid in grids):
         return "the width of an activation is data"
-    if any(grid.key is not None for grid in given):
+    if any(grid.key is not None for grid in grids):
         return "an activation is rounded at random"
     if site.product is None:
         return None
     if site.weight is None:
-        return None if len(given) == 2 and isinstance(site.product, Dot) else "one real operand"
+        return None if len(grids) == 2 and isinstance(site.product, Dot) else "one real operand"
     if not isinstance(inputs.weight, QTensor):
         return "the weight is not codes"
     if isinstance(site.product, Dot):
@@ -147,25 +143,22 @@ def _why_not_dot(site: Site, product: Dot, inputs: SiteQuant) -> str | None:
 
 
 def _why_not_conv(site: Site, product: Conv, weight: QTensor) -> str | None:
-    if site.weight != 1:
-        return "the kernel is the left operand"
-    if product.feature_groups > 1 or product.batch_groups > 1:
-        return "groups of channels"
-    if any(d > 1 for d in product.lhs_dilation):
-        return "a dilated input"
-    if weight.zero_point is not None:
-        return "the kernel has zero points"
-    if any(weight.scale.shape[a] > 1 for a in product.rhs[1:]):
-        return "scales of the kernel vary along what is summed"
-    return None
+    reasons = {
+        "the kernel is the left operand": site.weight != 1,
+        "groups of channels": max(product.feature_groups, product.batch_groups) > 1,
+        "a dilated input": any(d > 1 for d in product.lhs_dilation),
+        "the kernel has zero points": weight.zero_point is not None,
+        "scales of the kernel vary along what is summed": any(
+            weight.scale.shape[a] > 1 for a in product.rhs[1:]
+        ),
+    }
+    return next((why for why, holds in reasons.items() if holds), None)
 
 
 def _check_inputs(site: Site, inputs: SiteQuant) -> None:
-    if not isinstance(inputs, SiteQuant):
-        raise TypeError(f"{site.name}: got {type(inputs).__name__}, expected a SiteQuant.")
-    for grid in inputs.activations:
-        if grid is None or not grid.format.is_static:
-            continue
+    require(isinstance(inputs, SiteQuant), site.name, got=type(inputs).__name__,
+            expected="a SiteQuant", error=TypeError)  # fmt: skip
+    for grid in (g for g in inputs.activations if g is not None and g.format.is_static):
         check_format(grid.format)
         shape = () if grid.scale is None else jnp.shape(grid.scale)
         require(
