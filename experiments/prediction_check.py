@@ -33,7 +33,7 @@ from qdiffjax import compiling, diffusion
 from qdiffjax._checks import require
 from qdiffjax.analysis.errors import prediction
 from qdiffjax.networks import denoisers
-from qdiffjax.precision import calibration, full_call, parse_shorthand, quantized_call
+from qdiffjax.precision import full_call, parse_shorthand, quantized_call
 
 
 def check_widths(text: str) -> None:
@@ -110,10 +110,9 @@ def prepare(config: Config, case: Case) -> Context:
     """Load the network, calibrate it and compile its runs and its predictions."""
     steps_of = lambda schedule: diffusion.ddim(schedule, case.num_steps)  # noqa: E731
     calibrated = subject.prepare(case.checkpoint, steps_of, case.sites, config.seed)
-    ranges = calibration.widened(calibrated.ranges, ("input", "output"), config.edge_margin)
     steps = steps_of(calibrated.denoiser.schedule)
     return Context(
-        dataclasses.replace(calibrated, ranges=ranges),
+        calibrated.widened(config.edge_margin),
         subject.noise(calibrated.denoiser, config.num_samples, config.seed),
         compiling.compiled(lambda q, x: diffusion.sample(full_call(q), x, steps).states),
         compiling.compiled(lambda q, x: diffusion.sample(quantized_call(q), x, steps).states),

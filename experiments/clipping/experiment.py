@@ -26,7 +26,7 @@ from experiments.harness import command, store, subject
 from experiments.harness.command import option
 from qdiffjax import compiling, diffusion
 from qdiffjax.analysis.errors import prediction
-from qdiffjax.precision import calibration, quantized_call
+from qdiffjax.precision import quantized_call
 from qdiffjax.precision.recipe import check_bits
 
 ENDS = ("input", "output")
@@ -109,8 +109,7 @@ def run(config: Config, **options):
     def outside(low, high):
         return excess(xs[0], low, high).reshape(config.num_samples, -1)
 
-    widened = calibration.widened(study.ranges, ENDS, config.widen)
-    studies = {"calibrated": study, "widened": dataclasses.replace(study, ranges=widened)}
+    studies = {"calibrated": study, "widened": study.widened(config.widen)}
     worst = most_clipped(outside(*common_range(study.quantized(config.bits, config.bits))))
 
     def measure(name: str):

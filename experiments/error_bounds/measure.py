@@ -1,6 +1,5 @@
 """The columns of `experiments.error_bounds`, each compiled once for all widths."""
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +14,7 @@ from qdiffjax.analysis import divergences
 from qdiffjax.analysis.errors import ledger, prediction, runs
 from qdiffjax.analysis.gains import Gains, step_gains
 from qdiffjax.compiling import compiled
-from qdiffjax.precision import calibration, full_call, quantized_call
+from qdiffjax.precision import full_call, quantized_call
 
 SLACK = 1 + 1e-4  # float32 rounding of norms that are compared
 Part = tuple[dict[str, Any], dict[str, Any]]  # arrays and a row
@@ -31,8 +30,7 @@ def prepare(config) -> subject.FullRun:
     full = subject.run_in_full(config, sampler)
     if not bool(jnp.isfinite(full.run.xs).all()):
         raise ValueError("the full-precision samples are not finite; the checkpoint is unusable")
-    ranges = calibration.widened(full.subject.ranges, ("input", "output"), config.edge_margin)
-    return full._replace(subject=dataclasses.replace(full.subject, ranges=ranges))
+    return full._replace(subject=full.subject.widened(config.edge_margin))
 
 
 def common(full: subject.FullRun) -> dict[str, np.ndarray]:

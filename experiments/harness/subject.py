@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,6 @@ from qdiffjax.compiling import compiled
 from qdiffjax.denoiser import Denoiser
 from qdiffjax.networks import denoisers
 from qdiffjax.networks.configs import PREDICTIONS
-from qdiffjax.precision import calibration
 from qdiffjax.sites import Site, list_sites, match
 
 
@@ -56,15 +55,22 @@ ALL_BUT_LAST = ("*", "!last")  # rounding the few weights of the last layer cost
 class Subject:
     """A denoiser with everything that is measured once, whatever the width.
 
-    weights: weight operands by site; ranges: of the activations at every step of a calibration
-    run; globs: which sites are quantized.
+    calibration: its weights, and the ranges of its activations at every step of a sampling run;
+    globs: which sites are quantized.
     """
 
     denoiser: Denoiser
-    sites: tuple[Site, ...]
-    weights: dict[str, Any]
-    ranges: calibration.Ranges
+    calibration: precision.Calibration
     globs: tuple[str, ...]
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """All sites of the denoiser."""
+        return self.calibration.sites
+
+    def widened(self, factor: float) -> "Subject":
+        """The same with the ranges of the denoiser's input and output times a factor."""
+        return dataclasses.replace(self, calibration=self.calibration.widened(factor))
 
     def quantized(
         self, weight_bits: int | None, activation_bits: int | None
@@ -74,14 +80,6 @@ class Subject:
         None leaves either in full precision.
         """
         return precision.quantize(self.calibration, self.recipe(weight_bits, activation_bits))
-
-    @property
-    def calibration(self) -> precision.Calibration:
-        """What was measured, as the library takes it."""
-        denoiser = self.denoiser
-        return precision.Calibration(
-            denoiser.eps_fn, denoiser.params, self.sites, self.weights, self.ranges
-        )
 
     def recipe(self, weight_bits: int | None, activation_bits: int | None) -> precision.Recipe:
         """These widths at the sites that are quantized."""
@@ -147,17 +145,16 @@ def prepare(checkpoint: str, steps_of, globs, seed: int) -> Subject:
     globs = tuple(f"!{last}" if glob == "!last" else glob for glob in globs)
     match(sites, globs)
     weights = precision.weight_operands(eps_fn, params, x, t)
-    ranges = observe(denoiser, steps_of(denoiser.schedule), seed)
-    return Subject(denoiser, sites, weights, ranges, tuple(globs))
+    calibration = precision.Calibration(eps_fn, params, sites, weights, {})
+    return observed(Subject(denoiser, calibration, globs), steps_of(denoiser.schedule), seed)
 
 
-def observe(denoiser: Denoiser, steps: diffusion.Steps, seed: int) -> calibration.Ranges:
-    """Ranges of the activations at every step of a calibration run of this sampler."""
-    x_T = noise(denoiser, NUM_CALIBRATION, seed + 1_000_003)
-    run = jax.jit(
-        lambda p, x, key: calibration.observe_ranges(denoiser.eps_fn, p, steps, x, key=key)
-    )
-    return run(denoiser.params, x_T, jax.random.key(seed + 1_000_004))
+def observed(subject: Subject, steps: diffusion.Steps, seed: int) -> Subject:
+    """The same with the ranges of the activations along a calibration run of this sampler."""
+    c, x_T = subject.calibration, noise(subject.denoiser, NUM_CALIBRATION, seed + 1_000_003)
+    run = jax.jit(lambda p, x, key: precision.observe_ranges(c.eps_fn, p, steps, x, key=key))
+    ranges = run(c.params, x_T, jax.random.key(seed + 1_000_004))
+    return dataclasses.replace(subject, calibration=dataclasses.replace(c, ranges=ranges))
 
 
 class FullRun(NamedTuple):

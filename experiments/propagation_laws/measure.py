@@ -12,7 +12,7 @@ from experiments.harness import subject
 from qdiffjax import compiling, diffusion, precision
 from qdiffjax.analysis import bounds, errors
 from qdiffjax.analysis.gains import step_gains
-from qdiffjax.precision import Quantized, calibration, full_call, quantized_call
+from qdiffjax.precision import Quantized, full_call, quantized_call
 
 PARTS = ("W", "A", "SR", "WA")
 NUM_PROBES = 4
@@ -69,12 +69,12 @@ class Context(NamedTuple):
 class Runs(NamedTuple):
     """What the cases of one sampler and number of calls share.
 
-    ranges: of its calibration run; key: of its noise, if there is any; xs: its full-precision
+    subject: calibrated on this sampler; key: of its noise, if there is any; xs: its full-precision
     states; gains: of its steps; compare: `compare_runs`, compiled.
     """
 
     steps: diffusion.Steps
-    ranges: calibration.Ranges
+    subject: subject.Subject
     key: Any
     xs: jax.Array
     gains: jax.Array
@@ -106,9 +106,9 @@ def full_runs(context: Context, sampler: str, num_calls: int) -> Runs:
     compare = compiling.compiled(lambda q, xs, gains, calls: compare_runs(
         q, context.x_T, xs, gains, calls, steps, key
     ))  # fmt: skip
-    observed = subject.observe(denoiser, steps, config.seed)
-    ranges = calibration.widened(observed, ("input", "output"), config.edge_margin)
-    return Runs(steps, ranges, key, xs, gains(xs[:, : config.num_checked]), compare)
+    observed = subject.observed(context.subject, steps, config.seed)
+    calibrated = observed.widened(config.edge_margin)
+    return Runs(steps, calibrated, key, xs, gains(xs[:, : config.num_checked]), compare)
 
 
 def compare_runs(q: Quantized, x_T, xs, gains, calls, steps, key) -> dict[str, jax.Array]:
@@ -146,12 +146,11 @@ def compare_runs(q: Quantized, x_T, xs, gains, calls, steps, key) -> dict[str, j
 
 def measure(context: Context, runs: Runs, case: Case) -> tuple[dict[str, np.ndarray], dict]:
     """Return (arrays, row) of one case."""
-    calibrated = dataclasses.replace(context.subject, ranges=runs.ranges)
-    q = subject.without_idle_sites(calibrated.quantized(
+    q = subject.without_idle_sites(runs.subject.quantized(
         case.bits if "W" in case.part else None, None if case.part == "W" else case.bits
     ))  # fmt: skip
     if case.part == "A":  # its own weights, so that it shares the compilation of "WA"
-        weights = context.subject.weights
+        weights = context.subject.calibration.weights
         inputs = {n: v._replace(weight=weights.get(n)) for n, v in q.site_inputs.items()}
         q = dataclasses.replace(q, site_inputs=inputs)
     draws = []

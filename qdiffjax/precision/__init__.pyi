@@ -4,7 +4,6 @@ from .calibration import observe_ranges as observe_ranges
 from .calibration import over_steps as over_steps
 from .calibration import quantize as quantize
 from .calibration import site_inputs as site_inputs
-from .calibration import widened as widened
 from .codes import Stored as Stored
 from .codes import stored as stored
 from .lowering import lower as lower

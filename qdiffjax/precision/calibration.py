@@ -39,6 +39,31 @@ class Calibration:
     weights: dict[str, Any]
     ranges: Ranges
 
+    def widened(self, factor: float, names: Sequence[str] = ("input", "output")) -> "Calibration":
+        """Return it with the ranges of the activations at the sites `names` multiplied by `factor`.
+
+        Every operand whose observed range equals that of a named site is the same activation, and
+        is widened with it: the first convolution reads what `input` reads. Worth it for the
+        network's input and output: at the noise end eps is nearly x_t, so a pixel of noise beyond
+        the range that calibration saw is clipped for good, and what was missed grows by
+        alpha_0 / alpha_T on its way to the sample. A few calibration samples leave such a pixel to
+        one sample in about thirty.
+
+        Raises:
+          ValueError: a name without ranges.
+        """
+        missing = [name for name in names if name not in self.ranges]
+        require(not missing, got=f"no ranges of {missing}",
+                expected=f"names among {sorted(self.ranges)}")  # fmt: skip
+        ends = [self.ranges[name][0] for name in names]
+
+        def wider(operand):
+            is_end = any(all(map(jnp.array_equal, operand, end)) for end in ends)
+            return tuple(a * factor for a in operand) if is_end else operand
+
+        ranges = {name: tuple(map(wider, operands)) for name, operands in self.ranges.items()}
+        return dataclasses.replace(self, ranges=ranges)
+
 
 def calibrate(eps_fn: EpsFn, params, steps: diffusion.Steps, x_T, *, key=None) -> Calibration:
     """Measure what every recipe needs, on one full-precision sampling run.
@@ -101,33 +126,6 @@ def over_steps(ranges: Ranges) -> Ranges:
 
 def _is_range(node) -> bool:
     return isinstance(node, tuple) and len(node) == 2 and not isinstance(node[0], tuple)
-
-
-def widened(ranges: Ranges, names: Sequence[str], factor: float) -> Ranges:
-    """Return the ranges with those of the activations at the sites `names` multiplied by `factor`.
-
-    Every operand whose observed range equals that of a named site is the same activation, and is
-    widened with it: the first convolution reads what `input` reads. Worth it for the network's
-    input and output: at the noise end eps is nearly x_t, so a pixel of noise beyond the range that
-    calibration saw is clipped for good, and what was missed grows by alpha_0 / alpha_T on its way
-    to the sample. A few calibration samples leave such a pixel to one sample in about thirty.
-
-    Raises:
-      ValueError: a name without ranges.
-    """
-    missing = [name for name in names if name not in ranges]
-    require(not missing, got=f"no ranges of {missing}", expected=f"names among {sorted(ranges)}")
-    ends = [ranges[name][0] for name in names]
-
-    def wider(operand):
-        is_end = any(all(map(_same, operand, end)) for end in ends)
-        return tuple(a * factor for a in operand) if is_end else operand
-
-    return {name: tuple(map(wider, operands)) for name, operands in ranges.items()}
-
-
-def _same(a, b) -> bool:
-    return bool(jnp.array_equal(a, b))
 
 
 def static_grid(low, high, bits: int) -> ActivationGrid:

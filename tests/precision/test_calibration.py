@@ -1,7 +1,5 @@
 """Post-training quantization against NumPy: ranges along a sampler, grids, and the whole way."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -140,13 +138,14 @@ def test_widening_the_input_widens_every_operand_that_reads_it_and_no_other():
         "input": ((low, high),), "first": ((low, high),),
         "product": ((low + 0.5, high), (low, high)),
     }  # fmt: skip
-    found = calibration.widened(ranges, ["input"], 1.5)
+    measured = precision.Calibration(dense_fn, PARAMS, (), {}, ranges)
+    found = measured.widened(1.5, ["input"]).ranges
     for operand in (found["input"][0], found["first"][0], found["product"][1]):
         np.testing.assert_array_equal(operand[0], [-4.5, -3.0])
         np.testing.assert_array_equal(operand[1], [4.5, 3.75])
     np.testing.assert_array_equal(found["product"][0][0], [-2.5, -1.5])
     with pytest.raises(ValueError, match=r"no ranges of \['inputs'\]"):
-        calibration.widened(ranges, ["inputs"], 1.5)
+        measured.widened(1.5, ["inputs"])
 
 
 def test_noise_beyond_the_range_is_lost_and_grows_with_alpha_unless_the_edges_are_wide():
@@ -159,14 +158,12 @@ def test_noise_beyond_the_range_is_lost_and_grows_with_alpha_unless_the_edges_ar
 
     x_T = jnp.asarray([[1.0], [-1.0]])
     measured = precision.calibrate(eps_fn, {}, steps, x_T)
-    ranges = measured.ranges
     recipe = precision.uniform(measured.sites, weight_bits=None, activation_bits=16)
 
-    def final(ranges):
-        q = precision.quantize(dataclasses.replace(measured, ranges=ranges), recipe)
+    def final(measured):
+        q = precision.quantize(measured, recipe)
         return diffusion.sample(precision.quantized_call(q), jnp.asarray([[1.5]]), steps).x_0[0, 0]
 
     alpha = schedule(steps.t[0]).alpha
-    np.testing.assert_allclose(final(ranges), 0.5 / alpha, rtol=0.02)
-    wide = calibration.widened(ranges, ["input", "output"], 1.6)
-    assert abs(final(wide)) < 0.05
+    np.testing.assert_allclose(final(measured), 0.5 / alpha, rtol=0.02)
+    assert abs(final(measured.widened(1.6))) < 0.05
