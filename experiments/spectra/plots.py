@@ -11,7 +11,7 @@ from experiments.harness.looks import BLUE, GREEN, GREY, ORANGE, panels, tidy
 
 
 def draw(config, arrays, rows) -> Figure:
-    """Gains of steps, of the rest of the sampler, growth of volumes, gain against error."""
+    """Draw gains of steps and of the rest of the sampler, volumes, and gain against error."""
     title = f"What becomes of errors: {Path(config['checkpoint']).name}, DDIM-{config['num_steps']}"
     fig, axes = panels(2, 2, (10, 6.4), title=title)
     _draw_steps(axes[0, 0], arrays)
