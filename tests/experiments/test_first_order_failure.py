@@ -69,9 +69,3 @@ def test_a_miniature_run_measures_and_predicts(tmp_path):
     for name in ("measured", "predicted"):
         assert np.median(arrays[f"W3/{name}"]) > 4 * np.median(arrays[f"W8/{name}"])
     assert np.all(arrays["W3/errors"] > 4 * arrays["W8/errors"])
-
-
-def test_a_missing_checkpoint_is_refused(tmp_path, capsys):
-    argv = ["--checkpoint", str(tmp_path / "nothing"), "--output", str(tmp_path / "out")]
-    assert command.main(experiment.EXPERIMENT, argv) == 2
-    assert "no checkpoint" in capsys.readouterr().err

@@ -126,20 +126,6 @@ def test_no_data_is_refused(tmp_path, refused):
     assert "No data at" in error
 
 
-def test_a_missing_checkpoint_is_refused(tmp_path, refused):
-    assert "no checkpoint" in refused(flags(tmp_path / "nothing", tmp_path / "out"))
-
-
 def test_levels_that_do_not_descend_are_refused(tmp_path, refused):
     path = worlds.save_tiny(tmp_path / "net")
     assert "sigma_min" in refused(flags(path, tmp_path / "out", "--sigma-min", 200))
-
-
-def test_help_explains_every_flag(capsys):
-    with pytest.raises(SystemExit) as stop:
-        command.main(likelihood.EXPERIMENT, ["--help"])
-    assert stop.value.code == 0
-    text = capsys.readouterr().out
-    for field in dataclasses.fields(likelihood.Config):
-        assert "--" + field.name.replace("_", "-") in text
-        assert field.metadata["help"][:20] in text

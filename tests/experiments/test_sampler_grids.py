@@ -57,21 +57,6 @@ def test_an_unknown_sampler_is_refused_with_the_known_ones(tmp_path, capsys):
     assert "DDIM" in err
 
 
-def test_a_missing_checkpoint_is_refused(tmp_path, capsys):
-    argv = ["--checkpoints", str(tmp_path / "nothing"), "--output", str(tmp_path)]
-    assert command.main(sampler_grids.EXPERIMENT, argv) == 2
-    assert "no checkpoint" in capsys.readouterr().err
-
-
 def test_what_is_not_finite_is_grey():
     found = sampler_grids.as_bytes(np.array([np.nan, np.inf, -9.0, 9.0, 1.0, -1.0]))
     np.testing.assert_array_equal(found, [128, 128, 0, 255, 255, 0])
-
-
-def test_help_explains_every_flag(capsys):
-    with pytest.raises(SystemExit) as stop:
-        command.main(sampler_grids.EXPERIMENT, ["--help"])
-    assert stop.value.code == 0
-    text = capsys.readouterr().out
-    for field in dataclasses.fields(sampler_grids.Config):
-        assert "--" + field.name.replace("_", "-") in text

@@ -38,9 +38,3 @@ def test_a_miniature_run_measures_and_predicts(tmp_path, capsys, monkeypatch):
     ratio = calls["f32"]["roofline"]["H100"] / calls["bf16"]["roofline"]["H100"]
     np.testing.assert_allclose(ratio, 2, rtol=0.01)  # so small a call waits for memory
     assert "the vendor says" in capsys.readouterr().out
-
-
-def test_an_unknown_network_is_refused(tmp_path, capsys):
-    argv = ["--network", "x", "--output", str(tmp_path)]
-    assert command.main(roofline.EXPERIMENT, argv) == 2
-    assert "expected one of" in capsys.readouterr().err
