@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from qdiffjax._checks import require
 from qdiffjax._typing import Array, EpsFn, PyTree, float_dtype
@@ -56,7 +57,7 @@ def log_likelihood(
     x_0 = jnp.asarray(x_0).astype(float_dtype(x_0))
     require(
         probes is None or jnp.shape(probes)[1:] == x_0.shape,
-        got=f"probes of shape {jnp.shape(probes)}",
+        got=f"probes of shape {np.shape(probes)}",
         expected=f"[num, *{x_0.shape}]",
         remedy="draw them with jax.random.rademacher",
     )
