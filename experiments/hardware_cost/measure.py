@@ -146,8 +146,9 @@ def measured(name: str, network: Network, batch: int, num_rounds: int) -> tuple[
     calls["call"] = fn, (x, jnp.float32(500))
     ops = site_ops(network, batch)
     calls |= {site: _with_data(*ops[site]) for site in counts.names}
-    wall, _ = timing.interleave({k: functools.partial(_finish, *v) for k, v in calls.items()},
-                                num_rounds)  # fmt: skip
+    turns = {name: functools.partial(timing.finish, fn, *args)
+             for name, (fn, args) in calls.items()}  # fmt: skip
+    wall, _ = timing.interleave(turns, num_rounds)
     best = dict(zip(calls, wall.min(axis=0), strict=True))
     chip, call = machine(calls, best), wall[:, list(calls).index("call")]
     roofline = hardware.predict_times(counts, full, chip)
@@ -165,10 +166,6 @@ def measured(name: str, network: Network, batch: int, num_rounds: int) -> tuple[
         "macs": counts.macs, "sites": np.array(counts.names), "call": call,
     }  # fmt: skip
     return arrays, [row]
-
-
-def _finish(fn, args) -> None:
-    jax.block_until_ready(fn(*args))
 
 
 def _with_data(op, shapes) -> Call:

@@ -95,8 +95,7 @@ def full_runs(context: Context, sampler: str, num_calls: int) -> Runs:
     steps = make(denoiser.schedule, num_calls)
     if diffusion.nfe(steps) > num_calls:  # two calls a step
         steps = make(denoiser.schedule, num_calls // 2)
-    is_noisy = bool(np.any(np.asarray(steps.coeffs.noise) != 0))
-    key = jax.random.key(config.seed + 1) if is_noisy else None
+    key = subject.noise_key(steps, config.seed)
     full = diffusion.bind(denoiser.eps_fn, denoiser.params)
     sample = compiling.compiled(lambda x: diffusion.sample(full, x, steps, key=key).states)
     xs = sample(context.x_T)
