@@ -191,6 +191,8 @@ def check_operand(x, activation: ActivationGrid | None) -> None:
         require(activation is None, "activation", got="one for an x of codes", expected="None")
     elif activation is not None:
         check_format(activation.format)
+        require(activation.key is None, "activation", got="a key", expected="None",
+                remedy="round at random by `stochastic_codes`")  # fmt: skip
 
 
 def _flattened(x, k: int):

@@ -1,11 +1,13 @@
 """Whole networks in real low precision: every site, their weights, steps, batches, bad input."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qdiffjax import diffusion, precision
+from qdiffjax import diffusion, kernels, precision
 from qdiffjax.precision import calibration as ptq
 from qdiffjax.quant import (
     ActivationGrid,
@@ -127,8 +129,8 @@ def test_dropped_weights_take_no_bytes_and_change_no_bit(name):
     light = precision.drop_weights(q, net.x, net.t)
     run = quick_jit(lambda q, x: precision.quantized_call(q)(x, net.t, None)[0])
     np.testing.assert_array_equal(run(light, net.x), run(q, net.x))
-    kernels = sum(s.parameters for s in sites)
-    assert size(q.params) - size(light.params) == kernels
+    num_weights = sum(s.parameters for s in sites)
+    assert size(q.params) - size(light.params) == num_weights
     arguments = run.lower(light, net.x).compile().memory_analysis().argument_size_in_bytes
     assert arguments <= sum(a.nbytes for a in jax.tree.leaves((light, net.x)))
 
@@ -168,6 +170,24 @@ def test_inputs_of_the_simulation_are_simulated():
     ]
     np.testing.assert_array_equal(*runs)
     assert precision.lowering_of(sites, inputs)["w"].startswith("simulated")
+
+
+def test_activations_rounded_at_random_are_simulated_and_no_kernel_takes_them():
+    net = dot("x w")
+    sites, q = lowered(net, 8, 8)
+    site_inputs, key = q.site_inputs["w"], jax.random.key(3)
+    grid = dataclasses.replace(site_inputs.activations[0], key=key)
+    inputs = {"w": site_inputs._replace(activations=(grid,))}
+    assert precision.lowering_of(sites, inputs)["w"].endswith("an activation is rounded at random")
+    w = site_inputs.weight
+    simulated = {"w": inputs["w"]._replace(weight=dequantize(w))}
+    runs = [
+        jax.jit(transform(net.fn, rule))(*net.args, site_inputs=each)[0]
+        for rule, each in ((LOWER, inputs), (precision.quantize_site, simulated))
+    ]
+    np.testing.assert_array_equal(*runs)
+    with pytest.raises(ValueError, match="activation: got a key, expected None"):
+        kernels.matmul(net.x, w, activation=grid)
 
 
 def test_bad_input_says_what_to_do():
