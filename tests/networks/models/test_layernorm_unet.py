@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from qdiffjax.networks.models import foreign
-from qdiffjax.networks.models.layernorm_unet import STAGES, TIMES, UNUSED, LayerNormUNet, sources
+from tests.networks.models.layernorm_unet import STAGES, TIMES, UNUSED, LayerNormUNet, sources
 from tests.tolerances import assert_close
 from tests.worlds import quick_jit
 
