@@ -193,7 +193,7 @@ def test_what_lies_beyond_the_grid_is_paid_in_full():
     q = quantized(linear, {"w": jnp.eye(3)}, (1, 3), weight_bits=None, activation_bits=4)
     grid = q.site_inputs["w"].activations[0]
     q = dataclasses.replace(q, site_inputs={"w": q.site_inputs["w"]})
-    top = float(grid.scale) * (float(grid.qmax) - float(grid.zero_point))
+    top = float(grid.scale) * (float(grid.format.qmax) - float(grid.zero_point))
     x = jnp.asarray([[top + 5.0, top - 1.0, 0.0]])
     low, high = certificates.bounds(certificates.enclose(q, certificates.box(x, x), T).dz)
     np.testing.assert_allclose(low[0], [-5.0, -grid.scale / 2, -grid.scale / 2], rtol=1e-12)
