@@ -123,7 +123,7 @@ def test_more_images_than_there_are_is_refused(tmp_path, refused):
 def test_no_data_is_refused(tmp_path, refused):
     path = worlds.save_tiny(tmp_path / "net")
     error = refused(flags(path, tmp_path / "out", "--data", tmp_path / "nowhere"))
-    assert "No data at" in error
+    assert "no data at" in error
 
 
 def test_levels_that_do_not_descend_are_refused(tmp_path, refused):

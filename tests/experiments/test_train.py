@@ -44,7 +44,10 @@ def test_a_run_leaves_a_checkpoint_with_its_curve_and_pictures_and_the_same_comm
         (["--data", "nothing/here"], "nothing/here"),
         (["--data", "digits", "--model", "autoencoder", "--classes"], "got --classes with --model"),
         (["--data", "digits", "--devices", "999"], "got 999 x 1 devices, expected 1"),
-        (["--data", "digits", "--latent", "nothing/here"], "nothing/here: expected config.json"),
+        (
+            ["--data", "digits", "--latent", "nothing/here"],
+            "nothing/here: got no checkpoint, expected config.json",
+        ),
         (["--data", "digits", "--model", "dit", "--patch", "3"], "divisible by patch=3; pad the"),
         (["--data", "digits", "--steps", "0"], "num_steps"),
     ],

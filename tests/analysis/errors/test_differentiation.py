@@ -39,7 +39,8 @@ def record(site, op, operands, inputs):
     for index, how in zip(site.activations, inputs.activations, strict=True):
         x = values[index]
         low, high = (
-            (end - how.zero_point).astype(x.dtype) for end in (how.format.qmin, how.format.qmax)
+            (jnp.asarray(end, how.zero_point.dtype) - how.zero_point).astype(x.dtype)
+            for end in (how.format.qmin, how.format.qmax)
         )
         x_hat = how.scale * jnp.clip(jnp.round(x / how.scale), low, high)
         inside = (x / how.scale >= low) & (x / how.scale <= high)

@@ -33,7 +33,7 @@ def test_the_gain_is_the_mean_square_of_the_guided_combination():
 def test_the_gain_of_a_measured_correlation_is_exact_for_equal_mean_squares():
     d_u, d_c = normal(80, 100, 3), normal(81, 100, 3) + 0.4
     d_c = d_c * jnp.sqrt(jnp.sum(d_u**2) / jnp.sum(d_c**2))
-    rho = laws.error_correlation(d_u, d_c)
+    rho = 2 * jnp.sum(d_u * d_c) / (jnp.sum(d_u**2) + jnp.sum(d_c**2))
     guided = jnp.sum(((1 - W) * d_u + W * d_c) ** 2) / jnp.sum(d_u**2)
     assert_close(laws.guidance_gain(W, rho), guided)
 
