@@ -173,7 +173,7 @@ MINIATURES = {
     ),
 }  # fmt: skip
 TIMES = {"bench.kernels", "bench.tpu_aot"}  # no two of its runs have the same arrays
-TIMED = ("seconds", "measured/roofline")  # arrays of the clock
+TIMED = ("seconds", "measured/roofline", "measured/call")  # arrays of the clock
 RESUMING = [name for name in NAMES if experiment(name).resumes]
 
 
