@@ -75,6 +75,7 @@ def results(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_every_figure_is_rebuilt_without_jax(results, tmp_path):
     code = (
         "import sys; from paper_figures.__main__ import main; "

@@ -23,6 +23,7 @@ def one_layer(params, x, t):
     return x + jnp.tanh(x @ params["mid"][:2]) @ params["out"]
 
 
+@pytest.mark.slow
 def test_a_miniature_run_certifies_all_it_measures(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(measure, "eps_fn", one_layer)
     flags = {"bits": 8, "times": 300, "grids": 2, "num-inputs": 64, "num-keys": 1, "num-steps": 2,

@@ -18,6 +18,7 @@ def test_excess_is_the_signed_distance_to_the_range():
     np.testing.assert_array_equal(found, [-1, 0, 0, 0, 0.5])
 
 
+@pytest.mark.slow
 def test_a_miniature_run_clips_less_with_the_wider_range(tmp_path):
     argv = ["--checkpoint", str(worlds.save_tiny(tmp_path / "net", NET)), "--output",
             str(tmp_path / "out"), "--num-steps", "2", "--num-samples", "64", "--sites", "input",

@@ -34,6 +34,7 @@ def flags(checkpoint, output, *more):
             "--batch", 3, "--output", output, *more]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_miniature_run_writes_bits_of_every_image(tmp_path, capsys):
     folder, name = (
         tmp_path / "out",

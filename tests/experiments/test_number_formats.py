@@ -48,6 +48,7 @@ def test_each_channel_gets_the_best_of_the_shrunken_ranges():
     np.testing.assert_allclose(measured, by_hand, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_miniature_run_has_a_row_for_every_format_and_source(tmp_path, capsys, monkeypatch):
     names = ["int4", "mxfp4"]
     monkeypatch.setattr(number_formats, "ENTRIES", tuple(entry(name) for name in names))

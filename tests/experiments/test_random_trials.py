@@ -35,6 +35,7 @@ def test_every_schedule_sampler_and_format_is_drawn():
     assert all(np.isfinite(w.coeffs.x).all() and np.all(w.levels.sigma > 0) for w in worlds)
 
 
+@pytest.mark.slow
 def test_a_miniature_run_counts_every_bound_and_finds_none_violated(tmp_path, capsys):
     numbers = {"network": 12, "data": 0, "multistep": 0, "gaussian": 24}
     flags = [f for name, n in numbers.items() for f in (f"--num-{name}", str(n))]

@@ -28,6 +28,7 @@ def test_every_sampler_reaches_clean_data_in_about_the_calls_it_is_given(entry, 
     assert level.sigma / level.alpha > 30
 
 
+@pytest.mark.slow
 def test_a_miniature_run_draws_each_sampler_from_the_same_noise(tmp_path, capsys):
     config = dataclasses.replace(
         worlds.TINY, network="dit", num_classes=3,

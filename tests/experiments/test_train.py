@@ -14,6 +14,7 @@ TINY = ["--width", "8", "--depth", "1", "--patch", "4", "--steps", "2", "--batch
 pytestmark = pytest.mark.usefixtures("users_defaults")
 
 
+@pytest.mark.slow
 def test_a_run_leaves_a_checkpoint_with_its_curve_and_pictures_and_the_same_command_adds_nothing(
     tmp_path, capsys, monkeypatch
 ):

@@ -144,7 +144,10 @@ def spine(q, x_T, steps):
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow if name == "video" else ()) for name in NETWORKS],
+)
 def test_the_ledger_is_complete_and_the_bounds_hold(name, sampler):
     q, x_T, run = network(name)
     check(run(q, x_T, single(tables()[sampler])))

@@ -9,6 +9,7 @@ from experiments.harness import command, networks
 from qdiffjax.sites import list_sites
 
 
+@pytest.mark.slow
 def test_codes_of_8_bits_stay_near_bfloat16_and_take_half_the_arguments(tiny_dit_xl):
     config = dit_xl.Config(batch=16, num_steps=2, num_rounds=1, ways=("bf16", "W8A8 dynamic"))
     arrays, (base, ours) = dit_xl.EXPERIMENT.run(config)

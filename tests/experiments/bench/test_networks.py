@@ -30,6 +30,7 @@ def test_the_twin_in_torch_is_the_unet(patch, shape):
     assert np.abs(got - expected).max() <= 1e-4 * np.abs(expected).max()
 
 
+@pytest.mark.slow
 def test_a_run_has_a_row_and_a_column_for_each_contender_and_says_who_is_missing(tmp_path, capsys):
     checkpoint = worlds.save_tiny(tmp_path / "model")
     argv = ["--checkpoint", str(checkpoint), "--batch", "2", "--num-steps", "2"]

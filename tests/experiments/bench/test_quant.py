@@ -32,6 +32,7 @@ def test_sizes_that_no_block_divides_and_no_rounds_are_refused(flags, text, tmp_
     assert text in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_cost_of_simulation_is_the_median_of_the_ratios_of_pairs(tmp_path, monkeypatch):
     seconds = np.array([[1.0, 2.0], [10.0, 40.0], [4.0, 12.0]])
     monkeypatch.setattr(timing, "interleave", lambda turns, num_rounds, seed: (seconds, seconds))

@@ -22,6 +22,7 @@ def _tiny(monkeypatch):
 
 
 @pytest.mark.usefixtures("_tiny")
+@pytest.mark.slow
 def test_a_miniature_run_measures_and_predicts(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(hardware, "find_chip", lambda kind: hardware.CHIPS[0])
     argv = ["--batch", "2", "--side", "32", "--megabytes", "1",
