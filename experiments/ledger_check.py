@@ -125,7 +125,7 @@ def prepare(config: Config) -> Context:
     steps_of = lambda schedule: diffusion.ddim(schedule, config.num_steps)  # noqa: E731
     study = subject.prepare(config.checkpoint, steps_of, config.sites, config.seed)
     denoiser, steps = study.denoiser, steps_of(study.denoiser.schedule)
-    g = jax.random.normal(jax.random.key(config.seed + 7), denoiser.config.shape, jnp.float32)
+    g = jax.random.normal(jax.random.key(config.seed + 7), denoiser.shape, jnp.float32)
     g = g / jnp.sqrt(jnp.sum(g**2))
     phi = lambda x, *_: jnp.sum(g * x)  # noqa: E731
     compiled = compiling.compiled

@@ -95,7 +95,7 @@ def bits(denoiser: Denoiser, config: Config):
     process, eps_fn = subject.continuous(denoiser)
     level = process.exact(grids(process, config)[0][0])
     alpha, sigma = (jnp.float32(leaf) for leaf in level)
-    size = math.prod(denoiser.config.shape)
+    size = math.prod(denoiser.shape)
 
     def run(params, image, label, key, times):
         condition = () if label is None else (label,)
@@ -149,10 +149,10 @@ def measure(name: str, config: Config, show) -> tuple[dict[str, np.ndarray], dic
     Raises:
       ValueError: a checkpoint of latents, or classes without labels.
     """
-    denoiser = denoisers.load(denoisers.find_checkpoint(name))
+    denoiser = denoisers.load(name)
     require(denoiser.codec is None, what=name, got="a denoiser of latents, whose density is not "
             "one of images", expected="a denoiser of images")  # fmt: skip
-    images, labels = held_out(config, denoiser.config.shape)
+    images, labels = held_out(config, denoiser.shape)
     conditional = bool(denoiser.config.num_classes)
     require(not conditional or labels is not None, what=name, got="a network that knows classes",
             expected=f"labels in {config.data}", remedy="it has none")  # fmt: skip

@@ -179,7 +179,7 @@ def run(config: Config, **options):
 
 def mark(config: Config) -> str:
     """Return the fingerprint of what a part depends on besides its name."""
-    loaded = [denoisers.load(denoisers.find_checkpoint(c)).params for c in config.checkpoints]
+    loaded = [denoisers.load(c).params for c in config.checkpoints]
     settings = dataclasses.asdict(config) | {"checkpoints": (), "input_steps": ()}
     return store.fingerprint(settings, *map(np.asarray, jax.tree.leaves(loaded)))
 

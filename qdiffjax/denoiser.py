@@ -1,5 +1,8 @@
 """A denoiser: the function that samplers call, with its parameters and its schedule."""
 
+import contextlib
+import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -7,8 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from qdiffjax import diffusion
 from qdiffjax._checks import require
 from qdiffjax._typing import EpsFn
+from qdiffjax.diffusion import NoiseLevel
+from qdiffjax.diffusion.parameterizations import PredictionFn
+from qdiffjax.sites import edge
 
 
 class Codec(NamedTuple):
@@ -19,40 +26,310 @@ class Codec(NamedTuple):
     config: Any
 
 
-class Denoiser(NamedTuple):
-    """A trained network that samplers can call, whatever it predicts.
+# The words for what a network predicts.
+PREDICTIONS: dict[str, PredictionFn] = {
+    "eps": diffusion.eps_prediction, "x_0": diffusion.x0_prediction,
+    "v": diffusion.v_prediction, "score": diffusion.score_prediction,
+    "flow": diffusion.flow_prediction,
+}  # fmt: skip
+PREDICTIONS["x0"] = PREDICTIONS["x_0"]
 
-    eps_fn(params, x [batch, *shape], t [], label=None) -> eps [batch, *shape]; a label is [] or
-    [batch] integers, and None or `config.num_classes` is "no class". net_fn has the same
-    arguments and returns the network's own prediction. config: a `networks.ModelConfig`. codec:
-    what decodes samples into images; None if they are images.
+
+class Preconditioning(NamedTuple):
+    """What stands between a raw network F and the process: x_t is scaled, t is shown otherwise.
+
+    out = F(scale(level) x, time(t, level)) and out = p x_0 + q eps by `prediction`.
+
+    prediction: level -> (p, q), see `diffusion.parameterizations`; scale: level -> factor of x;
+    time: (t, level) -> what the network is shown.
     """
 
-    eps_fn: EpsFn
+    prediction: PredictionFn
+    scale: Callable[[NoiseLevel], Any]
+    time: Callable[[Any, NoiseLevel], Any]
+
+
+def edm_preconditioning(sigma_data: float = 0.5) -> Preconditioning:
+    """Return EDM's preconditioning of a raw network F; Karras et al. 2022, table 1.
+
+        D(x; s) = c_skip x + c_out F(c_in x; log(s) / 4),      x = x_0 + s eps
+        c_skip = d^2 / (s^2 + d^2), c_out = s d / sqrt(s^2 + d^2), c_in = 1 / sqrt(s^2 + d^2)
+
+    so that F = ((1 - c_skip) x_0 - c_skip s eps) / c_out.
+
+    Args:
+      sigma_data: d, the standard deviation of the data.
+    """
+
+    def prediction(level):
+        total = jnp.sqrt(level.sigma**2 + sigma_data**2)
+        # (1 - c_skip) / c_out and c_skip s / c_out, without the division by s
+        return level.sigma / (total * sigma_data), -sigma_data / total
+
+    return Preconditioning(
+        prediction,
+        lambda level: 1 / jnp.sqrt(level.sigma**2 + sigma_data**2),
+        lambda t, level: jnp.log(level.sigma) / 4,
+    )
+
+
+class Draw(NamedTuple):
+    """Where sampling runs start: noise x_T [num, *shape], and conditions, leaves [num, ...]."""
+
+    x_T: Any
+    cond: Any
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Denoiser:
+    """A network that samplers can call, whatever it predicts; a pytree of `params` and `cond`.
+
+    Its sites `input` and `output` are the network's own: inside the conversion to eps and inside
+    preconditioning, which stay in full precision.
+
+    Attributes:
+      net_fn: (params, x [batch, *shape], t []) -> prediction [batch, *shape]; any function. With
+        `cond` it is given that too: a tuple as several arguments, a dict as keyword arguments,
+        anything else as one. A network that takes a time for each sample gets t [batch].
+      params: its parameters, a pytree; whatever is not in it is no weight.
+      schedule: the forward process, t -> (alpha, sigma); None only if nothing is to be sampled.
+      shape: of one sample.
+      prediction: "eps", "x_0", "v", "score", "flow", a function level -> (p, q) with
+        out = p x_0 + q eps, or a `Preconditioning` such as `edm_preconditioning()`.
+      cond: conditions of samples: a pytree with leaves [num, ...], sample i taking entry i mod num,
+        or a function (key, num) -> such a pytree; None for none.
+      output: which part of a network's result is its prediction: an index or key of a tuple or
+        dict, or a function of the result; None takes it whole.
+      config: a `networks.ModelConfig`, of networks that this package builds.
+      codec: what decodes samples into images; None if they are images.
+
+    Raises:
+      ValueError: an unknown word for `prediction`; conditions without an axis of samples, or of
+        different lengths; a shape that is none.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from qdiffjax import Denoiser, diffusion
+      >>> net_fn = lambda params, x, t, label: x * params["gain"][label][:, None]
+      >>> params = {"gain": jnp.array([0.5, 0.6])}
+      >>> labels = jnp.array([0, 1, 1])
+      >>> denoiser = Denoiser(net_fn, params, diffusion.linear(), (2,), cond=labels)
+      >>> denoiser.eps_fn(params, jnp.ones((3, 2)), jnp.float32(10), labels).shape
+      (3, 2)
+    """
+
+    net_fn: Callable[..., Any]
     params: Any
-    schedule: Any
-    config: Any
-    net_fn: EpsFn | None = None
+    schedule: Any = None
+    shape: Any = None
+    prediction: str | PredictionFn | Preconditioning = "eps"
+    cond: Any = None
+    output: Any = None
+    config: Any = None
     codec: Codec | None = None
 
-    def conditioned(self, label) -> "Denoiser":
-        """Return the denoiser of one class: eps_fn(params, x, t) with `label` [] or [batch] bound.
+    def __post_init__(self):
+        if isinstance(self.prediction, str):
+            words = f"one of {sorted(PREDICTIONS)}, a function or a Preconditioning"
+            require(self.prediction in PREDICTIONS, "prediction", got=repr(self.prediction),
+                    expected=words)  # fmt: skip
+        if self.shape is not None:
+            object.__setattr__(self, "shape", _checked_shape(self.shape))
+        if self.cond is not None and not callable(self.cond):
+            _check_cond(self.cond)
+
+    @property
+    def eps_fn(self) -> EpsFn:
+        """The network as (params, x [batch, *shape], t [], cond=None) -> eps.
+
+        The same object for equal denoisers, whatever their parameters.
+        """
+        return _eps_fn(self._static())
+
+    def _static(self) -> "_Static":
+        cond = self.cond if callable(self.cond) else None
+        return _Static((self.net_fn, self.schedule, self.shape, self.prediction, cond, self.output,
+                        self.config, self.codec))  # fmt: skip
+
+    def conditioned(self, cond) -> "Denoiser":
+        """Return the denoiser with conditions, a pytree with leaves [num, ...] or (key, num) -> it.
 
         Raises:
-          ValueError: the network has no such class.
+          ValueError: conditions without an axis of samples; labels that this network does not know.
         """
-        num = self.config.num_classes
-        require(num, got=f"label {label}", expected="none; this network knows no classes",
-                remedy="use eps_fn")  # fmt: skip
-        check_labels(label, num)
-        label = jnp.asarray(label, jnp.int32)
-        return self._replace(
-            eps_fn=_with_label(self.eps_fn, label), net_fn=_with_label(self.net_fn, label)
-        )
+        num = getattr(self.config, "num_classes", None)
+        if num is not None and not callable(cond):
+            require(num, got=f"label {cond}", expected="none; this network knows no classes",
+                    remedy="leave it out")  # fmt: skip
+            check_labels(cond, num)
+            cond = jnp.atleast_1d(jnp.asarray(cond, jnp.int32))
+        return dataclasses.replace(self, cond=cond)
+
+    def guided(self, scale, null) -> "Denoiser":
+        """Return the denoiser with classifier-free guidance, both branches in one call.
+
+            out = (1 - w) net(x, t, null) + w net(x, t, cond)
+
+        Ho & Salimans 2022, eq. 6, with w = 1 + their w; see `diffusion.guided`.
+
+        Args:
+          scale: w, a number or a function of t.
+          null: the empty condition, leaves that broadcast to those of cond.
+        """
+
+        def pair_fn(params, x, t, cond):
+            return _select(_call(self.net_fn, params, x, t, cond), self.output)
+
+        both = diffusion.guided(pair_fn, null, scale)
+
+        def net_fn(params, x, t, *args, **named):
+            return both(params, x, t, named or (args if len(args) > 1 else args[0]))
+
+        return dataclasses.replace(self, net_fn=net_fn, output=None)
+
+    def draw_cond(self, key, num: int):
+        """Return the conditions of `num` samples, leaves [num, ...]; None if there are none."""
+        if callable(self.cond):
+            cond = self.cond(key, num)
+            _check_cond(cond, num)
+            return cond
+        return jax.tree.map(lambda leaf: jnp.asarray(leaf)[jnp.arange(num) % len(leaf)], self.cond)
+
+    def draw(self, key, num: int, t=None) -> Draw:
+        """Return the noise and the conditions of `num` samples.
+
+            x_T = sigma(t) z,   z ~ N(0, I) of sample i from fold_in(key, i)
+
+        Sample i is the same for every `num`; variance-preserving noise is taken as N(0, I).
+
+        Args:
+          key: of the noise and of `cond_fn`.
+          num: how many.
+          t: time of the noise end, `steps.t[0]`; None for unit variance.
+
+        Raises:
+          ValueError: a denoiser without a shape.
+        """
+        require(self.shape is not None, "denoiser", got="no shape", expected="that of a sample",
+                remedy="Denoiser(net_fn, params, schedule, shape)")  # fmt: skip
+        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(num))
+        z = jax.vmap(lambda k: jax.random.normal(k, self.shape, jnp.float32))(keys)
+        return Draw(z * jnp.float32(self.noise_scale(t)), self.draw_cond(key, num))
+
+    def noise_scale(self, t) -> float:
+        """Return the standard deviation of x_T at the time t of the noise end."""
+        if t is None or self.schedule is None:
+            return 1.0
+        level = self.schedule.exact(np.asarray(t, np.float64))
+        total = float(np.sqrt(level.alpha**2 + level.sigma**2))
+        # Where variance is preserved the little signal left at T has unit variance with the noise.
+        return 1.0 if abs(total - 1) < 1e-6 else float(level.sigma)
 
 
-def _with_label(fn, label):
-    return fn and (lambda params, x, t: fn(params, x, t, label))
+class _Static:
+    """What of a denoiser is no array; equal if its parts are the same objects or equal words."""
+
+    def __init__(self, parts):
+        self.parts = parts
+
+    def __eq__(self, other):
+        return isinstance(other, _Static) and all(map(_is_same, self.parts, other.parts))
+
+    def __hash__(self):
+        return hash((id(self.parts[0]), self.parts[2]))
+
+
+def _is_same(one, other) -> bool:
+    return one is other or (type(one) is type(other) and bool(one == other))
+
+
+def _flatten(denoiser: Denoiser):
+    cond = None if callable(denoiser.cond) else denoiser.cond
+    return (denoiser.params, cond), denoiser._static()
+
+
+def _unflatten(static: _Static, children) -> Denoiser:
+    net_fn, schedule, shape, prediction, cond_fn, output, config, codec = static.parts
+    denoiser = object.__new__(Denoiser)  # children need not be arrays, so nothing is checked
+    fields = (net_fn, children[0], schedule, shape, prediction,
+              children[1] if cond_fn is None else cond_fn, output, config, codec)  # fmt: skip
+    for field, value in zip(dataclasses.fields(Denoiser), fields, strict=True):
+        object.__setattr__(denoiser, field.name, value)
+    return denoiser
+
+
+jax.tree_util.register_pytree_node(Denoiser, _flatten, _unflatten)
+
+
+@functools.lru_cache(maxsize=128)
+def _eps_fn(static: _Static) -> EpsFn:
+    net_fn, schedule, _, prediction, _, output, *_ = static.parts
+
+    def network(params, x, t, cond=None):
+        return _select(_call(net_fn, params, x, t, cond), output)
+
+    if prediction == "eps":
+        return network
+    require(schedule is not None, "denoiser", got=f"no schedule, prediction={prediction!r}",
+            expected="the forward process", remedy="Denoiser(..., schedule=)")  # fmt: skip
+
+    def marked(params, x, t, cond=None):
+        if isinstance(prediction, Preconditioning):
+            level = diffusion.level_like(schedule, t, x)
+            x = x * jnp.asarray(prediction.scale(level)).astype(x.dtype)
+            t = jnp.asarray(prediction.time(t, schedule(t))).astype(x.dtype)
+        return edge(network(params, edge(x, "input"), t, cond), "output")
+
+    return diffusion.as_eps(marked, schedule, _prediction_fn(prediction))
+
+
+def _prediction_fn(prediction) -> PredictionFn:
+    if isinstance(prediction, Preconditioning):
+        return prediction.prediction
+    return PREDICTIONS[prediction] if isinstance(prediction, str) else prediction
+
+
+def _arguments(cond) -> tuple[tuple, dict[str, Any]]:
+    if isinstance(cond, dict):
+        return (), cond
+    return (() if cond is None else cond if isinstance(cond, tuple) else (cond,)), {}
+
+
+def _call(net_fn, params, x, t, cond):
+    """Call a network at t [] or, if it does not take that, at t [batch]."""
+    args, named = _arguments(cond)
+    try:
+        return net_fn(params, x, t, *args, **named)
+    except Exception:
+        if jnp.ndim(t):
+            raise
+        with contextlib.suppress(Exception):
+            return net_fn(params, x, jnp.broadcast_to(t, x.shape[:1]), *args, **named)
+        raise
+
+
+def _select(out, output):
+    """Return the part of a network's result that is its prediction."""
+    if callable(output):
+        return output(out)
+    return out if output is None else out[output]
+
+
+def _checked_shape(shape) -> tuple[int, ...]:
+    sizes = tuple(shape)
+    is_shape = all(isinstance(n, (int, np.integer)) and n >= 1 for n in sizes)
+    require(sizes and is_shape, "shape", got=shape, expected="positive integers, without the batch")
+    return tuple(map(int, sizes))
+
+
+def _check_cond(cond, num: int | None = None) -> None:
+    """Refuse conditions without a common leading axis, of `num` samples if that is said."""
+    sizes = {jnp.shape(leaf)[0] if jnp.ndim(leaf) else None for leaf in jax.tree.leaves(cond)}
+    expected = "a leading axis" if num is None else f"a leading axis of {num}"
+    is_one = len(sizes) == 1 and None not in sizes and (num is None or sizes == {num})
+    require(is_one or not sizes, "cond", got=f"leading axes {sorted(map(str, sizes))}",
+            expected=f"{expected} of samples, the same in every leaf",
+            remedy="repeat what all samples share, or close over it")  # fmt: skip
 
 
 def check_labels(label, num_classes: int) -> None:

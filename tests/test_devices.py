@@ -20,7 +20,7 @@ import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from qdiffjax import diffusion
-from qdiffjax.networks import configs, training
+from qdiffjax.networks import configs, denoisers, training
 
 config = configs.ModelConfig(
     (4, 4, 1), "dit", {"patch": 2, "width": 8, "depth": 1, "num_heads": 2}, num_classes=2,
@@ -33,7 +33,7 @@ params = jax.tree.unflatten(tree, [
 mesh = Mesh(np.array(jax.devices()), ("batch",))
 
 steps = diffusion.ddpm(diffusion.linear(), 3)
-eps_fn = configs.make_eps_fn(config)
+eps_fn = denoisers.make_denoiser(config, params).eps_fn
 x_T = jax.random.normal(jax.random.key(1), (8, 4, 4, 1))
 label = jnp.arange(8) % 3
 

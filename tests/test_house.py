@@ -58,10 +58,11 @@ LIGHT = {
 import jax, jax.numpy as jnp
 from qdiffjax import diffusion, precision
 from qdiffjax.analysis.errors import ledger
+from qdiffjax.denoiser import Denoiser
 
 eps_fn, x_T = lambda params, x, t: x @ params["w"], jnp.ones((1, 2))
 steps = diffusion.ddim(diffusion.linear(), 2)
-calibration = precision.calibrate(eps_fn, {"w": jnp.eye(2)}, steps, x_T)
+calibration = precision.calibrate(Denoiser(eps_fn, {"w": jnp.eye(2)}), steps, x_T=x_T)
 recipe = precision.uniform(calibration.sites, weight_bits=8, activation_bits=8)
 q = precision.quantize(calibration, recipe)
 jax.jit(lambda q: ledger.attribution(q, x_T, steps))(q)

@@ -52,7 +52,8 @@ def samples(bits, x):
         )
         for s in worlds.SITES
     }
-    call = precision.quantized_call(precision.Quantized(worlds.net_fn, worlds.PARAMS, inputs))
+    q = precision.Quantized(Denoiser(worlds.net_fn, worlds.PARAMS), inputs)
+    call = precision.quantized_call(q)
     return diffusion.sample(call, x, steps, key=worlds.KEY).x_0
 
 bits = jnp.asarray(np.random.default_rng(0).integers(2, 9, (11, 2)), jnp.float64)

@@ -29,6 +29,7 @@ from experiments.harness import command, networks, tables, timing
 from experiments.harness.command import option
 from qdiffjax import diffusion, precision
 from qdiffjax._checks import require
+from qdiffjax.denoiser import Denoiser
 from qdiffjax.hardware import measured, read_cost
 from qdiffjax.kernels import backends
 from qdiffjax.quant import E4M3FN, ActivationGrid, IntFormat
@@ -93,7 +94,7 @@ def quantized(network: networks.Network, sites, way: Way, x, path=None) -> preci
         s.name: precision.SiteBits(bits, 8 if tokens(s) >= LEAST_TOKENS else None) for s in dense
     })  # fmt: skip
     calibration = precision.Calibration(
-        network.eps_fn, network.params, sites,
+        Denoiser(network.eps_fn, network.params), sites,
         {s.name: weights[s.name].astype(jnp.float32) for s in dense},
         dict.fromkeys(recipe.bits, ((-RANGE / 2, RANGE / 2),)),
     )  # fmt: skip
@@ -114,7 +115,7 @@ def tokens(site) -> int:
 def version(network: networks.Network, sites, name: str, x, path=None) -> precision.Quantized:
     """Return what the scan of a way takes: the network as it is, or with codes for weights."""
     if name == BASE:
-        return precision.Quantized(network.eps_fn, network.params, {})
+        return precision.Quantized(Denoiser(network.eps_fn, network.params), {})
     return quantized(network, sites, WAYS[name], x, path)
 
 

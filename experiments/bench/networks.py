@@ -96,7 +96,7 @@ def run(config: Config, *, progress: bool = False):
       FileNotFoundError: no such checkpoint.
       ValueError: it is not an unconditional UNet.
     """
-    denoiser = denoisers.load(denoisers.find_checkpoint(config.checkpoint))
+    denoiser = denoisers.load(config.checkpoint)
     require(peers.has_twin(denoiser), got=config.checkpoint,
             expected="an unconditional UNet, the kind of the twin")  # fmt: skip
     x, num_steps = subject.noise(denoiser, config.batch, 0), config.num_steps

@@ -60,7 +60,7 @@ class Config:
 def networks(target: subject.Subject, x, num_orders: int) -> dict[str, precision.Quantized]:
     """Return what is sampled from, by name."""
     denoiser = target.denoiser
-    versions = {FLOAT: precision.Quantized(denoiser.eps_fn, denoiser.params, {})}
+    versions = {FLOAT: precision.Quantized(denoiser, {})}
     for width, bits in WIDTHS.items():
         q = target.quantized(*bits)
         versions[f"simulated {width}"] = q

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 from qdiffjax import diffusion, precision
+from qdiffjax.denoiser import Denoiser
 from qdiffjax.sites import transform
 
 SCHEDULE = diffusion.linear()
@@ -86,7 +87,7 @@ def prepare(params, num_steps: int, seed: int) -> Subject:
     steps = diffusion.ddim(SCHEDULE, num_steps)
     key = jax.random.key(seed + 1_000_003)
     x_T = jax.random.normal(key, (NUM_CALIBRATION, 2), jnp.float64)
-    return Subject(steps, precision.calibrate(eps_fn, params, steps, x_T))
+    return Subject(steps, precision.calibrate(Denoiser(eps_fn, params), steps, x_T=x_T))
 
 
 def randomized(q: precision.Quantized, key) -> precision.Quantized:
@@ -97,7 +98,7 @@ def randomized(q: precision.Quantized, key) -> precision.Quantized:
         )
         for name, quantization in q.site_inputs.items()
     }
-    return precision.Quantized(q.eps_fn, q.params, inputs)
+    return precision.Quantized(q.denoiser, inputs)
 
 
 def nudged(site, op, operands, inputs):

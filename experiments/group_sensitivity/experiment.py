@@ -126,7 +126,7 @@ def run(config: Config, **options):
         samples = {group: sample_rounding(q, names) for group, names in groups.items()}
         exact, norms = sample_rounding(q, ()), round_norms(q.params, bits)
         if norms is not None:
-            samples[NORMS] = sample_rounding(dataclasses.replace(q, params=norms), ())
+            samples[NORMS] = sample_rounding(q.with_params(norms), ())
         arrays = {group: np.asarray(prediction.root_mean_square(x - exact))
                   for group, x in samples.items()}  # fmt: skip
         return arrays, {"bits": bits, "macs": macs}

@@ -36,8 +36,8 @@ def load(name: str, dtype=jnp.float32) -> Network:
       FileNotFoundError: neither.
     """
     if name not in SIZES:
-        denoiser = denoisers.load(denoisers.find_checkpoint(name))
-        return Network(denoiser.eps_fn, denoiser.params, denoiser.config.shape)
+        denoiser = denoisers.load(name)
+        return Network(denoiser.eps_fn, denoiser.params, denoiser.shape)
     network = published(name, dtype)
 
     def fn(params, x, t):

@@ -13,7 +13,6 @@ from qdiffjax import diffusion, precision
 from qdiffjax.compiling import compiled
 from qdiffjax.denoiser import Denoiser
 from qdiffjax.networks import denoisers
-from qdiffjax.networks.configs import PREDICTIONS
 from qdiffjax.sites import Site, list_sites, match
 
 
@@ -106,14 +105,12 @@ def continuous(denoiser: Denoiser):
     process = denoiser.schedule
     if isinstance(process, diffusion.DiscreteSchedule):
         process = diffusion.Interpolated(process)
-    prediction = PREDICTIONS[denoiser.config.prediction]
-    return process, diffusion.as_eps(denoiser.net_fn or denoiser.eps_fn, process, prediction)
+    return process, dataclasses.replace(denoiser, schedule=process).eps_fn
 
 
 def noise(denoiser: Denoiser, num: int, seed: int) -> jax.Array:
     """Initial noise [num, *shape]; sample i is the same for every num."""
-    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(jnp.arange(num))
-    return jax.vmap(lambda k: jax.random.normal(k, denoiser.config.shape, jnp.float32))(keys)
+    return denoiser.draw(jax.random.key(seed), num).x_T
 
 
 def noise_key(steps: diffusion.Steps, seed: int) -> jax.Array | None:
@@ -136,16 +133,16 @@ def prepare(checkpoint: str, steps_of, globs, seed: int) -> Subject:
     """
     # Full precision is float32 also where matrix units would rather take tf32 or bfloat16.
     jax.config.update("jax_default_matmul_precision", "highest")
-    denoiser = denoisers.load(denoisers.find_checkpoint(checkpoint))
+    denoiser = denoisers.load(checkpoint)
     eps_fn, params = denoiser.eps_fn, denoiser.params
-    x = jnp.zeros((1, *denoiser.config.shape), jnp.float32)
+    x = jnp.zeros((1, *denoiser.shape), jnp.float32)
     t = jnp.zeros((), jnp.float32)
     sites = list_sites(eps_fn, params, x, t)
     last = [s.name for s in sites if s.weight is not None][-1]
     globs = tuple(f"!{last}" if glob == "!last" else glob for glob in globs)
     match(sites, globs)
     weights = precision.weight_operands(eps_fn, params, x, t)
-    calibration = precision.Calibration(eps_fn, params, sites, weights, {})
+    calibration = precision.Calibration(denoiser, sites, weights, {})
     return observed(Subject(denoiser, calibration, globs), steps_of(denoiser.schedule), seed)
 
 

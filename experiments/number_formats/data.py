@@ -32,7 +32,7 @@ def tensors(config) -> Iterator[Tensor]:
         # Stratified, one in each of equally likely intervals: few tail samples decide otherwise.
         p = rng.permutation(config.num_random) + rng.uniform(size=config.num_random)
         yield in_rows(name, name, law.quantile(p / config.num_random)[None])
-    denoiser = denoisers.load(denoisers.find_checkpoint(config.checkpoint))
+    denoiser = denoisers.load(config.checkpoint)
     eps_fn, params = denoiser.eps_fn, denoiser.params
     x_T = subject.noise(denoiser, config.num_samples, config.seed)
     for name, w in precision.weight_operands(eps_fn, params, x_T[:1], jnp.zeros(())).items():

@@ -153,7 +153,7 @@ def run(config: Config, *, progress: bool = False):
     arrays: dict[str, np.ndarray] = {"samplers": np.array([e.name for e in entries])}
     rows: list[dict] = []
     for name in tqdm(names, disable=not progress, unit="checkpoint"):
-        denoiser = denoisers.load(denoisers.find_checkpoint(name))
+        denoiser = denoisers.load(name)
         process, _ = subject.continuous(denoiser)
         tables = [table(entry, process, config.nfe) for entry in entries]
         num_classes = denoiser.config.num_classes

@@ -25,6 +25,7 @@ import numpy as np
 from experiments.train import fitting
 from qdiffjax import sharding
 from qdiffjax._checks import require
+from qdiffjax.denoiser import PREDICTIONS
 from qdiffjax.networks import configs, data, denoisers, training
 
 # Options of argparse for every flag.
@@ -35,7 +36,7 @@ FLAGS: dict[str, dict[str, Any]] = {
     "latent": {"help": "checkpoint of the autoencoder whose latents to model"},
     "classes": {"action": "store_true", "help": "condition on the labels of the data"},
     "prediction": {
-        "choices": sorted(configs.PREDICTIONS), "default": "eps", "help": "%(default)s"
+        "choices": sorted(PREDICTIONS), "default": "eps", "help": "%(default)s"
     },
     "schedule": {
         "choices": sorted(configs.SCHEDULES), "default": "linear", "help": "%(default)s"

@@ -10,7 +10,7 @@ from matplotlib import image
 
 from experiments.harness.looks import panels
 from qdiffjax import diffusion
-from qdiffjax.denoiser import Codec, Denoiser
+from qdiffjax.denoiser import PREDICTIONS, Codec, Denoiser
 from qdiffjax.diffusion import losses
 from qdiffjax.networks import configs, data, denoisers, training
 
@@ -66,7 +66,7 @@ def make_loss(config: configs.ModelConfig, *, weight_fn=None, dtype=jnp.float32)
             condition = (losses.drop_labels(key_drop, label, config.num_classes, LABEL_DROPOUT),)
         return losses.prediction_loss(
             lambda params, x, t: net_fn(params, x, t, *condition), params, key, x_0, schedule,
-            prediction=configs.PREDICTIONS[config.prediction], weight_fn=weight_fn,
+            prediction=PREDICTIONS[config.prediction], weight_fn=weight_fn,
         )  # fmt: skip
 
     return loss_fn
@@ -95,20 +95,19 @@ def with_latent_scale(config, params, images) -> configs.ModelConfig:
 
 def sample_grid(denoiser: Denoiser, *, num=64, num_steps=100, seed=0):
     """Describe an autoencoder whose latents of `images` have standard deviation 1."""
-    x_T = jax.random.normal(jax.random.key(seed), (num, *denoiser.config.shape))
-    codec, schedule = denoiser.codec, denoiser.schedule
-    if denoiser.config.num_classes:
-        denoiser = denoiser.conditioned(np.arange(num) % denoiser.config.num_classes)
+    x_T = jax.random.normal(jax.random.key(seed), (num, *denoiser.shape))
+    codec, schedule, num_classes = denoiser.codec, denoiser.schedule, denoiser.config.num_classes
+    label = jnp.arange(num) % num_classes if num_classes else None
     fn: Any = denoiser.eps_fn
     if isinstance(schedule, diffusion.Process):  # starts at alpha = 0, where eps says nothing
-        fn, prediction = denoiser.net_fn, configs.PREDICTIONS[denoiser.config.prediction]
+        fn, prediction = denoiser.net_fn, PREDICTIONS[denoiser.config.prediction]
         times = diffusion.power_times(1.0, 0.0, num_steps)
         steps = diffusion.dpmpp_1(schedule, times, prediction=prediction)
     else:
         steps = diffusion.ddim(schedule, num_steps)
 
     def run(params, x):
-        x_0 = diffusion.sample(diffusion.bind(fn, params), x, steps).x_0
+        x_0 = diffusion.sample(diffusion.bind(fn, params, label), x, steps).x_0
         return codec.decode(x_0) if codec else x_0
 
     return np.asarray(jax.jit(run)(denoiser.params, x_T))

@@ -68,6 +68,7 @@ from qdiffjax.diffusion.parameterizations import (
     eps_prediction,
     flow_prediction,
     guided,
+    level_like,
     score_prediction,
     thresholded,
     v_prediction,

@@ -190,9 +190,13 @@ def step_noise(key: Key, index, like) -> Array:
     return jax.random.normal(jax.random.fold_in(key, index), like.shape, float_dtype(like))
 
 
-def bind(eps_fn: EpsFn, params: PyTree) -> CallFn:
-    """Return the call of eps_fn(params, x, t), without outputs; inputs and state pass it by."""
-    return lambda x, t, inputs=None, state=(): (eps_fn(params, x, t), None, state)
+def bind(eps_fn: EpsFn, params: PyTree, cond: PyTree = None) -> CallFn:
+    """Return the call of eps_fn(params, x, t) or, with conditions, eps_fn(params, x, t, cond).
+
+    Without outputs; inputs and state pass it by.
+    """
+    rest = () if cond is None else (cond,)
+    return lambda x, t, inputs=None, state=(): (eps_fn(params, x, t, *rest), None, state)
 
 
 def sample(

@@ -78,8 +78,8 @@ def convert(x, out, level: NoiseLevel, source: PredictionFn, target: PredictionF
     return p * x_0 + q * eps
 
 
-def _level_like(level_fn: LevelFn, t, x) -> NoiseLevel:
-    """Return the level at t [] or [batch], shaped to broadcast with x [batch, *shape]."""
+def level_like(level_fn: LevelFn, t, x) -> NoiseLevel:
+    """Return the level at t [] or [batch], in the dtype of x [batch, *shape] and to broadcast."""
     level = level_fn(jnp.asarray(t).astype(x.dtype))
 
     def expand(leaf):
@@ -103,7 +103,7 @@ def as_eps(net_fn: EpsFn, level_fn: LevelFn, prediction: PredictionFn) -> EpsFn:
     def eps_fn(params, x, t, *rest):
         x = jnp.asarray(x).astype(float_dtype(x))
         out = net_fn(params, x, t, *rest).astype(x.dtype)
-        return denoise(x, out, _level_like(level_fn, t, x), prediction).eps
+        return denoise(x, out, level_like(level_fn, t, x), prediction).eps
 
     return eps_fn
 
@@ -120,7 +120,7 @@ def thresholded(eps_fn: EpsFn, level_fn: LevelFn, threshold_fn: Callable[[Array]
 
     def clipped_fn(params, x, t, *rest):
         x = jnp.asarray(x).astype(float_dtype(x))
-        eps, level = eps_fn(params, x, t, *rest).astype(x.dtype), _level_like(level_fn, t, x)
+        eps, level = eps_fn(params, x, t, *rest).astype(x.dtype), level_like(level_fn, t, x)
         x_0 = (x - level.sigma * eps) / level.alpha
         # As a correction: not one bit of eps moves where nothing is clipped.
         safe = jnp.where(level.sigma > 0, level.sigma, jnp.ones_like(level.sigma))

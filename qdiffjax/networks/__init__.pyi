@@ -1,7 +1,6 @@
 from .configs import ModelConfig as ModelConfig
 from .configs import build as build
 from .configs import init_params as init_params
-from .configs import make_eps_fn as make_eps_fn
 from .configs import make_net_fn as make_net_fn
 from .configs import make_schedule as make_schedule
 from .denoisers import SHIPPED as SHIPPED
@@ -10,4 +9,5 @@ from .denoisers import load as load
 from .denoisers import load_codec as load_codec
 from .denoisers import load_config as load_config
 from .denoisers import make_codec as make_codec
+from .denoisers import make_denoiser as make_denoiser
 from .denoisers import save as save

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 
 from qdiffjax._checks import require
 from qdiffjax._typing import EpsFn
-from qdiffjax.diffusion import parameterizations, processes, schedules
+from qdiffjax.denoiser import PREDICTIONS
+from qdiffjax.diffusion import processes, schedules
 from qdiffjax.networks.models.autoencoder import Autoencoder
 from qdiffjax.networks.models.dit import DiT
 from qdiffjax.networks.models.unet import UNet
@@ -22,10 +23,6 @@ SCHEDULES: dict[str, Callable[[int], Any]] = {
     "linear": schedules.linear, "cosine": schedules.cosine,
     "flow": lambda num_train_steps: processes.Flow(),
 }  # fmt: skip
-PREDICTIONS: dict[str, parameterizations.PredictionFn] = {
-    "eps": parameterizations.eps_prediction, "x0": parameterizations.x0_prediction,
-    "v": parameterizations.v_prediction, "flow": parameterizations.flow_prediction,
-}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +33,7 @@ class ModelConfig:
       shape: of one sample, (height, width, channels), of a video (frames, ...).
       network: a key of NETWORKS.
       arguments: of the network, by name.
-      prediction: what it outputs, a key of PREDICTIONS.
+      prediction: what it outputs, a key of `denoiser.PREDICTIONS`.
       schedule: a key of SCHEDULES.
       num_train_steps: T of the schedule; a process in unit time is shown to the network as t * T.
       num_classes: labels are 0 ... num_classes - 1, and num_classes is "no class"; 0 = no labels.
@@ -106,14 +103,6 @@ def make_net_fn(config: ModelConfig, *, dtype=jnp.float32) -> EpsFn:
         return apply(params, x, t, *condition)[..., :channels]  # what learn_sigma adds is dropped
 
     return net_fn
-
-
-def make_eps_fn(config: ModelConfig) -> EpsFn:
-    """Return eps_fn(params, x, t, label=None) -> eps, whatever the network predicts."""
-    net_fn, prediction = make_net_fn(config), PREDICTIONS[config.prediction]
-    if config.prediction == "eps":
-        return net_fn
-    return parameterizations.as_eps(net_fn, make_schedule(config), prediction)
 
 
 def init_params(config: ModelConfig, key):

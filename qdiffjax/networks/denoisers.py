@@ -16,7 +16,6 @@ from qdiffjax.networks.configs import (
     ModelConfig,
     build,
     init_params,
-    make_eps_fn,
     make_net_fn,
     make_schedule,
 )
@@ -59,16 +58,27 @@ def save(path, params, config: ModelConfig, *, dtype=jnp.float32) -> None:
 def load(path) -> Denoiser:
     """Read a denoiser that `save` wrote; a folder `autoencoder` in it decodes its samples.
 
+    Args:
+      path: a folder, or the name of a shipped checkpoint.
+
     Raises:
-      FileNotFoundError: there is no checkpoint at `path`; says what was looked for.
+      FileNotFoundError: there is no checkpoint at `path`; lists the shipped ones.
       ValueError: the parameters do not fit the network of config.json, or are not finite.
     """
+    path = Path(path) if Path(path).is_dir() else find_checkpoint(path)
     config, params = load_params(path)
-    codec = Path(path) / "autoencoder"
-    return Denoiser(
-        make_eps_fn(config), params, make_schedule(config), config, make_net_fn(config),
-        load_codec(codec) if codec.is_dir() else None,
-    )  # fmt: skip
+    return make_denoiser(config, params, codec_at(path / "autoencoder"))
+
+
+def make_denoiser(config: ModelConfig, params, codec: Codec | None = None) -> Denoiser:
+    """Return the denoiser that `config` describes with these parameters."""
+    return Denoiser(make_net_fn(config), params, make_schedule(config), config.shape,
+                    config.prediction, config=config, codec=codec)  # fmt: skip
+
+
+def codec_at(path: Path) -> Codec | None:
+    """Read the autoencoder in a folder, None if there is none."""
+    return load_codec(path) if path.is_dir() else None
 
 
 def make_codec(params, config: ModelConfig) -> Codec:

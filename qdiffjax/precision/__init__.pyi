@@ -10,6 +10,7 @@ from .lowering import lower as lower
 from .lowering import lower_site as lower_site
 from .lowering import lowering_of as lowering_of
 from .quantized import Quantized as Quantized
+from .quantized import condition as condition
 from .quantized import drop_weights as drop_weights
 from .quantized import full_call as full_call
 from .quantized import gated_call as gated_call

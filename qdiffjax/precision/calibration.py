@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from qdiffjax import diffusion
 from qdiffjax._checks import require
 from qdiffjax._typing import EpsFn
+from qdiffjax.denoiser import Denoiser
 from qdiffjax.precision.quantized import Quantized
 from qdiffjax.precision.recipe import Recipe
 from qdiffjax.precision.rules import SiteQuant
@@ -17,6 +18,7 @@ from qdiffjax.precision.weights import round_weights, weight_operands
 from qdiffjax.quant import ActivationGrid, IntFormat, activation_grid
 from qdiffjax.sites import Site, list_sites, rules, transform
 
+NUM_SAMPLES = 32  # of calibration
 Ranges = dict[str, tuple[Any, ...]]
 
 
@@ -26,18 +28,26 @@ class Calibration:
     """A denoiser with everything that is measured once; a pytree.
 
     Attributes:
-      eps_fn: eps_fn(params, x [batch, *shape], t []) -> eps; static.
-      params: its full-precision parameters.
+      denoiser: in full precision.
       sites: where it multiplies; static.
       weights: the weight operand of every site that has one, by name.
       ranges: (low, high) of each activation operand by site, for all steps [num_steps] or for one.
     """
 
-    eps_fn: EpsFn = dataclasses.field(metadata={"static": True})
-    params: Any
+    denoiser: Denoiser
     sites: tuple[Site, ...] = dataclasses.field(metadata={"static": True})
     weights: dict[str, Any]
     ranges: Ranges
+
+    @property
+    def eps_fn(self) -> EpsFn:
+        """The denoiser as (params, x [batch, *shape], t [], cond=None) -> eps."""
+        return self.denoiser.eps_fn
+
+    @property
+    def params(self) -> Any:
+        """The full-precision parameters."""
+        return self.denoiser.params
 
     def widened(self, factor: float, names: Sequence[str] = ("input", "output")) -> "Calibration":
         """Return it with the ranges of the activations at the sites `names` multiplied by `factor`.
@@ -65,20 +75,39 @@ class Calibration:
         return dataclasses.replace(self, ranges=ranges)
 
 
-def calibrate(eps_fn: EpsFn, params, steps: diffusion.Steps, x_T, *, key=None) -> Calibration:
+def calibrate(
+    denoiser: Denoiser,
+    steps: diffusion.Steps,
+    key=None,
+    *,
+    num_samples: int = NUM_SAMPLES,
+    x_T=None,
+) -> Calibration:
     """Measure what every recipe needs, on one full-precision sampling run.
 
     Args:
-      eps_fn: the denoiser, any function; see `sites.list_sites`.
-      params: its parameters.
+      denoiser: any network, see `Denoiser`.
       steps: the sampler.
-      x_T: initial noise of the calibration samples [batch, *shape].
-      key: noise of a stochastic sampler.
+      key: of the calibration samples' noise and conditions, and of a stochastic sampler's noise;
+        None only if nothing is to be drawn.
+      num_samples: number of calibration samples.
+      x_T: initial noise of the calibration samples [num_samples, *shape]; None draws it.
     """
-    x, t = x_T[:1], jnp.zeros((), x_T.dtype)
-    observe = jax.jit(lambda p, x, key: observe_ranges(eps_fn, p, steps, x, key=key))
-    sites, weights = list_sites(eps_fn, params, x, t), weight_operands(eps_fn, params, x, t)
-    return Calibration(eps_fn, params, sites, weights, observe(params, x_T, key))
+    key_start, key_noise = (None, None) if key is None else jax.random.split(key)
+    if x_T is None:
+        require(key is not None, "calibrate", got="neither key nor x_T", expected="one of them",
+                remedy="pass jax.random.key(seed)")  # fmt: skip
+        x_T, cond = denoiser.draw(key_start, num_samples, steps.t[0])
+    else:
+        cond = denoiser.draw_cond(key_start, len(x_T))
+    rest = () if cond is None else (cond,)
+    args = denoiser.eps_fn, denoiser.params, x_T[:1], jnp.zeros((), x_T.dtype)
+    first = jax.tree.map(lambda leaf: leaf[:1], rest)
+    sites, weights = list_sites(*args, *first), weight_operands(*args, *first)
+    observe = jax.jit(lambda d, x, key, cond: observe_ranges(
+        d.eps_fn, d.params, steps, x, key=key, cond=cond
+    ))  # fmt: skip
+    return Calibration(denoiser, sites, weights, observe(denoiser, x_T, key_noise, cond))
 
 
 def quantize(calibration: Calibration, recipe: Recipe, **rounding) -> Quantized:
@@ -94,7 +123,7 @@ def quantize(calibration: Calibration, recipe: Recipe, **rounding) -> Quantized:
     """
     c = calibration
     weights = round_weights(c.weights, c.sites, recipe, **rounding)
-    return Quantized(c.eps_fn, c.params, site_inputs(recipe, weights, over_steps(c.ranges)))
+    return Quantized(c.denoiser, site_inputs(recipe, weights, over_steps(c.ranges)))
 
 
 def range_of(x):
@@ -102,14 +131,25 @@ def range_of(x):
     return jnp.min(x), jnp.max(x)
 
 
-def observe_ranges(eps_fn: EpsFn, params, steps: diffusion.Steps, x_T, *, key=None) -> Ranges:
+def observe_ranges(
+    eps_fn: EpsFn, params, steps: diffusion.Steps, x_T, *, key=None, cond=None
+) -> Ranges:
     """Return the range of every activation operand at every step of a full-precision run.
 
-    Arguments are those of `calibrate`; leaves are [num_steps].
+    Args:
+      eps_fn: eps_fn(params, x [batch, *shape], t [], cond) -> eps, without cond if that is None.
+      params: its parameters.
+      steps: the sampler, leaves [N].
+      x_T: initial noise [batch, *shape].
+      key: noise of a stochastic sampler.
+      cond: conditions of the samples, leaves [batch, ...].
+
+    Returns:
+      (low, high) of each activation operand by site, leaves [N].
     """
-    g = transform(eps_fn, rules.observe(range_of))
+    g, rest = transform(eps_fn, rules.observe(range_of)), () if cond is None else (cond,)
     return diffusion.sample(
-        lambda x, t, _, state: (*g(params, x, t), state),
+        lambda x, t, _, state: (*g(params, x, t, *rest), state),
         x_T,
         steps,
         key=key,

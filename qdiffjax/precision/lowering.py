@@ -66,7 +66,7 @@ def lower(
     c = calibration
     weights = round_weights(c.weights, c.sites, recipe, weight_codes, **rounding)
     inputs = site_inputs(recipe, weights, over_steps(c.ranges), grid_fn)
-    return Quantized(c.eps_fn, c.params, stored(inputs, c.sites, path), lower_site(path))
+    return Quantized(c.denoiser, stored(inputs, c.sites, path), lower_site(path))
 
 
 def lower_site(path: Path | None = None) -> Rule:

@@ -5,7 +5,9 @@ from typing import Any
 
 import jax
 
+from qdiffjax._checks import require
 from qdiffjax._typing import CallFn, EpsFn
+from qdiffjax.denoiser import Denoiser
 from qdiffjax.precision.rules import SiteQuant, quantize_site
 from qdiffjax.sites import rules
 from qdiffjax.sites.absent import absent_like, is_absent
@@ -21,16 +23,41 @@ class Quantized:
     Two that differ in bits, scales or weights share one compilation.
 
     Attributes:
-      eps_fn: eps_fn(params, x [batch, *shape], t []) -> eps; static.
-      params: its full-precision parameters.
+      denoiser: in full precision; its `cond` is that of the samples at hand.
       site_inputs: inputs of the rule at each site, by name; sites not named stay plain.
       rule: what happens at the sites; static.
     """
 
-    eps_fn: EpsFn = dataclasses.field(metadata={"static": True})
-    params: Any
+    denoiser: Denoiser
     site_inputs: dict[str, Any]
     rule: Rule = dataclasses.field(default=quantize_site, metadata={"static": True})
+
+    @property
+    def eps_fn(self) -> EpsFn:
+        """The denoiser as (params, x [batch, *shape], t [], cond=None) -> eps."""
+        return self.denoiser.eps_fn
+
+    @property
+    def params(self) -> Any:
+        """The full-precision parameters."""
+        return self.denoiser.params
+
+    @property
+    def cond(self) -> Any:
+        """Conditions of the samples at hand, leaves [batch, ...], or None."""
+        return self.denoiser.cond
+
+    def given(self, cond) -> "Quantized":
+        """Return it with the conditions of other samples, leaves [batch, ...]."""
+        return dataclasses.replace(self, denoiser=dataclasses.replace(self.denoiser, cond=cond))
+
+    def with_params(self, params) -> "Quantized":
+        """Return it with other full-precision parameters; quantized weights stay as they are."""
+        return dataclasses.replace(self, denoiser=dataclasses.replace(self.denoiser, params=params))
+
+    def at(self, index) -> "Quantized":
+        """Return it with the conditions of some of its samples, an index or slice of them."""
+        return self.given(jax.tree.map(lambda leaf: leaf[index], self.cond))
 
 
 def drop_weights(q: Quantized, x, t) -> Quantized:
@@ -44,7 +71,7 @@ def drop_weights(q: Quantized, x, t) -> Quantized:
         `lower_site` and `quantize_site`.
       x, t: example arguments, or their shapes.
     """
-    traced = trace(q.eps_fn, (q.params, x, t))
+    traced = trace(q.eps_fn, (q.params, x, t, *condition(q, x)))
     replaced = {
         s.name
         for s in traced.sites
@@ -56,7 +83,7 @@ def drop_weights(q: Quantized, x, t) -> Quantized:
         lambda path, leaf: absent_like(leaf) if path_name(path) in unread else leaf,
         q.params, is_leaf=is_absent,
     )  # fmt: skip
-    return dataclasses.replace(q, params=params)
+    return q.with_params(params)
 
 
 def _has_weight(inputs) -> bool:
@@ -68,13 +95,39 @@ def full_call(q: Quantized) -> CallFn:
 
     Inputs and state pass it by.
     """
-    return lambda x, t, inputs=None, state=(): (q.eps_fn(q.params, x, t), None, state)
+    eps_fn = q.eps_fn
+
+    def call(x, t, inputs=None, state=()):
+        return eps_fn(q.params, x, t, *condition(q, x)), None, state
+
+    return call
+
+
+def condition(q: Quantized, x) -> tuple:
+    """Return (cond,) of the samples x [batch, *shape], or () if the denoiser takes none.
+
+    Raises:
+      ValueError: conditions of another number of samples.
+    """
+    if q.cond is None:
+        return ()
+    require(not callable(q.cond), "cond", got="a function", expected="those of the samples",
+            remedy="q.given(denoiser.draw_cond(key, num))")  # fmt: skip
+    for leaf in jax.tree.leaves(q.cond):
+        require(leaf.shape[0] == x.shape[0], "cond", got=f"{leaf.shape[0]} entries",
+                expected=f"one for each of {x.shape[0]} samples",
+                remedy="q.given(cond) or q.at(slice)")  # fmt: skip
+    return (q.cond,)
 
 
 def ruled_call(q: Quantized, rule: Rule) -> CallFn:
     """Return call_fn(x, t, inputs, state) of the denoiser under a rule: inputs, outputs by site."""
     g = transform(q.eps_fn, rule)
-    return lambda x, t, inputs=None, state=(): (*g(q.params, x, t, site_inputs=inputs), state)
+
+    def call(x, t, inputs=None, state=()):
+        return *g(q.params, x, t, *condition(q, x), site_inputs=inputs), state
+
+    return call
 
 
 def quantized_call(q: Quantized) -> CallFn:

@@ -27,10 +27,13 @@ def whole_tensor(site: Site) -> tuple[int, ...]:
     return (1,) * len(site.shapes[site.weight])
 
 
-def weight_operands(eps_fn: EpsFn, params, x, t) -> dict[str, jax.Array]:
-    """Return the weight operand of every site that has one, as the site sees it, by name."""
+def weight_operands(eps_fn: EpsFn, params, *args) -> dict[str, jax.Array]:
+    """Return the weight operand of every site that has one, as the site sees it, by name.
+
+    `args` are those of eps_fn after the parameters: x, t and, if it takes them, conditions.
+    """
     collect = transform(eps_fn, rules.collect_weights)
-    return jax.jit(lambda p: collect(p, x, t)[1])(params)
+    return jax.jit(lambda p: collect(p, *args)[1])(params)
 
 
 def simulated(site: Site, w, scale, zero_point, format: Format) -> jax.Array:

@@ -9,6 +9,6 @@ use of a weight, `[i]` the iteration of a scan over layers, `dot_0` a product of
 """
 
 from qdiffjax.sites import rules
-from qdiffjax.sites.listing import list_sites, match, opaque, site
+from qdiffjax.sites.listing import edge, list_sites, match, opaque, site
 from qdiffjax.sites.plan import Site
 from qdiffjax.sites.transforming import transform

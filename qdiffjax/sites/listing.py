@@ -14,7 +14,7 @@ from jax.ad_checkpoint import checkpoint_name
 from qdiffjax import _compat
 from qdiffjax._checks import require
 from qdiffjax.sites.absent import shapes
-from qdiffjax.sites.plan import MARK, Label, Names, Plan, Site, make_plan
+from qdiffjax.sites.plan import EDGE, EDGES, MARK, Label, Names, Plan, Site, edge_site, make_plan
 
 
 class Traced(NamedTuple):
@@ -27,6 +27,7 @@ class Traced(NamedTuple):
     opaque: tuple[str, ...]
     uses: tuple[tuple[str | None, frozenset[str]], ...]  # who reads which parameters
     out_tree: Any
+    edges: dict[str, Site]  # x and the result, where the function marks no edge of its own
 
 
 def site(x, name: str):
@@ -35,6 +36,16 @@ def site(x, name: str):
     The identity under every other use: jit, vmap and both modes of autodiff pass through it.
     """
     return checkpoint_name(x, MARK + name)
+
+
+def edge(x, name: str):
+    """Return x, and make it the network's `input` or `output`, in place of x and the result.
+
+    For a function around a network: what converts its prediction or scales its input stays in full
+    precision, and the site is where the network itself begins or ends. The identity, as `site`.
+    """
+    require(name in EDGES, "edge", got=repr(name), expected=f"one of {EDGES}")
+    return checkpoint_name(x, EDGE + name)
 
 
 def trace(fn, args) -> Traced:
@@ -48,9 +59,16 @@ def trace(fn, args) -> Traced:
     plan, results = make_plan(jaxpr, labels, names)
     names.use(None, results)
     out_leaves, out_tree = jax.tree.flatten(out_shape)
-    outputs = [_edge_site("output", leaf) for leaf in out_leaves if len(out_leaves) == 1]
-    listed = (_edge_site("input", args[1]), *plan.sites(), *outputs)
-    return Traced(jaxpr, consts, plan, listed, tuple(names.opaque), tuple(names.uses), out_tree)
+    inner = plan.sites()
+    marked = {site.kind for site in inner}
+    ends = {"input": jax.tree.leaves(args[1])}
+    ends |= {"output": out_leaves} if len(out_leaves) == 1 else {}
+    edges = {name: edge_site(name, name, tuple(leaves[0].shape))
+             for name, leaves in ends.items() if name not in marked}  # fmt: skip
+    first, last = ([edges[name]] if name in edges else [] for name in EDGES)
+    listed = (*first, *inner, *last)
+    uses = tuple(names.uses)
+    return Traced(jaxpr, consts, plan, listed, tuple(names.opaque), uses, out_tree, edges)
 
 
 def _argument_labels(args) -> list[Label]:
@@ -73,11 +91,6 @@ def path_name(path) -> str:
     """Name of a parameter: its path without the frameworks' own words."""
     name = jax.tree_util.keystr(path, simple=True, separator="/").strip("./")
     return name.removeprefix("params/").removesuffix("/value") or "params"
-
-
-def _edge_site(name: str, value) -> Site:
-    shape = tuple(jax.tree.leaves(value)[0].shape)
-    return Site(name, name, None, None, (shape,), shape, ((),))
 
 
 def expand(template: Site) -> list[Site]:

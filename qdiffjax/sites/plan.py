@@ -13,6 +13,8 @@ from qdiffjax import _compat
 from qdiffjax.sites.products import Conv, Dot, contract_axes, product_of
 
 MARK = "site:"  # prefix of the names that `sites.site` gives to its identities
+EDGE = "edge:"  # the same for `sites.edge`
+EDGES = ("input", "output")
 PRODUCTS = {"dot_general": "dot", "conv_general_dilated": "conv"}
 # Equations whose body is walked into, and the parameter that holds it.
 CALLS = {
@@ -131,6 +133,11 @@ class Names:
         self.counts[path] = self.counts.get(path, 0) + 1
         return path if self.counts[path] == 1 else f"{path}#{self.counts[path]}"
 
+    def of_edge(self, edge: str) -> str:
+        """Name of the next place where the network itself begins or ends: input, input#2, ..."""
+        count = self.counts[EDGE + edge] = self.counts.get(EDGE + edge, 0) + 1
+        return edge if count == 1 else f"{edge}#{count}"
+
     def of_product(self, upstream: frozenset) -> str:
         """Name of the next product of activations under the sites upstream of it."""
         folder = common_folder(upstream)
@@ -189,13 +196,21 @@ def _plan_eqn(eqn, labels, names: Names, loops):
 
 
 def _is_mark(eqn) -> bool:
-    return eqn.primitive.name == "name" and eqn.params["name"].startswith(MARK)
+    return eqn.primitive.name == "name" and eqn.params["name"].startswith((MARK, EDGE))
 
 
 def _marked_site(eqn, labels, names: Names, loops) -> Site:
-    shape = tuple(eqn.invars[0].aval.shape)
-    name = names.of_weight(eqn.params["name"].removeprefix(MARK))
+    shape, word = tuple(eqn.invars[0].aval.shape), eqn.params["name"]
+    if word.startswith(EDGE):
+        kind = word.removeprefix(EDGE)
+        return edge_site(names.of_edge(kind), kind, shape, loops)
+    name = names.of_weight(word.removeprefix(MARK))
     return Site(name, "mark", None, None, (shape,), shape, ((),), loops=loops)
+
+
+def edge_site(name: str, kind: str, shape: tuple[int, ...], loops=()) -> Site:
+    """Site at an edge of the network, where x_t enters or its prediction leaves."""
+    return Site(name, kind, None, None, (shape,), shape, ((),), loops=loops)
 
 
 def _plan_call(eqn, labels, names: Names, loops):

@@ -38,10 +38,12 @@ def transform(fn, rule: Rule):
     def transformed(*args, site_inputs=None):
         traced = trace(fn, args)
         inputs = _stack_loops(traced, dict(site_inputs or {}))
-        edges = {s.name: s for s in traced.sites if s.kind in ("input", "output")}
+        edges = traced.edges
         outputs: dict[str, Any] = {}
 
         def at_edge(name, value):
+            if name not in edges:
+                return value
             y, out = rule(edges[name], lambda v: v, (value,), inputs.get(name))
             if out is not None:
                 outputs[name] = out
@@ -51,8 +53,7 @@ def transform(fn, rule: Rule):
         results = _evaluate(traced.jaxpr, traced.plan, [*traced.consts, *leaves], rule, inputs,
                             outputs)  # fmt: skip
         absent.check_present("output", results)
-        if "output" in edges:
-            results = [at_edge("output", results[0])]
+        results[:1] = [at_edge("output", value) for value in results[:1]]
         return jax.tree.unflatten(traced.out_tree, results), _unstack_loops(traced, outputs)
 
     return transformed

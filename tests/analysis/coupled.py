@@ -8,6 +8,7 @@ import numpy as np
 
 from qdiffjax import diffusion, precision
 from qdiffjax.analysis.errors import coherence
+from qdiffjax.denoiser import Denoiser
 from qdiffjax.quant import ActivationGrid, IntFormat
 from tests.worlds import BATCH, DDIM, DDPM, KEY, NUM_STEPS, PARAMS, SITES, X_T, fast, net_fn
 
@@ -54,7 +55,7 @@ def quantized(weight_bits=8, activation_bits=8, *, high=4.0, params=PARAMS) -> p
         inputs[s.name] = precision.SiteQuant(
             None if w is None else round_weight(w, weight_bits), (how,) * len(s.activations)
         )
-    return precision.Quantized(net_fn, params, inputs)
+    return precision.Quantized(Denoiser(net_fn, params), inputs)
 
 
 def nudged(size, bits=4) -> precision.Quantized:
@@ -63,7 +64,7 @@ def nudged(size, bits=4) -> precision.Quantized:
         name: precision.SiteQuant(w + size * (round_weight(w, bits) - w))
         for name, w in weights().items()
     }
-    return precision.Quantized(net_fn, PARAMS, inputs)
+    return precision.Quantized(Denoiser(net_fn, PARAMS), inputs)
 
 
 def calls(q):

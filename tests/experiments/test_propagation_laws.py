@@ -13,6 +13,7 @@ from experiments.harness import command, store
 from experiments.propagation_laws import experiment as propagation_laws
 from experiments.propagation_laws import measure
 from qdiffjax import precision
+from qdiffjax.denoiser import Denoiser
 from qdiffjax.quant import ActivationGrid, IntFormat
 from tests import worlds
 
@@ -96,7 +97,7 @@ def test_every_call_and_operand_rounds_with_bits_of_its_own():
     how = ActivationGrid(IntFormat(np.asarray(4), narrow=False), 1.0)
     how = jax.tree.map(np.float32, how)
     inputs = {"a": precision.SiteQuant(None, (how,)), "b": precision.SiteQuant(None, (how, how))}
-    q = Quantized(None, {}, inputs)
+    q = Quantized(Denoiser(None, {}), inputs)
     found = measure.rounding_keys(q, 5, jax.random.key(0))
     keys = [a.key for how in found.values() for a in how.activations]
     data = np.concatenate([np.asarray(jax.random.key_data(k)) for k in keys])

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from experiments.train import fitting
-from qdiffjax.denoiser import Denoiser
 from qdiffjax.networks import configs, denoisers
 from qdiffjax.networks.configs import ModelConfig
 from tests.tolerances import assert_close
@@ -50,7 +49,7 @@ def test_a_description_that_means_nothing_is_refused(changes, message):
 
 def test_an_autoencoder_is_no_denoiser():
     with pytest.raises(ValueError, match="got an autoencoder, expected a denoiser; use"):
-        configs.make_eps_fn(CODEC)
+        configs.make_net_fn(CODEC)
 
 
 def test_the_channels_of_a_learned_variance_are_left_out():
@@ -74,7 +73,10 @@ def test_eps_is_what_the_prediction_says_it_is(schedule, prediction, target):
     unit = schedule == "flow"
     t = jnp.float32(0.4 if unit else 400.0)
     eps, out = quick_jit(
-        lambda p: (configs.make_eps_fn(config)(p, X, t), net.apply(p, X, jnp.float32(400)))
+        lambda p: (
+            denoisers.make_denoiser(config, p).eps_fn(p, X, t),
+            net.apply(p, X, jnp.float32(400)),
+        )
     )(params)
     level = configs.make_schedule(config)(t)
     p, q = target or (-level.sigma, level.alpha)
@@ -134,17 +136,17 @@ def test_a_constant_label_is_checked_while_the_rest_is_traced():
 def test_a_conditioned_denoiser_has_its_class_bound_and_refuses_others():
     config = dataclasses.replace(DIT, num_classes=2)
     _, params = random_network(config)
-    fn = configs.make_eps_fn(config)
-    denoiser = Denoiser(fn, params, None, config, fn)
+    denoiser = denoisers.make_denoiser(config, params)
     label, t = np.array([2, 0]), jnp.float32(3)
     bound = denoiser.conditioned(label)
-    given, expected = quick_jit(
-        lambda p: ([bound.eps_fn(p, X, t), bound.net_fn(p, X, t)], fn(p, X, t, jnp.asarray(label)))
+    np.testing.assert_array_equal(bound.cond, label)
+    fn = configs.make_net_fn(config)
+    eps, expected = quick_jit(
+        lambda p: (bound.eps_fn(p, X, t, bound.cond), fn(p, X, t, jnp.asarray(label)))
     )(params)
-    for out in given:
-        np.testing.assert_array_equal(out, expected)
+    np.testing.assert_array_equal(eps, expected)
     for wrong in (3, -1, [0, 9]):
         with pytest.raises(ValueError, match=r"expected 0 \.\.\. 1, or 2 for no class"):
             denoiser.conditioned(wrong)
-    with pytest.raises(ValueError, match="knows no classes; use eps_fn"):
-        denoiser._replace(config=DIT).conditioned(0)
+    with pytest.raises(ValueError, match="knows no classes; leave it out"):
+        denoisers.make_denoiser(DIT, params).conditioned(0)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from qdiffjax import precision
+from qdiffjax.denoiser import Denoiser
 from qdiffjax.kernels import narrow
 from qdiffjax.kernels.operands import quantized
 from qdiffjax.precision import calibration as ptq
@@ -66,7 +67,7 @@ def ranges_of(net):
 def calibrated(net, ranges=None):
     """A network's calibration, with ranges given or none."""
     sites, weights = list_sites(net.fn, *net.args), precision.weight_operands(net.fn, *net.args)
-    return precision.Calibration(net.fn, net.params, sites, weights, ranges or {})
+    return precision.Calibration(Denoiser(net.fn, net.params), sites, weights, ranges or {})
 
 
 def lowered(net, weight_bits, activation_bits):

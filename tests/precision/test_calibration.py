@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from qdiffjax import diffusion, precision
+from qdiffjax.denoiser import Denoiser
 from qdiffjax.precision import calibration
 from qdiffjax.quant import IntFormat, activation_grid
 from tests import worlds
@@ -71,7 +72,7 @@ def test_activation_grids_cover_the_range_and_hold_zero(low, high):
 def calibrated(net, steps=None):
     """The calibration of a network on a sampler from its own x."""
     steps = diffusion.ddim(SCHEDULE, 2) if steps is None else steps
-    return precision.calibrate(net.fn, net.params, steps, net.x)
+    return precision.calibrate(Denoiser(net.fn, net.params), steps, x_T=net.x)
 
 
 def uniform(calibrated, bits):
@@ -138,7 +139,7 @@ def test_widening_the_input_widens_every_operand_that_reads_it_and_no_other():
         "input": ((low, high),), "first": ((low, high),),
         "product": ((low + 0.5, high), (low, high)),
     }  # fmt: skip
-    measured = precision.Calibration(dense_fn, PARAMS, (), {}, ranges)
+    measured = precision.Calibration(Denoiser(dense_fn, PARAMS), (), {}, ranges)
     found = measured.widened(1.5, ["input"]).ranges
     for operand in (found["input"][0], found["first"][0], found["product"][1]):
         np.testing.assert_array_equal(operand[0], [-4.5, -3.0])
@@ -157,7 +158,7 @@ def test_noise_beyond_the_range_is_lost_and_grows_with_alpha_unless_the_edges_ar
         return x / schedule(t).sigma
 
     x_T = jnp.asarray([[1.0], [-1.0]])
-    measured = precision.calibrate(eps_fn, {}, steps, x_T)
+    measured = precision.calibrate(Denoiser(eps_fn, {}), steps, x_T=x_T)
     recipe = precision.uniform(measured.sites, weight_bits=None, activation_bits=16)
 
     def final(measured):

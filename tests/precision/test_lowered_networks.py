@@ -118,7 +118,7 @@ def test_it_maps_over_batches_and_compiles_once_for_other_scales():
         )
         for n, s in other.site_inputs.items()
     }
-    run(precision.Quantized(q.eps_fn, q.params, inputs, LOWER), x)
+    run(precision.Quantized(q.denoiser, inputs, LOWER), x)
     assert len(traces) == 1
 
 

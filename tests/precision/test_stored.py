@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from qdiffjax import kernels, precision
+from qdiffjax.denoiser import Denoiser
 from qdiffjax.kernels.gpu import products as gpu_products
 from qdiffjax.precision.codes import Stored, unstored
 from qdiffjax.precision.lowering import as_matrix
@@ -144,7 +145,7 @@ def test_networks_run_alike_without_their_float_weights(name):
     sites, q = lowered(net, 8, 8)
     path, runs = ORDERED, []
     for inputs in (q.site_inputs, precision.stored(q.site_inputs, sites, path)):
-        light = precision.Quantized(q.eps_fn, q.params, inputs, precision.lower_site(path))
+        light = precision.Quantized(q.denoiser, inputs, precision.lower_site(path))
         light = precision.drop_weights(light, net.x, net.t)
         call = quick_jit(lambda q, x: precision.quantized_call(q)(x, net.t, None)[0])
         runs.append(call(light, net.x))
@@ -158,7 +159,7 @@ def test_derivatives_batches_and_changes_of_scale_by_step_pass_stored_codes():
     other = {site.name: precision.SiteQuant(None, activations(site, net)[:1])}
     results = []
     for inputs in (plain, precision.stored(plain, [site], path)):
-        q = precision.Quantized(net.fn, net.params, inputs, precision.lower_site(path))
+        q = precision.Quantized(Denoiser(net.fn, net.params), inputs, precision.lower_site(path))
         call = lambda x, q=q: precision.quantized_call(q)(x, net.t, other)[0]  # noqa: E731
         tangent = normal(5, *net.x.shape, dtype=np.float32)
         derivative = quick_jit(lambda x, call=call, d=tangent: jax.jvp(call, (x,), (d,)))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from qdiffjax import diffusion, precision
+from qdiffjax.denoiser import Denoiser
 from qdiffjax.quant import ActivationGrid, IntFormat
 from qdiffjax.sites import list_sites, rules, transform
 from tests import worlds
@@ -58,7 +59,7 @@ def test_a_quantized_denoiser_is_a_pytree_that_compiles_once_for_all_widths():
         return precision.quantized_call(q)(x, T, None)[0], precision.full_call(q)(x, T, None)[0]
 
     for bits in (3, 5):
-        low, full = run(precision.Quantized(dense_fn, PARAMS, grid_inputs(bits)), X)
+        low, full = run(precision.Quantized(Denoiser(dense_fn, PARAMS), grid_inputs(bits)), X)
         grid = by_hand.affine(-3.0, 3.0, bits)
         assert_close(low, dense_by_hand(X, 0.2, grid, grid), factor=64)
         assert_close(full, jax.jit(dense_fn)(PARAMS, X, T), factor=64)
@@ -151,7 +152,7 @@ def test_what_varies_by_step_arrives_through_the_sampler_as_per_call():
     fixed = by_hand.affine(-1.0, 1.0, 6)
     base = {"b": precision.SiteQuant(None, (by_hand.how(fixed),))}
     hows = jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(by_hand.how, grids))
-    q = precision.Quantized(dense_fn, PARAMS, base)
+    q = precision.Quantized(Denoiser(dense_fn, PARAMS), base)
     run = diffusion.sample(
         precision.quantized_call(q), X, STEPS, per_call={"a": precision.SiteQuant(None, (hows,))}
     )
@@ -163,7 +164,7 @@ def test_what_varies_by_step_arrives_through_the_sampler_as_per_call():
 def test_gates_by_step_open_the_rule_where_they_say():
     grid = by_hand.affine(-3.0, 3.0, 3)
     on = {"a": jnp.asarray([True, False, False]), "b": jnp.asarray([False, True, False])}
-    q = precision.Quantized(dense_fn, PARAMS, grid_inputs(3))
+    q = precision.Quantized(Denoiser(dense_fn, PARAMS), grid_inputs(3))
     run = diffusion.sample(precision.gated_call(q), X, STEPS, per_call=on)
     exact = (1e-12, 0.0, -1e15, 1e15)  # a grid so fine that it is none
     expected = sample_by_hand(

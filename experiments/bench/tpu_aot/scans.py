@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from experiments.bench.tpu_aot import costs
 from experiments.harness import networks, timing
 from qdiffjax import diffusion, kernels, precision
+from qdiffjax.denoiser import Denoiser
 from qdiffjax.hardware.ahead import tpu
 from qdiffjax.kernels.tpu.grid import TABLE
 from qdiffjax.networks.models.dit import DiT
@@ -51,7 +52,7 @@ def network(net, side: int, batch: int) -> Network:
     weighted = [s for s in list_sites(net.apply, params, x, t) if s.weight is not None]
     wide = [s for s in weighted[1:-1] if min(s.shapes[s.weight or 0][-2:]) >= 32]
     inputs = {s.name: _w8a8(s) for s in wide}
-    return Network(precision.Quantized(net.apply, params, inputs), x)
+    return Network(precision.Quantized(Denoiser(net.apply, params), inputs), x)
 
 
 def _w8a8(site: Site) -> precision.SiteQuant:

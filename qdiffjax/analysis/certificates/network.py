@@ -13,7 +13,7 @@ from qdiffjax.analysis.certificates import forms, pairs, primitives
 from qdiffjax.analysis.certificates.forms import Form
 from qdiffjax.analysis.certificates.pairs import Pair
 from qdiffjax.labels import Kind, bound
-from qdiffjax.precision import Quantized, quantize_site
+from qdiffjax.precision import Quantized, condition, quantize_site
 from qdiffjax.quant import ActivationGrid
 from qdiffjax.quant import expand as expand_scale
 from qdiffjax.sites.listing import expand, suggest, trace
@@ -53,15 +53,17 @@ def enclose(q: Quantized, x: Pair | Form, t, *, max_symbols: int = 4096) -> Pair
     x = x if isinstance(x, Pair) else Pair(x)
     dtype = _float_dtype(q.params)
     as_t = jax.ShapeDtypeStruct(jnp.shape(t), dtype)
-    traced = trace(q.eps_fn, (q.params, jax.ShapeDtypeStruct(x.shape, dtype), as_t))
+    cond = condition(q, x)
+    traced = trace(q.eps_fn, (q.params, jax.ShapeDtypeStruct(x.shape, dtype), as_t, *cond))
     _check_names(q.site_inputs, [s.name for s in traced.sites for s in expand(s)])
     first = max(len(x.z), len(x.difference))
     walk = Walk(q.site_inputs, first, max_symbols)
-    edges = {s.name: s for s in traced.sites if s.kind in ("input", "output")}
-    x = walk.at_edge(edges["input"], x)
+    edges = traced.edges
+    x = walk.at_edge(edges["input"], x) if "input" in edges else x
     known = [primitives.wide(v) for v in jax.tree.leaves(q.params)]
     consts = [primitives.wide(v) for v in traced.consts]
-    inputs = [*consts, *known, x, primitives.wide(jnp.asarray(t))]
+    inputs = [*consts, *known, x, primitives.wide(jnp.asarray(t)),
+              *map(primitives.wide, jax.tree.leaves(cond))]  # fmt: skip
     results = walk.run(traced.jaxpr, traced.plan, inputs)
     out = pairs.as_pair(results[0])
     out = walk.at_edge(edges["output"], out) if "output" in edges else out

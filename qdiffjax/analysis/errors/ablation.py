@@ -67,10 +67,10 @@ def forecast(
         error = q.rule(site, op, operands, quantizing)[0] - op(*operands)
         return op(*operands) + tap, jax.lax.stop_gradient(error)
 
-    tapped, perturbed = ruled_call(q, both), ruled_call(q, rules.perturb)
-    record = ruled_call(q, rules.local_errors(q.rule, follow_rule=False))
+    def one(q, x_T, z):
+        tapped, perturbed = ruled_call(q, both), ruled_call(q, rules.perturb)
+        record = ruled_call(q, rules.local_errors(q.rule, follow_rule=False))
 
-    def one(x_T, z):
         def backward(adjoint, slices):
             (t, coeffs, z, inputs), x = slices
             merged = merge(q.site_inputs, inputs)
@@ -100,7 +100,7 @@ def forecast(
         _, cells = jax.lax.scan(backward, adjoint, (table, xs), reverse=True)
         return cells, None, current(x, steps)[0], None
 
-    return Ledger(*per_sample(one, x_T, steps, key))
+    return Ledger(*per_sample(one, q, x_T, steps, key))
 
 
 def rerun(q: Quantized, xs, steps: Steps, first: Array | int, on: dict[str, Array]) -> Array:

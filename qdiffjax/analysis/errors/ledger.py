@@ -118,16 +118,17 @@ def attribution(
     """
     rule = gauss_legendre(num_nodes) if quadrature is None else quadrature
     nodes, weights = (jnp.asarray(a).astype(x_T.dtype) for a in rule)
-    record = ruled_call(q, rules.local_errors(q.rule, follow_rule=True))
-    full, tapped = full_call(q), ruled_call(q, rules.perturb)
-
-    def recorded(x_hat, t, coeffs, z, inputs):
-        return step_with_outputs(record, t, coeffs, z, merge(q.site_inputs, inputs))(x_hat)
 
     def sample_of(x):
         return current(x, steps)[0]
 
-    def one(x_T, z, *known):
+    def one(q, x_T, z, *known):
+        record = ruled_call(q, rules.local_errors(q.rule, follow_rule=True))
+        full, tapped = full_call(q), ruled_call(q, rules.perturb)
+
+        def recorded(x_hat, t, coeffs, z, inputs):
+            return step_with_outputs(record, t, coeffs, z, merge(q.site_inputs, inputs))(x_hat)
+
         def forward(carry, slices):
             x, x_hat, x_nodes = carry
             t, coeffs, z, inputs = slices
@@ -162,7 +163,7 @@ def attribution(
         _, cells = jax.lax.scan(backward, adjoints, (*table, x_hats, x_nodes), reverse=True)
         return cells, phi(x_hat_0) - phi(x_0), x_0, x_hat_0, x_hats[:, 0]
 
-    return Ledger(*per_sample(one, x_T, steps, key, *(() if x_0 is None else (x_0,))))
+    return Ledger(*per_sample(one, q, x_T, steps, key, *(() if x_0 is None else (x_0,))))
 
 
 def inject(
@@ -248,13 +249,16 @@ def zeros_of(shapes) -> Any:
 
 
 def per_sample(
-    one: Callable, x_T: Array, steps: Steps, key: Key | None, *more: Array, is_map: bool = False
-) -> Any:
-    """Map one(x_T [1, *shape], z [N, 1, *shape] or None, *more [1, ...]) over a batch's samples.
+    one: Callable, q: Quantized, x_T: Array, steps: Steps, key: Key | None, *more: Array,
+    is_map: bool = False,
+) -> Any:  # fmt: skip
+    """Map one(q, x_T [1, *shape], z [N, 1, *shape] or None, *more [1, ...]) over a batch's samples.
 
-    All at once, or with is_map one after another.
+    Each sample brings its own condition with q. All at once, or with is_map one after another.
     """
     zs = noises(key, steps, x_T)
     zs = None if zs is None else jnp.moveaxis(zs, 1, 0)[:, :, None]
-    table, one = (x_T[:, None], zs, *(a[:, None] for a in more)), canonical_convolutions(one)
-    return jax.lax.map(lambda row: one(*row), table) if is_map else jax.vmap(one)(*table)
+    table = (jax.tree.map(lambda leaf: leaf[:, None], q.cond), x_T[:, None], zs,
+             *(a[:, None] for a in more))  # fmt: skip
+    row_fn = canonical_convolutions(lambda cond, *row: one(q.given(cond), *row))
+    return jax.lax.map(lambda row: row_fn(*row), table) if is_map else jax.vmap(row_fn)(*table)

@@ -156,9 +156,10 @@ def activation_variances(
     Returns:
       A ledger of nonnegative contributions {site: [batch, N]}, without change or x_hat_0.
     """
-    tapped = ruled_call(q, _tap)
 
-    def one(x_T, z, vs):
+    def one(q, x_T, z, vs):
+        tapped = ruled_call(q, _tap)
+
         def backward(ls, slices):
             (t, coeffs, z, inputs), x = slices
             grids = merge(q.site_inputs, inputs)
@@ -180,7 +181,7 @@ def activation_variances(
         _, cells = jax.lax.scan(backward, ls, (table, xs), reverse=True)
         return cells, None, current(x, steps)[0], None
 
-    return Ledger(*per_sample(one, x_T, steps, key, jnp.moveaxis(probes, 1, 0)))
+    return Ledger(*per_sample(one, q, x_T, steps, key, jnp.moveaxis(probes, 1, 0)))
 
 
 def weight_variances(
@@ -210,9 +211,9 @@ def weight_variances(
       probes: v [num, batch, *shape].
       key: noise of a stochastic sampler.
     """
-    tapped = ruled_call(q, _tap_weight)
 
-    def one(x_T, z, vs):
+    def one(q, x_T, z, vs):
+        tapped = ruled_call(q, _tap_weight)
         table = (steps.times(x_T), steps.coeffs, z, None)
         x, xs = full_run(q, x_T, table, steps)
 
@@ -230,10 +231,10 @@ def weight_variances(
 
         return jax.tree.map(lambda a: jnp.mean(a, 0), jax.lax.map(squares, vs[0]))
 
-    weights = ruled_call(q, rules.collect_weights)
+    weights = ruled_call(q.at(slice(1)), rules.collect_weights)
     shapes = jax.eval_shape(lambda: weights(x_T[:1], steps.times(x_T)[0])[1])
     nothing = zeros_of({name: shapes[name] for name in variances})
-    return per_sample(one, x_T, steps, key, jnp.moveaxis(probes, 1, 0), is_map=True)
+    return per_sample(one, q, x_T, steps, key, jnp.moveaxis(probes, 1, 0), is_map=True)
 
 
 def _tap(site, op, operands, inputs):

@@ -12,6 +12,7 @@ from experiments.certificates import measure as parts
 from qdiffjax import diffusion, precision
 from qdiffjax.analysis import certificates
 from qdiffjax.analysis.errors.runs import noises
+from qdiffjax.denoiser import Denoiser
 from qdiffjax.precision import calibration
 from qdiffjax.sites import list_sites, rules, transform
 from tests.worlds import normal
@@ -81,7 +82,7 @@ def quantized(fn, params, shape, *, weight_bits=6, activation_bits=6, reach=1.0,
     recipe = precision.uniform(sites, weight_bits=weight_bits, activation_bits=activation_bits)
     weights = precision.weight_operands(fn, params, x[:1], T)
     observe = jax.jit(transform(fn, rules.observe(calibration.range_of)))
-    measured = precision.Calibration(fn, params, sites, weights, observe(params, x, T)[1])
+    measured = precision.Calibration(Denoiser(fn, params), sites, weights, observe(params, x, T)[1])
     q = precision.quantize(measured, recipe)
     return q if key is None else parts.randomized(q, key)
 
@@ -271,17 +272,17 @@ def test_a_bound_that_blows_up_says_infinity():
 
 def test_a_primitive_without_a_rule_is_named_with_its_remedy():
     fn = lambda p, x, t: jnp.sort(x @ p["w"])  # noqa: E731
-    q = precision.Quantized(fn, LINEAR, {})
+    q = precision.Quantized(Denoiser(fn, LINEAR), {})
     with pytest.raises(NotImplementedError, match=r"'sort'.*expected one of.*add a rule"):
         certificates.enclose(q, certificates.box(jnp.zeros((1, 3)), jnp.ones((1, 3))), T)
     fn = lambda p, x, t: jnp.round(x @ p["w"]).astype(jnp.int32).astype(x.dtype)  # noqa: E731
     with pytest.raises(NotImplementedError, match="'round'"):
-        certificates.enclose(precision.Quantized(fn, LINEAR, {}),
+        certificates.enclose(precision.Quantized(Denoiser(fn, LINEAR), {}),
                              certificates.box(jnp.zeros((1, 3)), jnp.ones((1, 3))), T)  # fmt: skip
 
 
 def test_what_cannot_be_certified_is_refused():
-    q = precision.Quantized(linear, LINEAR, {})
+    q = precision.Quantized(Denoiser(linear, LINEAR), {})
     x = certificates.box(jnp.zeros((1, 3)), jnp.ones((1, 3)))
     with pytest.raises(TypeError, match="quantize_site"):
         certificates.enclose(dataclasses.replace(q, rule=rules.perturb), x, T)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from qdiffjax import diffusion, precision
+from qdiffjax.denoiser import Denoiser
 from qdiffjax.networks.models.unet import UNet
 from qdiffjax.precision import calibration
 from qdiffjax.sites import list_sites, transform
@@ -88,7 +89,7 @@ class Subject:
     def quantization(self, params):
         weights = precision.round_weights(self.weights_of(params), self.sites, self.recipe)
         inputs = calibration.site_inputs(self.recipe, weights, self.ranges)
-        return precision.Quantized(self.fn, params, inputs)
+        return precision.Quantized(Denoiser(self.fn, params), inputs)
 
     def quantized(self, params, x_T):
         return self.sample(precision.quantized_call(self.quantization(params)), x_T).x_0

@@ -15,6 +15,7 @@ from qdiffjax import diffusion, precision
 from qdiffjax.analysis.bounds import pathwise
 from qdiffjax.analysis.errors import ledger, propagation, runs
 from qdiffjax.analysis.gains import steps as step_norms
+from qdiffjax.denoiser import Denoiser
 from qdiffjax.networks.models.dit import DiT
 from qdiffjax.networks.models.unet import UNet
 from qdiffjax.networks.models.video import VideoDiT
@@ -113,7 +114,7 @@ def pair_network():
 
 def quantized(eps_fn, params, x_T, steps):
     """The network with weights of 6 bits and activations of 8, calibrated on a sampler."""
-    measured = precision.calibrate(eps_fn, params, single(steps), x_T)
+    measured = precision.calibrate(Denoiser(eps_fn, params), single(steps), x_T=x_T)
     recipe = precision.uniform(measured.sites, weight_bits=6, activation_bits=8)
     return precision.quantize(measured, recipe)
 

@@ -10,6 +10,7 @@ import pytest
 
 from qdiffjax import diffusion, precision
 from qdiffjax.analysis.errors import ablation, ledger, propagation, runs
+from qdiffjax.denoiser import Denoiser
 from qdiffjax.quant import ActivationGrid
 from tests import worlds
 from tests.analysis import coupled
@@ -115,7 +116,7 @@ def by_step(bits):
 def test_formats_that_vary_by_step_and_sites_left_alone_are_attributed_as_they_run():
     touched = ("input", "time", "in", "layers[0]", "layers[1]", "dot_0")
     q = coupled.quantized(8, None)
-    q = precision.Quantized(q.eps_fn, q.params, {name: q.site_inputs[name] for name in touched})
+    q = precision.Quantized(q.denoiser, {name: q.site_inputs[name] for name in touched})
     per_call = {name: how for name, how in by_step((9, 8, 7, 9, 8, 7)).items() if name in touched}
     found = attribute(q, worlds.X_T, worlds.DDPM, per_call)
     x_0, x_hat_0 = two_runs(q, worlds.X_T, worlds.DDPM, per_call)
@@ -202,7 +203,8 @@ A_HAT, B_HAT = worlds.grid(A, 0.5), worlds.grid(B, 0.5)
 
 def test_one_matrix_in_one_step_is_attributed_its_whole_effect():
     q = precision.Quantized(
-        lambda params, x, t: x @ params["a"], {"a": A}, {"a": precision.SiteQuant(A_HAT)}
+        Denoiser(lambda params, x, t: x @ params["a"], {"a": A}),
+        {"a": precision.SiteQuant(A_HAT)},
     )
     expected = C_EPS * (np.asarray(X) @ np.asarray(A_HAT - A)) @ np.asarray(G)
     found = ledger.attribution(q, X, ONE_STEP, linear, num_nodes=1)
@@ -216,7 +218,7 @@ def test_two_factors_share_their_joint_effect_in_equal_parts():
     """eps = (x A)(x B): the change is r_A b + a r_B + r_A r_B, and the last is split in two."""
     fn = lambda params, x, t: (x @ params["a"]) * (x @ params["b"])  # noqa: E731
     inputs = {"a": precision.SiteQuant(A_HAT), "b": precision.SiteQuant(B_HAT)}
-    q = precision.Quantized(fn, {"a": A, "b": B}, inputs)
+    q = precision.Quantized(Denoiser(fn, {"a": A, "b": B}), inputs)
     found = ledger.attribution(q, X, ONE_STEP, linear, num_nodes=1)
     x, g = np.asarray(X), C_EPS * np.asarray(G)
     a, b, r_a, r_b = (x @ np.asarray(m) for m in (A, B, A_HAT - A, B_HAT - B))
@@ -231,7 +233,7 @@ def test_two_factors_share_their_joint_effect_in_equal_parts():
 def test_a_network_may_compute_in_fewer_bits_than_the_sampler(dtype):
     fn = lambda params, x, t: (x.astype(dtype) @ params["a"]).astype(x.dtype)  # noqa: E731
     q = precision.Quantized(
-        fn, {"a": A.astype(dtype)}, {"a": precision.SiteQuant(A_HAT.astype(dtype))}
+        Denoiser(fn, {"a": A.astype(dtype)}), {"a": precision.SiteQuant(A_HAT.astype(dtype))}
     )
     found = ledger.attribution(q, X, ONE_STEP, linear, num_nodes=1)
     forecast = ablation.forecast(q, X, ONE_STEP, lambda x: x @ G)
@@ -267,7 +269,9 @@ def test_injecting_all_errors_gives_the_quantized_run_and_none_the_full_run(samp
 
 
 def test_without_the_key_of_a_noisy_sampler_no_ledger_is_made():
-    q = precision.Quantized(lambda p, x, t: x @ p["a"], {"a": A}, {"a": precision.SiteQuant(A_HAT)})
+    q = precision.Quantized(
+        Denoiser(lambda p, x, t: x @ p["a"], {"a": A}), {"a": precision.SiteQuant(A_HAT)}
+    )
     for make in (
         lambda: ledger.attribution(q, X, worlds.DDPM),
         lambda: ablation.forecast(q, X, worlds.DDPM, lambda x: x @ G),

@@ -10,6 +10,7 @@ import pytest
 
 from qdiffjax import diffusion, precision
 from qdiffjax.analysis.errors import prediction
+from qdiffjax.denoiser import Denoiser
 from qdiffjax.diffusion import gaussian
 from qdiffjax.sites import rules
 from tests import worlds
@@ -34,7 +35,7 @@ EPS_FN = gaussian.eps_fn_for(worlds.SCHEDULE)
 def on_gaussian_data(rule, inputs):
     """The exact denoiser of Gaussian data, disturbed at its output."""
     data = gaussian_law(MEAN, COV)
-    return precision.Quantized(EPS_FN, data, {"output": inputs}, rule)
+    return precision.Quantized(Denoiser(EPS_FN, data), {"output": inputs}, rule)
 
 
 @functools.partial(jax.jit, static_argnames="followed")
@@ -72,7 +73,9 @@ def test_on_gaussian_data_an_error_that_ignores_the_state_is_predicted_exactly(f
 def test_an_error_that_ignores_the_state_is_predicted_exactly_by_any_network_however_large():
     """First order is not: the network bends, and the error is as large as the signal."""
     q = precision.Quantized(
-        worlds.net_fn, worlds.PARAMS, {"output": 5 * jnp.asarray(BIAS)[None]}, rules.perturb
+        Denoiser(worlds.net_fn, worlds.PARAMS),
+        {"output": 5 * jnp.asarray(BIAS)[None]},
+        rules.perturb,
     )
     actual = measured(q, worlds.X_T)
     assert_close(predicted(q, worlds.X_T, followed=()), actual, factor=1024)
@@ -84,7 +87,8 @@ def test_the_two_predictions_differ_by_the_square_of_the_error():
     sizes, gaps = np.array([0.4, 0.2, 0.1, 0.05]), []
     for size in sizes:
         bias = size * jnp.asarray(BIAS)[None]
-        q = precision.Quantized(worlds.net_fn, worlds.PARAMS, {"output": bias}, rules.perturb)
+        denoiser = Denoiser(worlds.net_fn, worlds.PARAMS)
+        q = precision.Quantized(denoiser, {"output": bias}, rules.perturb)
         gaps.append(
             predicted(q, worlds.X_T, followed=())[-1] - predicted_first_order(q, worlds.X_T)[-1]
         )
@@ -156,7 +160,7 @@ def test_a_sample_alone_takes_its_own_frozen_errors():
 def test_inputs_by_call_are_predicted_at_their_step():
     """Steps left in full precision commit nothing: the error starts at the first quantized one."""
     q = coupled.quantized(8, None)
-    plain = precision.Quantized(q.eps_fn, q.params, {})
+    plain = precision.Quantized(q.denoiser, {})
     amount = jnp.array([0.0, 0.0, 0.5, 0.0, 0.0, 0.0])
     out = precision.weight_operands(worlds.net_fn, worlds.PARAMS, worlds.X_T, jnp.float64(1))["out"]
     per_call = {"out": precision.SiteQuant(out[None] * (1 + amount)[:, None, None])}

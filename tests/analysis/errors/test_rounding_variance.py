@@ -7,6 +7,7 @@ import pytest
 
 from qdiffjax import diffusion, precision
 from qdiffjax.analysis.errors import ledger, random_errors
+from qdiffjax.denoiser import Denoiser
 from qdiffjax.quant import ActivationGrid, IntFormat
 from qdiffjax.sites import list_sites, transform
 from tests import worlds
@@ -54,7 +55,7 @@ def quantized(key=None):
         s.name: precision.SiteQuant(None, (how(SCALES[s.name], 16, key),) * len(s.activations))
         for s in SITES
     }
-    return precision.Quantized(tiny_fn, TINY, inputs)
+    return precision.Quantized(Denoiser(tiny_fn, TINY), inputs)
 
 
 def test_activation_variances_are_squared_derivatives_by_every_rounded_element():
@@ -122,7 +123,9 @@ def test_their_sum_is_the_mean_squared_error_of_stochastic_rounding():
                 ))
                 for s, k in zip(SITES, keys, strict=True)
             }  # fmt: skip
-            return precision.quantized_call(precision.Quantized(tiny_fn, TINY, inputs))(x, t, None)
+            return precision.quantized_call(precision.Quantized(Denoiser(tiny_fn, TINY), inputs))(
+                x, t, None
+            )
 
         rounded = diffusion.sample(call, start, STEPS, per_call=keys).x_0
         return rounded - diffusion.sample(full, start, STEPS).x_0

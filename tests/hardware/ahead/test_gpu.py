@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from qdiffjax import kernels, precision
+from qdiffjax.denoiser import Denoiser
 from qdiffjax.hardware.ahead import gpu
 from qdiffjax.hardware.ahead.launches import Launches, count_launches
 from qdiffjax.quant import E4M3FN, ActivationGrid, IntFormat
@@ -100,7 +101,9 @@ def scan_cost(name: str, path):
         return jnp.tanh(y)
 
     def quantized(w):
-        calibration = precision.Calibration(fn, {"w": w}, sites, {"w": w}, {"w": ((0.0, 0.0),)})
+        calibration = precision.Calibration(
+            Denoiser(fn, {"w": w}), sites, {"w": w}, {"w": ((0.0, 0.0),)}
+        )
         return precision.lower(
             calibration, recipe, path=path, format_fn=lambda _: format, grid_fn=lambda *_: how
         )
