@@ -22,9 +22,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.harness import command, store, subject
+from experiments.harness import command, subject
 from experiments.harness.command import option
-from qdiffjax import compiling, diffusion
+from qdiffjax import compiling, diffusion, results
 from qdiffjax.analysis.errors import ablation, ledger, propagation
 from qdiffjax.precision import Quantized, full_call, parse_shorthand, quantized_call
 from qdiffjax.sites import rules, transform
@@ -231,7 +231,7 @@ def run(config: Config, **options):
         return {"truth": truth} | forecasts, rows
 
     settings = dataclasses.asdict(config) | {"ablations": (), "attributions": ()}
-    mark = store.fingerprint(settings, context.subject.mark())
+    mark = results.fingerprint(settings, context.subject.mark())
     done = command.parts(widths, measure, mark, **options)
     return command.by_part(done), [row for _, rows in done.values() for row in rows]
 

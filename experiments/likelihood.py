@@ -30,8 +30,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.harness import command, subject, tables
+from experiments.harness import command, subject
 from experiments.harness.command import option
+from qdiffjax import _tables as tables
 from qdiffjax import compiling, diffusion
 from qdiffjax._checks import require
 from qdiffjax.denoiser import Denoiser

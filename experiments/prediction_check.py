@@ -27,9 +27,10 @@ import jax
 import numpy as np
 from scipy import stats
 
-from experiments.harness import command, store, subject, tables
+from experiments.harness import command, subject
 from experiments.harness.command import option
-from qdiffjax import compiling, diffusion
+from qdiffjax import _tables as tables
+from qdiffjax import compiling, diffusion, results
 from qdiffjax._checks import require
 from qdiffjax.analysis.errors import prediction
 from qdiffjax.networks import denoisers
@@ -181,7 +182,7 @@ def mark(config: Config) -> str:
     """Return the fingerprint of what a part depends on besides its name."""
     loaded = [denoisers.load(c).params for c in config.checkpoints]
     settings = dataclasses.asdict(config) | {"checkpoints": (), "input_steps": ()}
-    return store.fingerprint(settings, *map(np.asarray, jax.tree.leaves(loaded)))
+    return results.fingerprint(settings, *map(np.asarray, jax.tree.leaves(loaded)))
 
 
 def table(rows):

@@ -18,8 +18,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.harness import command, tables, timing
+from experiments.harness import command, timing
 from experiments.harness.command import option
+from qdiffjax import _tables as tables
 from qdiffjax import kernels
 from qdiffjax.kernels.operands import rounded_codes
 from qdiffjax.quant import ActivationGrid, IntFormat, QTensor, calibration, quantize

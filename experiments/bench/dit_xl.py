@@ -25,8 +25,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.bench import peers
-from experiments.harness import command, networks, tables, timing
+from experiments.harness import command, networks, timing
 from experiments.harness.command import option
+from qdiffjax import _tables as tables
 from qdiffjax import diffusion, precision
 from qdiffjax._checks import require
 from qdiffjax.denoiser import Denoiser

@@ -19,8 +19,9 @@ import jax
 
 from experiments.bench import dit_xl
 from experiments.bench.dit_xl import BASE, WAYS
-from experiments.harness import command, networks, tables
+from experiments.harness import command, networks
 from experiments.harness.command import option
+from qdiffjax import _tables as tables
 from qdiffjax import kernels
 from qdiffjax._checks import require
 from qdiffjax.hardware.ahead import gpu

@@ -18,8 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.bench import peers
-from experiments.harness import command, subject, tables, timing
+from experiments.harness import command, subject, timing
 from experiments.harness.command import option
+from qdiffjax import _tables as tables
 from qdiffjax import diffusion
 from qdiffjax._checks import require
 from qdiffjax.networks import denoisers

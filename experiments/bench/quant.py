@@ -18,8 +18,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from experiments.harness import command, tables, timing
+from experiments.harness import command, timing
 from experiments.harness.command import option
+from qdiffjax import _tables as tables
 from qdiffjax import quant
 from qdiffjax._checks import require
 

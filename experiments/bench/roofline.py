@@ -18,8 +18,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.harness import command, networks, tables
+from experiments.harness import command, networks
 from experiments.harness.command import option
+from qdiffjax import _tables as tables
 from qdiffjax import hardware
 from qdiffjax.sites import list_sites
 

@@ -28,8 +28,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.bench import peers
-from experiments.harness import command, subject, tables, timing
+from experiments.harness import command, subject, timing
 from experiments.harness.command import option
+from qdiffjax import _tables as tables
 from qdiffjax import diffusion, precision
 from qdiffjax.kernels import backends
 from qdiffjax.sites.products import Dot

@@ -22,8 +22,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.harness import command, networks, subject, tables, timing
+from experiments.harness import command, networks, subject, timing
 from experiments.harness.command import option
+from qdiffjax import _tables as tables
 from qdiffjax import diffusion, hardware, precision, sharding
 from qdiffjax._checks import require
 

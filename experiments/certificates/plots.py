@@ -4,8 +4,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from experiments.harness import tables
-from experiments.harness.looks import BLUE, GREEN, GREY, ORANGE, SMALL, panels, tidy
+from qdiffjax import _tables as tables
+from qdiffjax._looks import BLUE, GREEN, GREY, ORANGE, SMALL, panels, tidy
 
 LOOKS = {12: BLUE, 10: GREEN, 8: ORANGE, 6: "#CC79A7"}
 

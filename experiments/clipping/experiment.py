@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 
 from experiments.clipping import plots
-from experiments.harness import command, store, subject
+from experiments.harness import command, subject
 from experiments.harness.command import option
-from qdiffjax import compiling, diffusion
+from qdiffjax import compiling, diffusion, results
 from qdiffjax.analysis.errors import prediction
 from qdiffjax.precision import quantized_call
 from qdiffjax.precision.recipe import check_bits
@@ -119,7 +119,7 @@ def run(config: Config, **options):
         arrays, row = compare(errors, outside(low, high), alphas, worst)
         return arrays, {"range": name, "low": low, "high": high} | row
 
-    mark = store.fingerprint(dataclasses.asdict(config), study.mark())
+    mark = results.fingerprint(dataclasses.asdict(config), study.mark())
     done = command.parts(studies, measure, mark, **options)
     arrays = command.by_part(done) | {"t": np.asarray(steps.t)}
     return arrays, [row for _, row in done.values()]

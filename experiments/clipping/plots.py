@@ -6,8 +6,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from experiments.harness import tables
-from experiments.harness.looks import BLUE, GREY, ORANGE, panels, tidy
+from qdiffjax import _tables as tables
+from qdiffjax._looks import BLUE, GREY, ORANGE, panels, tidy
 
 
 def draw(config, arrays, rows) -> Figure:

@@ -27,8 +27,9 @@ nothing was changed.
 import dataclasses
 
 from experiments.divergence_vs_bits import measure, plots
-from experiments.harness import command, store, subject
+from experiments.harness import command, subject
 from experiments.harness.command import option
+from qdiffjax import results
 from qdiffjax._checks import require
 from qdiffjax.precision.recipe import check_bits
 
@@ -80,7 +81,7 @@ def run(config: Config, **options):
             return {}, measure.measure_floor(study, config)
         return measure.measure_width(study, config, widths[name])
 
-    mark = store.fingerprint(dataclasses.asdict(config) | {"bits": None}, study.subject.mark())
+    mark = results.fingerprint(dataclasses.asdict(config) | {"bits": None}, study.subject.mark())
     done = command.parts(["floor", *widths], measure_part, mark, **options)
     return command.by_part(done), [row for _, row in done.values()]
 

@@ -36,9 +36,10 @@ import numpy as np
 from tqdm import tqdm
 
 from experiments.error_bounds import measure, plots, table
-from experiments.harness import command, store, subject
+from experiments.harness import command, subject
 from experiments.harness.command import option
-from qdiffjax import labels, studies
+from qdiffjax import labels, results, studies
+from qdiffjax._cells import top_cells
 from qdiffjax._checks import require
 from qdiffjax.analysis import divergences
 from qdiffjax.analysis.bounds import pathwise
@@ -142,14 +143,14 @@ def run(config: Config, *, progress: bool = False, keep: Callable | None = None,
                 row |= {key: np.asarray(value).item() for key, value in new_row.items()}
         return arrays, row | {"seconds": time.perf_counter() - start}
 
-    mark = store.fingerprint(
+    mark = results.fingerprint(
         {name: value for name, value in dataclasses.asdict(config).items()
          if name not in ("weight_bits", "activation_bits")}, full.subject.mark(),
     )  # fmt: skip
     done = command.parts(widths, measure_width, mark, keep=keep, kept=kept)
     rows = []
     for arrays, row in done.values():
-        cells = table.top_cells(arrays["ledger"], arrays["sites"])
+        cells = top_cells(arrays["ledger"], arrays["sites"])
         rows.append(row | {"top_cells": [cell._asdict() for cell in cells]})
     return measure.common(full) | command.by_part(done), rows
 

@@ -11,7 +11,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
 from experiments.error_bounds.table import width_name
-from experiments.harness.looks import BLUE, GREEN, GREY, ORANGE, SMALL, panels, tidy
+from qdiffjax._looks import BLUE, GREEN, GREY, ORANGE, SMALL, panels, tidy
 
 MEASURED: dict[str, Any] = {"label": "error, measured", "color": "black", "lw": 1.8}
 # Bounds are of fewer samples; only beside the errors of the same ones can they be judged.

@@ -1,58 +1,10 @@
 """The table of `experiments.error_bounds` on the screen; needs no JAX."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-
-from experiments.harness import tables
-from experiments.harness.tables import number
-
-
-class Cell(NamedTuple):
-    """A site in a range of sampler steps, and its signed share of the total squared error.
-
-    Steps are counted from the noise end; both ends of the range belong to it. `share` is in
-    percent.
-    """
-
-    site: str
-    first_step: int
-    last_step: int
-    share: float
-
-
-def top_cells(ledger, sites, num: int = 5, num_ranges: int = 5) -> list[Cell]:
-    """Return the cells that cost most, the most expensive first.
-
-    The steps are cut into `num_ranges` ranges of equal length (one longer where they do not
-    divide), fewer if there are fewer steps; a cell's share is the sum of its entries over the sum
-    of all entries. Entries that lower the error are negative, so they come last.
-
-    Args:
-      ledger: contributions [N, S] of N steps and S sites to the squared error.
-      sites: S names.
-      num: how many cells.
-      num_ranges: how many ranges of steps.
-
-    Raises:
-      ValueError: the shape of `ledger` does not fit the names.
-    """
-    ledger = np.asarray(ledger, np.float64)
-    if ledger.ndim != 2 or ledger.shape[1] != len(sites):
-        raise ValueError(f"got a ledger of shape {ledger.shape}, expected [steps, {len(sites)}].")
-    ranges = np.array_split(np.arange(len(ledger)), min(num_ranges, len(ledger)))
-    total = ledger.sum()
-    cells = [
-        Cell(str(site), int(steps[0]), int(steps[-1]), _percent(ledger[steps, i].sum(), total))
-        for steps in ranges
-        for i, site in enumerate(sites)
-    ]
-    return sorted(cells, key=lambda cell: -cell.share)[:num]
-
-
-def _percent(part: float, total: float) -> float:
-    return 100.0 * float(part) / float(total) if total else 0.0
+from qdiffjax import _tables as tables
+from qdiffjax._tables import number
 
 
 def width_name(row: dict[str, Any]) -> str:

@@ -25,9 +25,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.first_order_failure import plots
-from experiments.harness import command, store, subject
+from experiments.harness import command, subject
 from experiments.harness.command import option
-from qdiffjax import diffusion
+from qdiffjax import diffusion, results
 from qdiffjax.analysis.errors import propagation, runs
 from qdiffjax.compiling import compiled
 from qdiffjax.precision import full_call, quantized_call
@@ -151,7 +151,7 @@ def run(config: Config, **options):
         arrays = {name: np.asarray(value) for name, value in compared.items()}
         return arrays, {"kind": "width", "width": width} | summary(arrays, config.tolerance)
 
-    mark = store.fingerprint(dataclasses.asdict(config) | {"widths": None}, study.mark())
+    mark = results.fingerprint(dataclasses.asdict(config) | {"widths": None}, study.mark())
     done = command.parts(config.widths, measure, mark, **options)
     arrays = command.by_part(done)
     return arrays, [*(row for _, row in done.values()), confusion(arrays, config.tolerance)]

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.harness import tables
-from experiments.harness.looks import BLUE, GREEN, GREY, ORANGE, SMALL, panels, tidy
+from qdiffjax import _tables as tables
+from qdiffjax._looks import BLUE, GREEN, GREY, ORANGE, SMALL, panels, tidy
 
 COLORS = {"weights": "black", "activations": BLUE, "both": ORANGE}
 

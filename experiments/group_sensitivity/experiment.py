@@ -25,9 +25,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.group_sensitivity import plots
-from experiments.harness import command, store, subject
+from experiments.harness import command, subject
 from experiments.harness.command import option
-from qdiffjax import diffusion
+from qdiffjax import diffusion, results
 from qdiffjax.analysis.errors import prediction
 from qdiffjax.compiling import compiled
 from qdiffjax.precision import gated_call
@@ -131,7 +131,7 @@ def run(config: Config, **options):
                   for group, x in samples.items()}  # fmt: skip
         return arrays, {"bits": bits, "macs": macs}
 
-    mark = store.fingerprint(dataclasses.asdict(config) | {"bits": None}, study.mark())
+    mark = results.fingerprint(dataclasses.asdict(config) | {"bits": None}, study.mark())
     widths = [f"W{b}A{b}" for b in config.bits]
     done = command.parts(widths, measure, mark, **options)
     return command.by_part(done), [row for part in done.values() for row in rows_of(*part)]

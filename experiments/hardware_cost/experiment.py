@@ -14,9 +14,9 @@ from collections.abc import Callable
 from functools import partial
 
 from experiments.hardware_cost import measure, plots
-from experiments.harness import command, networks, store
+from experiments.harness import command, networks
 from experiments.harness.command import option
-from qdiffjax import hardware
+from qdiffjax import hardware, results
 from qdiffjax._checks import require
 from qdiffjax.networks import denoisers
 
@@ -64,7 +64,7 @@ def run(config: Config, **options):
     first, batch = config.networks[0], config.measured_batch
     parts["measured"] = partial(measure.measured, first, loaded[first], batch, config.num_rounds)
     chips = [dataclasses.asdict(chip) for chip in hardware.CHIPS]
-    mark = store.fingerprint(dataclasses.asdict(config), chips)
+    mark = results.fingerprint(dataclasses.asdict(config), chips)
     done = command.parts(parts, lambda part: parts[part](), mark, **options)
     axes = {"precisions": list(measure.PRECISIONS), "chips": [c.name for c in hardware.CHIPS]}
     return command.by_part(done) | axes, [row for _, rows in done.values() for row in rows]

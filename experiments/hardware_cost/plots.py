@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.harness import tables
-from experiments.harness.looks import BLUE, GREEN, GREY, ORANGE, panels, tidy
+from qdiffjax import _tables as tables
+from qdiffjax._looks import BLUE, GREEN, GREY, ORANGE, panels, tidy
 
 SKY = "#56B4E9"
 COLORS = {"float32": "black", "bf16": GREY, "W8A8": BLUE, "W4A8": SKY, "W4A16": GREEN,

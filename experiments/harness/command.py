@@ -13,7 +13,9 @@ from importlib.machinery import ModuleSpec
 from types import MappingProxyType, ModuleType
 from typing import Any, NamedTuple
 
-from experiments.harness import store, tables
+from experiments.harness import store
+from qdiffjax import _tables as tables
+from qdiffjax import results
 from qdiffjax._checks import require
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
@@ -180,10 +182,10 @@ def main(experiment: Experiment, argv=None) -> int:
     start = time.perf_counter()
     try:
         check(config)
-        folder = store.check_writable(output)
+        folder = results.check_writable(output)
         if experiment.resumes:
-            options |= {"keep": functools.partial(store.save_part, folder),
-                        "kept": functools.partial(store.load_part, folder)}  # fmt: skip
+            options |= {"keep": functools.partial(results.save_part, folder),
+                        "kept": functools.partial(results.load_part, folder)}  # fmt: skip
         arrays, rows = experiment.measure(config, **options)
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -194,12 +196,12 @@ def main(experiment: Experiment, argv=None) -> int:
         return 130
     seconds = time.perf_counter() - start
     device = str(jax.devices()[0].device_kind)
-    store.save(folder, dataclasses.asdict(config), arrays, rows, device=device, seconds=seconds,
+    results.save(folder, dataclasses.asdict(config), arrays, rows, device=device, seconds=seconds,
                **experiment.notes)  # fmt: skip
-    results = store.load(folder)
+    finished = store.load(folder)
     figures = experiment.figures
-    for name, draw in (figures(*results) if callable(figures) else figures).items():
-        draw(*results).savefig(folder / f"{name}.png", dpi=150)
+    for name, draw in (figures(*finished) if callable(figures) else figures).items():
+        draw(*finished).savefig(folder / f"{name}.png", dpi=150)
     tables.show(experiment.table(rows))
     print(f"{seconds:.0f} s; results in {folder}")
     return 0

@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.harness import store
-from qdiffjax import diffusion, precision
+from qdiffjax import diffusion, precision, results
 from qdiffjax.compiling import compiled
 from qdiffjax.denoiser import Denoiser
 from qdiffjax.networks import denoisers
@@ -88,7 +87,7 @@ class Subject:
 
     def mark(self) -> str:
         """Fingerprint of the parameters."""
-        return store.fingerprint(*(np.asarray(a) for a in jax.tree.leaves(self.denoiser.params)))
+        return results.fingerprint(*(np.asarray(a) for a in jax.tree.leaves(self.denoiser.params)))
 
 
 def without_idle_sites(q: precision.Quantized) -> precision.Quantized:

@@ -6,8 +6,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MultipleLocator
 
-from experiments.harness import tables
-from experiments.harness.looks import BLUE, GREEN, GREY, ORANGE, SMALL, tidy
+from qdiffjax import _tables as tables
+from qdiffjax._looks import BLUE, GREEN, GREY, ORANGE, SMALL, tidy
 
 TITLES = {
     "gaussian": "Gaussian", "laplace": "Laplace", "weights": "weights, by output channel",

@@ -22,9 +22,10 @@ The laws fitted to the medians, with the standard error of the fit:
 import dataclasses
 import functools
 
-from experiments.harness import command, store, subject
+from experiments.harness import command, subject
 from experiments.harness.command import option
 from experiments.propagation_laws import measure, plots
+from qdiffjax import results
 from qdiffjax._checks import require
 from qdiffjax.precision import check_bits
 
@@ -102,7 +103,7 @@ def run(config: Config, **options):
 
     settings = [config.num_samples, config.num_checked, config.sites, config.edge_margin,
                 config.seed]  # fmt: skip
-    mark = store.fingerprint(settings, context.subject.mark())
+    mark = results.fingerprint(settings, context.subject.mark())
     done = command.parts(by_name, part, mark, **options)
     rows = [row for _, row in done.values()]
     return command.by_part(done), rows + measure.laws(rows, config)

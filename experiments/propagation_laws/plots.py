@@ -4,8 +4,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from experiments.harness import tables
-from experiments.harness.looks import BLUE, GREEN, GREY, ORANGE, SMALL, panels, tidy
+from qdiffjax import _tables as tables
+from qdiffjax._looks import BLUE, GREEN, GREY, ORANGE, SMALL, panels, tidy
 
 LOOKS: dict[str, tuple[str, str, str]] = {
     "W": ("weights", "black", "o"), "A": ("activations, nearest", BLUE, "s"),

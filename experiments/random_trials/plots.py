@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.harness import tables
-from experiments.harness.looks import BLUE, GREEN, GREY, ORANGE, panels, tidy
+from qdiffjax import _tables as tables
+from qdiffjax._looks import BLUE, GREEN, GREY, ORANGE, panels, tidy
 
 COLORS = {"a posteriori along the run": BLUE, "distributional": GREEN, "certified": ORANGE}
 LIMITS = (-1.5, 7.0)  # log10 of the ratios that are drawn

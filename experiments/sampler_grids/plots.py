@@ -5,7 +5,7 @@ from functools import partial
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.harness.looks import panels
+from qdiffjax._looks import panels
 
 
 def draw(config, arrays, rows, name: str) -> Figure:

@@ -22,9 +22,10 @@ samples, not means.
 
 import dataclasses
 
-from experiments.harness import command, store, subject
+from experiments.harness import command, subject
 from experiments.harness.command import option
 from experiments.spectra import measure, plots
+from qdiffjax import results
 from qdiffjax._checks import require
 from qdiffjax.precision import check_bits
 
@@ -74,7 +75,7 @@ def run(config: Config, **options):
     Options as `command.parts`.
     """
     context = measure.prepare(config)
-    mark = store.fingerprint(dataclasses.asdict(config), context.subject.mark())
+    mark = results.fingerprint(dataclasses.asdict(config), context.subject.mark())
     done = command.parts(
         measure.PARTS, lambda part: measure.measure(context, part), mark, **options
     )

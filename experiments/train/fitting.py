@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib import image
 
-from experiments.harness.looks import panels
 from qdiffjax import diffusion
+from qdiffjax._looks import panels
 from qdiffjax.denoiser import PREDICTIONS, Codec, Denoiser
 from qdiffjax.diffusion import losses
 from qdiffjax.networks import configs, data, denoisers, training

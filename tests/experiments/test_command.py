@@ -10,8 +10,9 @@ import pytest
 from matplotlib.figure import Figure
 
 from experiments.clipping import experiment as clipping
-from experiments.harness import command, store, tables
+from experiments.harness import command, store
 from experiments.harness.command import option
+from qdiffjax import _tables as tables
 
 
 def even(bits):

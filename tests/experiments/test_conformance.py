@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from experiments.harness import command, store, subject
+from qdiffjax import results
 from tests import worlds
 
 ROOT = Path(command.__file__).parents[1]
@@ -200,7 +201,7 @@ def test_interrupted_after_its_first_part_a_run_resumes_to_the_same_arrays(
     name, tmp_path, monkeypatch
 ):
     run, flags, saved = main(f"experiments.{name}"), miniature(name, tmp_path), []
-    save_part = store.save_part
+    save_part = results.save_part
     whole, halves = tmp_path / "whole", tmp_path / "halves"
 
     def interrupted(folder, part, *rest):

@@ -13,8 +13,9 @@ import pytest
 from experiments.error_bounds import experiment as error_bounds
 from experiments.error_bounds import measure
 from experiments.error_bounds.table import width_name
-from experiments.harness import command, store, tables
-from qdiffjax import studies
+from experiments.harness import command, store
+from qdiffjax import _tables as tables
+from qdiffjax import results, studies
 from tests import worlds
 
 NUM_PIXELS = 64
@@ -41,7 +42,7 @@ def listen(event, *_, **__):
         COMPILED.append(event)
 
 
-def keep(*part, save_part=store.save_part):
+def keep(*part, save_part=results.save_part):
     AFTER_WIDTHS.append(len(COMPILED))
     save_part(*part)
 
@@ -133,7 +134,7 @@ def test_the_same_command_again_computes_nothing(checkpoint, finished, monkeypat
     monkeypatch.setattr(studies, "measured", lambda *a, **k: calls.append(a))
     config, _ = command.parse(error_bounds.EXPERIMENT, flags(checkpoint, "elsewhere"))
     config = dataclasses.replace(config, weight_bits=(4,))
-    arrays, rows = error_bounds.run(config, kept=lambda n, m: store.load_part(folder, n, m))
+    arrays, rows = error_bounds.run(config, kept=lambda n, m: results.load_part(folder, n, m))
     assert calls == []
     _, saved, saved_rows = store.load(folder)
     assert rows == saved_rows[1:]

@@ -33,8 +33,10 @@ import jax.numpy as jnp
 from experiments.bench.kernels import cases
 from experiments.bench.kernels.cases import Case
 from experiments.bench.products import Product
-from experiments.harness import command, store, tables, timing
+from experiments.harness import command, timing
 from experiments.harness.command import option
+from qdiffjax import _tables as tables
+from qdiffjax import results
 from qdiffjax._checks import require
 from qdiffjax.kernels import backends
 
@@ -145,7 +147,7 @@ def run(config: Config, *, progress: bool = False, keep=None, kept=None):
         if keep and arrays:
             keep(name, mark, arrays, row)
 
-    mark = store.fingerprint(dataclasses.asdict(config), jax.__version__, backends.default().name)
+    mark = results.fingerprint(dataclasses.asdict(config), jax.__version__, backends.default().name)
     done = command.parts(listed, measure, mark, progress=progress, keep=keep_if_done, kept=kept)
     return command.by_part(done), summary({name: row["rows"] for name, (_, row) in done.items()})
 

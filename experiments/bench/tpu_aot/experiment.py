@@ -25,9 +25,10 @@ import jax
 
 from experiments.bench.tpu_aot import costs, scans
 from experiments.bench.tpu_aot.costs import MACS, WAYS
-from experiments.harness import command, store, tables
+from experiments.harness import command
 from experiments.harness.command import option
-from qdiffjax import kernels
+from qdiffjax import _tables as tables
+from qdiffjax import kernels, results
 from qdiffjax._checks import require
 from qdiffjax.hardware.ahead import tpu
 
@@ -79,7 +80,7 @@ def run(config: Config, **options):
     names = [*c.shapes, *(f"chip-{chip}" for chip in c.chips), *runs]
     shared = {name: value for name, value in dataclasses.asdict(c).items()
               if name not in ("shapes", "chips", "networks")}  # fmt: skip
-    mark = store.fingerprint(shared, jax.__version__)
+    mark = results.fingerprint(shared, jax.__version__)
     done = command.parts(names, functools.partial(measure, c), mark, **options)
     return command.by_part(done), [row for _, rows in done.values() for row in rows]
 

@@ -42,6 +42,7 @@ from qdiffjax.analysis.errors.ledger import (
     inject,
     squared_error_share,
     total,
+    warn_of_defect,
 )
 from qdiffjax.analysis.errors.prediction import (
     predict_errors,

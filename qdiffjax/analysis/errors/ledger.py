@@ -18,12 +18,17 @@ a batch of more than one the runs are not those of `sample` on the whole batch.
 """
 
 import functools
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from qdiffjax._cells import MAX_DEFECT, Cells
+from qdiffjax._checks import require
+from qdiffjax._tables import Table, numbers_of
 from qdiffjax._typing import Array, Key, PyTree
 from qdiffjax.analysis.errors.propagation import gauss_legendre
 from qdiffjax.analysis.errors.runs import current, noises, step_map, step_with_outputs
@@ -46,6 +51,8 @@ class Ledger(NamedTuple):
     xs_hat: the quantized run's states at which local errors were recorded [batch, N, *state].
     Another compilation of the same quantized sampler may differ by a last digit, flip a rounding
     there, and end elsewhere: compare with these states, not with a run of your own.
+
+    Prints as the table of its largest cells; tables, sums and shares are of the mean over samples.
     """
 
     contributions: dict[str, Array]
@@ -53,6 +60,68 @@ class Ledger(NamedTuple):
     x_0: Array
     x_hat_0: Array | None
     xs_hat: Array | None = None
+
+    def __repr__(self):
+        if numbers_of(next(iter(self.contributions.values()), 0.0)) is None:
+            shapes = {name: getattr(c, "shape", c) for name, c in self.contributions.items()}
+            return f"Ledger without numbers yet, contributions of shapes {shapes}"
+        return str(self.top())
+
+    def _repr_html_(self) -> str:
+        return self.top()._repr_html_()
+
+    def cells(self) -> Cells:
+        """Return the mean over samples, which tables and figures are made of; needs no JAX.
+
+        Raises:
+          ValueError: the ledger has no numbers, or none of a site.
+        """
+        arrays = [a for a in map(numbers_of, self.contributions.values()) if a is not None]
+        require(arrays and len(arrays) == len(self.contributions), "ledger", got="no numbers",
+                expected="contributions that were computed",
+                remedy="read it outside of jit")  # fmt: skip
+        names, table = tuple(self.contributions), np.stack(arrays, axis=-1)
+        if self.change is None:
+            return Cells(names, table.mean(0), "change of the functional", None, len(table))
+        change = np.asarray(self.change, np.float64)
+        with np.errstate(divide="ignore", invalid="ignore"):  # where nothing changed
+            missed = np.nanmedian(np.abs(table.sum((1, 2)) - change) / np.abs(change))
+        return Cells(names, table.mean(0), self._quantity(change), float(missed), len(table))
+
+    def _quantity(self, change) -> str:
+        error = numbers_of(self.x_hat_0) - numbers_of(self.x_0)  # type: ignore[operator]
+        squared = np.mean(error**2, axis=tuple(range(1, error.ndim)))
+        if np.allclose(change, squared, rtol=1e-3, atol=0):
+            return "mean squared error of the final sample, in x² per element"
+        return "change of the functional"
+
+    def shares(self) -> np.ndarray:
+        """Return the share of each cell in the sum of all, signed, in percent [N, S]."""
+        return self.cells().shares()
+
+    def top(self, num: int = 10) -> Table:
+        """Return the cells that are largest in size, whether they raise or lower the error."""
+        return self.cells().top(num)
+
+    def by_site(self) -> Table:
+        """Return the sum over steps of each site, the largest first."""
+        return self.cells().by_site()
+
+    def by_step(self) -> Table:
+        """Return the sum over sites of each step, from the noise end."""
+        return self.cells().by_step()
+
+    def by_block(self, depth: int = 1) -> Table:
+        """Return the sum over the sites of each block: the first `depth` folders of their paths."""
+        return self.cells().by_block(depth)
+
+    def to_dataframe(self):
+        """Return a row for each cell as a pandas data frame: site, step, contribution, share.
+
+        Raises:
+          ImportError: pandas is not installed.
+        """
+        return self.cells().to_dataframe()
 
 
 def squared_error_share(x: Array, x_0: Array, x_hat_0: Array) -> Array:
@@ -77,6 +146,22 @@ def defect(ledger: Ledger) -> Array:
     if ledger.change is None:
         raise ValueError("an ablation ledger forecasts, it has no change to be complete about.")
     return jnp.abs(total(ledger) - ledger.change) / jnp.abs(ledger.change)
+
+
+def warn_of_defect(ledger: Ledger, most: float = MAX_DEFECT) -> None:
+    """Warn if the entries of a ledger miss much of the change they explain; says what to do.
+
+    Args:
+      ledger: an attribution, outside of jit; of a forecast, which has no change, nothing is said.
+      most: the median over samples of the defect that is good enough.
+    """
+    missed = ledger.cells().defect
+    if missed is not None and missed > most:
+        warnings.warn(
+            f"ledger: got a median defect of {100 * missed:.2g} %, expected at most "
+            f"{100 * most:g} %: that much of the change is not in its entries; use more nodes "
+            "(num_nodes), or a recipe with more bits.", stacklevel=3,
+        )  # fmt: skip
 
 
 def attribution(

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import pytest
 
 from experiments.bench import gpu_aot
-from experiments.harness import command, tables
+from experiments.harness import command
+from qdiffjax import _tables as tables
 from qdiffjax.hardware.ahead import gpu
 from qdiffjax.precision import Stored
 

@@ -9,7 +9,8 @@ import pytest
 from experiments.bench.kernels import cases, experiment
 from experiments.bench.kernels.cases import Case
 from experiments.bench.products import Product
-from experiments.harness import command, tables, timing
+from experiments.harness import command, timing
+from qdiffjax import _tables as tables
 
 TINY = experiment.Config(ceiling=32, repeats=1, least_ms=0.1, stall=30.0)
 SHAPE = Product((4, 32), (32, 16))

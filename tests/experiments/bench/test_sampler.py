@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from experiments.bench import peers, sampler
-from experiments.harness import command, tables
+from experiments.harness import command
+from qdiffjax import _tables as tables
 from qdiffjax import precision
 from qdiffjax.sites import list_sites, transform
 from tests import worlds

@@ -6,7 +6,8 @@ import io
 import pytest
 
 from experiments.bench import scaling
-from experiments.harness import command, networks, tables
+from experiments.harness import command, networks
+from qdiffjax import _tables as tables
 from qdiffjax.networks.models.dit import DiT
 
 CONFIG = scaling.Config(devices=(1,), sides=(8,), steps=(2, 5))
