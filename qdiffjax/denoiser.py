@@ -15,7 +15,7 @@ from qdiffjax._checks import require
 from qdiffjax._typing import EpsFn
 from qdiffjax.diffusion import NoiseLevel
 from qdiffjax.diffusion.parameterizations import PredictionFn
-from qdiffjax.sites import edge
+from qdiffjax.sites import Site, edge, list_sites
 
 
 class Codec(NamedTuple):
@@ -186,6 +186,22 @@ class Denoiser:
             return both(params, x, t, named or (args if len(args) > 1 else args[0]))
 
         return dataclasses.replace(self, net_fn=net_fn, output=None)
+
+    def sites(self, batch: int = 1) -> tuple[Site, ...]:
+        """Return where the network multiplies, for a batch of samples; nothing is computed.
+
+        Raises:
+          ValueError: a denoiser without a shape, or with a condition that it does not take.
+        """
+        return list_sites(self.eps_fn, self.params, *self.arguments(batch))
+
+    def arguments(self, batch: int = 1) -> tuple:
+        """Return the shapes of x, t and, if there is one, the condition of a batch of samples."""
+        require(self.shape is not None, "denoiser", got="no shape", expected="that of a sample",
+                remedy="Denoiser(net_fn, params, schedule, shape)")  # fmt: skip
+        x, t = (jax.ShapeDtypeStruct(s, jnp.float32) for s in ((batch, *self.shape), ()))
+        cond = jax.eval_shape(lambda: self.draw_cond(jax.random.key(0), batch))
+        return (x, t) if cond is None else (x, t, cond)
 
     def draw_cond(self, key, num: int):
         """Return the conditions of `num` samples, leaves [num, ...]; None if there are none."""

@@ -1,152 +1,222 @@
-"""One denoiser, sampler and recipe: its error measured, predicted, attributed and bounded.
+"""One study of one recipe: everything the front door measures, on the same samples."""
 
-Pure functions, which nothing here compiles: a caller compiles each once, for every recipe, as in
-`experiments.error_bounds`. `q` is the quantized denoiser, `steps` the sampler.
-"""
-
-from collections.abc import Callable
-from typing import NamedTuple
+import dataclasses
+import time
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from qdiffjax._typing import Array, Key
+from qdiffjax import estimates, labels, measures
+from qdiffjax._typing import Key
+from qdiffjax.analysis import divergences
 from qdiffjax.analysis.bounds import pathwise
-from qdiffjax.analysis.errors import ledger, prediction, propagation, runs
-from qdiffjax.diffusion import Steps, sample
+from qdiffjax.analysis.errors import prediction, runs
+from qdiffjax.analysis.errors.ledger import Ledger
+from qdiffjax.comparisons import Bounded, Run
+from qdiffjax.diffusion import DiscreteSchedule, Steps, ddim
+from qdiffjax.estimates import Estimate
+from qdiffjax.measures import NUM_SAMPLES
 from qdiffjax.precision import Quantized, full_call, quantized_call
 
+SLACK = 1 + 1e-4  # float32 rounding of norms that are compared
 
-class Run(NamedTuple):
-    """A full-precision and a quantized run on the same noise.
 
-    xs, xs_hat: states [N+1, batch, *shape], noisiest first; eps_hat: what the quantized network
-    predicted [N, batch, *shape].
+class BoundRow(NamedTuple):
+    """A bound of the final error over the error itself: smallest and median over samples.
+
+    label: what kind of bound it is and what it assumes; holds: at every step of every sample.
     """
 
-    xs: Array
-    xs_hat: Array
-    eps_hat: Array
-
-    @property
-    def errors(self) -> Array:
-        """Accumulated error x_hat - x [N+1, batch, *shape]; the first is zero."""
-        return self.xs_hat - self.xs
-
-    def first(self, num: int) -> "Run":
-        """Return the run of the first `num` samples."""
-        return Run(*(a[:, :num] for a in self))
+    name: str
+    label: labels.Label
+    smallest: float
+    median: float
+    holds: bool
 
 
-def measured(q: Quantized, x_T: Array, xs: Array, steps: Steps, *, key: Key | None = None) -> Run:
-    """Run the quantized sampler from x_T beside the full-precision run xs, on the same noise."""
-    call = quantized_call(q)
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """What quantization does to a denoiser under one sampler, in units of the samples.
 
-    def with_eps(x, t, inputs, state):
-        eps, _, state = call(x, t, inputs, state)
-        return eps, eps, state
-
-    quantized = sample(with_eps, x_T, steps, key=key)
-    return Run(xs, quantized.xs, quantized.outputs)
-
-
-class Predicted(NamedTuple):
-    """Errors that are known without the quantized sampler [N+1, batch, *shape].
-
-    errors: local errors of the full-precision run injected into it; first_order: propagated by
-    its Jacobians.
+    Attributes:
+      name: of the recipe.
+      settings: what was run, by name.
+      t: times of the N network calls [N].
+      sites: names of the sites that are quantized.
+      signal_rms: root mean square of the full-precision run [N+1], noisiest first.
+      error_rms: of the error that was measured [N+1].
+      predicted_rms: of the error that was predicted, the quantized sampler never run [N+1].
+      first_order_rms: the same to first order [N+1].
+      measured: RMSE of the final samples, with its interval over samples.
+      predicted_over_measured: ratio at the end, with its interval over samples.
+      first_order_miss: median relative error of first-order propagation of measured local errors.
+      bounds: of the final error, the tightest that holds first.
+      bounded: both bounds along the run.
+      ledger: which (site, step) the mean squared error comes from.
+      w2: bracket of the Wasserstein distance between the laws of the samples, (lower, upper).
+      path_kl: nats between the reverse chains of the eta = 1 companion of the sampler, None if the
+        schedule is not discrete.
+      samples, samples_hat: the first final samples [8, *shape].
+      cost: seconds by part.
     """
 
-    errors: Array
-    first_order: Array
+    name: str
+    settings: dict[str, Any]
+    t: np.ndarray
+    sites: tuple[str, ...]
+    signal_rms: np.ndarray
+    error_rms: np.ndarray
+    predicted_rms: np.ndarray
+    first_order_rms: np.ndarray
+    measured: Estimate
+    predicted_over_measured: Estimate
+    first_order_miss: float
+    bounds: tuple[BoundRow, ...]
+    bounded: Bounded
+    ledger: Ledger
+    w2: tuple[float, float]
+    path_kl: Estimate | None
+    samples: np.ndarray
+    samples_hat: np.ndarray
+    cost: dict[str, float]
 
 
-def predicted(q: Quantized, xs: Array, steps: Steps) -> Predicted:
-    """Predict the error from the full-precision run xs [N+1, batch, *shape]."""
-    return Predicted(prediction.predict_errors(q, xs, steps),
-                     prediction.predict_first_order(q, xs, steps))  # fmt: skip
+def study(
+    q: Quantized,
+    steps: Steps,
+    key: Key,
+    num_samples: int = NUM_SAMPLES,
+    *,
+    name: str = "",
+    num_ledger: int = 32,
+    num_bound: int = 8,
+    batch_size: int | None = None,
+    progress: bool = True,
+) -> Study:
+    """Measure, predict, attribute and bound the error of a quantized denoiser.
 
-
-class Propagated(NamedTuple):
-    """What the steps of a quantized run committed, and where it went, all in units of x.
-
-    local_errors, a posteriori [N, batch, *shape]; first_order: their propagation by the Jacobians
-    of the full-precision run [N+1, batch, *shape]; remainders: what that leaves out of each step
-    [N, batch, *shape].
-    """
-
-    local_errors: Array
-    first_order: Array
-    remainders: Array
-
-
-def propagated(q: Quantized, run: Run, steps: Steps) -> Propagated:
-    """Take a measured run apart."""
-    full = full_call(q)
-    recorded = lambda x, t, eps, state: (eps, None, state)  # noqa: E731
-    e = runs.local_errors(full, recorded, run.xs_hat, steps, per_call=run.eps_hat)
-    return Propagated(e, *propagation.propagate_with_remainders(full, run.xs, run.xs_hat, steps, e))
-
-
-class Bounded(NamedTuple):
-    """Norms of each sample's error and its bounds along the run [N+1, batch], in units of x.
-
-    local: of the local errors [N, batch]; miss: relative error of first order at the end [batch].
-    """
-
-    measured: Array
-    local: Array
-    gronwall: Array
-    remainder: Array
-    miss: Array
-
-    def over_measured(self) -> tuple[Array, Array]:
-        """Return both bounds over the error they bound, from the first step on [N, batch]."""
-        return self.gronwall[1:] / self.measured[1:], self.remainder[1:] / self.measured[1:]
-
-
-def bounded(run: Run, propagated: Propagated, gains) -> Bounded:
-    """Bound the error of a measured run.
+    Every number is of the same samples, or of the first of them; both runs share all noise.
 
     Args:
-      run: what was measured.
-      propagated: of the same run.
-      gains: of its segments [N, batch], see `pathwise.gronwall`.
+      q: a denoiser that `quantize` or `lower` returned.
+      steps: the sampler.
+      key: of noise, conditions and probes; another than that of `calibrate`.
+      num_samples: of the RMSE and the distances.
+      name: of the recipe; "" takes that of q's settings.
+      num_ledger: samples of the ledger.
+      num_bound: samples that are bounded.
+      batch_size: samples at a time; None takes what fits.
+      progress: show a progress bar and what the study costs.
+
+    Example:
+      >>> import jax, qdiffjax as qd
+      >>> denoiser = qd.load("fashion_dit").conditioned([3, 7])
+      >>> steps = qd.ddim(denoiser.schedule, 3)
+      >>> calibration = qd.calibrate(denoiser, steps, jax.random.key(0), num_samples=2)
+      >>> q = qd.quantize(calibration, "W4A8")
+      >>> study = qd.study(q, steps, jax.random.key(1), 2, progress=False)
+      >>> bool(study.measured.value > 0)
+      True
     """
-    size, local = runs.norms(run.errors), runs.norms(propagated.local_errors)
-    first, rho = propagated.first_order, runs.norms(propagated.remainders)
-    remainder, _ = pathwise.remainder_bound(gains, rho, first)
-    miss = runs.norms((first - run.errors)[-1:])[0] / size[-1]
-    return Bounded(size, local, pathwise.gronwall(gains, local), remainder, miss)
+    from tqdm import tqdm
+
+    key_run, key_probe = jax.random.split(key)
+    seconds: dict[str, float] = {}
+    bar = tqdm(total=5, disable=not progress, unit="part")
+
+    def timed(part: str, fn):
+        bar.set_description(part)
+        start = time.perf_counter()
+        result = jax.block_until_ready(fn())
+        seconds[part] = time.perf_counter() - start
+        bar.update()
+        return result
+
+    with bar:
+        run = timed("runs", lambda: measures.couple(
+            q, steps, key_run, num_samples, batch_size=batch_size
+        ))  # fmt: skip
+        predicted = timed("prediction", lambda: measures.predict(q, steps, run))
+        bounded = timed("bounds", lambda: measures.bound(q, steps, run, num_samples=num_bound))
+        entries = timed("ledger", lambda: measures.attribute(
+            q, steps, run, num_samples=num_ledger, batch_size=batch_size
+        ))  # fmt: skip
+        distances = timed("divergences", lambda: _distances(q, steps, run, num_ledger, key_probe))
+    errors, x = (sampled(values, steps) for values in (run.errors, run.xs))
+    x_hat = steps.coeffs.current(run.xs_hat[-1])
+    predictions = [sampled(values, steps) for values in predicted]
+    norms = [runs.norms(values[-1:])[0] for values in (errors, predictions[0])]
+    interval = _ratios(*norms, key_probe)
+    per_element = np.sqrt(errors[0, 0].size)
+    return Study(
+        name=name or getattr(getattr(q, "settings", None), "name", "") or "quantized",
+        settings={"num_steps": len(steps.t), "num_samples": num_samples,
+                  "num_ledger": entries.x_0.shape[0], "num_bound": bounded.local.shape[1]},
+        t=np.asarray(steps.t), sites=tuple(q.site_inputs),
+        signal_rms=_rms(x), error_rms=_rms(errors),
+        predicted_rms=_rms(predictions[0]), first_order_rms=_rms(predictions[1]),
+        measured=jax.tree.map(lambda v: np.asarray(v) / per_element, interval["measured"]),
+        predicted_over_measured=jax.tree.map(np.asarray, interval["ratio"]),
+        first_order_miss=float(jnp.median(bounded.miss)), bounds=bound_rows(bounded),
+        bounded=jax.tree.map(np.asarray, bounded), ledger=jax.tree.map(np.asarray, entries),
+        samples=np.asarray(x[-1, :8]), samples_hat=np.asarray(x_hat[:8]),
+        cost=seconds, **distances,
+    )  # fmt: skip
 
 
-def attributed(
-    attribute: Callable[..., ledger.Ledger], *, tolerance: float, max_nodes: int
-) -> tuple[ledger.Ledger, int]:
-    """Return a ledger with as many quadrature nodes as its defect asks for, and their number.
-
-    Args:
-      attribute: (nodes [2], weights [2]) -> `ledger.attribution` with that quadrature; the nodes
-        come two at a time, so that any number of them compiles once.
-      tolerance: median defect that is good enough.
-      max_nodes: most nodes, 2 to 8.
-    """
-    for num_nodes in range(2, max(2, min(max_nodes, 8)) + 1, 2):
-        nodes, weights = propagation.gauss_legendre(num_nodes)
-        parts = [attribute(nodes[i : i + 2], weights[i : i + 2]) for i in range(0, num_nodes, 2)]
-        contributions = jax.tree.map(lambda *c: sum(c), *(part.contributions for part in parts))
-        whole = parts[0]._replace(contributions=contributions)
-        if jnp.median(ledger.defect(whole)) <= tolerance:
-            break
-    return whole, num_nodes
+def sampled(states, steps: Steps):
+    """Return the x_t of states [N+1, batch, *state], [N+1, batch, *shape]."""
+    return jax.vmap(steps.coeffs.current)(states)
 
 
-def fanned(q: Quantized, x_T: Array, steps: Steps, *, key: Key | None = None):
-    """Return the exact parts of each step in the final error, and the error they sum to.
+def _rms(values) -> np.ndarray:
+    return np.asarray(prediction.root_mean_square(values))
 
-    Returns:
-      [N, batch, *shape] and [batch, *shape]; costs of the order of N^2 network calls.
-    """
-    full = full_call(q)
-    pair = runs.couple(full, quantized_call(q), x_T, steps, key=key)
-    return propagation.fan(full, pair.xs_hat, steps, key=key), pair.errors[-1]
+
+@jax.jit
+def _ratios(measured, predicted, key) -> dict[str, Estimate]:
+    """Return the root mean square of norms [batch], and of the predicted ones over it."""
+    rms = lambda m: jnp.sqrt(jnp.mean(m**2))  # noqa: E731
+    return {
+        "measured": estimates.bootstrap(rms, measured, key=key, num=1000),
+        "ratio": estimates.bootstrap(
+            lambda p, m: rms(p) / rms(m), predicted, measured, key=key, num=1000
+        ),
+    }
+
+
+def bound_rows(bounded: Bounded) -> tuple[BoundRow, ...]:
+    """Return both bounds of the final error, the tightest that holds first."""
+    gronwall, remainder = map(np.asarray, bounded.over_measured())
+    rows = [
+        BoundRow(name, labels.label(fn), float(np.min(ratio[-1])), float(np.median(ratio[-1])),
+                 bool(np.all(ratio * SLACK >= 1)))
+        for name, fn, ratio in (
+            ("first order + remainder", pathwise.remainder_bound, remainder),
+            ("Grönwall", pathwise.gronwall, gronwall),
+        )
+    ]  # fmt: skip
+    return tuple(sorted(rows, key=lambda row: (not row.holds, row.median)))
+
+
+def _distances(q: Quantized, steps: Steps, run: Run, num: int, key: Key) -> dict[str, Any]:
+    ends = [steps.coeffs.current(xs[-1]) for xs in (run.xs, run.xs_hat)]
+    is_pair = ends[0].shape[0] > 1
+    x, x_hat = ends
+    upper = float(divergences.w2_coupling(x, x_hat).value) if is_pair else float("nan")
+    lower = float(divergences.w2_lower(x, x_hat, key)) if is_pair else float("nan")
+    schedule = q.denoiser.schedule
+    kl = None
+    if isinstance(schedule, DiscreteSchedule) and len(steps.t) > 1:
+        first = run.first(min(num, ends[0].shape[0]))
+        x_T = steps.coeffs.current(first.xs[0])
+        companion = ddim(schedule, len(steps.t), eta=1.0)
+        terms = measures.program(_path_kl)(q.given(first.cond), x_T, companion, key)
+        kl = estimates.mean_interval(jnp.sum(terms, axis=0)) if x_T.shape[0] > 1 else None
+    return {"w2": (lower, upper), "path_kl": kl and jax.tree.map(np.asarray, kl)}
+
+
+def _path_kl(q, x_T, steps, key):
+    return divergences.path_kl(full_call(q), quantized_call(q), x_T, steps, key=key)

@@ -38,7 +38,7 @@ from tqdm import tqdm
 from experiments.error_bounds import measure, plots, table
 from experiments.harness import command, subject
 from experiments.harness.command import option
-from qdiffjax import labels, results, studies
+from qdiffjax import comparisons, labels, results
 from qdiffjax._cells import top_cells
 from qdiffjax._checks import require
 from qdiffjax.analysis import divergences
@@ -70,7 +70,7 @@ class Config:
     edge_margin: float = option(
         1.2,
         "Factor on the calibrated ranges of the network's input and output; with 1 the outermost "
-        "pixels of noise are clipped, which `experiments.clipping` studies.",
+        "pixels of noise are clipped, which `experiments.clipping` comparisons.",
         above=0,
     )
     seed: int = option(0, "Seed of everything random.")
@@ -123,7 +123,7 @@ def run(config: Config, *, progress: bool = False, keep: Callable | None = None,
       arrays: common ones, and those of each width under "W8A8/name"; rows: the table.
     """
     full = measure.prepare(config)
-    sample = compiled(lambda q, x, xs: studies.measured(q, x, xs, full.steps, key=full.key))
+    sample = compiled(lambda q, x, xs: comparisons.measured(q, x, xs, full.steps, key=full.key))
     columns = measure.columns(config, full)
     widths = {f"W{weight}A{activation}": (weight, activation)
               for weight, activation in config.widths()}  # fmt: skip

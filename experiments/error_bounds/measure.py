@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.harness import subject
-from qdiffjax import diffusion, estimates, studies
+from qdiffjax import comparisons, diffusion, estimates
 from qdiffjax.analysis import divergences
 from qdiffjax.analysis.errors import ledger, prediction, runs
 from qdiffjax.analysis.gains import Gains, step_gains
@@ -39,7 +39,7 @@ def common(full: subject.FullRun) -> dict[str, np.ndarray]:
             "signal_rms": np.asarray(prediction.root_mean_square(full.run.xs))}  # fmt: skip
 
 
-def columns(config, full: subject.FullRun) -> dict[str, Callable[[Any, studies.Run], Part]]:
+def columns(config, full: subject.FullRun) -> dict[str, Callable[[Any, comparisons.Run], Part]]:
     """Return the columns by name: (q, measured run) -> (arrays, row).
 
     Each is compiled at its first width, for all later ones.
@@ -54,8 +54,8 @@ def columns(config, full: subject.FullRun) -> dict[str, Callable[[Any, studies.R
         min(num, config.num_samples)
         for num in (config.num_ledger_samples, config.num_bound_samples, config.num_fan_samples)
     )
-    predict = compiled(lambda q, xs: studies.predicted(q, xs, steps))
-    propagate = compiled(lambda q, run: studies.propagated(q, run, steps))
+    predict = compiled(lambda q, xs: comparisons.predicted(q, xs, steps))
+    propagate = compiled(lambda q, run: comparisons.propagated(q, run, steps))
     attribute = compiled(lambda q, x, x_0, *quadrature: ledger.attribution(
         q, x, steps, quadrature=quadrature, x_0=x_0, key=key
     ))  # fmt: skip
@@ -68,8 +68,8 @@ def columns(config, full: subject.FullRun) -> dict[str, Callable[[Any, studies.R
         full_call(q), quantized_call(q), x, companion, key=key
     ))  # fmt: skip
     lower = compiled(divergences.w2_lower)
-    bound = jax.jit(studies.bounded)
-    fan = compiled(lambda q, x: studies.fanned(q, x, fan_steps, key=key))
+    bound = jax.jit(comparisons.bounded)
+    fan = compiled(lambda q, x: comparisons.fanned(q, x, fan_steps, key=key))
 
     def bounds(q, run):
         run = run.first(num_bound)
@@ -79,7 +79,7 @@ def columns(config, full: subject.FullRun) -> dict[str, Callable[[Any, studies.R
 
     def attribution(q, run):
         known = q, x_T[:num_ledger], xs[-1, :num_ledger]
-        whole, num_nodes = studies.attributed(functools.partial(attribute, *known),
+        whole, num_nodes = comparisons.attributed(functools.partial(attribute, *known),
                                               tolerance=config.tolerance,
                                               max_nodes=config.max_nodes)  # fmt: skip
         return ledger_column(whole, num_nodes, sites)
@@ -98,7 +98,7 @@ def columns(config, full: subject.FullRun) -> dict[str, Callable[[Any, studies.R
     }  # fmt: skip
 
 
-def error_column(run: studies.Run) -> Part:
+def error_column(run: comparisons.Run) -> Part:
     """Return the measured error along the run."""
     errors = run.errors
     arrays = {
@@ -116,7 +116,7 @@ def over_measured(predicted, measured, key) -> estimates.Estimate:
     )
 
 
-def prediction_column(predicted: studies.Predicted, run: studies.Run, key) -> Part:
+def prediction_column(predicted: comparisons.Predicted, run: comparisons.Run, key) -> Part:
     """Return the predicted error, and its ratio to the measured one with an interval."""
     rms, first = map(prediction.root_mean_square, predicted)
     norms, measured = (runs.norms(errors[-1:])[0] for errors in (predicted.errors, run.errors))
@@ -125,7 +125,7 @@ def prediction_column(predicted: studies.Predicted, run: studies.Run, key) -> Pa
     return {"predicted_rms": rms, "first_order_rms": first, "predicted_final_norms": norms}, row
 
 
-def bounds_column(bounded: studies.Bounded, gains: Gains) -> Part:
+def bounds_column(bounded: comparisons.Bounded, gains: Gains) -> Part:
     """Return both bounds along the run, and by how much they exceed the error at its end."""
     arrays = {
         "measured_norms": bounded.measured, "gronwall": bounded.gronwall,
@@ -153,7 +153,7 @@ def ledger_column(whole: ledger.Ledger, num_nodes: int, sites: list[str]) -> Par
     return arrays, {"exact_relative_residual": jnp.median(defects), "num_nodes": num_nodes}
 
 
-def divergence_column(path_kl, run: studies.Run, w2_lower) -> Part:
+def divergence_column(path_kl, run: comparisons.Run, w2_lower) -> Part:
     """Return path KL from its terms [steps, batch], and the bracket of W2."""
     kl = estimates.mean_interval(jnp.sum(path_kl, axis=0))
     upper = divergences.w2_coupling(run.xs[-1], run.xs_hat[-1])

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qdiffjax import studies
+from qdiffjax import comparisons
 from qdiffjax.analysis.errors import ledger, propagation
 
 
@@ -27,7 +27,7 @@ def test_nodes_are_added_until_the_quadrature_is_exact_or_no_more_are_allowed(
 ):
     """Gauss-Legendre with K nodes integrates powers up to 2 K - 1 exactly."""
     attribute = ledger_of(lambda s: (power + 1) * s**power)
-    whole, num_nodes = studies.attributed(attribute, tolerance=1e-5, max_nodes=max_nodes)
+    whole, num_nodes = comparisons.attributed(attribute, tolerance=1e-5, max_nodes=max_nodes)
     assert num_nodes == expected
     nodes, weights = propagation.gauss_legendre(num_nodes)
     exact = np.sum(weights * (power + 1) * nodes**power)
@@ -38,9 +38,9 @@ def test_bounds_of_aligned_errors_under_scalar_steps_are_attained():
     """x_{i+1} = 2 x_i: errors of one sign add up, so both bounds equal the error."""
     e = jnp.asarray([1.0, 3.0]).reshape(2, 1, 1)
     errors = jnp.asarray([0.0, 1.0, 5.0]).reshape(3, 1, 1)
-    run = studies.Run(jnp.ones((3, 1, 1)), 1 + errors, jnp.zeros((2, 1, 1)))
-    parts = studies.Propagated(e, errors, jnp.zeros_like(e))
-    bounded = studies.bounded(run, parts, jnp.full((2, 1), 2.0))
+    run = comparisons.Run(jnp.ones((3, 1, 1)), 1 + errors, jnp.zeros((2, 1, 1)))
+    parts = comparisons.Propagated(e, errors, jnp.zeros_like(e))
+    bounded = comparisons.bounded(run, parts, jnp.full((2, 1), 2.0))
     for ratio in bounded.over_measured():
         np.testing.assert_array_equal(ratio, 1)
     np.testing.assert_array_equal(bounded.measured, errors[..., 0])
@@ -48,6 +48,6 @@ def test_bounds_of_aligned_errors_under_scalar_steps_are_attained():
 
 
 def test_a_run_of_fewer_samples_is_a_slice_of_the_whole():
-    run = studies.Run(*(jnp.arange(12.0).reshape(2, 3, 2) + i for i in range(3)))
+    run = comparisons.Run(*(jnp.arange(12.0).reshape(2, 3, 2) + i for i in range(3)))
     np.testing.assert_array_equal(run.first(2).errors, run.errors[:, :2])
     assert run.first(2).eps_hat.shape == (2, 2, 2)

@@ -1,0 +1,164 @@
+"""One denoiser, sampler and recipe: its error measured, predicted, attributed and bounded.
+
+Pure functions, which nothing here compiles: a caller compiles each once, for every recipe, as
+`measures` and `experiments.error_bounds` do. `q` is the quantized denoiser, `steps` the sampler.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from qdiffjax._typing import Array, Key
+from qdiffjax.analysis.bounds import pathwise
+from qdiffjax.analysis.errors import ledger, prediction, propagation, runs
+from qdiffjax.diffusion import Steps, sample
+from qdiffjax.precision import Quantized, full_call, quantized_call
+
+
+class Run(NamedTuple):
+    """A full-precision and a quantized run on the same noise.
+
+    xs, xs_hat: states [N+1, batch, *shape], noisiest first, [N+1, batch, K, *shape] if the sampler
+    has memory; eps_hat: what the quantized network predicted [N, batch, *shape]; cond: conditions
+    of the samples, leaves [batch, ...], or None; key: of the sampler's noise, None without.
+    """
+
+    xs: Array
+    xs_hat: Array
+    eps_hat: Array
+    cond: Any = None
+    key: Key | None = None
+
+    @property
+    def errors(self) -> Array:
+        """Accumulated error x_hat - x [N+1, batch, *shape]; the first is zero."""
+        return self.xs_hat - self.xs
+
+    def first(self, num: int) -> "Run":
+        """Return the run of the first `num` samples."""
+        return self.samples(slice(num))
+
+    def samples(self, index: slice) -> "Run":
+        """Return the run of some of its samples; those of a noisy sampler must begin at the first.
+
+        The noise of a sample is a function of its place in the batch.
+        """
+        xs, xs_hat, eps_hat = (a[:, index] for a in (self.xs, self.xs_hat, self.eps_hat))
+        return self._replace(xs=xs, xs_hat=xs_hat, eps_hat=eps_hat,
+                             cond=jax.tree.map(lambda leaf: leaf[index], self.cond))  # fmt: skip
+
+
+def measured(q: Quantized, x_T: Array, xs: Array, steps: Steps, *, key: Key | None = None) -> Run:
+    """Run the quantized sampler from x_T beside the full-precision states xs, on the same noise."""
+    call = quantized_call(q)
+
+    def with_eps(x, t, inputs, state):
+        eps, _, state = call(x, t, inputs, state)
+        return eps, eps, state
+
+    quantized = sample(with_eps, x_T, steps, key=key)
+    return Run(xs, quantized.states, quantized.outputs)
+
+
+class Predicted(NamedTuple):
+    """Errors that are known without the quantized sampler [N+1, batch, *shape].
+
+    errors: local errors of the full-precision run injected into it; first_order: propagated by
+    its Jacobians.
+    """
+
+    errors: Array
+    first_order: Array
+
+
+def predicted(q: Quantized, xs: Array, steps: Steps) -> Predicted:
+    """Predict the error from the full-precision run xs [N+1, batch, *shape]."""
+    return Predicted(prediction.predict_errors(q, xs, steps),
+                     prediction.predict_first_order(q, xs, steps))  # fmt: skip
+
+
+class Propagated(NamedTuple):
+    """What the steps of a quantized run committed, and where it went, all in units of x.
+
+    local_errors, a posteriori [N, batch, *shape]; first_order: their propagation by the Jacobians
+    of the full-precision run [N+1, batch, *shape]; remainders: what that leaves out of each step
+    [N, batch, *shape].
+    """
+
+    local_errors: Array
+    first_order: Array
+    remainders: Array
+
+
+def propagated(q: Quantized, run: Run, steps: Steps) -> Propagated:
+    """Take a measured run apart."""
+    full = full_call(q)
+    recorded = lambda x, t, eps, state: (eps, None, state)  # noqa: E731
+    e = runs.local_errors(full, recorded, run.xs_hat, steps, per_call=run.eps_hat)
+    return Propagated(e, *propagation.propagate_with_remainders(full, run.xs, run.xs_hat, steps, e))
+
+
+class Bounded(NamedTuple):
+    """Norms of each sample's error and its bounds along the run [N+1, batch], in units of x.
+
+    local: of the local errors [N, batch]; miss: relative error of first order at the end [batch].
+    """
+
+    measured: Array
+    local: Array
+    gronwall: Array
+    remainder: Array
+    miss: Array
+
+    def over_measured(self) -> tuple[Array, Array]:
+        """Return both bounds over the error they bound, from the first step on [N, batch]."""
+        return self.gronwall[1:] / self.measured[1:], self.remainder[1:] / self.measured[1:]
+
+
+def bounded(run: Run, propagated: Propagated, gains) -> Bounded:
+    """Bound the error of a measured run.
+
+    Args:
+      run: what was measured.
+      propagated: of the same run.
+      gains: of its segments [N, batch], see `pathwise.gronwall`.
+    """
+    size, local = runs.norms(run.errors), runs.norms(propagated.local_errors)
+    first, rho = propagated.first_order, runs.norms(propagated.remainders)
+    remainder, _ = pathwise.remainder_bound(gains, rho, first)
+    miss = runs.norms((first - run.errors)[-1:])[0] / size[-1]
+    return Bounded(size, local, pathwise.gronwall(gains, local), remainder, miss)
+
+
+def attributed(
+    attribute: Callable[..., ledger.Ledger], *, tolerance: float, max_nodes: int
+) -> tuple[ledger.Ledger, int]:
+    """Return a ledger with as many quadrature nodes as its defect asks for, and their number.
+
+    Args:
+      attribute: (nodes [2], weights [2]) -> `ledger.attribution` with that quadrature; the nodes
+        come two at a time, so that any number of them compiles once.
+      tolerance: median defect that is good enough.
+      max_nodes: most nodes, 2 to 8.
+    """
+    for num_nodes in range(2, max(2, min(max_nodes, 8)) + 1, 2):
+        nodes, weights = propagation.gauss_legendre(num_nodes)
+        parts = [attribute(nodes[i : i + 2], weights[i : i + 2]) for i in range(0, num_nodes, 2)]
+        contributions = jax.tree.map(lambda *c: sum(c), *(part.contributions for part in parts))
+        whole = parts[0]._replace(contributions=contributions)
+        if jnp.median(ledger.defect(whole)) <= tolerance:
+            break
+    return whole, num_nodes
+
+
+def fanned(q: Quantized, x_T: Array, steps: Steps, *, key: Key | None = None):
+    """Return the exact parts of each step in the final error, and the error they sum to.
+
+    Returns:
+      [N, batch, *shape] and [batch, *shape]; costs of the order of N^2 network calls.
+    """
+    full = full_call(q)
+    pair = runs.couple(full, quantized_call(q), x_T, steps, key=key)
+    return propagation.fan(full, pair.xs_hat, steps, key=key), pair.errors[-1]

@@ -1,0 +1,302 @@
+"""What the front door measures: runs on drawn noise, compiled once, in chunks that fit.
+
+Each function takes a quantized denoiser and a sampler, and a `Run` of `couple` where it speaks of
+the same samples: measured, predicted and bounded numbers then belong together. Recipes that differ
+in widths share what was compiled.
+"""
+
+import functools
+import math
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from qdiffjax import comparisons
+from qdiffjax._checks import require
+from qdiffjax._typing import Array, Key
+from qdiffjax.analysis.errors import ledger
+from qdiffjax.analysis.errors.ledger import Functional, Ledger, squared_error_share
+from qdiffjax.analysis.gains import step_gains
+from qdiffjax.comparisons import Bounded, Predicted, Propagated, Run
+from qdiffjax.compiling import compiled
+from qdiffjax.denoiser import Denoiser
+from qdiffjax.diffusion import Steps
+from qdiffjax.diffusion import sample as run_sampler
+from qdiffjax.precision import Quantized, full_call, quantized_call
+
+MEMORY_SHARE = 0.2  # of what the device has, for one chunk
+NUM_SAMPLES = 64
+
+
+def sample(
+    model: Denoiser | Quantized,
+    steps: Steps,
+    key: Key,
+    num_samples: int = 16,
+    *,
+    x_T=None,
+    batch_size: int | None = None,
+    progress: bool = False,
+) -> Array:
+    """Draw samples x_0 [num_samples, *shape] of a denoiser, in full or in low precision.
+
+    The same key is the same noise and the same conditions, whatever the precision.
+
+    Args:
+      model: the denoiser, or one that `quantize` or `lower` returned.
+      steps: the sampler, such as `ddim(denoiser.schedule, 50)`.
+      key: of the initial noise, of conditions that are drawn, and of the sampler's noise.
+      num_samples: how many.
+      x_T: initial noise [num_samples, *shape] instead of what the key draws.
+      batch_size: samples at a time; None takes what fits in a fifth of the memory.
+      progress: show a progress bar.
+
+    Example:
+      >>> import jax, qdiffjax as qd
+      >>> denoiser = qd.load("fashion_dit").conditioned([3, 7])
+      >>> steps = qd.ddim(denoiser.schedule, 4)
+      >>> qd.sample(denoiser, steps, jax.random.key(0), 2).shape
+      (2, 28, 28, 1)
+    """
+    q = model if isinstance(model, Quantized) else Quantized(model, {})
+    call_of = quantized_call if isinstance(model, Quantized) else full_call
+    parts = []
+    for start in _starts(q, steps, key, num_samples, x_T, batch_size, progress):
+        parts.append(program(_final, call_of)(*start, steps))
+    return jnp.concatenate(parts)
+
+
+def _final(call_of: Callable, q, x_T, key, steps):
+    return run_sampler(call_of(q), x_T, steps, key=key, keep_trajectory=False).x_0
+
+
+def couple(
+    q: Quantized,
+    steps: Steps,
+    key: Key,
+    num_samples: int = NUM_SAMPLES,
+    *,
+    x_T=None,
+    batch_size: int | None = None,
+    progress: bool = False,
+) -> Run:
+    """Run the sampler in full and in low precision on the same noise and conditions.
+
+    Measured: `run.errors` is a difference on one noise path. Costs two sampling runs.
+
+    Args:
+      q: a denoiser that `quantize` or `lower` returned.
+      steps: the sampler.
+      key: as in `sample`.
+      num_samples: how many; of a sampler that adds noise at most what `batch_size` holds.
+      x_T, batch_size, progress: as in `sample`.
+
+    Raises:
+      ValueError: the full-precision samples are not finite.
+    """
+    parts = []
+    for start in _starts(q, steps, key, num_samples, x_T, batch_size, progress):
+        run = program(_coupled)(*start, steps)
+        parts.append(run._replace(cond=start[0].cond, key=start[2]))
+    is_one = len(parts) == 1
+    require(is_one or parts[0].key is None, "couple", got=f"{num_samples} samples in chunks",
+            expected="one chunk for a sampler that adds noise",
+            remedy=f"take at most {parts[0].xs.shape[1]} samples or a larger batch_size")  # fmt: skip
+    run = parts[0] if is_one else joined(parts)
+    require(bool(jnp.isfinite(run.xs).all()), "couple", got="full-precision samples with NaN or inf",
+            expected="finite samples", remedy="check the parameters and the sampler")  # fmt: skip
+    return run
+
+
+def _coupled(q, x_T, key, steps) -> Run:
+    xs = run_sampler(full_call(q), x_T, steps, key=key).states
+    return comparisons.measured(q, x_T, xs, steps, key=key)
+
+
+def joined(parts: list[Run]) -> Run:
+    """Return runs of different samples as one."""
+    join = lambda *arrays: jnp.concatenate(arrays, axis=1)  # noqa: E731
+    xs, xs_hat, eps_hat = (join(*(part[i] for part in parts)) for i in range(3))
+    cond = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *(p.cond for p in parts))
+    return Run(xs, xs_hat, eps_hat, cond, parts[0].key)
+
+
+def predict(q: Quantized, steps: Steps, run: Run) -> Predicted:
+    """Predict the error from the full-precision run alone, for the samples of a run.
+
+    Only `run.xs` is read; see `analysis.errors.prediction` for what is assumed. A sampler's noise
+    is common to both runs and drops out. Costs about four sampling runs.
+    """
+    q = q.given(run.cond)
+    return program(comparisons.predicted)(q, run.xs, steps)
+
+
+def propagate(q: Quantized, steps: Steps, run: Run) -> Propagated:
+    """Take a measured run apart: local errors, their first-order propagation, what that misses."""
+    return program(comparisons.propagated)(q.given(run.cond), run, steps)
+
+
+def attribute(
+    q: Quantized,
+    steps: Steps,
+    run: Run,
+    *,
+    num_samples: int | None = 32,
+    functional: Functional = squared_error_share,
+    tolerance: float = 1e-3,
+    max_nodes: int = 8,
+    batch_size: int | None = None,
+) -> Ledger:
+    """Attribute the change of the final samples to every (site, step).
+
+    Contributions sum to the change up to the defect, which is printed with the ledger. With two
+    quadrature nodes it costs 7 to 10 sampling runs of these samples (more for very few samples),
+    and about 4 more for each further node.
+
+    Args:
+      q: the quantized denoiser.
+      steps: the sampler.
+      run: what `couple` returned; its first samples are analysed.
+      num_samples: how many of them; None for all.
+      functional: of one final sample; the default splits the mean squared error.
+      tolerance: median defect that is good enough; nodes are added until then.
+      max_nodes: most nodes, 2 to 8.
+      batch_size: samples at a time; None takes what fits.
+    """
+    run = run if num_samples is None else run.first(num_samples)
+    q, num = q.given(run.cond), run.xs.shape[1]
+    # Two nodes with all they keep for the adjoint take about six times a sampling run's memory.
+    size = batch_size or max(1, _fitting(q, steps) // 6)
+    x_T, x_0 = (steps.coeffs.current(run.xs[i]) for i in (0, -1))
+    entries_of = program(_attributed, functional)
+
+    def part(chunk: slice) -> Ledger:
+        known = q.at(chunk), x_T[chunk], x_0[chunk], run.key, steps
+        whole, _ = comparisons.attributed(functools.partial(entries_of, *known), tolerance=tolerance,
+                                      max_nodes=max_nodes)  # fmt: skip
+        return whole
+
+    parts = [part(chunk) for chunk in _chunks(num, size if run.key is None else num)]
+    whole = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
+    _warn_of_defect(whole)
+    return whole
+
+
+def _attributed(functional, q, x_T, x_0, key, steps, nodes, weights):
+    entries = ledger.attribution(q, x_T, steps, functional, quadrature=(nodes, weights), x_0=x_0,
+                                 key=key)  # fmt: skip
+    return entries._replace(xs_hat=None)
+
+
+def _warn_of_defect(entries: Ledger) -> None:
+    defect = float(np.median(np.asarray(ledger.defect(entries))))
+    if defect > 0.05:
+        warnings.warn(
+            f"the ledger's entries miss the change by {100 * defect:.0f} % (median over samples): "
+            "raise max_nodes, or read it as a ranking only",
+            stacklevel=3,
+        )
+
+
+def bound(
+    q: Quantized,
+    steps: Steps,
+    run: Run,
+    *,
+    num_samples: int | None = 8,
+    num_iterations: int = 4,
+) -> Bounded:
+    """Bound the error of a measured run at every step, sample by sample.
+
+    Both bounds hold along the run if the gains, Krylov estimates from below at both ends of each
+    segment, have converged: they are checked against what was measured.
+
+    Args:
+      q: the quantized denoiser.
+      steps: the sampler.
+      run: what `couple` returned; its first samples are bounded.
+      num_samples: how many of them; None for all.
+      num_iterations: Krylov dimension of each gain.
+    """
+    run = run if num_samples is None else run.first(num_samples)
+    parts, q = propagate(q, steps, run), q.given(run.cond)
+    gains = program(_gains, num_iterations)
+    ends = [gains(q, xs, steps) for xs in (run.xs, run.xs_hat)]
+    return program(comparisons.bounded)(run, parts, jnp.maximum(*ends))
+
+
+def _gains(num_iterations, q, xs, steps):
+    key = jax.random.key(0)  # of the first guess of singular vectors; no result hangs on it
+    return step_gains(full_call(q), xs, steps, key=key, num_iterations=num_iterations).norms
+
+
+@functools.lru_cache(maxsize=64)
+def _compiled(fn: Callable, *static):
+    return compiled(functools.partial(fn, *static))
+
+
+def program(fn: Callable, *static) -> Callable:
+    """Return fn(*static, *arrays), compiled once for all arrays of the same shapes.
+
+    Full precision is float32 also where matrix units would rather take tf32 or bfloat16.
+    """
+
+    def run(*arrays):
+        with jax.default_matmul_precision("highest"):
+            return _compiled(fn, *static)(*arrays)
+
+    return run
+
+
+def noise_key(steps: Steps, key: Key) -> Key | None:
+    """Return the key of the sampler's own noise, None if it adds none."""
+    return key if np.any(np.asarray(steps.coeffs.noise) != 0) else None
+
+
+def _starts(q, steps, key, num_samples, x_T, batch_size, progress) -> Iterator[tuple]:
+    """Yield (q with its conditions, x_T, noise key) of each chunk."""
+    from tqdm import tqdm
+
+    require(num_samples >= 1, "num_samples", got=num_samples, expected="at least 1")
+    key_start, key_noise = jax.random.split(key)
+    if x_T is None:
+        x_T, cond = q.denoiser.draw(key_start, num_samples, steps.t[0])
+    else:
+        x_T, cond = jnp.asarray(x_T), q.denoiser.draw_cond(key_start, len(x_T))
+    q, noise = q.given(cond), noise_key(steps, key_noise)
+    chunks = _chunks(len(x_T), batch_size or _fitting(q, steps))
+    for i, chunk in enumerate(tqdm(chunks, disable=not progress, unit="chunk")):
+        own = noise if noise is None or not i else jax.random.fold_in(noise, i)
+        yield q.at(chunk), x_T[chunk], own
+
+
+def _chunks(num: int, size: int) -> list[slice]:
+    """Return slices of nearly equal length, at most `size`, that cover num samples."""
+    size = math.ceil(num / math.ceil(num / max(1, size)))
+    return [slice(i, min(i + size, num)) for i in range(0, num, size)]
+
+
+def _fitting(q: Quantized, steps: Steps) -> int:
+    """Return how many samples a run may hold at a time."""
+    return max(1, int(MEMORY_SHARE * _memory() / bytes_per_sample(q, steps)))
+
+
+def bytes_per_sample(q: Quantized, steps: Steps) -> int:
+    """Return an estimate of a coupled run's bytes for each sample: states and activations.
+
+    States of both runs and predictions at every step, and the results of all sites twice, which
+    no compiler keeps at once. Counted from shapes, in float32.
+    """
+    states = (2 * steps.coeffs.num_slots + 1) * (len(steps.t) + 1) * math.prod(q.denoiser.shape)
+    return 4 * (states + 2 * sum(math.prod(site.out_shape) for site in q.denoiser.sites()))
+
+
+def _memory() -> int:
+    stats: Any = jax.devices()[0].memory_stats() or {}
+    pages = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return stats.get("bytes_limit", pages)
