@@ -1,6 +1,5 @@
 """A denoiser: the function that samplers call, with its parameters and its schedule."""
 
-import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -12,6 +11,7 @@ import numpy as np
 
 from qdiffjax import diffusion
 from qdiffjax._checks import require
+from qdiffjax._signature import uniform_call
 from qdiffjax._typing import EpsFn
 from qdiffjax.diffusion import NoiseLevel
 from qdiffjax.diffusion.parameterizations import PredictionFn
@@ -33,6 +33,7 @@ PREDICTIONS: dict[str, PredictionFn] = {
     "flow": diffusion.flow_prediction,
 }  # fmt: skip
 PREDICTIONS["x0"] = PREDICTIONS["x_0"]
+COND_STREAM = 2**32 - 1  # what is folded into a key for conditions; samples fold in 0, 1, ...
 
 
 class Preconditioning(NamedTuple):
@@ -49,28 +50,39 @@ class Preconditioning(NamedTuple):
     time: Callable[[Any, NoiseLevel], Any]
 
 
+@functools.cache
 def edm_preconditioning(sigma_data: float = 0.5) -> Preconditioning:
     """Return EDM's preconditioning of a raw network F; Karras et al. 2022, table 1.
 
-        D(x; s) = c_skip x + c_out F(c_in x; log(s) / 4),      x = x_0 + s eps
+        D(x / alpha; s) = c_skip x / alpha + c_out F(c_in x / alpha; log(s) / 4),
         c_skip = d^2 / (s^2 + d^2), c_out = s d / sqrt(s^2 + d^2), c_in = 1 / sqrt(s^2 + d^2)
 
-    so that F = ((1 - c_skip) x_0 - c_skip s eps) / c_out.
+    with x = alpha x_0 + sigma eps and s = sigma / alpha, so that it is EDM's own on EDM's process
+    and means the same on every other. Hence F = ((1 - c_skip) x_0 - c_skip s eps) / c_out.
 
     Args:
       sigma_data: d, the standard deviation of the data.
     """
 
+    def total(level):  # alpha sqrt(s^2 + d^2)
+        return jnp.sqrt(level.sigma**2 + (level.alpha * sigma_data) ** 2)
+
     def prediction(level):
-        total = jnp.sqrt(level.sigma**2 + sigma_data**2)
         # (1 - c_skip) / c_out and c_skip s / c_out, without the division by s
-        return level.sigma / (total * sigma_data), -sigma_data / total
+        return level.sigma / (total(level) * sigma_data), -level.alpha * sigma_data / total(level)
 
     return Preconditioning(
         prediction,
-        lambda level: 1 / jnp.sqrt(level.sigma**2 + sigma_data**2),
-        lambda t, level: jnp.log(level.sigma) / 4,
+        lambda level: 1 / total(level),
+        lambda t, level: jnp.log(level.sigma / level.alpha) / 4,
     )
+
+
+class Guidance(NamedTuple):
+    """Classifier-free guidance: its scale w, a number or function of t, and the empty condition."""
+
+    scale: Any
+    null: Any
 
 
 class Draw(NamedTuple):
@@ -84,8 +96,8 @@ class Draw(NamedTuple):
 class Denoiser:
     """A network that samplers can call, whatever it predicts; a pytree of `params` and `cond`.
 
-    Its sites `input` and `output` are the network's own: inside the conversion to eps and inside
-    preconditioning, which stay in full precision.
+    Its sites `input` and `output` are the network's own: inside the conversion to eps, inside
+    preconditioning and guidance, which stay in full precision.
 
     Attributes:
       net_fn: (params, x [batch, *shape], t []) -> prediction [batch, *shape]; any function. With
@@ -99,9 +111,10 @@ class Denoiser:
       cond: conditions of samples: a pytree with leaves [num, ...], sample i taking entry i mod num,
         or a function (key, num) -> such a pytree; None for none.
       output: which part of a network's result is its prediction: an index or key of a tuple or
-        dict, or a function of the result; None takes it whole.
+        dict, or a function of the result such as `lambda out: out[..., :3]`; None takes it whole.
       config: a `networks.ModelConfig`, of networks that this package builds.
       codec: what decodes samples into images; None if they are images.
+      guidance: classifier-free guidance, see `guided`; None for none.
 
     Raises:
       ValueError: an unknown word for `prediction`; conditions without an axis of samples, or of
@@ -127,6 +140,7 @@ class Denoiser:
     output: Any = None
     config: Any = None
     codec: Codec | None = None
+    guidance: Guidance | None = None
 
     def __post_init__(self):
         if isinstance(self.prediction, str):
@@ -144,12 +158,8 @@ class Denoiser:
 
         The same object for equal denoisers, whatever their parameters.
         """
-        return _eps_fn(self._static())
-
-    def _static(self) -> "_Static":
-        cond = self.cond if callable(self.cond) else None
-        return _Static((self.net_fn, self.schedule, self.shape, self.prediction, cond, self.output,
-                        self.config, self.codec))  # fmt: skip
+        return _eps_fn(_Static((self.net_fn, self.schedule, self.shape, self.prediction,
+                                self.output, self.guidance)))  # fmt: skip
 
     def conditioned(self, cond) -> "Denoiser":
         """Return the denoiser with conditions, a pytree with leaves [num, ...] or (key, num) -> it.
@@ -170,22 +180,14 @@ class Denoiser:
 
             out = (1 - w) net(x, t, null) + w net(x, t, cond)
 
-        Ho & Salimans 2022, eq. 6, with w = 1 + their w; see `diffusion.guided`.
+        Ho & Salimans 2022, eq. 6, with w = 1 + their w; see `diffusion.guided`. The sites `input`
+        and `output` are those of the network, of both branches.
 
         Args:
           scale: w, a number or a function of t.
           null: the empty condition, leaves that broadcast to those of cond.
         """
-
-        def pair_fn(params, x, t, cond):
-            return _select(_call(self.net_fn, params, x, t, cond), self.output)
-
-        both = diffusion.guided(pair_fn, null, scale)
-
-        def net_fn(params, x, t, *args, **named):
-            return both(params, x, t, named or (args if len(args) > 1 else args[0]))
-
-        return dataclasses.replace(self, net_fn=net_fn, output=None)
+        return dataclasses.replace(self, guidance=Guidance(scale, null))
 
     def sites(self, batch: int = 1) -> tuple[Site, ...]:
         """Return where the network multiplies, for a batch of samples; nothing is computed.
@@ -204,9 +206,15 @@ class Denoiser:
         return (x, t) if cond is None else (x, t, cond)
 
     def draw_cond(self, key, num: int):
-        """Return the conditions of `num` samples, leaves [num, ...]; None if there are none."""
+        """Return the conditions of `num` samples, leaves [num, ...]; None if there are none.
+
+        A function of (key, num) is given a key of its own, so that conditions drawn like noise are
+        not the noise of `draw`.
+        """
         if callable(self.cond):
-            cond = self.cond(key, num)
+            require(key is not None, "draw_cond", got="no key", expected="one, for the function "
+                    "that draws conditions", remedy="pass jax.random.key(seed)")  # fmt: skip
+            cond = self.cond(jax.random.fold_in(key, COND_STREAM), num)
             _check_cond(cond, num)
             return cond
         return jax.tree.map(lambda leaf: jnp.asarray(leaf)[jnp.arange(num) % len(leaf)], self.cond)
@@ -252,23 +260,32 @@ class _Static:
         return isinstance(other, _Static) and all(map(_is_same, self.parts, other.parts))
 
     def __hash__(self):
-        return hash((id(self.parts[0]), self.parts[2]))
+        try:
+            return hash(self.parts[0])
+        except TypeError:  # a callable record of arrays
+            return hash(type(self.parts[0]))
 
 
 def _is_same(one, other) -> bool:
-    return one is other or (type(one) is type(other) and bool(one == other))
+    try:
+        return one is other or (type(one) is type(other) and bool(one == other))
+    except (TypeError, ValueError):  # arrays, whose comparison is no single truth
+        return False
 
 
 def _flatten(denoiser: Denoiser):
-    cond = None if callable(denoiser.cond) else denoiser.cond
-    return (denoiser.params, cond), denoiser._static()
+    d, draws = denoiser, callable(denoiser.cond)
+    static = (d.net_fn, d.schedule, d.shape, d.prediction, d.cond if draws else None, d.output,
+              d.config, d.codec, d.guidance)  # fmt: skip
+    return (d.params, None if draws else d.cond), _Static(static)
 
 
 def _unflatten(static: _Static, children) -> Denoiser:
-    net_fn, schedule, shape, prediction, cond_fn, output, config, codec = static.parts
+    net_fn, schedule, shape, prediction, cond_fn, output, config, codec, guidance = static.parts
     denoiser = object.__new__(Denoiser)  # children need not be arrays, so nothing is checked
     fields = (net_fn, children[0], schedule, shape, prediction,
-              children[1] if cond_fn is None else cond_fn, output, config, codec)  # fmt: skip
+              children[1] if cond_fn is None else cond_fn, output, config, codec,
+              guidance)  # fmt: skip
     for field, value in zip(dataclasses.fields(Denoiser), fields, strict=True):
         object.__setattr__(denoiser, field.name, value)
     return denoiser
@@ -279,15 +296,11 @@ jax.tree_util.register_pytree_node(Denoiser, _flatten, _unflatten)
 
 @functools.lru_cache(maxsize=128)
 def _eps_fn(static: _Static) -> EpsFn:
-    net_fn, schedule, _, prediction, _, output, *_ = static.parts
+    net_fn, schedule, shape, prediction, output, guidance = static.parts
+    network = uniform_call(net_fn, output, shape)
 
-    def network(params, x, t, cond=None):
-        return _select(_call(net_fn, params, x, t, cond), output)
-
-    if prediction == "eps":
+    if prediction == "eps" and guidance is None:
         return network
-    require(schedule is not None, "denoiser", got=f"no schedule, prediction={prediction!r}",
-            expected="the forward process", remedy="Denoiser(..., schedule=)")  # fmt: skip
 
     def marked(params, x, t, cond=None):
         if isinstance(prediction, Preconditioning):
@@ -296,39 +309,29 @@ def _eps_fn(static: _Static) -> EpsFn:
             t = jnp.asarray(prediction.time(t, schedule(t))).astype(x.dtype)
         return edge(network(params, edge(x, "input"), t, cond), "output")
 
-    return diffusion.as_eps(marked, schedule, _prediction_fn(prediction))
+    whole = marked if guidance is None else _guided(marked, guidance)
+    if prediction == "eps":
+        return whole
+    require(schedule is not None, "denoiser", got=f"no schedule, prediction={prediction!r}",
+            expected="the forward process", remedy="Denoiser(..., schedule=)")  # fmt: skip
+    return diffusion.as_eps(whole, schedule, _prediction_fn(prediction))
+
+
+def _guided(net_fn, guidance: Guidance):
+    both = diffusion.guided(net_fn, guidance.null, guidance.scale)
+
+    def guided_fn(params, x, t, cond=None):
+        require(cond is not None, "guided", got="no conditions", expected="those of the samples",
+                remedy="Denoiser(..., cond=) or .conditioned(cond)")  # fmt: skip
+        return both(params, x, t, cond)
+
+    return guided_fn
 
 
 def _prediction_fn(prediction) -> PredictionFn:
     if isinstance(prediction, Preconditioning):
         return prediction.prediction
     return PREDICTIONS[prediction] if isinstance(prediction, str) else prediction
-
-
-def _arguments(cond) -> tuple[tuple, dict[str, Any]]:
-    if isinstance(cond, dict):
-        return (), cond
-    return (() if cond is None else cond if isinstance(cond, tuple) else (cond,)), {}
-
-
-def _call(net_fn, params, x, t, cond):
-    """Call a network at t [] or, if it does not take that, at t [batch]."""
-    args, named = _arguments(cond)
-    try:
-        return net_fn(params, x, t, *args, **named)
-    except Exception:
-        if jnp.ndim(t):
-            raise
-        with contextlib.suppress(Exception):
-            return net_fn(params, x, jnp.broadcast_to(t, x.shape[:1]), *args, **named)
-        raise
-
-
-def _select(out, output):
-    """Return the part of a network's result that is its prediction."""
-    if callable(output):
-        return output(out)
-    return out if output is None else out[output]
 
 
 def _checked_shape(shape) -> tuple[int, ...]:

@@ -11,3 +11,6 @@ from .denoisers import load_config as load_config
 from .denoisers import make_codec as make_codec
 from .denoisers import make_denoiser as make_denoiser
 from .denoisers import save as save
+from .models.adapters import from_equinox as from_equinox
+from .models.adapters import from_linen as from_linen
+from .models.adapters import from_nnx as from_nnx

@@ -1,14 +1,17 @@
 """Networks of other frameworks: the same function, its sites, and samples through it."""
 
 import equinox as eqx
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
+from flax.training import train_state
 
 from qdiffjax import diffusion
-from qdiffjax.networks.models.adapters import from_equinox, from_nnx
+from qdiffjax.networks import from_equinox, from_linen, from_nnx
 from qdiffjax.sites import list_sites, rules, transform
 from tests.tolerances import assert_close
 from tests.worlds import normal32, quick_jit
@@ -43,6 +46,23 @@ class EqxNet(eqx.Module):
     def __call__(self, x, t):
         h = jax.nn.silu(self.conv(x.transpose(2, 0, 1)) + t / 1000).reshape(8, -1)
         return jax.vmap(self.out)(h.T).reshape(x.shape) * self.table.astype(x.dtype)
+
+
+class LinenNet(nn.Module):
+    """With running statistics and dropout, which `train` switches."""
+
+    @nn.compact
+    def __call__(self, x, t, train=False):
+        h = nn.BatchNorm(use_running_average=not train, name="norm")(x)
+        h = nn.Dropout(0.5, deterministic=not train)(nn.Conv(3, (3, 3), name="conv")(h))
+        return h + t / 1000
+
+
+def linen_network():
+    module = LinenNet()
+    variables = module.init(jax.random.key(0), X, T)
+    variables["batch_stats"]["norm"]["mean"] += 1  # or the collection would not matter
+    return module, variables
 
 
 def nnx_network():
@@ -126,3 +146,101 @@ def test_each_sample_of_an_equinox_network_may_have_its_own_time():
     both = quick_jit(fn)(params, X, times)
     for i in range(3):
         assert_close(both[i], EqxNet(jax.random.key(0))(X[i], times[i]), factor=64)
+
+
+# ------------------------------------------------------------------ linen
+
+
+class State(train_state.TrainState):
+    batch_stats: dict
+
+
+def test_a_train_state_is_its_module_with_all_its_collections():
+    module, variables = linen_network()
+    expected = module.apply(variables, X, T)
+    state = State.create(apply_fn=module.apply, tx=optax.sgd(0.1), **variables)
+    for fn, params in (from_linen(module, variables), from_linen(state)):
+        names = [site.name for site in list_sites(fn, params, X, T)]
+        assert names == ["input", "conv/kernel", "output"]
+        assert_close(quick_jit(fn)(params, X, T), expected, factor=64)
+    doubled = jax.tree.map(lambda a: 2 * a, variables["params"])
+    averaged = from_linen(state, {"params": doubled})[1]
+    assert averaged["params"] is doubled
+    assert averaged["batch_stats"] is state.batch_stats
+
+
+def test_bare_parameters_are_the_collection_of_that_name():
+    net = nn.Dense(3)
+    variables = net.init(jax.random.key(0), X)
+    one, other = (from_linen(net, v)[1] for v in (variables, variables["params"]))
+    assert jax.tree.structure(one) == jax.tree.structure(other)
+
+
+def test_keyword_arguments_reach_every_call():
+    module, variables = linen_network()
+    key = jax.random.key(5)
+    fn, params = from_linen(module, variables, train=True, rngs={"dropout": key},
+                            mutable=["batch_stats"])  # fmt: skip
+    expected, _ = module.apply(variables, X, T, train=True, rngs={"dropout": key},
+                               mutable=["batch_stats"])  # fmt: skip
+    assert_close(quick_jit(fn)(params, X, T)[0], expected, factor=64)
+
+
+@pytest.mark.parametrize(
+    "kwargs", [{"train": True}, {"train": True, "mutable": ["batch_stats"]}],
+    ids=["statistics", "dropout"],
+)  # fmt: skip
+def test_a_network_in_training_mode_is_told_what_to_switch_off(kwargs):
+    fn, params = from_linen(*linen_network(), **kwargs)
+    with pytest.raises(ValueError, match=r"deterministic=True.*train=False"):
+        fn(params, X, T)
+
+
+def test_a_module_without_variables_is_refused():
+    with pytest.raises(ValueError, match="without variables"):
+        from_linen(LinenNet())
+
+
+# ------------------------------------------------------------------ what is no nnx.Param
+
+
+class Table(nnx.Variable):
+    """A weight of a kind of its own."""
+
+
+def test_every_array_of_floats_is_a_parameter_whatever_its_kind():
+    class Net(nnx.Module):
+        def __init__(self):
+            self.out = Table(normal32(1, 3, 3))
+            self.count = nnx.Variable(jnp.int32(0))
+
+        def __call__(self, x, t):
+            return x @ self.out[...] + self.count[...]
+
+    fn, params = from_nnx(Net())
+    assert [site.name for site in list_sites(fn, params, X, T)] == ["input", "out", "output"]
+    assert len(jax.tree.leaves(params)) == 1
+
+
+def test_arrays_of_numpy_are_parameters_of_an_equinox_module_too():
+    class Net(eqx.Module):
+        out: np.ndarray
+
+        def __call__(self, t, x):
+            return x @ self.out * t
+
+    weight = np.ones((3, 3), np.float32)
+    fn, params = from_equinox(Net(weight), lambda module, x, t: module(t, x))
+    assert [site.name for site in list_sites(fn, params, X, T)] == ["input", "out", "output"]
+    assert_close(fn(params, X, T), X @ weight * T)
+
+
+def test_named_conditions_of_each_sample_or_of_all_reach_an_equinox_module():
+    class Net(eqx.Module):
+        def __call__(self, x, t, *, label, shift):
+            return x * t + label + shift
+
+    fn, params = from_equinox(Net())
+    label, shift = normal32(1, 3), jnp.float32(2)
+    found = fn(params, X, T, label=label, shift=shift)
+    assert_close(found, X * T + label[:, None, None, None] + shift)
