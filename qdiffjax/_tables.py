@@ -128,7 +128,8 @@ def data_frame(columns: Mapping[str, Any]):
       ImportError: pandas is not installed.
     """
     require(importlib.util.find_spec("pandas"), "to_dataframe", got="no pandas",
-            expected="it installed", remedy="pip install pandas", error=ImportError)  # fmt: skip
+            expected="it installed", remedy="pip install 'qdiffjax[frames]'",
+            error=ImportError)  # fmt: skip
     import pandas
 
     return pandas.DataFrame(dict(columns))

@@ -3,10 +3,8 @@
 import ast
 import doctest
 import json
-import shutil
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import jax
@@ -133,26 +131,6 @@ def test_what_is_lowered_loads_the_kernels():
         "import sys, qdiffjax.precision as p; p.lower; sys.exit('qdiffjax.kernels' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 1
-
-
-@pytest.mark.slow
-def test_the_wheel_holds_every_module_stub_and_checkpoint_and_no_test(tmp_path):
-    source = tmp_path / "source"
-    for name in (*PACKAGES, "tests"):
-        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source)
-    pip = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(tmp_path), "."]
-    subprocess.run(pip, cwd=source, check=True)
-    (wheel,) = tmp_path.glob("*.whl")
-    held = set(zipfile.ZipFile(wheel).namelist())
-    written = {p.relative_to(ROOT).as_posix() for name in PACKAGES
-               for suffix in ("py", "pyi") for p in (ROOT / name).rglob(f"*.{suffix}")}  # fmt: skip
-    checkpoints = ROOT / "qdiffjax" / "networks" / "checkpoints"
-    data = {p.relative_to(ROOT).as_posix() for p in checkpoints.rglob("*") if p.is_file()}
-    assert data
-    assert written | data <= held
-    assert not any(name.startswith("tests/") for name in held)
 
 
 @pytest.mark.slow

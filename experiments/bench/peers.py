@@ -11,7 +11,7 @@ from experiments.bench import torch_twin
 from experiments.harness import timing
 from qdiffjax import diffusion
 from qdiffjax._checks import require
-from qdiffjax.networks.configs import NETWORKS
+from qdiffjax.networks.configs import build
 
 
 class Peer(NamedTuple):
@@ -48,8 +48,7 @@ def qwix(denoiser, x, steps, last: str, *, is_static: bool) -> Peer:
         act_static_scale=is_static or None,
         op_names=("conv_general_dilated", "dot_general") if is_static else (),
     )  # fmt: skip
-    classes = {"num_classes": config.num_classes} if config.num_classes else {}
-    net = NETWORKS[config.network](**config.arguments, **classes)
+    net = build(config)
     model = peer.quantize_model(net, peer.PtqProvider([rule]))
     shapes = jax.eval_shape(model.init, jax.random.key(0), x, jnp.float32(0))["params"]
     stats = _statistics(peer, rule, net, denoiser, x, steps) if is_static else {}

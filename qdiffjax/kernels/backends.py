@@ -4,12 +4,14 @@ import dataclasses
 import functools
 import importlib
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 
-from qdiffjax.kernels import chip, reference, tpu, xla
-from qdiffjax.kernels.tpu.grid import Blocks, kind_of_device
+from qdiffjax.kernels import chip, reference, xla
+
+if TYPE_CHECKING:
+    from qdiffjax.kernels.tpu.grid import Blocks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,14 +33,26 @@ class Path:
     sums_last: bool = False
 
 
-def tpu_path(*, interpret: Any = False, blocks: Blocks | None = None) -> Path:
+def _late(room: str, name: str) -> Callable:
+    """Return a kernel of a room, imported when it first runs.
+
+    Pallas takes a quarter of a second to import, and compilers for GPUs come and go with JAX.
+    """
+
+    def run(*args, **kwargs):
+        return getattr(importlib.import_module(f"qdiffjax.kernels.{room}"), name)(*args, **kwargs)
+
+    return run
+
+
+def tpu_path(*, interpret: Any = False, blocks: "Blocks | None" = None) -> Path:
     """Return the kernels for TPUs, compiled or interpreted (on any platform, slowly).
 
     `blocks` says how much a kernel takes at a time; None looks the chip up.
     """
     matmul, conv, rounded, stochastic_codes = (
-        functools.partial(kernel, interpret=interpret, blocks=blocks)
-        for kernel in (tpu.matmul, tpu.conv, tpu.rounded, tpu.stochastic_codes)
+        functools.partial(_late("tpu", name), interpret=interpret, blocks=blocks)
+        for name in ("matmul", "conv", "rounded", "stochastic_codes")
     )
     name = "tpu, interpreted" if interpret else "tpu"
     return Path(name, matmul, conv, rounded, stochastic_codes)
@@ -52,18 +66,9 @@ TPU = tpu_path()
 TPU_INTERPRETED = tpu_path(interpret=True)
 
 
-def _hopper(name: str) -> Callable:
-    """Return a kernel for GPUs, imported when it first runs: its compilers come and go with JAX."""
-
-    def run(*args, **kwargs):
-        gpu = importlib.import_module("qdiffjax.kernels.gpu")
-        return getattr(gpu, name)(*args, **kwargs)
-
-    return run
-
-
 GPU = Path(
-    "gpu", _hopper("matmul"), _hopper("conv"), reference.rounded, reference.stochastic_codes,
+    "gpu", _late("gpu", "matmul"), _late("gpu", "conv"),
+    reference.rounded, reference.stochastic_codes,
     sums_last=True,
 )  # fmt: skip
 
@@ -75,6 +80,8 @@ def default() -> Path:
     """
     if chip.is_hopper():
         return GPU
-    if jax.default_backend() == "tpu" and kind_of_device() not in (None, "v4"):
-        return TPU
-    return XLA
+    if jax.default_backend() != "tpu":
+        return XLA
+    from qdiffjax.kernels.tpu.grid import kind_of_device
+
+    return XLA if kind_of_device() in (None, "v4") else TPU

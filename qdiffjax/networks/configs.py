@@ -10,14 +10,11 @@ from qdiffjax._checks import require
 from qdiffjax._typing import EpsFn
 from qdiffjax.denoiser import PREDICTIONS
 from qdiffjax.diffusion import processes, schedules
-from qdiffjax.networks.models.autoencoder import Autoencoder
-from qdiffjax.networks.models.dit import DiT
-from qdiffjax.networks.models.unet import UNet
-from qdiffjax.networks.models.video import VideoDiT
+from qdiffjax.networks import models
 
-# The words of config.json.
-NETWORKS: dict[str, Callable[..., Any]] = {
-    "unet": UNet, "dit": DiT, "video": VideoDiT, "autoencoder": Autoencoder,
+# The words of config.json, and the names in `models`, where a class loads when it is built.
+NETWORKS: dict[str, str] = {
+    "unet": "UNet", "dit": "DiT", "video": "VideoDiT", "autoencoder": "Autoencoder",
 }  # fmt: skip
 SCHEDULES: dict[str, Callable[[int], Any]] = {
     "linear": schedules.linear, "cosine": schedules.cosine,
@@ -77,7 +74,7 @@ class ModelConfig:
 def build(config: ModelConfig, *, dtype=jnp.float32):
     """Return the network that `config` describes, without parameters, computing in `dtype`."""
     classes = {"num_classes": config.num_classes} if config.num_classes else {}
-    return NETWORKS[config.network](**config.arguments, **classes, dtype=dtype)
+    return getattr(models, NETWORKS[config.network])(**config.arguments, **classes, dtype=dtype)
 
 
 def make_schedule(config: ModelConfig):

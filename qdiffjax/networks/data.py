@@ -1,6 +1,7 @@
 """Images in [-1, 1], NHWC, with labels: IDX files, npz files, folders, scikit-learn's digits."""
 
 import gzip
+import importlib.util
 import io
 import itertools
 import math
@@ -98,6 +99,9 @@ def load(path, split: str = "train") -> Dataset:
 
 
 def _digits():
+    require(importlib.util.find_spec("sklearn"), "digits", got="no scikit-learn",
+            expected="it installed", remedy="pip install 'qdiffjax[digits]'",
+            error=ImportError)  # fmt: skip
     from sklearn.datasets import load_digits
 
     stored = load_digits()

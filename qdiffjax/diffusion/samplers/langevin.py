@@ -18,7 +18,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy import special
 
 from qdiffjax._checks import require
 from qdiffjax._typing import Array, EpsFn, Key, PyTree, float_dtype
@@ -50,7 +49,7 @@ class CLD:
 
     def exact(self, times) -> NoiseLevel:
         """Return the level at times [*times] in NumPy float64, for tables."""
-        return self._level(np.asarray(times, np.float64), np, special.gammainc)
+        return self._level(np.asarray(times, np.float64), np, _gammainc())
 
     @property
     def equilibrium(self) -> np.ndarray:
@@ -173,11 +172,18 @@ def sscs(process: CLD, times) -> Steps:
     return _table(t, move @ score, move @ eps, noise, middle)
 
 
+def _gammainc():
+    """Return SciPy's incomplete gamma function, imported when it is needed: it takes .4 s."""
+    from scipy import special
+
+    return special.gammainc
+
+
 def _equilibrium_flow(r: float, c: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return Psi and the Cholesky root of the noise of A over c / r; both [N, 2, 2]."""
     decay = np.exp(-c)
     move = decay[:, None, None] * _matrices([[1 + c, -c * r], [c / r, 1 - c]])
-    xx, xv, vv = _spread(c, r, np, special.gammainc)
+    xx, xv, vv = _spread(c, r, np, _gammainc())
     return move, np.linalg.cholesky(_matrices([[xx, -xv], [-xv, vv]]))
 
 
