@@ -43,6 +43,11 @@ class Preconditioning(NamedTuple):
 
     prediction: level -> (p, q), see `diffusion.parameterizations`; scale: level -> factor of x;
     time: (t, level) -> what the network is shown.
+
+    Example:
+      >>> import qdiffjax as qd
+      >>> scaled = qd.Preconditioning(lambda level: (1, 0), lambda level: 1 / level.alpha, lambda t, _: t)
+      >>> denoiser = qd.Denoiser(lambda params, x, t: x, {}, qd.VP(), (2,), prediction=scaled)
     """
 
     prediction: PredictionFn
@@ -62,6 +67,12 @@ def edm_preconditioning(sigma_data: float = 0.5) -> Preconditioning:
 
     Args:
       sigma_data: d, the standard deviation of the data.
+
+    Example:
+      >>> import qdiffjax as qd
+      >>> level = qd.EDM()(2.0)
+      >>> round(float(qd.edm_preconditioning(0.5).scale(level)), 4)  # 1 / sqrt(2^2 + 0.5^2)
+      0.4851
     """
 
     def total(level):  # alpha sqrt(s^2 + d^2)

@@ -127,6 +127,12 @@ class Steps(NamedTuple):
 
     t [N]: the times that the network is given; s [N]: the time of slot 0 after the call;
     coeffs: `StepCoeffs` (one call a step, no memory) or `SlotCoeffs`, leaves [N, ...].
+
+    Example:
+      >>> import qdiffjax as qd
+      >>> steps = qd.ddim(qd.linear(), 4)
+      >>> [int(t) for t in steps.t], [int(s) for s in steps.s]
+      ([1000, 750, 500, 250], [750, 500, 250, 0])
     """
 
     t: Array

@@ -90,6 +90,12 @@ class VP(Process):
     """Variance preserving: dx = -beta x / 2 dt + sqrt(beta) dw; Song et al. 2021, eqs. 11 and 32.
 
     alpha = exp(-B / 2),  sigma = sqrt(1 - exp(-B)),  B = beta_min t + (beta_max - beta_min) t^2 / 2
+
+    Example:
+      >>> import qdiffjax as qd
+      >>> alpha, sigma = qd.VP()(0.5)
+      >>> round(float(alpha**2 + sigma**2), 5)
+      1.0
     """
 
     beta_min: float = 0.1
@@ -148,6 +154,12 @@ class VE(Process):
     """Variance exploding: alpha = 1, sigma = sigma_min (sigma_max / sigma_min)^t, 0 <= t <= 1.
 
     Song et al. 2021, eqs. 9 and 31. Its time 0 is sigma_min, not clean data, as in their code.
+
+    Example:
+      >>> import qdiffjax as qd
+      >>> alpha, sigma = qd.VE()(1.0)
+      >>> float(alpha), round(float(sigma), 3)
+      (1.0, 50.0)
     """
 
     sigma_min: float = 0.01
@@ -170,7 +182,14 @@ class VE(Process):
 
 @dataclasses.dataclass(frozen=True)
 class EDM(Process):
-    """The process of Karras et al. 2022: alpha = 1, sigma = t, so time is the noise level."""
+    """The process of Karras et al. 2022: alpha = 1, sigma = t, so time is the noise level.
+
+    Example:
+      >>> import qdiffjax as qd
+      >>> alpha, sigma = qd.EDM()(2.0)
+      >>> float(alpha), float(sigma)
+      (1.0, 2.0)
+    """
 
     def _level(self, t, xp):
         return NoiseLevel(xp.ones_like(t), t)
@@ -187,6 +206,12 @@ class Flow(Process):
     """Rectified flow, the straight path: alpha = 1 - t, sigma = t; Liu et al. 2023, Lipman 2023.
 
     The flow x_0 -> eps has velocity eps - x_0. At t = 1, alpha = 0 and f is infinite.
+
+    Example:
+      >>> import qdiffjax as qd
+      >>> alpha, sigma = qd.Flow()(0.25)
+      >>> float(alpha), float(sigma)
+      (0.75, 0.25)
     """
 
     def _level(self, t, xp):

@@ -119,6 +119,12 @@ def linear(
     """Return beta_t equispaced from beta_min to beta_max; Ho et al. 2020, section 4.
 
     The default betas suit T = 1000; with another T they leave another amount of signal at T.
+
+    Example:
+      >>> import qdiffjax as qd
+      >>> schedule = qd.linear(1000)
+      >>> [round(float(schedule(t).alpha), 3) for t in (0, 500, 1000)]
+      [1.0, 0.28, 0.006]
     """
     return _from_betas(np.linspace(beta_min, beta_max, num_train_steps))
 
@@ -131,6 +137,12 @@ def cosine(
         alpha_bar[t] = f(t) / f(0),  f(t) = cos^2((t / T + offset) / (1 + offset) * pi / 2)
 
     with beta_t = 1 - alpha_bar[t] / alpha_bar[t-1] at most `max_beta`.
+
+    Example:
+      >>> import qdiffjax as qd
+      >>> schedule = qd.cosine(1000)
+      >>> [round(float(schedule(t).alpha), 3) for t in (0, 500, 1000)]
+      [1.0, 0.703, 0.0]
     """
     times = np.arange(num_train_steps + 1) / num_train_steps
     f = np.cos((times + offset) / (1.0 + offset) * np.pi / 2) ** 2

@@ -64,6 +64,12 @@ def load(path) -> Denoiser:
     Raises:
       FileNotFoundError: there is no checkpoint at `path`; lists the shipped ones.
       ValueError: the parameters do not fit the network of config.json, or are not finite.
+
+    Example:
+      >>> import qdiffjax as qd
+      >>> denoiser = qd.load("fashion_dit")
+      >>> denoiser.shape, len(denoiser.sites())
+      ((28, 28, 1), 43)
     """
     path = Path(path) if Path(path).is_dir() else find_checkpoint(path)
     config, params = load_params(path)

@@ -16,6 +16,11 @@ class SiteBits(NamedTuple):
     """Widths at one site; None leaves full precision.
 
     Weights are signed narrow, activations unsigned affine.
+
+    Example:
+      >>> import qdiffjax as qd
+      >>> qd.SiteBits(weight=4, activation=8)
+      SiteBits(weight=4, activation=8)
     """
 
     weight: int | None = None
@@ -28,6 +33,12 @@ class Recipe:
 
     What varies by step as well (scales, switches) is data of the sampler's calls: see
     `Quantized` and `quantized_call`.
+
+    Example:
+      >>> import qdiffjax as qd
+      >>> recipe = qd.Recipe({"conv_in/kernel": qd.SiteBits(8, 8), "head/kernel": qd.SiteBits(4)})
+      >>> recipe.bits["head/kernel"].activation is None
+      True
     """
 
     bits: dict[str, SiteBits]

@@ -115,6 +115,14 @@ def list_sites(fn, *args) -> tuple[Site, ...]:
 
     Returns:
       Sites with names, shapes, multiply-accumulates and parameters.
+
+    Example:
+      >>> import jax.numpy as jnp, qdiffjax as qd
+      >>> eps_fn = lambda params, x, t: jnp.tanh(x @ params["in"]) @ params["out"]
+      >>> params = {"in": jnp.ones((2, 8)), "out": jnp.ones((8, 2))}
+      >>> sites = qd.list_sites(eps_fn, params, jnp.ones((1, 2)), 0.0)
+      >>> [(site.name, site.macs) for site in sites]
+      [('input', 0), ('in', 16), ('out', 16), ('output', 0)]
     """
     return tuple(s for template in trace(fn, args).sites for s in expand(template))
 

@@ -69,6 +69,13 @@ def deis(
       coordinate_fn: `in_log_rho`, `in_time` or `in_rho`.
       lower_order_final: also end with orders ..., 2, 1 (diffusers: below 15 steps).
       prediction: what the network predicts.
+
+    Example:
+      >>> import qdiffjax as qd
+      >>> times = qd.diffusion.trailing_times(1000, 10)
+      >>> steps = qd.deis(qd.linear(), times, order=2)
+      >>> qd.diffusion.nfe(steps)
+      10
     """
     (x, *past), out, _ = basis(order)
     steps, calls = intervals(schedule, times), []
@@ -114,6 +121,12 @@ def plms(schedule, times, *, prediction: PredictionFn = eps_prediction) -> Steps
     with Stable Diffusion's start (diffusers' PNDM with skip_prk_steps): the first interval is taken
     twice, with eps at its start and then with the mean of eps at both ends. N + 1 calls. The grid
     should be uniform in t. Because the transfer is not in t, the method is of second order.
+
+    Example:
+      >>> import qdiffjax as qd
+      >>> times = qd.diffusion.trailing_times(1000, 10)
+      >>> len(qd.plms(qd.linear(), times).t)
+      11
     """
     (x, *past), out, _ = basis(4)
     first, *rest = steps = intervals(schedule, times)

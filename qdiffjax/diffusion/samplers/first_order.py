@@ -120,7 +120,13 @@ def make_steps(schedule: Any, times, coeffs_fn: CoeffsFn) -> Steps:
 
 
 def ddim(schedule: DiscreteSchedule, num_steps: int, *, eta: float = 0.0) -> Steps:
-    """Return `num_steps` DDIM steps at uniform times; Song, Meng & Ermon 2021, eq. 12."""
+    """Return `num_steps` DDIM steps at uniform times; Song, Meng & Ermon 2021, eq. 12.
+
+    Example:
+      >>> import qdiffjax as qd
+      >>> [int(t) for t in qd.ddim(qd.linear(), 4).t]
+      [1000, 750, 500, 250]
+    """
     times = uniform_times(schedule.num_train_steps, num_steps)
     return make_steps(schedule, times, lambda t, s: ddim_coeffs(t, s, eta=eta))
 
@@ -131,6 +137,12 @@ def ddpm(
     """Return `num_steps` ancestral steps at uniform times; Ho et al. 2020, algorithm 2.
 
     The step to time 0 adds no noise whatever `variance_fn` says, as in the algorithm.
+
+    Example:
+      >>> import qdiffjax as qd
+      >>> steps = qd.ddpm(qd.linear(), 10)
+      >>> [round(float(z), 2) for z in steps.coeffs.noise][-2:]
+      [0.28, 0.0]
     """
     times = uniform_times(schedule.num_train_steps, num_steps)
 

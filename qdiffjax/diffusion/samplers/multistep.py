@@ -75,7 +75,14 @@ def dpmpp_2m(
     lower_order_final: bool = False,
     prediction: PredictionFn = eps_prediction,
 ) -> Steps:
-    """Return DPM-Solver++(2M) at eta = 0, SDE-DPM-Solver++(2M) at 1; see `dpmpp_multistep`."""
+    """Return DPM-Solver++(2M) at eta = 0, SDE-DPM-Solver++(2M) at 1; see `dpmpp_multistep`.
+
+    Example:
+      >>> import qdiffjax as qd
+      >>> times = qd.diffusion.log_snr_times(qd.VP(), 1.0, 1e-3, 10)
+      >>> len(qd.dpmpp_2m(qd.VP(), times).t)
+      10
+    """
     return dpmpp_multistep(
         schedule, times, order=2, eta=eta, slope_weight_fn=slope_weight_fn,
         lower_order_final=lower_order_final, prediction=prediction,
@@ -96,6 +103,12 @@ def dpmpp_3m(
 
     With quadratic_weight_fn=published_quadratic_weight it is the authors' and diffusers' method,
     whose second step has, in diffusers, the midpoint weight by default: `slope_weight_fn`.
+
+    Example:
+      >>> import qdiffjax as qd
+      >>> times = qd.diffusion.log_snr_times(qd.VP(), 1.0, 1e-3, 10)
+      >>> len(qd.dpmpp_3m(qd.VP(), times).t)
+      10
     """
     return dpmpp_multistep(
         schedule, times, order=3, eta=eta, slope_weight_fn=slope_weight_fn,

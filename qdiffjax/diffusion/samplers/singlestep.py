@@ -151,6 +151,12 @@ def euler(process: Process, times, *, prediction: PredictionFn = eps_prediction)
         x_s = x_t + (s - t) (alpha' x_0 + sigma' eps) = x_t + (s - t) (f x_t + g^2 eps / (2 sigma))
 
     For EDM and flow processes, whose alpha and sigma are linear in t, it is DDIM.
+
+    Example:
+      >>> import qdiffjax as qd
+      >>> times = qd.diffusion.karras_times(qd.EDM(), 80.0, 0.002, 18)
+      >>> len(qd.euler(qd.EDM(), times).t)
+      18
     """
     (x,), out, _ = basis(1)
     calls = []
@@ -168,6 +174,12 @@ def heun(process: Process, times, *, prediction: PredictionFn = eps_prediction) 
 
     with dx/dt = alpha' x_0 + sigma' eps. Two calls an interval, the last one where sigma_s = 0.
     With `EDM` this is the EDM sampler; for other processes see also `edm_heun`.
+
+    Example:
+      >>> import qdiffjax as qd
+      >>> times = qd.diffusion.karras_times(qd.EDM(), 80.0, 0.002, 18)
+      >>> len(qd.heun(qd.EDM(), times).t)
+      35
     """
     (x, first), out, _ = basis(2)
 

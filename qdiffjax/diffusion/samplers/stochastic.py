@@ -190,7 +190,14 @@ def edm(
 
 
 def edm_heun(schedule, times, *, prediction: PredictionFn = eps_prediction) -> Steps:
-    """Return Heun's method in sigma_edm on any process, discrete ones too; see `edm`."""
+    """Return Heun's method in sigma_edm on any process, discrete ones too; see `edm`.
+
+    Example:
+      >>> import qdiffjax as qd
+      >>> times = qd.diffusion.karras_times(qd.VP(), 1.0, 1e-3, 10)
+      >>> len(qd.edm_heun(qd.VP(), times).t)
+      19
+    """
     return edm(schedule, times, prediction=prediction)
 
 

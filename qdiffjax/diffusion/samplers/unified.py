@@ -46,6 +46,12 @@ def unipc(
         linear system by 1/2: the predictor at p = 2 and the corrector at p = 1.
       lower_order_final: end with orders ..., 2, 1.
       prediction: what the network predicts.
+
+    Example:
+      >>> import qdiffjax as qd
+      >>> times = qd.diffusion.trailing_times(1000, 10)
+      >>> len(qd.unipc(qd.linear(), times).t)
+      10
     """
     (x, base, *past), out, _ = basis(2 + order)
     steps, calls, num = intervals(schedule, times), [], 0

@@ -34,6 +34,17 @@ def from_linen(module, variables=None, **apply_kwargs) -> Adapted:
     Raises:
       ValueError: a module without variables; when called, a network that draws random numbers or
         changes its variables.
+
+    Example:
+      >>> import flax.linen as nn, jax, jax.numpy as jnp, qdiffjax as qd
+      >>> class Network(nn.Module):
+      ...     @nn.compact
+      ...     def __call__(self, x, t):
+      ...         return nn.Dense(2, name="out")(x)
+      >>> variables = Network().init(jax.random.key(0), jnp.ones((1, 2)), 0.0)
+      >>> fn, params = qd.from_linen(Network(), variables)
+      >>> [site.name for site in qd.Denoiser(fn, params, qd.linear(), (2,)).sites()]
+      ['input', 'out/kernel', 'output']
     """
     import flax
 
@@ -72,6 +83,18 @@ def from_nnx(module) -> Adapted:
     (counts, random state) are frozen as they are now, and what a call would change in any of them
     is lost; call `module.eval()` before, for a network without dropout. The module may be abstract
     (of `nnx.eval_shape`); params are shapes then.
+
+    Example:
+      >>> import jax, qdiffjax as qd
+      >>> from flax import nnx
+      >>> class Network(nnx.Module):
+      ...     def __init__(self, rngs):
+      ...         self.out = nnx.Linear(2, 2, rngs=rngs)
+      ...     def __call__(self, x, t):
+      ...         return self.out(x)
+      >>> fn, params = qd.from_nnx(Network(nnx.Rngs(0)))
+      >>> [site.name for site in qd.Denoiser(fn, params, qd.linear(), (2,)).sites()]
+      ['input', 'out/kernel', 'output']
     """
     from flax import nnx
 
@@ -108,6 +131,14 @@ def from_equinox(module, call: Callable[..., Any] | None = None) -> Adapted:
 
     Raises:
       ImportError: Equinox is not installed.
+
+    Example:
+      >>> import equinox as eqx, jax, qdiffjax as qd
+      >>> module = eqx.nn.MLP(2, 2, 8, 1, key=jax.random.key(0))
+      >>> fn, params = qd.from_equinox(module, lambda module, x, t: module(x))
+      >>> denoiser = qd.Denoiser(fn, params, qd.linear(), (2,))
+      >>> [site.name for site in denoiser.sites()]
+      ['input', 'layers/0/weight', 'layers/1/weight', 'output']
     """
     import equinox as eqx
 
