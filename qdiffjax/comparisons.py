@@ -112,6 +112,11 @@ class Bounded(NamedTuple):
     remainder: Array
     miss: Array
 
+    def norms(self) -> dict[str, Array]:
+        """Return the error and its bounds along the run by name, each [N+1, batch]."""
+        return {"measured": self.measured, "Grönwall": self.gronwall,
+                "first order + remainder": self.remainder}  # fmt: skip
+
     def over_measured(self) -> tuple[Array, Array]:
         """Return both bounds over the error they bound, from the first step on [N, batch]."""
         return self.gronwall[1:] / self.measured[1:], self.remainder[1:] / self.measured[1:]

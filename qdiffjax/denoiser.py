@@ -186,6 +186,10 @@ class Denoiser:
             cond = jnp.atleast_1d(jnp.asarray(cond, jnp.int32))
         return dataclasses.replace(self, cond=cond)
 
+    def at(self, index) -> "Denoiser":
+        """Return it with the conditions of some samples, an index or slice of them."""
+        return dataclasses.replace(self, cond=jax.tree.map(lambda leaf: leaf[index], self.cond))
+
     def guided(self, scale, null) -> "Denoiser":
         """Return the denoiser with classifier-free guidance, both branches in one call.
 

@@ -106,9 +106,9 @@ def couple(
     is_one = len(parts) == 1
     require(is_one or parts[0].key is None, "couple", got=f"{num_samples} samples in chunks",
             expected="one chunk for a sampler that adds noise",
-            remedy=f"take at most {parts[0].xs.shape[1]} samples or a larger batch_size")  # fmt: skip
+            remedy="take fewer samples or a larger batch_size")  # fmt: skip
     run = parts[0] if is_one else joined(parts)
-    require(bool(jnp.isfinite(run.xs).all()), "couple", got="full-precision samples with NaN or inf",
+    require(bool(jnp.isfinite(run.xs).all()), "couple", got="full-precision samples with NaN",
             expected="finite samples", remedy="check the parameters and the sampler")  # fmt: skip
     return run
 
@@ -177,9 +177,8 @@ def attribute(
 
     def part(chunk: slice) -> Ledger:
         known = q.at(chunk), x_T[chunk], x_0[chunk], run.key, steps
-        whole, _ = comparisons.attributed(functools.partial(entries_of, *known), tolerance=tolerance,
-                                      max_nodes=max_nodes)  # fmt: skip
-        return whole
+        attribute_with = functools.partial(entries_of, *known)
+        return comparisons.attributed(attribute_with, tolerance=tolerance, max_nodes=max_nodes)[0]
 
     parts = [part(chunk) for chunk in _chunks(num, size if run.key is None else num)]
     whole = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)

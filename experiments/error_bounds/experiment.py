@@ -4,6 +4,7 @@
     python -m experiments.error_bounds --weight-bits 4 --activation-bits 8 6 4
     python -m experiments.error_bounds --sites '*'                   the last convolution too
     python -m experiments.error_bounds --sites 'mid_*' '!*time*'     quantize some sites only
+    python -m experiments.error_bounds --model mine.networks:make    your own network
     python -m experiments.error_bounds --quick                       a look, in about a minute
 
 By default all sites but the last convolution are quantized, the input x_t and the output eps
@@ -15,15 +16,14 @@ one noise path. The columns:
 
   RMSE        measured: root mean square of quantized minus full-precision final samples
   predicted   the same, the quantized sampler never run (a-priori local errors, injected)
-  1st order   relative error of first-order propagation of the measured local errors, median
-  defect      what the attribution ledger leaves unexplained, relative, median over samples
-  bound/err   Grönwall bound over measured error at the end: smallest, and median over samples
+  bounded     the tighter bound (named below) of the RMSE of the bounded samples, over that RMSE
   hold        whether no bound was violated by any sample at any step
+  defect      what the attribution ledger leaves unexplained, relative, median over samples
   path KL     nats, between the reverse chains of the eta = 1 companion sampler, last step left out
   W2          bracket of the Wasserstein distance of the final samples: lower, upper
 
-Below it the 95 % interval of predicted / measured over samples, what kind of bound each is and what
-it assumes, and the (site, steps) cells that cost most.
+Below it the 95 % interval of predicted / measured over samples; both bounds over the error of each
+sample; what kind of bound each is and what it assumes; and the (site, steps) cells that cost most.
 """
 
 import dataclasses
@@ -54,6 +54,10 @@ class Config:
     checkpoint: str = option(
         "fashion_unet", "Folder of a checkpoint, or the name of a shipped one."
     )
+    model: str = option(
+        "", "Your own network instead: package.module:make, a function that returns a "
+        "qdiffjax.Denoiser, or the denoiser itself.",
+    )  # fmt: skip
     sampler: str = option("ddim", "Sampler.", choices=subject.SAMPLERS)
     num_steps: int = option(50, "Steps of the sampler.", least=1)
     num_samples: int = option(128, "Samples of the RMSE, KL and W2 columns.", least=2)
@@ -140,7 +144,8 @@ def run(config: Config, *, progress: bool = False, keep: Callable | None = None,
                 bar.set_description(f"{name} {column_name}")
                 new_arrays, new_row = column(q, pair)
                 arrays |= {key: np.asarray(value) for key, value in new_arrays.items()}
-                row |= {key: np.asarray(value).item() for key, value in new_row.items()}
+                row |= {key: value if isinstance(value, str) else np.asarray(value).item()
+                        for key, value in new_row.items()}  # fmt: skip
         return arrays, row | {"seconds": time.perf_counter() - start}
 
     mark = results.fingerprint(

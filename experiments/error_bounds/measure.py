@@ -14,7 +14,7 @@ from qdiffjax.analysis import divergences
 from qdiffjax.analysis.errors import ledger, prediction, runs
 from qdiffjax.analysis.gains import Gains, step_gains
 from qdiffjax.compiling import compiled
-from qdiffjax.precision import full_call, quantized_call
+from qdiffjax.precision import Quantized, full_call, quantized_call
 
 SLACK = 1 + 1e-4  # float32 rounding of norms that are compared
 Part = tuple[dict[str, Any], dict[str, Any]]  # arrays and a row
@@ -59,11 +59,12 @@ def columns(config, full: subject.FullRun) -> dict[str, Callable[[Any, compariso
     attribute = compiled(lambda q, x, x_0, *quadrature: ledger.attribution(
         q, x, steps, quadrature=quadrature, x_0=x_0, key=key
     ))  # fmt: skip
-    gains = compiled(lambda params, xs: step_gains(
-        diffusion.bind(denoiser.eps_fn, params), xs, steps, key=jax.random.key(seed + 2),
+    gains = compiled(lambda denoiser, xs: step_gains(
+        full_call(Quantized(denoiser, {})), xs, steps, key=jax.random.key(seed + 2),
         num_iterations=4,
     ))  # fmt: skip
-    full_gains = functools.cache(lambda: gains(denoiser.params, xs[:, :num_bound]))
+    some = denoiser.at(slice(num_bound))
+    full_gains = functools.cache(lambda: gains(some, xs[:, :num_bound]))
     path_kl = compiled(lambda q, x, key: divergences.path_kl(
         full_call(q), quantized_call(q), x, companion, key=key
     ))  # fmt: skip
@@ -72,13 +73,13 @@ def columns(config, full: subject.FullRun) -> dict[str, Callable[[Any, compariso
     fan = compiled(lambda q, x: comparisons.fanned(q, x, fan_steps, key=key))
 
     def bounds(q, run):
-        run = run.first(num_bound)
-        ends = full_gains(), gains(denoiser.params, run.xs_hat)  # of each segment
+        run, q = run.first(num_bound), q.at(slice(num_bound))
+        ends = full_gains(), gains(some, run.xs_hat)  # of each segment
         larger = jax.tree.map(jnp.maximum, *ends)
-        return bounds_column(bound(run, propagate(q, run), larger.norms), larger)
+        return bounds_column(bound(run, propagate(q, run), larger.norms), larger, xs[0, 0].size)
 
     def attribution(q, run):
-        known = q, x_T[:num_ledger], xs[-1, :num_ledger]
+        known = q.at(slice(num_ledger)), x_T[:num_ledger], xs[-1, :num_ledger]
         whole, num_nodes = comparisons.attributed(functools.partial(attribute, *known),
                                               tolerance=config.tolerance,
                                               max_nodes=config.max_nodes)  # fmt: skip
@@ -86,7 +87,7 @@ def columns(config, full: subject.FullRun) -> dict[str, Callable[[Any, compariso
 
     def distances(q, run):
         w2_lower = lower(run.xs[-1], run.xs_hat[-1], jax.random.key(seed + 4))
-        terms = path_kl(q, x_T[:num_ledger], jax.random.key(seed + 3))
+        terms = path_kl(q.at(slice(num_ledger)), x_T[:num_ledger], jax.random.key(seed + 3))
         return divergence_column(terms, run, w2_lower)
 
     return {
@@ -94,7 +95,8 @@ def columns(config, full: subject.FullRun) -> dict[str, Callable[[Any, compariso
         "prediction": lambda q, run: prediction_column(predict(q, xs), run,
                                                        jax.random.key(seed + 5)),
         "bounds": bounds, "ledger": attribution, "divergences": distances,
-        "exact fan": lambda q, run: fan_column(fan_steps, *fan(q, x_T[:num_fan])),
+        "exact fan": lambda q, run: fan_column(fan_steps, *fan(q.at(slice(num_fan)),
+                                                            x_T[:num_fan])),
     }  # fmt: skip
 
 
@@ -125,8 +127,11 @@ def prediction_column(predicted: comparisons.Predicted, run: comparisons.Run, ke
     return {"predicted_rms": rms, "first_order_rms": first, "predicted_final_norms": norms}, row
 
 
-def bounds_column(bounded: comparisons.Bounded, gains: Gains) -> Part:
-    """Return both bounds along the run, and by how much they exceed the error at its end."""
+def bounds_column(bounded: comparisons.Bounded, gains: Gains, size: int) -> Part:
+    """Return both bounds along the run, and by how much they exceed the error at its end.
+
+    size: number of elements of a sample; root mean squares are over elements and these samples.
+    """
     arrays = {
         "measured_norms": bounded.measured, "gronwall": bounded.gronwall,
         "remainder": bounded.remainder, "local_norms": bounded.local,
@@ -138,6 +143,11 @@ def bounds_column(bounded: comparisons.Bounded, gains: Gains) -> Part:
         row |= {f"{name}_over_measured_min": jnp.min(ratio[-1]),
                 f"{name}_over_measured_median": jnp.median(ratio[-1])}  # fmt: skip
     row["bounds_finite_fraction"] = jnp.mean(jnp.isfinite(bounded.gronwall[-1]))
+    rms = {name: float(jnp.sqrt(jnp.mean(norms[-1] ** 2) / size))
+           for name, norms in bounded.norms().items()}  # fmt: skip
+    tightest = min((name for name in rms if name != "measured"), key=rms.__getitem__)
+    row |= {"bounded_rmse": rms["measured"], "tightest_bound_rmse": rms[tightest],
+            "tightest_bound": tightest}  # fmt: skip
     row["bounds_hold"] = all(bool(np.all(np.asarray(r) * SLACK >= 1)) for r in ratios)
     return arrays, row
 

@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from qdiffjax._checks import require
 from qdiffjax import diffusion, precision, results
 from qdiffjax.compiling import compiled
 from qdiffjax.denoiser import Denoiser
 from qdiffjax.networks import denoisers
-from qdiffjax.sites import Site, list_sites, match
+from qdiffjax.sites import Site, match
 
 
 def _on(method: Callable, times_fn: Callable = diffusion.uniform_times, **options) -> Callable:
@@ -118,7 +119,7 @@ def noise_key(steps: diffusion.Steps, seed: int) -> jax.Array | None:
     return jax.random.key(seed + 1) if is_noisy else None
 
 
-def prepare(checkpoint: str, steps_of, globs, seed: int) -> Subject:
+def prepare(checkpoint: str, steps_of, globs, seed: int, *, takes_cond: bool = False) -> Subject:
     """Load a checkpoint and measure what every width needs.
 
     Args:
@@ -126,6 +127,7 @@ def prepare(checkpoint: str, steps_of, globs, seed: int) -> Subject:
       steps_of: schedule -> steps, the sampler to calibrate on.
       globs: sites to quantize, see `sites.match`; "!last" takes the last layer away.
       seed: of the calibration noise; differs from the noise that is analysed.
+      takes_cond: whether the caller gives conditions to the network.
 
     Raises:
       FileNotFoundError, ValueError: no or no fitting checkpoint, a glob that matches nothing.
@@ -133,23 +135,32 @@ def prepare(checkpoint: str, steps_of, globs, seed: int) -> Subject:
     # Full precision is float32 also where matrix units would rather take tf32 or bfloat16.
     jax.config.update("jax_default_matmul_precision", "highest")
     denoiser = denoisers.load(checkpoint)
-    eps_fn, params = denoiser.eps_fn, denoiser.params
-    x = jnp.zeros((1, *denoiser.shape), jnp.float32)
-    t = jnp.zeros((), jnp.float32)
-    sites = list_sites(eps_fn, params, x, t)
+    require(takes_cond or denoiser.cond is None, checkpoint, got="a network with conditions",
+            expected="one without", remedy="use experiments.error_bounds")  # fmt: skip
+    eps_fn, params, x, t = denoiser.eps_fn, denoiser.params, *zeros(denoiser)
+    rest = () if denoiser.cond is None else (denoiser.draw_cond(jax.random.key(seed), 1),)
+    sites = denoiser.sites()
     last = [s.name for s in sites if s.weight is not None][-1]
     globs = tuple(f"!{last}" if glob == "!last" else glob for glob in globs)
     match(sites, globs)
-    weights = precision.weight_operands(eps_fn, params, x, t)
+    weights = precision.weight_operands(eps_fn, params, x, t, *rest)
     calibration = precision.Calibration(denoiser, sites, weights, {})
     return observed(Subject(denoiser, calibration, globs), steps_of(denoiser.schedule), seed)
 
 
+def zeros(denoiser: Denoiser) -> tuple[jax.Array, jax.Array]:
+    """Return one sample and one time, zeros."""
+    return jnp.zeros((1, *denoiser.shape), jnp.float32), jnp.zeros((), jnp.float32)
+
+
 def observed(subject: Subject, steps: diffusion.Steps, seed: int) -> Subject:
     """The same with the ranges of the activations along a calibration run of this sampler."""
-    c, x_T = subject.calibration, noise(subject.denoiser, NUM_CALIBRATION, seed + 1_000_003)
-    run = jax.jit(lambda p, x, key: precision.observe_ranges(c.eps_fn, p, steps, x, key=key))
-    ranges = run(c.params, x_T, jax.random.key(seed + 1_000_004))
+    c, key = subject.calibration, jax.random.key(seed + 1_000_003)
+    x_T, cond = subject.denoiser.draw(key, NUM_CALIBRATION, steps.t[0])
+    run = jax.jit(lambda p, x, key, cond: precision.observe_ranges(
+        c.eps_fn, p, steps, x, key=key, cond=cond
+    ))  # fmt: skip
+    ranges = run(c.params, x_T, jax.random.key(seed + 1_000_004), cond)
     return dataclasses.replace(subject, calibration=dataclasses.replace(c, ranges=ranges))
 
 
@@ -169,9 +180,14 @@ class FullRun(NamedTuple):
 
 def run_in_full(config, steps_of) -> FullRun:
     """Calibrate the checkpoint of a config, with its sites and seed, and draw its samples."""
-    study = prepare(config.checkpoint, steps_of, config.sites, config.seed)
-    denoiser, steps = study.denoiser, steps_of(study.denoiser.schedule)
-    x_T, key = noise(denoiser, config.num_samples, config.seed), noise_key(steps, config.seed)
-    full = diffusion.bind(denoiser.eps_fn, denoiser.params)
-    run = compiled(lambda x: diffusion.sample(full, x, steps, key=key))(x_T)
-    return FullRun(study, steps, key, x_T, run)
+    name = getattr(config, "model", "") or config.checkpoint
+    study = prepare(name, steps_of, config.sites, config.seed, takes_cond=True)
+    steps, key = steps_of(study.denoiser.schedule), jax.random.key(config.seed)
+    x_T, cond = study.denoiser.draw(key, config.num_samples, steps.t[0])
+    denoiser = dataclasses.replace(study.denoiser, cond=cond)
+    calibration = dataclasses.replace(study.calibration, denoiser=denoiser)
+    study = dataclasses.replace(study, denoiser=denoiser, calibration=calibration)
+    full = diffusion.bind(denoiser.eps_fn, denoiser.params, denoiser.cond)
+    noise_of_steps = noise_key(steps, config.seed)
+    run = compiled(lambda x: diffusion.sample(full, x, steps, key=noise_of_steps))(x_T)
+    return FullRun(study, steps, noise_of_steps, x_T, run)

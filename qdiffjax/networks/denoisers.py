@@ -1,6 +1,7 @@
 """Trained networks on disk: Orbax parameters beside a JSON file that says what they fit."""
 
 import dataclasses
+import importlib
 import json
 import re
 from pathlib import Path
@@ -59,10 +60,12 @@ def load(path) -> Denoiser:
     """Read a denoiser that `save` wrote; a folder `autoencoder` in it decodes its samples.
 
     Args:
-      path: a folder, or the name of a shipped checkpoint.
+      path: a folder, the name of a shipped checkpoint, or "package.module:make" for your own: a
+        function without arguments that returns a `Denoiser`, or the denoiser itself.
 
     Raises:
       FileNotFoundError: there is no checkpoint at `path`; lists the shipped ones.
+      ImportError, TypeError: no such module or function; it returns something else.
       ValueError: the parameters do not fit the network of config.json, or are not finite.
 
     Example:
@@ -71,9 +74,25 @@ def load(path) -> Denoiser:
       >>> denoiser.shape, len(denoiser.sites())
       ((28, 28, 1), 43)
     """
+    if ":" in str(path) and not Path(path).exists():
+        return made_by(str(path))
     path = Path(path) if Path(path).is_dir() else find_checkpoint(path)
     config, params = load_params(path)
     return make_denoiser(config, params, codec_at(path / "autoencoder"))
+
+
+def made_by(reference: str) -> Denoiser:
+    """Return the denoiser that "package.module:make" is or makes; raises as `load`."""
+    name, _, attribute = reference.partition(":")
+    module = importlib.import_module(name)
+    require(hasattr(module, attribute), reference, got=f"no {attribute!r} in {name}",
+            expected="a function that returns a qdiffjax.Denoiser", error=ImportError)  # fmt: skip
+    made = getattr(module, attribute)
+    made = made if isinstance(made, Denoiser) else made()
+    require(isinstance(made, Denoiser), reference, got=f"{type(made).__name__}",
+            expected="a qdiffjax.Denoiser", error=TypeError,
+            remedy="return qdiffjax.Denoiser(net_fn, params, schedule, shape)")  # fmt: skip
+    return made
 
 
 def make_denoiser(config: ModelConfig, params, codec: Codec | None = None) -> Denoiser:

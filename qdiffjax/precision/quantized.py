@@ -57,7 +57,7 @@ class Quantized:
 
     def at(self, index) -> "Quantized":
         """Return it with the conditions of some of its samples, an index or slice of them."""
-        return self.given(jax.tree.map(lambda leaf: leaf[index], self.cond))
+        return dataclasses.replace(self, denoiser=self.denoiser.at(index))
 
 
 def drop_weights(q: Quantized, x, t) -> Quantized:
