@@ -1,8 +1,8 @@
 """The console command: a study of one network in the terminal and on disk.
 
-    qdiffjax report --model package.module:make     your own network
-    qdiffjax report --model fashion_dit             a checkpoint
-    qdiffjax sites --model package.module:make      where it multiplies
+qdiffjax report --model package.module:make     your own network
+qdiffjax report --model fashion_dit             a checkpoint
+qdiffjax sites --model package.module:make      where it multiplies
 """
 
 import argparse
@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-SAMPLERS = ("ddim", "ddpm", "dpmpp-2m", "heun")
+SAMPLERS = {"ddim": "ddim", "ddpm": "ddpm", "dpmpp-2m": "dpmpp_2m", "heun": "edm_heun"}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -31,7 +31,9 @@ def parser() -> argparse.ArgumentParser:
     )
     report.add_argument("--recipes", nargs="+", default=["W8A8", "W4A8"], metavar="W8A8",
                         help="widths, one study for each (default: W8A8 W4A8)")  # fmt: skip
-    report.add_argument("--sampler", choices=SAMPLERS, default="ddim", help="(default: ddim)")
+    report.add_argument(
+        "--sampler", choices=sorted(SAMPLERS), default="ddim", help="(default: ddim)"
+    )
     report.add_argument("--num-steps", type=_positive, default=20, help="(default: %(default)s)")
     report.add_argument("--num-samples", type=_positive, default=32, help="(default: %(default)s)")
     report.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
@@ -76,36 +78,13 @@ def _report(args) -> int:
     if args.output:
         results.check_writable(args.output)
     denoiser = qd.load(args.model)
-    steps = sampler(args.sampler, denoiser.schedule, args.num_steps)
+    steps = getattr(qd, SAMPLERS[args.sampler])(denoiser.schedule, args.num_steps)
     calibration = qd.calibrate(denoiser, steps, jax.random.key(args.seed))
     for name in args.recipes:
         q = qd.quantize(calibration, name)
         study = qd.study(q, steps, jax.random.key(args.seed + 1), args.num_samples, name=name)
         print(qd.report(study, args.output and os.path.join(args.output, name)))
     return 0
-
-
-def sampler(name: str, schedule, num_steps: int):
-    """Return a sampler by name for a discrete schedule or a process in continuous time.
-
-    Raises:
-      ValueError: a sampler that the schedule does not have.
-    """
-    from qdiffjax import diffusion
-    from qdiffjax._checks import require
-
-    if isinstance(schedule, diffusion.DiscreteSchedule):
-        times = diffusion.uniform_times(schedule.num_train_steps, num_steps)
-    else:
-        require(name != "ddpm", "sampler", got="ddpm for a continuous process",
-                expected="a discrete schedule", remedy="use ddim, dpmpp-2m or heun")  # fmt: skip
-        times = diffusion.log_snr_times(schedule, *_ends(schedule), num_steps)
-    methods = {"ddim": diffusion.dpmpp_1, "dpmpp-2m": diffusion.dpmpp_2m, "heun": diffusion.heun}
-    if name == "ddpm":
-        return diffusion.ddpm(schedule, num_steps)
-    if name == "ddim" and isinstance(schedule, diffusion.DiscreteSchedule):
-        return diffusion.ddim(schedule, num_steps)
-    return methods[name](schedule, times)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qdiffjax._checks import require
 from qdiffjax import diffusion, precision, results
+from qdiffjax._checks import require
 from qdiffjax.compiling import compiled
 from qdiffjax.denoiser import Denoiser
 from qdiffjax.networks import denoisers

@@ -16,6 +16,7 @@ in float64 when their inputs are float64, whatever the dtype of the network.
 """
 
 from qdiffjax.diffusion.grids import (
+    default_times,
     ending_at,
     karras_times,
     leading_times,

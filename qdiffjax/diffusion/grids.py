@@ -9,6 +9,9 @@ import numpy as np
 
 from qdiffjax._checks import require
 from qdiffjax.diffusion.processes import Process, half_log_snr
+from qdiffjax.diffusion.schedules import DiscreteSchedule, uniform_times
+
+SIGMA_MAX, SIGMA_MIN = 80.0, 0.002  # of sigma_edm; Karras et al. 2022, table 1
 
 
 def power_times(t_max: float, t_min: float, num_steps: int, power: float = 1.0) -> np.ndarray:
@@ -27,6 +30,27 @@ def power_times(t_max: float, t_min: float, num_steps: int, power: float = 1.0) 
     times = np.linspace(float(ends[0]), float(ends[1]), num_steps + 1) ** power
     times[0], times[-1] = t_max, t_min
     return times
+
+
+def default_times(schedule, num_steps: int) -> np.ndarray:
+    """Return the grid that samplers take where only a number of steps is given [N+1].
+
+    Of a `DiscreteSchedule` `uniform_times`, as DDIM; of a `Process` `karras_times` from
+    sigma_edm = 80 to 0.002 (or what the process itself has as its ends), and clean data last, as
+    Karras et al. 2022, table 1.
+
+    Raises:
+      ValueError: a number of steps that the schedule does not have; no schedule.
+    """
+    if isinstance(schedule, DiscreteSchedule):
+        return uniform_times(schedule.num_train_steps, num_steps)
+    require(isinstance(schedule, Process), "schedule", got=repr(schedule),
+            expected="a DiscreteSchedule or a Process", remedy="such as linear() or Flow()")  # fmt: skip
+    require(num_steps >= 1, "num_steps", got=num_steps, expected="at least 1")
+    largest = min(SIGMA_MAX, getattr(schedule, "sigma_max", SIGMA_MAX))
+    smallest = max(SIGMA_MIN, getattr(schedule, "sigma_min", SIGMA_MIN))
+    ends = schedule.time(-2 * np.log(np.array([largest, smallest])))
+    return karras_times(schedule, float(ends[0]), float(ends[1]), num_steps)
 
 
 def quadratic_times(t_max: float, t_min: float, num_steps: int) -> np.ndarray:

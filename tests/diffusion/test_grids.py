@@ -96,3 +96,20 @@ def test_power_times_descend_between_their_ends_and_are_homogeneous(t_max, ratio
 def test_impossible_grids_are_refused(call):
     with pytest.raises(ValueError, match=r"got .*, expected .*; change"):
         call()
+
+
+def test_a_number_of_steps_alone_takes_the_default_grid_of_its_schedule():
+    """Discrete: DDIM's uniform times. A process: Karras et al.'s sigma_edm from 80 to 0.002, 0."""
+    np.testing.assert_array_equal(d.default_times(d.linear(), 5), d.uniform_times(1000, 5))
+    edm = d.default_times(d.EDM(), 3)
+    root = (80 ** (1 / 7) + 0.002 ** (1 / 7)) / 2
+    np.testing.assert_allclose(edm, [80, root**7, 0.002, 0], rtol=1e-9)
+    ve = d.default_times(d.VE(), 3)
+    assert ve[0] == pytest.approx(1.0)
+    flow = d.default_times(d.Flow(), 4)
+    assert flow[0] == pytest.approx(80 / 81)
+    for sampler in (d.dpmpp_2m, d.heun, d.euler, d.unipc):
+        by_number, by_times = sampler(d.Flow(), 4), sampler(d.Flow(), flow)
+        np.testing.assert_array_equal(by_number.t, by_times.t)
+    with pytest.raises(ValueError, match="expected a DiscreteSchedule or a Process"):
+        d.default_times(None, 3)

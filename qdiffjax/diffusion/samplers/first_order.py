@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from qdiffjax._checks import require
+from qdiffjax.diffusion.grids import default_times
 from qdiffjax.diffusion.loop import StepCoeffs, Steps
-from qdiffjax.diffusion.schedules import DiscreteSchedule, NoiseLevel, uniform_times
+from qdiffjax.diffusion.schedules import NoiseLevel
 
 VarianceFn = Callable[[NoiseLevel, NoiseLevel], Any]
 CoeffsFn = Callable[[NoiseLevel, NoiseLevel], StepCoeffs]
@@ -119,22 +120,25 @@ def make_steps(schedule: Any, times, coeffs_fn: CoeffsFn) -> Steps:
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(float)), steps)
 
 
-def ddim(schedule: DiscreteSchedule, num_steps: int, *, eta: float = 0.0) -> Steps:
-    """Return `num_steps` DDIM steps at uniform times; Song, Meng & Ermon 2021, eq. 12.
+def ddim(schedule, num_steps: int, *, eta: float = 0.0) -> Steps:
+    """Return `num_steps` DDIM steps at `default_times`; Song, Meng & Ermon 2021, eq. 12.
+
+    Args:
+      schedule: a `DiscreteSchedule`, whose times are then uniform, or a `Process`.
+      num_steps: N.
+      eta: 0 for DDIM, 1 for DDPM ancestral.
 
     Example:
       >>> import qdiffjax as qd
       >>> [int(t) for t in qd.ddim(qd.linear(), 4).t]
       [1000, 750, 500, 250]
     """
-    times = uniform_times(schedule.num_train_steps, num_steps)
+    times = default_times(schedule, num_steps)
     return make_steps(schedule, times, lambda t, s: ddim_coeffs(t, s, eta=eta))
 
 
-def ddpm(
-    schedule: DiscreteSchedule, num_steps: int, *, variance_fn: VarianceFn = posterior_variance
-) -> Steps:
-    """Return `num_steps` ancestral steps at uniform times; Ho et al. 2020, algorithm 2.
+def ddpm(schedule, num_steps: int, *, variance_fn: VarianceFn = posterior_variance) -> Steps:
+    """Return `num_steps` ancestral steps at `default_times`; Ho et al. 2020, algorithm 2.
 
     The step to time 0 adds no noise whatever `variance_fn` says, as in the algorithm.
 
@@ -144,7 +148,7 @@ def ddpm(
       >>> [round(float(z), 2) for z in steps.coeffs.noise][-2:]
       [0.28, 0.0]
     """
-    times = uniform_times(schedule.num_train_steps, num_steps)
+    times = default_times(schedule, num_steps)
 
     def coeffs_fn(level_t, level_s):
         coeffs = ddpm_coeffs(level_t, level_s, variance_fn=variance_fn)

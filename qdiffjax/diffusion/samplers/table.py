@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from qdiffjax._checks import require
+from qdiffjax.diffusion.grids import default_times
 from qdiffjax.diffusion.loop import SlotCoeffs, StepCoeffs, Steps
 from qdiffjax.diffusion.processes import half_log_snr
 from qdiffjax.diffusion.schedules import NoiseLevel
@@ -66,11 +67,13 @@ def intervals(schedule, times) -> list[Interval]:
 
     Args:
       schedule: anything with exact(times) -> NoiseLevel in NumPy float64.
-      times: [N+1], noisiest first.
+      times: [N+1], noisiest first, or N for `grids.default_times`.
 
     Raises:
       ValueError: if times do not descend strictly, or a step starts without noise.
     """
+    if np.ndim(times) == 0:
+        times = default_times(schedule, int(times))
     times = np.asarray(times, np.float64)
     require(
         times.ndim == 1 and times.size >= 2 and np.all(np.diff(times) < 0),
