@@ -122,18 +122,28 @@ class Bounded(NamedTuple):
         return self.gronwall[1:] / self.measured[1:], self.remainder[1:] / self.measured[1:]
 
 
-def bounded(run: Run, propagated: Propagated, gains) -> Bounded:
+def sampled(states: Array, steps: Steps) -> Array:
+    """Return the x_t [N+1, batch, *shape] of states, or of errors, of a sampler with memory too."""
+    return jax.vmap(steps.coeffs.current)(states)
+
+
+def bounded(run: Run, propagated: Propagated, gains, steps: Steps) -> Bounded:
     """Bound the error of a measured run.
+
+    With a sampler that has memory the bounds are of its whole state, and so of its x_t, which is
+    what was measured.
 
     Args:
       run: what was measured.
       propagated: of the same run.
       gains: of its segments [N, batch], see `pathwise.gronwall`.
+      steps: the sampler, leaves [N].
     """
-    size, local = runs.norms(run.errors), runs.norms(propagated.local_errors)
+    errors, local = sampled(run.errors, steps), runs.norms(propagated.local_errors)
     first, rho = propagated.first_order, runs.norms(propagated.remainders)
+    size = runs.norms(errors)
     remainder, _ = pathwise.remainder_bound(gains, rho, first)
-    miss = runs.norms((first - run.errors)[-1:])[0] / size[-1]
+    miss = runs.norms((sampled(first, steps) - errors)[-1:])[0] / size[-1]
     return Bounded(size, local, pathwise.gronwall(gains, local), remainder, miss)
 
 

@@ -226,7 +226,7 @@ def bound(
     parts, q = propagate(q, steps, run), q.given(run.cond)
     gains = program(_gains, num_iterations)
     ends = [gains(q, xs, steps) for xs in (run.xs, run.xs_hat)]
-    return program(comparisons.bounded)(run, parts, jnp.maximum(*ends))
+    return program(comparisons.bounded)(run, parts, jnp.maximum(*ends), steps)
 
 
 def _gains(num_iterations, q, xs, steps):

@@ -14,7 +14,7 @@ from qdiffjax.analysis import divergences
 from qdiffjax.analysis.bounds import pathwise
 from qdiffjax.analysis.errors import prediction, runs
 from qdiffjax.analysis.errors.ledger import Ledger
-from qdiffjax.comparisons import Bounded, Run
+from qdiffjax.comparisons import Bounded, Run, sampled
 from qdiffjax.diffusion import DiscreteSchedule, Steps, ddim
 from qdiffjax.estimates import Estimate
 from qdiffjax.measures import NUM_SAMPLES
@@ -164,11 +164,6 @@ def study(
         samples=np.asarray(x[-1, :8]), samples_hat=np.asarray(x_hat[:8]),
         cost=seconds, **distances,
     )  # fmt: skip
-
-
-def sampled(states, steps: Steps):
-    """Return the x_t of states [N+1, batch, *state], [N+1, batch, *shape]."""
-    return jax.vmap(steps.coeffs.current)(states)
 
 
 def _rms(values) -> np.ndarray:

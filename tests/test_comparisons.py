@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qdiffjax import comparisons
+from qdiffjax import comparisons, diffusion
 from qdiffjax.analysis.errors import ledger, propagation
 
 
@@ -40,7 +40,8 @@ def test_bounds_of_aligned_errors_under_scalar_steps_are_attained():
     errors = jnp.asarray([0.0, 1.0, 5.0]).reshape(3, 1, 1)
     run = comparisons.Run(jnp.ones((3, 1, 1)), 1 + errors, jnp.zeros((2, 1, 1)))
     parts = comparisons.Propagated(e, errors, jnp.zeros_like(e))
-    bounded = comparisons.bounded(run, parts, jnp.full((2, 1), 2.0))
+    steps = diffusion.ddim(diffusion.linear(), 2)
+    bounded = comparisons.bounded(run, parts, jnp.full((2, 1), 2.0), steps)
     for ratio in bounded.over_measured():
         np.testing.assert_array_equal(ratio, 1)
     np.testing.assert_array_equal(bounded.measured, errors[..., 0])

@@ -69,7 +69,7 @@ def columns(config, full: subject.FullRun) -> dict[str, Callable[[Any, compariso
         full_call(q), quantized_call(q), x, companion, key=key
     ))  # fmt: skip
     lower = compiled(divergences.w2_lower)
-    bound = jax.jit(comparisons.bounded)
+    bound = jax.jit(lambda run, parts, gains: comparisons.bounded(run, parts, gains, steps))
     fan = compiled(lambda q, x: comparisons.fanned(q, x, fan_steps, key=key))
 
     def bounds(q, run):
