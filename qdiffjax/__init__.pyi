@@ -35,9 +35,9 @@ from .measures import predict as predict
 from .measures import propagate as propagate
 from .measures import sample as sample
 from .networks.denoisers import load as load
-from .networks.models.adapters import from_equinox as from_equinox
-from .networks.models.adapters import from_linen as from_linen
-from .networks.models.adapters import from_nnx as from_nnx
+from .networks.models import from_equinox as from_equinox
+from .networks.models import from_linen as from_linen
+from .networks.models import from_nnx as from_nnx
 from .precision.calibration import Calibration as Calibration
 from .precision.calibration import calibrate as calibrate
 from .precision.calibration import quantize as quantize

@@ -83,7 +83,7 @@ def _report(args) -> int:
     for name in args.recipes:
         q = qd.quantize(calibration, name)
         study = qd.study(q, steps, jax.random.key(args.seed + 1), args.num_samples, name=name)
-        print(qd.report(study, args.output and os.path.join(args.output, name)))
+        print(study)
     return 0
 
 

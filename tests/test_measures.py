@@ -104,7 +104,9 @@ def test_prediction_and_propagation_are_of_the_run_that_is_given():
     assert parts.local_errors.shape == (4, 5, 4)
     np.testing.assert_array_equal(run.errors[0], 0)
     predicted = qd.predict(q, steps, run)
-    np.testing.assert_allclose(predicted.errors[1], run.errors[1], atol=1e-5)  # nothing to assume yet
+    np.testing.assert_allclose(
+        predicted.errors[1], run.errors[1], atol=1e-5
+    )  # nothing to assume yet
     bounded = qd.bound(q, steps, run, num_samples=None)
     assert bounded.measured.shape == (5, 5)
 
