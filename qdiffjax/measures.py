@@ -126,14 +126,16 @@ def joined(parts: list[Run]) -> Run:
     return Run(xs, xs_hat, eps_hat, cond, parts[0].key)
 
 
-def predict(q: Quantized, steps: Steps, run: Run) -> Predicted:
+def predict(q: Quantized, steps: Steps, run: Run, *, batch_size: int | None = None) -> Predicted:
     """Predict the error from the full-precision run alone, for the samples of a run.
 
     Only `run.xs` is read; see `analysis.errors.prediction` for what is assumed. A sampler's noise
-    is common to both runs and drops out. Costs about four sampling runs.
+    is common to both runs and drops out. Costs about eight sampling runs.
     """
-    q = q.given(run.cond)
-    return program(comparisons.predicted)(q, run.xs, steps)
+    q, num = q.given(run.cond), run.xs.shape[1]
+    parts = [program(comparisons.predicted)(q.at(chunk), run.xs[:, chunk], steps)
+             for chunk in _chunks(num, batch_size or _fitting(q, steps))]  # fmt: skip
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves, axis=1), *parts)
 
 
 def propagate(q: Quantized, steps: Steps, run: Run) -> Propagated:
@@ -293,6 +295,16 @@ def bytes_per_sample(q: Quantized, steps: Steps) -> int:
     """
     states = (2 * steps.coeffs.num_slots + 1) * (len(steps.t) + 1) * math.prod(q.denoiser.shape)
     return 4 * (states + 2 * sum(math.prod(site.out_shape) for site in q.denoiser.sites()))
+
+
+def cost(q: Quantized, steps: Steps, num_samples: int, num_ledger: int, num_bound: int) -> str:
+    """Return what a study will cost, in words: sampling runs, operations, memory."""
+    runs = 10 * num_samples + 15 * num_ledger + 28 * num_bound
+    macs = runs * len(steps.t) * sum(site.macs for site in q.denoiser.sites())
+    size = min(num_samples, _fitting(q, steps)) * bytes_per_sample(q, steps)
+    return (f"{num_samples} samples, {len(steps.t)} network calls each: the work of about {runs} "
+            f"sampling runs of one sample, {macs / 1e12:.3g} TMAC; chunks of up to "
+            f"{size / 1e9:.2g} GB; compilation comes first")  # fmt: skip
 
 
 def _memory() -> int:

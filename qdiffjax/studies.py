@@ -1,6 +1,7 @@
 """One study of one recipe: everything the front door measures, on the same samples."""
 
 import dataclasses
+import functools
 import time
 from typing import Any, NamedTuple
 
@@ -124,6 +125,9 @@ def study(
 
     key_run, key_probe = jax.random.split(key)
     seconds: dict[str, float] = {}
+    if progress:
+        num_of = functools.partial(min, num_samples)
+        tqdm.write(measures.cost(q, steps, num_samples, num_of(num_ledger), num_of(num_bound)))
     bar = tqdm(total=5, disable=not progress, unit="part")
 
     def timed(part: str, fn):
@@ -138,7 +142,9 @@ def study(
         run = timed("runs", lambda: measures.couple(
             q, steps, key_run, num_samples, batch_size=batch_size
         ))  # fmt: skip
-        predicted = timed("prediction", lambda: measures.predict(q, steps, run))
+        predicted = timed("prediction", lambda: measures.predict(
+            q, steps, run, batch_size=batch_size
+        ))  # fmt: skip
         bounded = timed("bounds", lambda: measures.bound(q, steps, run, num_samples=num_bound))
         entries = timed("ledger", lambda: measures.attribute(
             q, steps, run, num_samples=num_ledger, batch_size=batch_size

@@ -68,8 +68,8 @@ from qdiffjax.analysis.errors.random_errors import (
 )
 from qdiffjax.analysis.errors.runs import (
     Coupled,
+    Path,
     Probed,
-    Run,
     adjoints,
     along,
     couple,

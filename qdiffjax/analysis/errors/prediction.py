@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from qdiffjax._typing import Array, CallFn, PyTree
 from qdiffjax.analysis.errors.runs import (
-    Run,
+    Path,
     add,
     along,
     at,
@@ -100,7 +100,7 @@ def predict_first_order(q: Quantized, xs, steps: Steps, *, per_call: PyTree = No
 def _predict(fn: Callable, full: CallFn, xs, steps: Steps, per_call: PyTree) -> Any:
     """Return the errors [N+1, ...] of the recursion fn(d, F, x, t, coeffs, inputs) from zero."""
     times = steps.times(as_point(xs).x)
-    run = Run(full, xs, steps)
+    run = Path(full, xs, steps)
     return along(fn, run, zeros(at(xs, 0)), times, steps.coeffs, per_call)
 
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from qdiffjax._typing import Array, CallFn, Key
 from qdiffjax.analysis.errors.runs import (
-    Run,
+    Path,
     add,
     along,
     at,
@@ -56,7 +56,7 @@ def propagate(call: CallFn, xs, steps: Steps, local_errors) -> Any:
     def push(v, f, x, e):
         return add(jax.jvp(f, (x,), (v,))[1], e)
 
-    return along(push, Run(call, xs, steps), zeros(at(xs, 0)), local_errors)
+    return along(push, Path(call, xs, steps), zeros(at(xs, 0)), local_errors)
 
 
 def propagate_with_remainders(
@@ -81,7 +81,7 @@ def propagate_with_remainders(
 
     zero = zeros(at(xs, 0))
     before, after = at(deltas, slice(-1)), at(deltas, slice(1, None))
-    vs, rhos = along(push, Run(call, xs, steps), (zero, zero), local_errors, before, after)
+    vs, rhos = along(push, Path(call, xs, steps), (zero, zero), local_errors, before, after)
     return vs, at(rhos, slice(1, None))
 
 
@@ -165,7 +165,7 @@ def propagate_second_order(
         jv, twice = jax.jvp(along_v, (x, v), (v, jax.tree.map(lambda a: 2 * a, q)))
         return add(jv, e), add(jax.tree.map(lambda a: a / 2, twice), e_second)
 
-    run = Run(call, xs, steps)
+    run = Path(call, xs, steps)
     return SecondOrder(*along(push, run, (zero, zero), local_errors, second_local_errors))
 
 

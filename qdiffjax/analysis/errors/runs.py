@@ -145,7 +145,7 @@ def vectorized(fn: Callable, point) -> tuple[Callable, Any]:
     return (lambda v: ravel(fn(unravel(v)))), ravel(point)
 
 
-class Run(NamedTuple):
+class Path(NamedTuple):
     """The steps of one denoiser at given points.
 
     call: (x, t, inputs, state) -> (eps, outputs, state); xs: points [N+1, batch, *shape], noisiest
@@ -173,7 +173,7 @@ def accumulate(fn: Callable, first, *slices, reverse: bool = False) -> Any:
     return stack(first, jax.lax.scan(body, first, slices, reverse=reverse)[1], reverse=reverse)
 
 
-def along(fn: Callable, run: Run, first, *slices, reverse: bool = False) -> Any:
+def along(fn: Callable, run: Path, first, *slices, reverse: bool = False) -> Any:
     """Carry something along a run, step by step: the one loop of errors.
 
         v_{i+1} = fn(v_i, F_i, x_i, *slices_i),   v_0 = first;      in reverse from v_N = first down
@@ -291,5 +291,5 @@ def adjoints(call: CallFn, xs, steps: Steps, v) -> Any:
     One VJP a step in a reverse scan.
     """
     pull = lambda l, f, x: jax.vjp(f, x)[1](l)[0]  # noqa: E731
-    sweep = lambda l: along(pull, Run(call, xs, steps), l, reverse=True)  # noqa: E731
+    sweep = lambda l: along(pull, Path(call, xs, steps), l, reverse=True)  # noqa: E731
     return canonical_convolutions(sweep)(covector(v, at(xs, -1), steps))

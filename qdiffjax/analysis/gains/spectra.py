@@ -18,8 +18,8 @@ from matfree import decomp
 from qdiffjax._checks import require
 from qdiffjax._typing import Array, CallFn, Key, float_dtype
 from qdiffjax.analysis.errors.runs import (
+    Path,
     Probed,
-    Run,
     adjoints,
     along,
     at,
@@ -263,7 +263,7 @@ def stretches(call: CallFn, xs, steps: Steps, *, num: int, key: Key, every: int 
         return jnp.where(due, new, frame), jnp.where(due, total + jnp.log(stretch), total)
 
     zero = jnp.zeros(shape[:2], like.dtype)
-    return along(push, Run(call, xs, steps), (frame, zero), due)[1]
+    return along(push, Path(call, xs, steps), (frame, zero), due)[1]
 
 
 def _orthonormal(frame) -> tuple[Array, Array]:
