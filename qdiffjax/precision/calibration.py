@@ -11,6 +11,7 @@ from qdiffjax import diffusion
 from qdiffjax._checks import require
 from qdiffjax._typing import EpsFn
 from qdiffjax.denoiser import Denoiser
+from qdiffjax.precision.printing import calibration_table
 from qdiffjax.precision.quantized import Quantized
 from qdiffjax.precision.recipe import Recipe
 from qdiffjax.precision.rules import SiteQuant
@@ -23,7 +24,7 @@ Ranges = dict[str, tuple[Any, ...]]
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Calibration:
     """A denoiser with everything that is measured once; a pytree.
 
@@ -48,6 +49,20 @@ class Calibration:
     def params(self) -> Any:
         """The full-precision parameters."""
         return self.denoiser.params
+
+    def __repr__(self):
+        return str(calibration_table(self.sites, self.ranges))
+
+    def _repr_html_(self) -> str:
+        return calibration_table(self.sites, self.ranges)._repr_html_()
+
+    def to_dataframe(self):
+        """Return a row for each site as a pandas data frame, with the range of its activations.
+
+        Raises:
+          ImportError: pandas is not installed.
+        """
+        return calibration_table(self.sites, self.ranges).to_dataframe()
 
     def widened(self, factor: float, names: Sequence[str] = ("input", "output")) -> "Calibration":
         """Return it with the ranges of the activations at the sites `names` multiplied by `factor`.
@@ -123,7 +138,8 @@ def quantize(calibration: Calibration, recipe: Recipe, **rounding) -> Quantized:
     """
     c = calibration
     weights = round_weights(c.weights, c.sites, recipe, **rounding)
-    return Quantized(c.denoiser, site_inputs(recipe, weights, over_steps(c.ranges)))
+    inputs = site_inputs(recipe, weights, over_steps(c.ranges))
+    return Quantized(c.denoiser, inputs, widths=recipe.widths())
 
 
 def range_of(x):

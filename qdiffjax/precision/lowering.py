@@ -66,7 +66,8 @@ def lower(
     c = calibration
     weights = round_weights(c.weights, c.sites, recipe, weight_codes, **rounding)
     inputs = site_inputs(recipe, weights, over_steps(c.ranges), grid_fn)
-    return Quantized(c.denoiser, stored(inputs, c.sites, path), lower_site(path))
+    inputs = stored(inputs, c.sites, path)
+    return Quantized(c.denoiser, inputs, lower_site(path), recipe.widths())
 
 
 def lower_site(path: Path | None = None) -> Rule:

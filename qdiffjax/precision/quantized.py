@@ -8,6 +8,7 @@ import jax
 from qdiffjax._checks import require
 from qdiffjax._typing import CallFn, EpsFn
 from qdiffjax.denoiser import Denoiser
+from qdiffjax.precision.printing import quantized_table
 from qdiffjax.precision.rules import SiteQuant, quantize_site
 from qdiffjax.sites import rules
 from qdiffjax.sites.absent import absent_like, is_absent
@@ -16,7 +17,7 @@ from qdiffjax.sites.transforming import Rule, transform
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Quantized:
     """A denoiser and what a rule needs to run it in low precision; a pytree, so jit takes it.
 
@@ -26,11 +27,20 @@ class Quantized:
       denoiser: in full precision; its `cond` is that of the samples at hand.
       site_inputs: inputs of the rule at each site, by name; sites not named stay plain.
       rule: what happens at the sites; static.
+      widths: what the recipe said, `SiteBits` of integers by site, to be read only; None if it is
+        not known.
     """
 
     denoiser: Denoiser
     site_inputs: dict[str, Any]
     rule: Rule = dataclasses.field(default=quantize_site, metadata={"static": True})
+    widths: dict[str, Any] | None = None
+
+    def __repr__(self):
+        return str(quantized_table(self))
+
+    def _repr_html_(self) -> str:
+        return quantized_table(self)._repr_html_()
 
     @property
     def eps_fn(self) -> EpsFn:

@@ -6,7 +6,11 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from qdiffjax._checks import require
+from qdiffjax._tables import data_frame
+from qdiffjax.precision.printing import recipe_table
 from qdiffjax.quant import MAX_BITS, MIN_BITS
 from qdiffjax.sites import Site, match
 from qdiffjax.sites.listing import suggest
@@ -27,7 +31,7 @@ class SiteBits(NamedTuple):
     activation: int | None = None
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Recipe:
     """Widths by site; sites not named stay in full precision.
 
@@ -42,6 +46,25 @@ class Recipe:
     """
 
     bits: dict[str, SiteBits]
+
+    def __repr__(self):
+        return str(recipe_table(self.bits))
+
+    def _repr_html_(self) -> str:
+        return recipe_table(self.bits)._repr_html_()
+
+    def to_dataframe(self):
+        """Return a row for each site as a pandas data frame: site, weight, activation.
+
+        Raises:
+          ImportError: pandas is not installed.
+        """
+        weights, activations = zip(*self.bits.values(), strict=True) if self.bits else ((), ())
+        return data_frame({"site": self.bits, "weight": weights, "activation": activations})
+
+    def widths(self) -> dict[str, SiteBits]:
+        """Return the widths as arrays, which a program may take as data."""
+        return {name: SiteBits(*map(_as_data, bits)) for name, bits in self.bits.items()}
 
     def to_json(self) -> str:
         """Write the recipe as JSON: {site: {"weight": bits, "activation": bits}}."""
@@ -61,6 +84,10 @@ class Recipe:
                 raise ValueError(f"The recipe names no site: {name!r}. {suggest(name, names)}")
             bits[name] = SiteBits(*(check_bits(entry.get(k)) for k in SiteBits._fields))
         return cls(bits)
+
+
+def _as_data(bits):
+    return np.asarray(bits, np.int32) if isinstance(bits, int) else bits
 
 
 def check_bits(bits: int | None) -> int | None:

@@ -1,0 +1,190 @@
+"""Figures of a ledger, a study, a recipe and a list of sites. Needs matplotlib, neither JAX nor a display.
+
+Each returns a `matplotlib.figure.Figure`: `figure.savefig("ledger.png", dpi=150)`.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.colors import SymLogNorm
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
+
+from qdiffjax._cells import Cells
+from qdiffjax._looks import BLUE, GREY, ORANGE, SMALL, panels, tidy
+
+KINDS = {"conv": ORANGE, "dot": BLUE}  # colours of the sites' bars
+LINE = 0.15  # inches of a site's line
+LONGEST = 44  # characters of a name
+
+
+def plot_ledger(ledger, title: str = "Where the error is made") -> Figure:
+    """Draw the signed share of every (site, step), and beside it each site's sum over steps.
+
+    Red raises the error, blue lowers it; the colours are linear around zero and logarithmic beyond.
+
+    Args:
+      ledger: a `Ledger`, the mean over samples is drawn; or its `Cells`.
+      title: of the figure.
+    """
+    cells: Cells = ledger if isinstance(ledger, Cells) else ledger.cells()
+    shares = cells.shares()
+    norm, ticks = diverging(float(np.abs(shares).max()))
+    fig, (ax, side) = by_site(cells.sites, title, width=4.2, width_ratios=[3, 1])
+    image = ledger_panel(ax, side, shares, norm)
+    bar = fig.colorbar(image, ax=[ax, side], location="bottom", shrink=0.6, aspect=40, pad=0.01)
+    colour_ticks(bar, ticks)
+    bar.set_label(f"share of the {cells.quantity.partition(',')[0]},\n% a site and step", **SMALL)
+    return fig
+
+
+def ledger_panel(ax, side, shares, norm):
+    """Draw a heat map of shares [N, S] and bars of its sums over steps; return the image."""
+    num_steps, num_sites = shares.shape
+    image = ax.imshow(
+        shares.T, aspect="auto", cmap="RdBu_r", norm=norm, interpolation="nearest",
+        extent=(-0.5, num_steps - 0.5, num_sites - 0.5, -0.5),
+    )  # fmt: skip
+    ax.set_xlabel("sampler step (noise to data)", **SMALL)
+    ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    sums = shares.sum(axis=0)
+    side.barh(range(num_sites), sums, color=np.where(sums < 0, BLUE, ORANGE), height=0.8)
+    side.axvline(0, color="black", lw=0.6)
+    side.set_xlabel("all steps, %", **SMALL)
+    side.xaxis.set_major_locator(MaxNLocator(3))
+    side.spines[["top", "right", "left"]].set_visible(False)
+    for a in (ax, side):
+        a.tick_params(labelsize=7)
+        a.tick_params(axis="y", length=0)
+    return image
+
+
+def diverging(top: float) -> tuple[SymLogNorm, list[float]]:
+    """Return a scale of colours from -top to top, linear within a hundredth of it, and its ticks."""
+    top = top or 1.0
+    ticks = [-top, -top / 10, -top / 100, 0.0, top / 100, top / 10, top]
+    return SymLogNorm(linthresh=top / 100, vmin=-top, vmax=top), ticks
+
+
+def colour_ticks(bar, ticks: Sequence[float]) -> None:
+    """Label a colour bar with signed ticks."""
+    bar.set_ticks(ticks, labels=[f"{t:+.2g}" if t else "0" for t in ticks])
+    bar.ax.minorticks_off()
+    bar.ax.tick_params(labelsize=7)
+
+
+def plot_sites(sites, title: str = "Where the network multiplies") -> Figure:
+    """Draw the multiply-accumulates and the parameters of each site, as shares of all.
+
+    Args:
+      sites: from `list_sites`, or those of a `Calibration`.
+      title: of the figure.
+    """
+    fig, axes = by_site([s.name for s in sites], title, width=4.6, width_ratios=[1, 1])
+    colors = [KINDS.get(s.kind, GREY) for s in sites]
+    for ax, counted, noun in zip(axes, ("macs", "parameters"),
+                                 ("multiply-accumulates", "parameters"), strict=True):  # fmt: skip
+        values = np.array([getattr(s, counted) for s in sites], np.float64)
+        share_bars(ax, values, colors, noun)
+    handles = [Patch(color=color, label=kind) for kind, color in KINDS.items()]
+    fig.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False, **SMALL)
+    return fig
+
+
+def plot_recipe(recipe, sites, title: str = "Recipe") -> Figure:
+    """Draw the widths of weights and activations at each site, beside its share of the work.
+
+    Args:
+      recipe: a `Recipe`.
+      sites: those of the network, in the order of evaluation.
+      title: of the figure.
+    """
+    names = [s.name for s in sites]
+    fig, (ax, side) = by_site(names, title, width=3.4, width_ratios=[1.2, 1])
+    bits = np.full((len(names), 2), np.nan)
+    for row, name in enumerate(names):
+        if name in recipe.bits:
+            bits[row] = [np.nan if b is None else float(b) for b in recipe.bits[name]]
+    image = np.ma.masked_invalid(bits)
+    ax.imshow(image, aspect="auto", cmap="YlGnBu_r", vmin=1, vmax=20, interpolation="nearest",
+              extent=(-0.5, 1.5, len(names) - 0.5, -0.5))  # fmt: skip
+    for row, column in np.ndindex(bits.shape):
+        has_operand = column == 1 or sites[row].weight is not None
+        value = bits[row, column]
+        text = ("" if not has_operand else "float") if np.isnan(value) else f"{value:g}"
+        dark = np.isfinite(value) and value < 9
+        ax.text(column, row, text, ha="center", va="center", fontsize=6,
+                color="white" if dark else "black")  # fmt: skip
+    ax.set_xticks([0, 1], ["weights", "activations"], fontsize=8)
+    ax.axvline(0.5, color="white", lw=2)
+    ax.tick_params(axis="y", length=0)
+    ax.spines[:].set_visible(False)
+    macs = np.array([s.macs for s in sites], np.float64)
+    share_bars(side, macs, [KINDS.get(s.kind, GREY) for s in sites], "multiply-accumulates")
+    return fig
+
+
+def plot_errors(study, title: str | None = None) -> Figure:
+    """Draw the error over the sampler's steps: measured, predicted, and the signal beside it.
+
+    Args:
+      study: a `Study`.
+      title: of the figure; None takes the study's name.
+    """
+    fig, ax = panels(1, 1, (5.2, 3.4), title=study.name if title is None else title)
+    curves: list[tuple[str, Any, dict[str, Any]]] = [
+        ("signal $x_t$", study.signal_rms, {"color": GREY, "lw": 0.9}),
+        ("error, measured", study.error_rms, {"color": "black", "lw": 1.8}),
+        ("error, predicted", study.predicted_rms, {"color": BLUE, "lw": 1.5, "ls": (0, (1, 1))}),
+    ]
+    for label, values, look in curves:
+        ax.plot(np.arange(len(values)), positive(values), label=label, **look)
+    ax.set_yscale("log")
+    ax.set_xlim(0, len(study.error_rms) - 1)
+    ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    ax.set_xlabel("sampler steps done (noise to data)")
+    ax.set_ylabel("root mean square per element")
+    tidy(ax, legend=8)
+    return fig
+
+
+def positive(values):
+    """Replace what a logarithmic axis cannot show, zeros and infinities, by gaps."""
+    values = np.asarray(values, np.float64)
+    return np.where(np.isfinite(values) & (values > 0), values, np.nan)
+
+
+def by_site(names: Sequence[str], title: str, *, width: float, **subplots):
+    """Return a figure and two axes that have a line for each site, named on the left.
+
+    Args:
+      names: of the sites.
+      title: of the figure.
+      width: of the axes, in inches; that of the names comes to it.
+      subplots: further arguments of `Figure.subplots`.
+    """
+    shown = [short(name) for name in names]
+    size = (width + 0.06 * max(map(len, shown), default=0), max(1.8 + LINE * len(names), 3.0))
+    fig, axes = panels(1, 2, size, title=title, sharey=True, **subplots)
+    axes[0].set_yticks(range(len(names)), shown, fontsize=6.5)
+    axes[0].set_ylim(len(names) - 0.5, -0.5)
+    return fig, axes
+
+
+def short(name: str) -> str:
+    """Return a name, its middle left out if it is long."""
+    half = (LONGEST - 1) // 2
+    return name if len(name) <= LONGEST else f"{name[:half]}…{name[-half:]}"
+
+
+def share_bars(ax, values, colors, noun: str) -> None:
+    """Draw a bar for each value, as a share of their sum in percent."""
+    total = values.sum() or 1.0
+    ax.barh(range(len(values)), 100 * values / total, color=colors, height=0.8)
+    tidy(ax)
+    ax.tick_params(axis="y", length=0, labelsize=6.5)
+    ax.tick_params(axis="x", labelsize=7)
+    ax.grid(axis="y", visible=False)
+    ax.set_xlabel(f"{noun},\n% of {total:,.0f}", **SMALL)

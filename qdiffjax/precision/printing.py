@@ -1,0 +1,135 @@
+"""Recipes, calibrations and quantized denoisers as tables."""
+
+import collections
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from qdiffjax._tables import Table, number, numbers_of
+from qdiffjax.precision.rules import quantize_site
+from qdiffjax.sites import Site, list_sites
+from qdiffjax.sites.printing import counts, out_of_reach
+
+BYTES = 1e6  # of a megabyte
+
+
+def recipe_table(bits: Mapping[str, Any]) -> Table:
+    """Return the widths of every site that a recipe names."""
+    rows = tuple((name, width(b.weight), width(b.activation)) for name, b in bits.items())
+    notes = (f"Bits; - is full precision, as is every site not named. {widths(bits)}.",)
+    return Table("Recipe", ("site", "weight", "activation"), rows, notes)
+
+
+def width(bits) -> str:
+    """Write a width: its bits, - for none, ? where it is traced."""
+    known = None if bits is None else numbers_of(bits)
+    if bits is None or known is None:
+        return "-" if bits is None else "?"
+    values = sorted({int(b) for b in known.ravel()})
+    return str(values[0]) if len(values) == 1 else f"{values[0]}..{values[-1]}"
+
+
+def widths(bits: Mapping[str, Any]) -> str:
+    """Write how many sites have which widths, the most frequent first: W8A8: 36 sites, A8: 8."""
+    names = collections.Counter(
+        "".join(letter + width(b) for letter, b in zip("WA", pair, strict=True) if b is not None)
+        for pair in bits.values()
+    )
+    listed = [f"{name or 'full precision'}: {num}" for name, num in names.most_common()]
+    if not listed:
+        return "no sites"
+    listed[0] += " sites"
+    return ", ".join(listed)
+
+
+def calibration_table(sites: tuple[Site, ...], ranges: Mapping[str, tuple]) -> Table:
+    """Return the sites of a calibration, with the range of each activation over all steps."""
+    rows = tuple(
+        (s.name, s.kind, *counts(s), ", ".join(map(range_text, ranges.get(s.name, ()))))
+        for s in sites
+    )
+    return Table(f"Calibration: {len(sites)} sites and the ranges of their activations",
+                 ("site", "kind", "MACs", "parameters", "range"), rows,
+                 out_of_reach(getattr(sites, "opaque", None)))  # fmt: skip
+
+
+def range_text(bounds) -> str:
+    """Write the widest range over all steps of (low [N], high [N])."""
+    low, high = map(numbers_of, bounds)
+    if low is None or high is None:
+        return "?"
+    return f"{number(float(low.min()))} .. {number(float(high.max()))}"
+
+
+def quantized_table(q) -> Table:
+    """Return a summary of a quantized denoiser: widths, what is left out, weights, rounding."""
+    bits = {name: b for name, b in (q.widths or {}).items() if name in q.site_inputs}
+    is_simulated = q.rule is quantize_site
+    how = "rounded numbers multiply as floats" if is_simulated else "codes multiply codes"
+    rows = [
+        ("arithmetic", f"{'simulated' if is_simulated else 'lowered'}: {how}"),
+        ("widths", widths(bits) if bits else f"not recorded, {len(q.site_inputs)} sites"),
+        ("left out", left_out(q)),
+        ("weights", weights_text(q, bits)),
+        ("activations", roundings(q.site_inputs)),
+    ]
+    return Table("Quantized denoiser", ("what", "is"), tuple(row for row in rows if row[1]))
+
+
+def left_out(q) -> str:
+    """Name the sites that stay in full precision; nothing where the network cannot be traced."""
+    denoiser = q.denoiser
+    if denoiser.shape is None:
+        return ""
+    x = jax.ShapeDtypeStruct((1, *denoiser.shape), jnp.float32)
+    cond = jax.eval_shape(lambda: denoiser.draw_cond(jax.random.key(0), 1))
+    t = jax.ShapeDtypeStruct((), jnp.float32)
+    sites = list_sites(denoiser.eps_fn, denoiser.params, x, t, *(() if cond is None else (cond,)))
+    names = [s.name for s in sites if s.name not in q.site_inputs]
+    if not names:
+        return f"none of {len(sites)} sites"
+    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    return f"{len(names)} of {len(sites)} sites: {', '.join(names[:4])}{more}"
+
+
+def weights_text(q, bits: Mapping[str, Any]) -> str:
+    """Say how many parameters are quantized, and their size at their widths and in float32."""
+    weights = {name: _size(getattr(inputs, "weight", None))
+               for name, inputs in q.site_inputs.items()}  # fmt: skip
+    num = sum(weights.values())
+    known = {name: numbers_of(b.weight) for name, b in bits.items() if b.weight is not None}
+    held = [size * float(b.max()) / 8 for name, size in weights.items()
+            if size and (b := known.get(name)) is not None]  # fmt: skip
+    is_known = len(held) == sum(size > 0 for size in weights.values())
+    size = f"{number(sum(held) / BYTES)} MB at their widths, " if is_known and num else ""
+    return f"{num:,} quantized, {size}{number(4 * num / BYTES)} MB in float32"
+
+
+def _size(weight) -> int:
+    if weight is None:
+        return 0
+    codes = getattr(getattr(weight, "held", weight), "codes", None)  # stored, or codes as they are
+    return math.prod(np.shape(weight if codes is None else codes))
+
+
+def roundings(site_inputs: Mapping[str, Any]) -> str:
+    """Say how activations are rounded, and how many of them: the most frequent first."""
+    grids = [grid for inputs in site_inputs.values()
+             for grid in getattr(inputs, "activations", ()) if grid is not None]  # fmt: skip
+    ways = collections.Counter(map(rounding_text, grids))
+    return "; ".join(f"{num} {way}" for way, num in ways.most_common()) or "in full precision"
+
+
+def rounding_text(grid) -> str:
+    """Describe a grid: static or dynamic, its granularity, with or without a zero point."""
+    if grid.scale is None:
+        kind = "dynamic, one scale a token"
+    else:
+        num = math.prod(np.shape(grid.scale))
+        kind = "static, " + ("one scale" if num == 1 else f"{num} scales")
+    sign = "symmetric" if grid.zero_point is None else "with zero point"
+    return f"{kind} {sign}, rounded {'to nearest' if grid.key is None else 'at random'}"
