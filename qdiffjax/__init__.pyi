@@ -38,6 +38,10 @@ from .networks.denoisers import load as load
 from .networks.models import from_equinox as from_equinox
 from .networks.models import from_linen as from_linen
 from .networks.models import from_nnx as from_nnx
+from .plots import plot_errors as plot_errors
+from .plots import plot_ledger as plot_ledger
+from .plots import plot_recipe as plot_recipe
+from .plots import plot_sites as plot_sites
 from .precision.calibration import Calibration as Calibration
 from .precision.calibration import calibrate as calibrate
 from .precision.calibration import quantize as quantize

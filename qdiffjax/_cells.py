@@ -102,6 +102,13 @@ class Cells:
     def _repr_html_(self) -> str:
         return self.top()._repr_html_()
 
+    def ordered(self, sites: Sequence[str]) -> "Cells":
+        """Return them with their sites in this order; compiled programs sort them by name."""
+        order = [self.sites.index(name) for name in sites if name in self.sites]
+        order += sorted(set(range(len(self.sites))) - set(order))
+        return dataclasses.replace(self, sites=tuple(self.sites[i] for i in order),
+                                   contributions=self.contributions[:, order])  # fmt: skip
+
     def shares(self) -> np.ndarray:
         """Return the share of each cell in the sum of all, signed, in percent [N, S]."""
         return shares(self.contributions, self.sites)
@@ -174,4 +181,4 @@ class Cells:
             return "A forecast: what quantizing each cell alone would do; no sum to compare with."
         note = f"Defect, |sum of entries - change| / |change|: median {100 * self.defect:.2g} %"
         is_large = self.defect > MAX_DEFECT
-        return note + ("; use more nodes (num_nodes)." if is_large else ".")
+        return note + ("; use more nodes." if is_large else ".")

@@ -8,7 +8,6 @@ in widths share what was compiled.
 import functools
 import math
 import os
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -184,7 +183,7 @@ def attribute(
 
     parts = [part(chunk) for chunk in _chunks(num, size if run.key is None else num)]
     whole = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
-    _warn_of_defect(whole)
+    ledger.warn_of_defect(whole)
     return whole
 
 
@@ -192,16 +191,6 @@ def _attributed(functional, q, x_T, x_0, key, steps, nodes, weights):
     entries = ledger.attribution(q, x_T, steps, functional, quadrature=(nodes, weights), x_0=x_0,
                                  key=key)  # fmt: skip
     return entries._replace(xs_hat=None)
-
-
-def _warn_of_defect(entries: Ledger) -> None:
-    defect = float(np.median(np.asarray(ledger.defect(entries))))
-    if defect > 0.05:
-        warnings.warn(
-            f"the ledger's entries miss the change by {100 * defect:.0f} % (median over samples): "
-            "raise max_nodes, or read it as a ranking only",
-            stacklevel=3,
-        )
 
 
 def bound(

@@ -1,9 +1,9 @@
-"""Figures of a ledger, a study, a recipe and a list of sites. Needs matplotlib, neither JAX nor a display.
+"""Figures of a ledger, a study, a recipe and a list of sites. Needs neither JAX nor a display.
 
 Each returns a `matplotlib.figure.Figure`: `figure.savefig("ledger.png", dpi=150)`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,23 +13,35 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from qdiffjax._cells import Cells
-from qdiffjax._looks import BLUE, GREY, ORANGE, SMALL, panels, tidy
+from qdiffjax._looks import BLUE, GREEN, GREY, ORANGE, SMALL, panels, tidy
 
 KINDS = {"conv": ORANGE, "dot": BLUE}  # colours of the sites' bars
 LINE = 0.15  # inches of a site's line
 LONGEST = 44  # characters of a name
+MEASURED: dict[str, Any] = {"label": "error, measured", "color": "black", "lw": 1.8}
+# Bounds are of fewer samples; only beside the errors of the same ones can they be judged.
+BOUNDED: dict[str, Any] = {"label": "the same, median of the bounded samples", "color": "black",
+                           "lw": 0.9, "ls": (0, (4, 2))}  # fmt: skip
+PREDICTED: dict[str, Any] = {"label": "error, predicted", "color": BLUE, "lw": 1.5,
+                             "ls": (0, (1, 1))}  # fmt: skip
+BOUNDS: dict[str, dict[str, Any]] = {
+    "remainder": {"label": "remainder bound, median", "color": GREEN, "lw": 1.4, "ls": "-."},
+    "gronwall": {"label": "Grönwall bound, median", "color": ORANGE, "lw": 1.4, "ls": "--"},
+}
 
 
-def plot_ledger(ledger, title: str = "Where the error is made") -> Figure:
+def plot_ledger(ledger, sites=(), title: str = "Where the error is made") -> Figure:
     """Draw the signed share of every (site, step), and beside it each site's sum over steps.
 
     Red raises the error, blue lowers it; the colours are linear around zero and logarithmic beyond.
 
     Args:
       ledger: a `Ledger`, the mean over samples is drawn; or its `Cells`.
+      sites: sites or their names in the order to draw them, such as those of a `Calibration`.
       title: of the figure.
     """
     cells: Cells = ledger if isinstance(ledger, Cells) else ledger.cells()
+    cells = cells.ordered([getattr(site, "name", site) for site in sites])
     shares = cells.shares()
     norm, ticks = diverging(float(np.abs(shares).max()))
     fig, (ax, side) = by_site(cells.sites, title, width=4.2, width_ratios=[3, 1])
@@ -62,7 +74,7 @@ def ledger_panel(ax, side, shares, norm):
 
 
 def diverging(top: float) -> tuple[SymLogNorm, list[float]]:
-    """Return a scale of colours from -top to top, linear within a hundredth of it, and its ticks."""
+    """Return a scale of colours from -top to top, linear near zero, and its ticks."""
     top = top or 1.0
     ticks = [-top, -top / 10, -top / 100, 0.0, top / 100, top / 10, top]
     return SymLogNorm(linthresh=top / 100, vmin=-top, vmax=top), ticks
@@ -88,8 +100,7 @@ def plot_sites(sites, title: str = "Where the network multiplies") -> Figure:
                                  ("multiply-accumulates", "parameters"), strict=True):  # fmt: skip
         values = np.array([getattr(s, counted) for s in sites], np.float64)
         share_bars(ax, values, colors, noun)
-    handles = [Patch(color=color, label=kind) for kind, color in KINDS.items()]
-    fig.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False, **SMALL)
+    kinds_legend(fig)
     return fig
 
 
@@ -123,31 +134,57 @@ def plot_recipe(recipe, sites, title: str = "Recipe") -> Figure:
     ax.spines[:].set_visible(False)
     macs = np.array([s.macs for s in sites], np.float64)
     share_bars(side, macs, [KINDS.get(s.kind, GREY) for s in sites], "multiply-accumulates")
+    kinds_legend(fig)
     return fig
 
 
 def plot_errors(study, title: str | None = None) -> Figure:
-    """Draw the error over the sampler's steps: measured, predicted, and the signal beside it.
+    """Draw the error over the sampler's steps: measured, predicted and bounded, with the signal.
+
+    Bounds hold for one sample each, so their median and 10 to 90 % range are drawn.
 
     Args:
       study: a `Study`.
       title: of the figure; None takes the study's name.
     """
-    fig, ax = panels(1, 1, (5.2, 3.4), title=study.name if title is None else title)
-    curves: list[tuple[str, Any, dict[str, Any]]] = [
-        ("signal $x_t$", study.signal_rms, {"color": GREY, "lw": 0.9}),
-        ("error, measured", study.error_rms, {"color": "black", "lw": 1.8}),
-        ("error, predicted", study.predicted_rms, {"color": BLUE, "lw": 1.5, "ls": (0, (1, 1))}),
-    ]
-    for label, values, look in curves:
-        ax.plot(np.arange(len(values)), positive(values), label=label, **look)
-    ax.set_yscale("log")
-    ax.set_xlim(0, len(study.error_rms) - 1)
-    ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    ax.set_xlabel("sampler steps done (noise to data)")
-    ax.set_ylabel("root mean square per element")
-    tidy(ax, legend=8)
+    title = f"Accumulated quantization error: {study.name}" if title is None else title
+    fig, ax = panels(1, 1, (6.2, 4.0), title=title)
+    root_size = study.samples[0].size ** 0.5
+    norms = {key: getattr(study.bounded, key) / root_size for key in ("measured", *BOUNDS)}
+    error_panel(ax, study.error_rms, study.predicted_rms, study.signal_rms, norms)
+    ax.set_xlabel("sampler steps done (noise to data)", **SMALL)
+    ax.set_ylabel("RMS per element", **SMALL)
+    fig.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=2,
+               frameon=False, **SMALL)  # fmt: skip
     return fig
+
+
+def error_panel(ax, error_rms, predicted_rms, signal_rms, norms: Mapping[str, Any]) -> None:
+    """Draw the curves of one recipe, all in units of x per element.
+
+    Args:
+      ax: where.
+      error_rms, predicted_rms, signal_rms: root mean squares over samples [N+1].
+      norms: of each bounded sample [N+1, batch]: `measured`, and the bounds of `BOUNDS`.
+    """
+    steps = np.arange(len(signal_rms))
+
+    def quantiles(key: str):  # the nearest sample: between infinities there is only NaN
+        values = np.quantile(norms[key], (0.1, 0.5, 0.9), axis=1, method="nearest")
+        return positive(values)
+
+    ax.plot(steps, positive(error_rms), **MEASURED)
+    ax.plot(steps, positive(predicted_rms), **PREDICTED)
+    ax.plot(steps, quantiles("measured")[1], **BOUNDED)
+    for key, look in BOUNDS.items():
+        low, middle, high = quantiles(key)
+        ax.fill_between(steps, low, high, color=look["color"], alpha=0.15, lw=0)
+        ax.plot(steps, middle, **look)
+    ax.plot(steps, signal_rms, color=GREY, lw=0.8, label="signal $x_t$")
+    ax.set_yscale("log")
+    ax.set_xlim(0, steps[-1])
+    ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    tidy(ax)
 
 
 def positive(values):
@@ -188,3 +225,9 @@ def share_bars(ax, values, colors, noun: str) -> None:
     ax.tick_params(axis="x", labelsize=7)
     ax.grid(axis="y", visible=False)
     ax.set_xlabel(f"{noun},\n% of {total:,.0f}", **SMALL)
+
+
+def kinds_legend(fig: Figure) -> None:
+    """Say below which colour is which kind of site."""
+    handles = [Patch(color=color, label=kind) for kind, color in KINDS.items()]
+    fig.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False, **SMALL)

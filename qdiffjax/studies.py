@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qdiffjax import estimates, labels, measures
+from qdiffjax import estimates, labels, measures, reports
 from qdiffjax._typing import Key
 from qdiffjax.analysis import divergences
 from qdiffjax.analysis.bounds import pathwise
@@ -37,7 +37,7 @@ class BoundRow(NamedTuple):
     holds: bool
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Study:
     """What quantization does to a denoiser under one sampler, in units of the samples.
 
@@ -82,6 +82,12 @@ class Study:
     samples: np.ndarray
     samples_hat: np.ndarray
     cost: dict[str, float]
+
+    def __repr__(self):
+        return str(reports.study_page(self))
+
+    def _repr_html_(self) -> str:
+        return reports.study_page(self)._repr_html_()
 
 
 def study(

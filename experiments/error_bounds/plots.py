@@ -2,27 +2,15 @@
 
 import math
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from matplotlib.colors import SymLogNorm
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import MaxNLocator
 
 from experiments.error_bounds.table import width_name
-from qdiffjax._looks import BLUE, GREEN, GREY, ORANGE, SMALL, panels, tidy
-
-MEASURED: dict[str, Any] = {"label": "error, measured", "color": "black", "lw": 1.8}
-# Bounds are of fewer samples; only beside the errors of the same ones can they be judged.
-BOUNDED: dict[str, Any] = {"label": "the same, median of the bounded samples", "color": "black",
-                           "lw": 0.9, "ls": (0, (4, 2))}  # fmt: skip
-PREDICTED: dict[str, Any] = {"label": "error, predicted", "color": BLUE, "lw": 1.5,
-                             "ls": (0, (1, 1))}  # fmt: skip
-BOUNDS: dict[str, dict[str, Any]] = {
-    "remainder": {"label": "remainder bound, median", "color": GREEN, "lw": 1.4, "ls": "-."},
-    "gronwall": {"label": "Grönwall bound, median", "color": ORANGE, "lw": 1.4, "ls": "--"},
-}
+from qdiffjax._cells import shares
+from qdiffjax._looks import SMALL, panels
+from qdiffjax.plots import BOUNDS, colour_ticks, diverging, error_panel, ledger_panel
 
 
 def draw_errors(config, arrays, rows) -> Figure:
@@ -54,31 +42,11 @@ def draw_errors(config, arrays, rows) -> Figure:
 
 def _draw_error_panel(ax, arrays, name: str) -> None:
     root_size = math.sqrt(np.prod(arrays["samples"].shape[1:]))
-    steps = np.arange(len(arrays["signal_rms"]))
-
-    def quantiles(key: str):  # the nearest sample: between infinities there is only NaN
-        norms = arrays[f"{name}/{key}"] / root_size
-        return _positive(np.quantile(norms, (0.1, 0.5, 0.9), axis=1, method="nearest"))
-
-    ax.plot(steps, _positive(arrays[f"{name}/error_rms"]), **MEASURED)
-    ax.plot(steps, _positive(arrays[f"{name}/predicted_rms"]), **PREDICTED)
-    ax.plot(steps, quantiles("measured_norms")[1], **BOUNDED)
-    for key, look in BOUNDS.items():
-        low, middle, high = quantiles(key)
-        ax.fill_between(steps, low, high, color=look["color"], alpha=0.15, lw=0)
-        ax.plot(steps, middle, **look)
-    ax.plot(steps, arrays["signal_rms"], color=GREY, lw=0.8, label="signal $x_t$")
+    norms = {"measured": arrays[f"{name}/measured_norms"] / root_size}
+    norms |= {key: arrays[f"{name}/{key}"] / root_size for key in BOUNDS}
+    error_panel(ax, arrays[f"{name}/error_rms"], arrays[f"{name}/predicted_rms"],
+                arrays["signal_rms"], norms)  # fmt: skip
     ax.set_title(name, fontsize=9)
-    ax.set_yscale("log")
-    ax.set_xlim(0, steps[-1])
-    ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    tidy(ax)
-
-
-def _positive(values):
-    """Replace what a logarithmic axis cannot show, zeros and infinities, by gaps."""
-    values = np.asarray(values, np.float64)
-    return np.where(np.isfinite(values) & (values > 0), values, np.nan)
 
 
 def draw_ledger(config, arrays, rows) -> Figure:
@@ -88,55 +56,24 @@ def draw_ledger(config, arrays, rows) -> Figure:
     have one colour scale, linear around zero and logarithmic beyond.
     """
     names = [width_name(row) for row in rows]
-    shares = {n: _shares(arrays[f"{n}/ledger"]) for n in names}
     sites = [str(s) for s in arrays[f"{names[0]}/sites"]]
-    top = max(float(np.abs(s).max()) for s in shares.values()) or 1.0
-    norm = SymLogNorm(linthresh=top / 100, vmin=-top, vmax=top)
+    percent = {n: shares(arrays[f"{n}/ledger"], sites) for n in names}
+    norm, ticks = diverging(max(float(np.abs(s).max()) for s in percent.values()))
     size = (max(3.4 + 3.1 * len(names), 6.5), max(1.8 + 0.15 * len(sites), 3.2))
     fig, axes = panels(1, 2 * len(names), size, title=_title(config, "Where the error is made"),
                        sharey=True, width_ratios=[3, 1] * len(names))  # fmt: skip
     for side in axes[3::2]:
         side.sharex(axes[1])
-    images = [
-        _draw_ledger_panel(axes[2 * i], axes[2 * i + 1], shares[name], name, norm)
-        for i, name in enumerate(names)
-    ]
+    images = []
+    for ax, side, name in zip(axes[::2], axes[1::2], names, strict=True):
+        images.append(ledger_panel(ax, side, percent[name], norm))
+        ax.set_title(name, fontsize=9)
     axes[0].set_yticks(range(len(sites)), sites, fontsize=6.5)
     axes[0].set_ylim(len(sites) - 0.5, -0.5)
     bar = fig.colorbar(images[0], ax=list(axes), location="bottom", shrink=0.4, aspect=40, pad=0.01)
     bar.set_label("share of the squared error of the final samples, % a site and step", fontsize=8)
-    ticks = [-top, -top / 10, -top / 100, 0.0, top / 100, top / 10, top]
-    bar.set_ticks(ticks, labels=[f"{t:+.2g}" if t else "0" for t in ticks])
-    bar.ax.minorticks_off()
-    bar.ax.tick_params(labelsize=7)
+    colour_ticks(bar, ticks)
     return fig
-
-
-def _draw_ledger_panel(ax, side, share, name: str, norm):
-    """Heat map of share [N, S] and bars of its sums over steps; returns the image."""
-    num_steps, num_sites = share.shape
-    image = ax.imshow(
-        share.T, aspect="auto", cmap="RdBu_r", norm=norm, interpolation="nearest",
-        extent=(-0.5, num_steps - 0.5, num_sites - 0.5, -0.5),
-    )  # fmt: skip
-    ax.set_title(name, fontsize=9)
-    ax.set_xlabel("sampler step (noise to data)", **SMALL)
-    ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    sums = share.sum(axis=0)
-    side.barh(range(num_sites), sums, color=np.where(sums < 0, BLUE, ORANGE), height=0.8)
-    side.axvline(0, color="black", lw=0.6)
-    side.set_xlabel("all steps, %", **SMALL)
-    side.xaxis.set_major_locator(MaxNLocator(3))
-    side.spines[["top", "right", "left"]].set_visible(False)
-    for a in (ax, side):
-        a.tick_params(labelsize=7)
-        a.tick_params(axis="y", length=0)
-    return image
-
-
-def _shares(ledger):
-    total = float(np.sum(ledger))
-    return 100.0 * np.asarray(ledger, np.float64) / (total or 1.0)
 
 
 def draw_samples(config, arrays, rows) -> Figure:

@@ -20,8 +20,8 @@ def sites_table(sites: Sequence[Site], opaque: Iterable[str] | None = None) -> T
         (s.name, s.kind, operands(s), *counts(s), *((remarks(s),) if marked else ())) for s in sites
     )
     macs, parameters = sum(s.macs for s in sites), sum(s.parameters for s in sites)
-    total = (f"{macs:,} multiply-accumulates a call at these shapes; {parameters:,} weights; * marks "
-             "the weight among the operands.")  # fmt: skip
+    total = (f"{macs:,} multiply-accumulates a call at these shapes, {parameters:,} weights; a "
+             "star marks the weight among the operands.")  # fmt: skip
     return Table(f"{len(sites)} sites, in the order of evaluation", columns, rows,
                  (total, *out_of_reach(opaque)))  # fmt: skip
 

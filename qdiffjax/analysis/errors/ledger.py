@@ -160,7 +160,8 @@ def warn_of_defect(ledger: Ledger, most: float = MAX_DEFECT) -> None:
         warnings.warn(
             f"ledger: got a median defect of {100 * missed:.2g} %, expected at most "
             f"{100 * most:g} %: that much of the change is not in its entries; use more nodes "
-            "(num_nodes), or a recipe with more bits.", stacklevel=3,
+            "(max_nodes of `attribute`, num_nodes of `attribution`), or read it as a ranking.",
+            stacklevel=3,
         )  # fmt: skip
 
 
