@@ -3,10 +3,19 @@
 Reads a `Study`, or whatever has its fields; needs no JAX.
 """
 
+from typing import Any
+
+import numpy as np
+
 from qdiffjax._cells import top_cells
 from qdiffjax._tables import Page, Table, number
 
 WIDTH = 80
+# Fields of a `Study` that are an array, numbers or names; an estimate is [value, low, high].
+ARRAYS = (
+    "t", "sites", "signal_rms", "error_rms", "predicted_rms", "first_order_rms", "measured",
+    "predicted_over_measured", "first_order_miss", "w2", "samples", "samples_hat",
+)  # fmt: skip
 COLUMNS = ("quantity", "value", "95 % interval", "what it is")
 
 
@@ -76,3 +85,38 @@ def cells_table(study, num: int = 8) -> Table:
         (f"Mean of {cells.num_samples} samples; steps count from noise. {cells.defect_note()}",),
         {"share, %": "+.1f"}, WIDTH,
     )  # fmt: skip
+
+
+def arrays_of(study) -> dict[str, Any]:
+    """Return the numbers of a study as arrays by name, as `Study.save` writes them."""
+    cells = study.ledger.cells()
+    entries = np.stack([np.asarray(study.ledger.contributions[s]) for s in cells.sites], axis=-1)
+    ledger = {"contributions": entries, "sites": np.array(cells.sites),
+              "change": study.ledger.change, "x_0": study.ledger.x_0,
+              "x_hat_0": study.ledger.x_hat_0}  # fmt: skip
+    parts = {f"ledger/{key}": value for key, value in ledger.items()}
+    parts |= {f"bounded/{key}": value for key, value in study.bounded._asdict().items()}
+    parts |= {key: np.array(getattr(study, key)) for key in ARRAYS}
+    return parts if study.path_kl is None else parts | {"path_kl": np.array(study.path_kl)}
+
+
+def summary_row(study) -> dict[str, Any]:
+    """Return what a study found as one row, under the names that `experiments.error_bounds` has."""
+    cells = study.ledger.cells()
+    top = top_cells(cells.contributions, cells.sites)
+    tightest = study.bounds[0]
+    estimates = {"measured_rmse": study.measured, "path_kl": study.path_kl,
+                 "predicted_over_measured": study.predicted_over_measured}  # fmt: skip
+    row: dict[str, Any] = {
+        "name": study.name, "predicted_rmse": float(study.predicted_rms[-1]),
+        "first_order_relative_error": study.first_order_miss,
+        "exact_relative_residual": cells.defect, "bound": tightest.name,
+        "bound_over_measured_min": tightest.smallest,
+        "bound_over_measured_median": tightest.median,
+        "bounds_hold": all(bound.holds for bound in study.bounds),
+        "w2_lower": study.w2[0], "w2": study.w2[1], "top_cells": [cell._asdict() for cell in top],
+    }  # fmt: skip
+    for name, estimate in estimates.items():
+        for end, value in zip(("", "_low", "_high"), estimate or (None,) * 3, strict=True):
+            row[name + end] = None if value is None else float(value)
+    return row

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qdiffjax import estimates, labels, measures, reports
+from qdiffjax import estimates, labels, measures, reports, results
 from qdiffjax._typing import Key
 from qdiffjax.analysis import divergences
 from qdiffjax.analysis.bounds import pathwise
@@ -88,6 +88,35 @@ class Study:
 
     def _repr_html_(self) -> str:
         return reports.study_page(self)._repr_html_()
+
+    def save(self, folder) -> None:
+        """Write arrays.npz, config.json and summary.json, which are read without JAX."""
+        config = {"name": self.name, "settings": self.settings, "cost": self.cost}
+        results.save(folder, config, reports.arrays_of(self), [reports.summary_row(self)])
+
+    @classmethod
+    def load(cls, folder) -> "Study":
+        """Read what `save` wrote.
+
+        Raises:
+          FileNotFoundError: no study there.
+        """
+        config, arrays, _ = results.load(folder, remedy="Study.save(folder)")
+
+        def part(name: str) -> dict[str, Any]:
+            return {key.removeprefix(name): a for key, a in arrays.items() if key.startswith(name)}
+
+        bounded, entries = Bounded(**part("bounded/")), part("ledger/")
+        columns = np.moveaxis(entries["contributions"], -1, 0)
+        entries["contributions"] = dict(zip(map(str, entries.pop("sites")), columns, strict=True))
+        fields: dict[str, Any] = {name: arrays[name] for name in reports.ARRAYS}
+        for name in {"measured", "predicted_over_measured", "path_kl"} & set(arrays):
+            fields[name] = Estimate(*arrays[name])
+        fields |= {"sites": tuple(map(str, arrays["sites"])), "w2": tuple(arrays["w2"].tolist()),
+                   "first_order_miss": float(arrays["first_order_miss"]), "bounded": bounded,
+                   "bounds": bound_rows(bounded), "ledger": Ledger(**entries)}  # fmt: skip
+        return cls(**{"path_kl": None, **fields}, name=config["name"],
+                   settings=config["settings"], cost=config["cost"])  # fmt: skip
 
 
 def study(

@@ -7,9 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from qdiffjax import diffusion, precision, results, studies
 from qdiffjax._cells import block_name, top_cells
-from qdiffjax._tables import Page, Table
+from qdiffjax._tables import Page, Table, number
 from qdiffjax.analysis.errors import Ledger, warn_of_defect
+from qdiffjax.denoiser import Denoiser
+from qdiffjax.precision import Recipe, SiteBits
+from qdiffjax.sites import list_sites, opaque
+from qdiffjax.sites.printing import sites_table
+from tests import made_up
 
 # Two samples, two steps, two sites; the second sample's entries are three times the first's.
 ENTRIES = {"down_0/conv/kernel": [[3.0, -1.0], [9.0, -3.0]], "input": [[2.0, 0.0], [6.0, 0.0]]}
@@ -48,7 +54,7 @@ def test_html_is_escaped():
 def test_without_pandas_a_data_frame_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "pandas", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ImportError, match="pip install pandas"):
+    with pytest.raises(ImportError, match="pip install"):
         Table("", ("a",), ((1,),)).to_dataframe()
 
 
@@ -139,3 +145,83 @@ def test_fewer_steps_than_ranges_make_fewer_ranges():
 def test_a_ledger_that_does_not_fit_its_sites_is_refused():
     with pytest.raises(ValueError, match=r"\(2, 3\).*expected \[steps, 2\]"):
         top_cells(np.ones((2, 3)), ["a", "b"])
+
+
+def test_sites_are_listed_with_operands_counts_remarks_and_what_is_out_of_reach():
+    def fn(params, x, t):
+        x = jax.lax.while_loop(lambda x: jnp.sum(x) < 0, lambda x: x @ params["hidden"], x)
+        return x @ params["w"] @ np.eye(3)
+
+    params = {"w": jnp.ones((2, 3)), "hidden": jnp.eye(2)}
+    args = params, jnp.ones((1, 2)), jnp.float32(0)
+    text = words(sites_table(list_sites(fn, *args), opaque(fn, *args)))
+    assert "w dot 1x2, 2x3* 6 6" in text
+    assert "constant" in text
+    assert "Out of reach of every rule: while hides dot_general." in text
+
+
+def test_a_recipe_prints_its_widths_and_a_traced_one_question_marks():
+    bits = {"a": SiteBits(4, 8), "b": SiteBits(None, 8), "c": SiteBits(4, 8)}
+    assert "a 4 8 b - 8 c 4 8" in words(Recipe(bits))
+    assert "W4A8: 2 sites, A8: 1" in words(Recipe(bits))
+    printed = []
+    jax.jit(lambda b: printed.append(str(Recipe({"a": SiteBits(b, None)}))) or b)(4)
+    assert "a ? -" in words(printed[0])
+
+
+@pytest.fixture(scope="module")
+def calibration():
+    eps_fn = lambda params, x, t: x @ params["in"] @ params["out"]  # noqa: E731
+    params = {"in": jnp.eye(2, 3, dtype=jnp.float32), "out": jnp.ones((3, 2), jnp.float32)}
+    denoiser = Denoiser(eps_fn, params, diffusion.linear(), (2,))
+    steps = diffusion.ddim(denoiser.schedule, 2)
+    return precision.calibrate(denoiser, steps, jax.random.key(0), num_samples=2)
+
+
+def test_a_calibration_prints_the_widest_range_of_each_activation(calibration):
+    low, high = calibration.ranges["in"][0]
+    text = words(calibration)
+    assert f"in dot 6 6 {number(float(low.min()))} .. {number(float(high.max()))}" in text
+
+
+@pytest.mark.parametrize("kind", ["quantize", "lower"])
+def test_a_quantized_denoiser_says_widths_what_is_left_out_and_how_it_rounds(calibration, kind):
+    recipe = Recipe({"in": SiteBits(4, 8), "output": SiteBits(None, 8)})
+    q = getattr(precision, kind)(calibration, recipe)
+    text = words(q)
+    assert "W4A8: 1 sites, A8: 1" in text
+    assert "2 of 4 sites: input, out" in text
+    assert "6 quantized, 3.00e-06 MB at their widths, 2.40e-05 MB in float32" in text
+    assert "2 static, one scale with zero point, rounded to nearest" in text
+    printed = []
+    jax.jit(lambda q: printed.append(str(q)) or 0)(q)
+    assert "W?A?" in printed[0]
+
+
+def test_a_study_fits_80_columns_and_names_its_tightest_valid_bound():
+    lines = str(made_up.study()).splitlines()
+    assert max(map(len, lines)) <= 80
+    text = words(made_up.study())
+    assert "tightest bound / error 2 2 at least first order + remainder" in text
+    assert "Grönwall 20 20 yes" in text
+    assert "NO BOUND HOLDS" not in text
+
+
+def test_bounds_that_fail_shout_and_are_not_the_tightest():
+    assert "tightest bound / error 5 5 at least Grönwall" in words(made_up.study(0.5))
+    assert "first order + remainder 0.5 0.5 NO" in words(made_up.study(0.5))
+    assert "NO BOUND HOLDS" in words(made_up.study(0.01))
+
+
+def test_a_study_that_is_saved_and_loaded_prints_the_same(tmp_path):
+    study = made_up.study()
+    study.save(tmp_path)
+    loaded = studies.Study.load(tmp_path)
+    assert str(loaded) == str(study)
+    assert loaded.ledger.contributions.keys() == study.ledger.contributions.keys()
+    np.testing.assert_array_equal(loaded.samples, study.samples)
+    (row,) = results.load(tmp_path)[2]
+    assert row["bound"] == "first order + remainder"
+    assert row["measured_rmse_low"] == 0.4
+    with pytest.raises(FileNotFoundError, match=r"Study\.save"):
+        studies.Study.load(tmp_path / "none")
