@@ -1,12 +1,6 @@
-"""Looks that all figures share. Needs matplotlib, neither JAX nor a display.
-
-An experiment's plots draw what `store.load` gives; `command.main` puts the figures beside the
-numbers, and `paper_figures` draws the same.
-"""
+"""Looks that all figures share. Matplotlib loads when one is drawn; needs no JAX and no display."""
 
 from typing import Any
-
-from matplotlib.figure import Figure
 
 # Okabe & Ito (2008): distinguishable with every common colour blindness.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#999999"
@@ -18,6 +12,8 @@ def panels(rows: int, columns: int, size: tuple[float, float], *, title=None, **
 
     The figure and its title are laid out when they are drawn.
     """
+    from matplotlib.figure import Figure
+
     fig = Figure(figsize=size, layout="constrained")
     if title:
         fig.suptitle(title, fontsize=10)

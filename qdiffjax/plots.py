@@ -4,23 +4,23 @@ Each returns a `matplotlib.figure.Figure`: `figure.savefig("ledger.png", dpi=150
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.colors import SymLogNorm
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
 
 from qdiffjax._cells import Cells
 from qdiffjax._looks import BLUE, GREEN, GREY, ORANGE, SMALL, panels, tidy
+
+if TYPE_CHECKING:
+    from matplotlib.colors import SymLogNorm
+    from matplotlib.figure import Figure
 
 KINDS = {"conv": ORANGE, "dot": BLUE}  # colours of the sites' bars
 LINE = 0.15  # inches of a site's line
 LONGEST = 44  # characters of a name
 MEASURED: dict[str, Any] = {"label": "error, measured", "color": "black", "lw": 1.8}
 # Bounds are of fewer samples; only beside the errors of the same ones can they be judged.
-BOUNDED: dict[str, Any] = {"label": "the same, median of the bounded samples", "color": "black",
+BOUNDED: dict[str, Any] = {"label": "measured, median of the bounded samples", "color": "black",
                            "lw": 0.9, "ls": (0, (4, 2))}  # fmt: skip
 PREDICTED: dict[str, Any] = {"label": "error, predicted", "color": BLUE, "lw": 1.5,
                              "ls": (0, (1, 1))}  # fmt: skip
@@ -30,7 +30,7 @@ BOUNDS: dict[str, dict[str, Any]] = {
 }
 
 
-def plot_ledger(ledger, sites=(), title: str = "Where the error is made") -> Figure:
+def plot_ledger(ledger, sites=(), title: str = "Where the error is made") -> "Figure":
     """Draw the signed share of every (site, step), and beside it each site's sum over steps.
 
     Red raises the error, blue lowers it; the colours are linear around zero and logarithmic beyond.
@@ -46,7 +46,7 @@ def plot_ledger(ledger, sites=(), title: str = "Where the error is made") -> Fig
     norm, ticks = diverging(float(np.abs(shares).max()))
     fig, (ax, side) = by_site(cells.sites, title, width=4.2, width_ratios=[3, 1])
     image = ledger_panel(ax, side, shares, norm)
-    bar = fig.colorbar(image, ax=[ax, side], location="bottom", shrink=0.6, aspect=40, pad=0.01)
+    bar = fig.colorbar(image, ax=[ax, side], location="bottom", shrink=0.6, aspect=40, pad=0.03)
     colour_ticks(bar, ticks)
     bar.set_label(f"share of the {cells.quantity.partition(',')[0]},\n% a site and step", **SMALL)
     return fig
@@ -54,6 +54,8 @@ def plot_ledger(ledger, sites=(), title: str = "Where the error is made") -> Fig
 
 def ledger_panel(ax, side, shares, norm):
     """Draw a heat map of shares [N, S] and bars of its sums over steps; return the image."""
+    from matplotlib.ticker import MaxNLocator
+
     num_steps, num_sites = shares.shape
     image = ax.imshow(
         shares.T, aspect="auto", cmap="RdBu_r", norm=norm, interpolation="nearest",
@@ -73,8 +75,10 @@ def ledger_panel(ax, side, shares, norm):
     return image
 
 
-def diverging(top: float) -> tuple[SymLogNorm, list[float]]:
+def diverging(top: float) -> "tuple[SymLogNorm, list[float]]":
     """Return a scale of colours from -top to top, linear near zero, and its ticks."""
+    from matplotlib.colors import SymLogNorm
+
     top = top or 1.0
     ticks = [-top, -top / 10, -top / 100, 0.0, top / 100, top / 10, top]
     return SymLogNorm(linthresh=top / 100, vmin=-top, vmax=top), ticks
@@ -87,7 +91,7 @@ def colour_ticks(bar, ticks: Sequence[float]) -> None:
     bar.ax.tick_params(labelsize=7)
 
 
-def plot_sites(sites, title: str = "Where the network multiplies") -> Figure:
+def plot_sites(sites, title: str = "Where the network multiplies") -> "Figure":
     """Draw the multiply-accumulates and the parameters of each site, as shares of all.
 
     Args:
@@ -104,7 +108,7 @@ def plot_sites(sites, title: str = "Where the network multiplies") -> Figure:
     return fig
 
 
-def plot_recipe(recipe, sites, title: str = "Recipe") -> Figure:
+def plot_recipe(recipe, sites, title: str = "Recipe") -> "Figure":
     """Draw the widths of weights and activations at each site, beside its share of the work.
 
     Args:
@@ -138,7 +142,7 @@ def plot_recipe(recipe, sites, title: str = "Recipe") -> Figure:
     return fig
 
 
-def plot_errors(study, title: str | None = None) -> Figure:
+def plot_errors(study, title: str | None = None) -> "Figure":
     """Draw the error over the sampler's steps: measured, predicted and bounded, with the signal.
 
     Bounds hold for one sample each, so their median and 10 to 90 % range are drawn.
@@ -167,6 +171,8 @@ def error_panel(ax, error_rms, predicted_rms, signal_rms, norms: Mapping[str, An
       error_rms, predicted_rms, signal_rms: root mean squares over samples [N+1].
       norms: of each bounded sample [N+1, batch]: `measured`, and the bounds of `BOUNDS`.
     """
+    from matplotlib.ticker import MaxNLocator
+
     steps = np.arange(len(signal_rms))
 
     def quantiles(key: str):  # the nearest sample: between infinities there is only NaN
@@ -227,7 +233,9 @@ def share_bars(ax, values, colors, noun: str) -> None:
     ax.set_xlabel(f"{noun},\n% of {total:,.0f}", **SMALL)
 
 
-def kinds_legend(fig: Figure) -> None:
+def kinds_legend(fig: "Figure") -> None:
     """Say below which colour is which kind of site."""
+    from matplotlib.patches import Patch
+
     handles = [Patch(color=color, label=kind) for kind, color in KINDS.items()]
     fig.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False, **SMALL)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from qdiffjax._cells import top_cells
+from qdiffjax._cells import Cell, top_cells
 from qdiffjax._tables import Page, Table, number
 
 WIDTH = 80
@@ -78,13 +78,19 @@ def cells_table(study, num: int = 8) -> Table:
     """Return the cells of the ledger that cost most, in ranges of steps."""
     cells = study.ledger.cells()
     top = top_cells(cells.contributions, cells.sites, num)
-    rows = tuple((f"{cell.first_step}-{cell.last_step}", cell.site, cell.share) for cell in top)
+    rows = tuple((steps_text(cell), cell.site, cell.share) for cell in top)
     return Table(
         f"Where the error is made: share of the {cells.quantity.partition(',')[0]}",
         ("steps", "site", "share, %"), rows,
         (f"Mean of {cells.num_samples} samples; steps count from noise. {cells.defect_note()}",),
         {"share, %": "+.1f"}, WIDTH,
     )  # fmt: skip
+
+
+def steps_text(cell: Cell) -> str:
+    """Write a range of steps: 3, or 4-7."""
+    first, last = cell.first_step, cell.last_step
+    return str(first) if first == last else f"{first}-{last}"
 
 
 def arrays_of(study) -> dict[str, Any]:

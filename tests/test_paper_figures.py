@@ -148,7 +148,7 @@ def test_curves_are_the_saved_numbers_per_pixel(results):
     assert ax.get_title() == "W4A8"
     lines = {line.get_label(): line.get_ydata() for line in ax.get_lines()}
     np.testing.assert_allclose(lines["error, measured"][1:], arrays["W4A8/error_rms"][1:])
-    label = "the same, median of the bounded samples"
+    label = "measured, median of the bounded samples"
     np.testing.assert_allclose(lines[label][1:], arrays["W4A8/measured_norms"][1:, 2] / 8.0)
     # Five samples, the first infinite at the end: the median is the third of the sorted ones.
     median = np.sort(arrays["W4A8/gronwall"], axis=1)[:, 2] / 8.0  # 64 pixels
