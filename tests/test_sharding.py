@@ -37,6 +37,7 @@ EIGHT = (
     + """
 from qdiffjax import diffusion, hardware, precision
 from qdiffjax.analysis.errors import ledger
+from qdiffjax.denoiser import Denoiser
 from tests import worlds
 from tests.analysis import coupled
 
