@@ -14,6 +14,8 @@ ROW = {
     "weight_bits": 4, "activation_bits": 8, "measured_rmse": 0.25, "predicted_rmse": 0.125,
     "first_order_relative_error": None, "exact_relative_residual": 3e-7,
     "bound_over_measured_min": 1.5, "bound_over_measured_median": float("inf"),
+    "remainder_over_measured_min": 1.25, "remainder_over_measured_median": 2.0,
+    "tightest_bound": "remainder", "tightest_bound_rmse": 0.75, "bounded_rmse": 0.5,
     "bounds_hold": False, "path_kl": 12345.6, "w2": 2.0, "w2_lower": 0.5,
 }  # fmt: skip
 
@@ -90,9 +92,12 @@ def test_violated_bounds_shout_and_missing_numbers_are_dashes():
     cells = [{"site": "conv_in/kernel", "first_step": 0, "last_step": 1, "share": 12.34}]
     bounds = {"Grönwall": ("gronwall", "along the run", "gains are known")}
     tables.show(main_table([ROW | {"top_cells": cells}], bounds), file)
+    text = " ".join(file.getvalue().split())
     line = next(s for s in file.getvalue().splitlines() if "W4A8" in s)
-    expected = "W4A8 0.25 0.125 - 3.0e-07 1.5, inf NO 12346 0.5, 2"
+    expected = "W4A8 0.25 0.125 1.5 NO 3.0e-07 12346 0.5, 2"
     assert line.split() == expected.split()
+    assert "first order + remainder 1.25, 2, Grönwall 1.5, inf; first order misses - %" in text
+    assert "the bound of the table: remainder" in text
     assert "Grönwall: along the run; gains are known" in file.getvalue()
-    assert "+12.3 % 0-1 conv_in/kernel" in " ".join(file.getvalue().split())
+    assert "+12.3 % 0-1 conv_in/kernel" in text
     assert "predicted /" not in file.getvalue()  # older results do not know it
