@@ -2,6 +2,7 @@
 
 from decimal import Decimal
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +15,7 @@ def assert_close(actual, expected, *, factor: float = 16.0, scale: float | None 
     magnitude of the numbers compared (default: the largest |expected|, at least 1e-300).
     """
     actual, expected = np.asarray(actual), np.asarray(expected)
-    assert actual.shape == expected.shape, f"shapes {actual.shape} and {expected.shape} differ"
+    chex.assert_equal_shape([actual, expected])
     floats = [a.dtype for a in (actual, expected) if np.issubdtype(a.dtype, np.floating)]
     eps = max([np.finfo(d).eps for d in floats], default=np.finfo(np.float64).eps)
     if scale is None:

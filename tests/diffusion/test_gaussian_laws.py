@@ -2,6 +2,7 @@
 
 from decimal import Decimal, getcontext
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -118,7 +119,7 @@ def test_a_relative_error_kappa_turns_the_exponent_one_half_into_one_half_of_one
 def test_covariances_along_a_chain_stay_symmetric_and_float32_stays_float32():
     mean, cov = law(3)
     chain = gaussian_chain(mean.astype(np.float32), cov, SCHEDULE, diffusion.ddpm(SCHEDULE, 20))
-    assert chain.means.dtype == chain.covs.dtype == jnp.float32
+    chex.assert_type([chain.means, chain.covs], jnp.float32)
     np.testing.assert_array_equal(chain.covs, chain.covs.swapaxes(1, 2))
 
 

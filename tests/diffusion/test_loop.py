@@ -1,5 +1,6 @@
 """Theorems about the sampling loop."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -107,12 +108,12 @@ def test_a_batch_of_recipes_under_vmap_is_each_recipe_alone():
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
 def test_the_state_is_float32_whatever_the_dtype_of_the_network(dtype):
     def call_fn(x, t, inputs, state=()):
-        assert x.dtype == t.dtype == jnp.float32
+        chex.assert_type([x, t], jnp.float32)
         return jnp.zeros(x.shape, dtype), None, state
 
     x = x_T(jnp.float32)
     trajectory = diffusion.sample(call_fn, x, constant_steps(1, 1, 0))
-    assert trajectory.xs.dtype == jnp.float32
+    chex.assert_type(trajectory.xs, jnp.float32)
     np.testing.assert_array_equal(trajectory.x_0, x)  # not one bit is lost on the way
     assert diffusion.sample(call_fn, x.astype(dtype), constant_steps(1, 1, 0)).x_0.dtype == x.dtype
 

@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -92,7 +93,7 @@ def test_the_loss_draws_every_time_but_zero():
 
 def test_the_loss_is_computed_in_float32_for_a_low_precision_network():
     def eps_fn(params, x, t):
-        assert x.dtype == t.dtype == jnp.float32
+        chex.assert_type([x, t], jnp.float32)
         return x.astype(jnp.bfloat16)
 
     x_0 = jnp.zeros((4, 2), jnp.float32)

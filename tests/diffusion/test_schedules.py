@@ -1,5 +1,6 @@
 """Theorems about noise schedules."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -82,12 +83,12 @@ def test_lookup_has_the_shape_and_the_float_dtype_of_t(schedule):
     t = jnp.array([[1, 3], [5, 0]])
     for dtype in (jnp.float32, jnp.float64):
         level = schedule(t.astype(dtype))
-        assert level.alpha.shape == level.sigma.shape == t.shape
-        assert level.alpha.dtype == level.sigma.dtype == dtype
+        chex.assert_shape(level, t.shape)
+        chex.assert_type(level, dtype)
         assert_close(level.alpha**2, schedule.alpha_bar[np.asarray(t)].astype(dtype))
-    assert schedule(t).alpha.dtype == jnp.float64
-    assert schedule(t.astype(jnp.bfloat16)).alpha.dtype == jnp.float32
-    assert schedule(3).alpha.shape == ()
+    chex.assert_type(schedule(t), jnp.float64)
+    chex.assert_type(schedule(t.astype(jnp.bfloat16)), jnp.float32)
+    chex.assert_shape(schedule(3), ())
 
 
 def test_float32_sigma_keeps_its_relative_accuracy_near_time_zero():
@@ -104,16 +105,13 @@ def test_lookup_is_the_same_with_64_bit_types_off():
 
 
 def test_equal_schedules_are_one_static_argument():
-    traces = []
-
+    @chex.assert_max_traces(n=2)
     def sigma(schedule, t):
-        traces.append(schedule)
         return schedule(t).sigma
 
     compiled = jax.jit(sigma, static_argnums=0)
     for schedule in (diffusion.linear(20), diffusion.linear(20), diffusion.linear(21)):
         compiled(schedule, jnp.array(3))
-    assert len(traces) == 2
     assert diffusion.linear(20) != diffusion.cosine(20)
     assert diffusion.linear(20) != "linear"
 

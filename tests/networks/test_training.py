@@ -1,5 +1,6 @@
 """Training: resumption is exact, the average follows its recursion, divergence is loud."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,9 +32,9 @@ def fit(config=CONFIG, loss_fn=loss_fn, images=IMAGES, **kwargs):
 
 
 def assert_same_bits(a, b):
-    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        assert x.dtype == y.dtype
-        assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
+    chex.assert_trees_all_equal(a, b, strict=True)
+    assert all(map(lambda x, y: np.asarray(x).tobytes() == np.asarray(y).tobytes(),
+                   jax.tree.leaves(a), jax.tree.leaves(b)))  # fmt: skip
 
 
 def interrupt_after(monkeypatch, num_steps):

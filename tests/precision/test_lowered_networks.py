@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -98,13 +99,12 @@ def test_a_recipe_by_step_goes_through_per_call():
 def test_it_maps_over_batches_and_compiles_once_for_other_scales():
     net = worlds.nnx_net()
     _, q = lowered(net, 8, 8)
-    traces = []
 
-    def fn(q, x):
-        traces.append(1)
+    @jax.jit
+    @chex.assert_max_traces(n=1)
+    def run(q, x):
         return precision.quantized_call(q)(x, net.t, None)[0]
 
-    run = jax.jit(fn)
     x = net.x
     y = run(q, x)
     each = jax.jit(jax.vmap(lambda x: precision.quantized_call(q)(x[None], net.t, None)[0][0]))(x)
@@ -119,7 +119,6 @@ def test_it_maps_over_batches_and_compiles_once_for_other_scales():
         for n, s in other.site_inputs.items()
     }
     run(precision.Quantized(q.denoiser, inputs, LOWER), x)
-    assert len(traces) == 1
 
 
 @pytest.mark.parametrize("name", ["nnx_net", "handwritten", "layers", "linen_layers"])

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import chex
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -63,10 +64,8 @@ def _q(format=None, affine=False, seed=0):
 
 def _assert_same(a, b):
     """Same tree, static fields included, and the same bits and dtypes."""
-    assert jax.tree.structure(a) == jax.tree.structure(b)
-    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        assert (x.dtype, x.shape) == (y.dtype, y.shape)
-        np.testing.assert_array_equal(x, y)
+    chex.assert_trees_all_equal_structs(a, b)
+    chex.assert_trees_all_equal(a, b, strict=True)
 
 
 @pytest.mark.parametrize("bits", [1, 3, 4, 7, 8, 13, 16, 19, 32])

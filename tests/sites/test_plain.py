@@ -1,5 +1,6 @@
 """Under the rule `plain` a transformed function is the function, bit for bit."""
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -19,9 +20,9 @@ def assert_plain_is_bit_identical(fn, *args):
     expected = jax.jit(fn)(*args)
     actual, outputs = jax.jit(plain)(*args)
     assert outputs == {}
-    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    chex.assert_trees_all_equal_structs(actual, expected)
+    chex.assert_trees_all_equal_shapes_and_dtypes(actual, expected)
     for got, want in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
-        assert got.dtype == want.dtype
         assert np.asarray(got).tobytes() == np.asarray(want).tobytes()
 
 

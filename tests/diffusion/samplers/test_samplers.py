@@ -1,5 +1,6 @@
 """Theorems about sampler coefficients."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -225,6 +226,5 @@ def test_steps_are_the_same_with_64_bit_types_off():
     exact = diffusion.ddim(schedule, 50, eta=1.0)
     with jax.enable_x64(False):
         steps = diffusion.ddim(schedule, 50, eta=1.0)
-    for a, b in zip(jax.tree.leaves(steps), jax.tree.leaves(exact), strict=True):
-        assert a.dtype == jnp.float32
-        np.testing.assert_array_equal(a, np.asarray(b).astype(np.float32))
+    expected = jax.tree.map(lambda a: np.asarray(a).astype(np.float32), exact)
+    chex.assert_trees_all_equal(steps, expected, strict=True)

@@ -7,6 +7,7 @@ The reverse SDE that starts in the law of x_t ends in the law of x_s: that is th
 import itertools
 from functools import partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -165,8 +166,7 @@ def test_predictor_corrector_interleaves_its_calls():
     assert steps.coeffs.noise[-1] == 0
     without = d.predictor_corrector(d.EDM(), [5.0, 3.0, 0.5], num_corrector=0)
     plain = d.reverse_diffusion(d.EDM(), [5.0, 3.0, 0.5])
-    for a, b in zip(jax.tree.leaves(without), jax.tree.leaves(plain), strict=True):
-        np.testing.assert_array_equal(a, b)
+    chex.assert_trees_all_equal(without, plain)
 
 
 def algorithm_2(denoiser, x, times, noises, churn, limits, scale):

@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -133,6 +134,5 @@ def test_a_table_in_float32_mode_is_the_rounded_float64_table():
     exact = d.unipc(VP, REAL, order=3)
     with jax.enable_x64(False):
         rounded = d.unipc(VP, REAL, order=3)
-    for a, b in zip(jax.tree.leaves(rounded), jax.tree.leaves(exact), strict=True):
-        assert a.dtype == jnp.float32
-        np.testing.assert_array_equal(a, np.asarray(b).astype(np.float32))
+    expected = jax.tree.map(lambda a: np.asarray(a).astype(np.float32), exact)
+    chex.assert_trees_all_equal(rounded, expected, strict=True)

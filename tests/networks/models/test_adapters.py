@@ -1,5 +1,6 @@
 """Networks of other frameworks: the same function, its sites, and samples through it."""
 
+import chex
 import equinox as eqx
 import flax.linen as nn
 import jax
@@ -173,7 +174,7 @@ def test_bare_parameters_are_the_collection_of_that_name():
     net = nn.Dense(3)
     variables = net.init(jax.random.key(0), X)
     one, other = (from_linen(net, v)[1] for v in (variables, variables["params"]))
-    assert jax.tree.structure(one) == jax.tree.structure(other)
+    chex.assert_trees_all_equal(one, other, strict=True)
 
 
 def test_keyword_arguments_reach_every_call():

@@ -3,6 +3,7 @@
 import functools
 from fractions import Fraction
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -67,11 +68,10 @@ def test_ties_go_to_the_even_index_on_either_side():
 def test_traced_levels_equal_static_levels_bitwise_and_a_sweep_traces_once():
     x = jax.random.normal(jax.random.key(0), (64,), jnp.float32)
     books = np.stack([_random_levels(16, s) for s in range(3)])
-    traces = []
 
     @jax.jit
+    @chex.assert_max_traces(n=1)
     def sweep(books):
-        traces.append(None)
         one = lambda b: fake_quant(x, 0.7 * ONE, format=CodebookFormat(b))  # noqa: E731
         return jax.vmap(one)(books)
 
@@ -81,7 +81,6 @@ def test_traced_levels_equal_static_levels_bitwise_and_a_sweep_traces_once():
 
     np.testing.assert_array_equal(sweep(jnp.asarray(books)), static(x))
     sweep(jnp.asarray(2 * books))
-    assert len(traces) == 1
 
 
 @pytest.mark.parametrize(("n", "bits"), [(2, 1), (3, 2), (4, 2), (5, 3), (256, 8), (257, 9)])
