@@ -5,8 +5,11 @@ jaxprs goes through the functions below; no other file looks at a jaxpr's layout
 """
 
 import inspect
+import itertools
+from pathlib import Path
 from typing import Any
 
+import jax
 from jax.extend import core as jex_core
 
 Literal = jex_core.Literal
@@ -44,6 +47,32 @@ def sub_jaxprs(eqn: Any) -> list:
     """Return every jaxpr among an equation's parameters."""
     values = (v if isinstance(v, (tuple, list)) else (v,) for v in eqn.params.values())
     return [item for items in values for item in items if is_jaxpr(item)]
+
+
+# A line of a framework says less than the line of the network that calls it.
+_FRAMEWORKS = tuple(f"/site-packages/{name}/" for name in ("flax", "equinox", "haiku", "einops"))
+_JAX = f"{Path(jax.__file__).parent}/"
+_TRACER = f"{Path(__file__).parent}/sites/"
+
+
+def source_line(eqn: Any) -> str | None:
+    """Return the line of the network's source that makes an equation, as layers.py:12.
+
+    The innermost frame outside of JAX and, if there is one, of the frameworks; None if nothing is
+    known.
+    """
+    frames = getattr(getattr(eqn.source_info, "traceback", None), "frames", None) or ()
+    inside = itertools.takewhile(lambda frame: not frame.file_name.startswith(_TRACER), frames)
+    lines = [frame for frame in inside if not frame.file_name.startswith(_JAX)]
+    own = (f for f in lines if not any(name in f.file_name for name in _FRAMEWORKS))
+    frame = next(own, lines[0] if lines else None)
+    return None if frame is None else f"{Path(frame.file_name).name}:{frame.line_num}"
+
+
+def is_of_jax(jaxpr: Any) -> bool:
+    """Say whether a jaxpr is that of a function of JAX; False if that is not known."""
+    info = getattr(getattr(jaxpr, "jaxpr", jaxpr), "debug_info", None)
+    return f" at {_JAX}" in str(getattr(info, "func_src_info", ""))
 
 
 def vector_loader(interpret: Any) -> Any:

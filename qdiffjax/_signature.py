@@ -94,12 +94,33 @@ def _check(out, result, x, shape) -> None:
     """Refuse a prediction that is no array or, where shapes are known, not of the shape of x."""
     require(hasattr(out, "shape"), "network", got=_described(out),
             expected="one array, its prediction",
-            remedy="say which: Denoiser(..., output=), an index, a key or a function")  # fmt: skip
+            remedy=f"say which: Denoiser(..., output={_place(result, x.shape)})")  # fmt: skip
     require(
         shape is None or out.shape == x.shape, "network",
         got=f"{_described(out)} for x {list(x.shape)}", expected="a prediction of the shape of x",
-        remedy="take its part with Denoiser(..., output=lambda out: out[..., :channels])",
+        remedy=_remedy_of_shape(out.shape, x.shape),
     )  # fmt: skip
+
+
+def _place(result, shape) -> str:
+    """Say where in a result there is an array of a shape, as `output=` takes it."""
+    if not isinstance(result, (tuple, list, dict)):
+        return "lambda out: out.field"
+    items = result.items() if isinstance(result, dict) else enumerate(result)
+    keys = [repr(key) for key, part in items if getattr(part, "shape", None) == shape]
+    return next(iter(keys), "an index, a key or a function")
+
+
+def _remedy_of_shape(got, shape) -> str:
+    wrong = [a for a, n in enumerate(shape) if len(got) == len(shape) and got[a] != n]
+    if wrong == [0]:
+        return "what belongs to a sample goes into Denoiser(..., cond=), not into a closure"
+    axis = wrong[0] if len(wrong) == 1 else len(shape) - 1
+    n = shape[axis] if len(wrong) == 1 else "channels"
+    before = "..." if axis == len(shape) - 1 else ", ".join(":" * axis)
+    part = f"leave out the rest with Denoiser(..., output=lambda out: out[{before}, :{n}])"
+    doubled = len(wrong) == 1 and got[axis] == 2 * n
+    return f"a learned variance is no prediction, {part}" if doubled else part
 
 
 def _described(result) -> str:

@@ -19,7 +19,7 @@ import numpy as np
 
 from qdiffjax._checks import require
 from qdiffjax.precision import Recipe, SiteBits, output_channels
-from qdiffjax.sites.plan import Site
+from qdiffjax.sites import Site
 
 SCALE_BYTES = 4  # a float32
 LAYER = re.compile(r"(?:\[\d+\])*$")  # iteration of the loops around a site, at the end of its name
@@ -32,8 +32,9 @@ class Counts(NamedTuple):
       names: of the sites.
       macs: multiply-accumulates of a call; those with padding are among them.
       weights: elements of the weight operand, 0 for a product of activations.
-      stored: the same, but 0 where an earlier site uses the same parameter. Iterations of a loop
-        are taken to have weights of their own, as in a scan over layers.
+      stored: the same, but 0 where an earlier site uses the same parameter, and for constants,
+        which are no parameters. Iterations of a loop are taken to have weights of their own, as
+        in a scan over layers.
       scales: of a quantized weight.
       activations: elements of the other operands.
       outputs: elements of the result.
@@ -76,7 +77,7 @@ def count(
     products = [s for s in sites if s.kind in ("dot", "conv")]
     keys = [f"{s.weight_path}{LAYER.findall(s.name)[0]}" for s in products]
     stored = [
-        s.parameters if s.weight is not None and keys.index(key) == i else 0
+        s.parameters if not s.is_constant and keys.index(key) == i else 0
         for i, (s, key) in enumerate(zip(products, keys, strict=True))
     ]
     columns = (

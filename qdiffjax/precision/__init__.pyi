@@ -6,6 +6,10 @@ from .calibration import quantize as quantize
 from .calibration import site_inputs as site_inputs
 from .codes import Stored as Stored
 from .codes import stored as stored
+from .diagnosis import Diagnosis as Diagnosis
+from .diagnosis import DiagnosisWarning as DiagnosisWarning
+from .diagnosis import Finding as Finding
+from .diagnosis import diagnose as diagnose
 from .lowering import lower as lower
 from .lowering import lower_site as lower_site
 from .lowering import lowering_of as lowering_of
@@ -19,6 +23,7 @@ from .quantized import quantized_call as quantized_call
 from .recipe import Recipe as Recipe
 from .recipe import SiteBits as SiteBits
 from .recipe import check_bits as check_bits
+from .recipe import check_recipe as check_recipe
 from .recipe import parse_shorthand as parse_shorthand
 from .recipe import uniform as uniform
 from .rules import SiteQuant as SiteQuant

@@ -10,14 +10,16 @@ import jax.numpy as jnp
 from qdiffjax import diffusion
 from qdiffjax._checks import require
 from qdiffjax._typing import EpsFn
-from qdiffjax.denoiser import Denoiser
+from qdiffjax.denoiser import Denoiser, Draw
+from qdiffjax.precision.diagnosis import diagnose
 from qdiffjax.precision.printing import calibration_table
 from qdiffjax.precision.quantized import Quantized
-from qdiffjax.precision.recipe import Recipe
+from qdiffjax.precision.recipe import Recipe, check_recipe
+from qdiffjax.precision.refusals import arguments
 from qdiffjax.precision.rules import SiteQuant
 from qdiffjax.precision.weights import round_weights, weight_operands
 from qdiffjax.quant import ActivationGrid, IntFormat, activation_grid
-from qdiffjax.sites import Site, list_sites, rules, transform
+from qdiffjax.sites import Sites, rules, transform
 
 NUM_SAMPLES = 32  # of calibration
 Ranges = dict[str, tuple[Any, ...]]
@@ -36,7 +38,7 @@ class Calibration:
     """
 
     denoiser: Denoiser
-    sites: tuple[Site, ...] = dataclasses.field(metadata={"static": True})
+    sites: Sites = dataclasses.field(metadata={"static": True})
     weights: dict[str, Any]
     ranges: Ranges
 
@@ -100,6 +102,8 @@ def calibrate(
 ) -> Calibration:
     """Measure what every recipe needs, on one full-precision sampling run.
 
+    What is odd about the network is told first, see `diagnose`.
+
     Args:
       denoiser: any network, see `Denoiser`.
       steps: the sampler.
@@ -107,22 +111,29 @@ def calibrate(
         None only if nothing is to be drawn.
       num_samples: number of calibration samples.
       x_T: initial noise of the calibration samples [num_samples, *shape]; None draws it.
+
+    Raises:
+      ValueError: a network that cannot be sampled.
+
+    Warns:
+      DiagnosisWarning: something that an analysis leaves out, or that would falsify it.
     """
     key_start, key_noise = (None, None) if key is None else jax.random.split(key)
     if x_T is None:
         require(key is not None, "calibrate", got="neither key nor x_T", expected="one of them",
                 remedy="pass jax.random.key(seed)")  # fmt: skip
-        x_T, cond = denoiser.draw(key_start, num_samples, steps.t[0])
+        draw = denoiser.draw(key_start, num_samples, steps.t[0])
     else:
-        cond = denoiser.draw_cond(key_start, len(x_T))
-    rest = () if cond is None else (cond,)
-    args = denoiser.eps_fn, denoiser.params, x_T[:1], jnp.zeros((), x_T.dtype)
-    first = jax.tree.map(lambda leaf: leaf[:1], rest)
-    sites, weights = list_sites(*args, *first), weight_operands(*args, *first)
+        draw = Draw(x_T, denoiser.draw_cond(key_start, len(x_T)))
+    diagnosis = diagnose(denoiser, steps, draw=draw)
+    diagnosis.warn()
+    first = jax.tree.map(lambda leaf: leaf[:1], draw)
+    weights = weight_operands(*arguments(denoiser, first, steps.times(first.x_T)[0]))
     observe = jax.jit(lambda d, x, key, cond: observe_ranges(
         d.eps_fn, d.params, steps, x, key=key, cond=cond
     ))  # fmt: skip
-    return Calibration(denoiser, sites, weights, observe(denoiser, x_T, key_noise, cond))
+    ranges = observe(denoiser, draw.x_T, key_noise, draw.cond)
+    return Calibration(denoiser, diagnosis.sites, weights, ranges)
 
 
 def quantize(calibration: Calibration, recipe: Recipe, **rounding) -> Quantized:
@@ -135,8 +146,12 @@ def quantize(calibration: Calibration, recipe: Recipe, **rounding) -> Quantized:
       calibration: see `calibrate`.
       recipe: widths by site, which may be traced.
       rounding: `calibrate_fn`, `granularity`, `format_fn` of the weights, see `round_weights`.
+
+    Raises:
+      ValueError: a recipe that names a site whose numbers are not real.
     """
     c = calibration
+    check_recipe(recipe, c.sites)
     weights = round_weights(c.weights, c.sites, recipe, **rounding)
     inputs = site_inputs(recipe, weights, over_steps(c.ranges))
     return Quantized(c.denoiser, inputs, widths=recipe.widths())

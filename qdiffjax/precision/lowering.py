@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -29,13 +30,14 @@ from qdiffjax.kernels.derivatives import (
 )
 from qdiffjax.precision.calibration import Calibration, over_steps, site_inputs, static_grid
 from qdiffjax.precision.codes import stored, unstored, weight_codes
+from qdiffjax.precision.diagnosis import DiagnosisWarning, listing
 from qdiffjax.precision.quantized import Quantized
-from qdiffjax.precision.recipe import Recipe
+from qdiffjax.precision.recipe import Recipe, check_recipe
 from qdiffjax.precision.rules import SiteQuant, quantize_site, token_axes
 from qdiffjax.precision.weights import round_weights
 from qdiffjax.quant import ActivationGrid, QTensor, dequantize, expand
-from qdiffjax.sites.plan import Site
 from qdiffjax.sites.products import Conv, Dot
+from qdiffjax.sites.records import Site
 from qdiffjax.sites.transforming import Rule
 
 
@@ -61,11 +63,17 @@ def lower(
       rounding: `calibrate_fn`, `granularity`, `format_fn` of the weights, see `round_weights`.
 
     Raises:
-      ValueError: a width or format of a weight that no kernel multiplies.
+      ValueError: a width or format of a weight that no kernel multiplies; a site whose numbers are
+        not real.
+
+    Warns:
+      DiagnosisWarning: sites that stay simulated, such as transposed convolutions.
     """
     c = calibration
+    check_recipe(recipe, c.sites)
     weights = round_weights(c.weights, c.sites, recipe, weight_codes, **rounding)
     inputs = site_inputs(recipe, weights, over_steps(c.ranges), grid_fn)
+    _warn_of_simulation(c.sites, inputs)
     inputs = stored(inputs, c.sites, path)
     return Quantized(c.denoiser, inputs, lower_site(path), recipe.widths())
 
@@ -111,6 +119,19 @@ def lowering_of(sites: Sequence[Site], site_inputs: dict[str, SiteQuant]) -> dic
         return f"simulated: {why}" if why else "rounded" if site.product is None else codes
 
     return {site.name: way(site, site_inputs.get(site.name)) for site in sites}
+
+
+def _warn_of_simulation(sites: Sequence[Site], inputs: dict[str, SiteQuant]) -> None:
+    reasons = {
+        name: way.removeprefix("simulated: ")
+        for name, way in lowering_of(sites, inputs).items()
+        if way.startswith("simulated")
+        and (inputs[name].weight is not None or any(inputs[name].activations))
+    }
+    if reasons:
+        listed = listing([f"{name} ({why})" for name, why in reasons.items()])
+        text = f"simulated, with floats that hold rounded numbers: {listed}"
+        warnings.warn(text, DiagnosisWarning, stacklevel=3)
 
 
 def why_simulated(site: Site, inputs: SiteQuant) -> str | None:

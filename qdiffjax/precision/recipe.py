@@ -110,15 +110,49 @@ def uniform(
     """One pair of widths at every site that matches the globs; see `match` for their syntax.
 
     The sites `input` and `output` have activations only: they are the survey's Q(x_t) and
-    Q(eps), eq. 11. Leave them out with the globs "*", "!input", "!output".
+    Q(eps), eq. 11. Leave them out with the globs "*", "!input", "!output". Products with constants
+    are left out, unless a glob that begins with "const" names them; so are those of numbers that
+    are not real.
+
+    Raises:
+      ValueError: a glob that matches nothing, or names a site whose numbers are not real; nothing
+        is left.
     """
-    bits = SiteBits(check_bits(weight_bits), check_bits(activation_bits))
-    chosen = set(match(sites, globs))
-    return Recipe({
-        s.name: bits if s.weight is not None else bits._replace(weight=None)
-        for s in sites
-        if s.name in chosen
-    })  # fmt: skip
+    bits, globs = SiteBits(check_bits(weight_bits), check_bits(activation_bits)), tuple(globs)
+    matched = set(match(sites, globs))
+    chosen = [s for s in sites if s.name in matched and (_is_usual(s) or _is_named(s, globs))]
+    require(chosen or not matched, "recipe", got=f"globs {globs}, which match {sorted(matched)}",
+            expected="a site that is rounded unless it is named",
+            remedy='a constant is named by a glob that begins with "const"')  # fmt: skip
+    recipe = Recipe({s.name: bits if s.weight is not None else bits._replace(weight=None)
+                     for s in chosen})  # fmt: skip
+    check_recipe(recipe, sites)
+    return recipe
+
+
+def _is_usual(site: Site) -> bool:
+    return site.is_real and not site.is_constant
+
+
+def _is_named(site: Site, globs: Sequence[str]) -> bool:
+    return site.name in globs or (
+        site.is_constant and site.is_real and any(glob.startswith("const") for glob in globs)
+    )
+
+
+def check_recipe(recipe: Recipe, sites: Iterable[Site]) -> None:
+    """Refuse a recipe that rounds numbers which cannot be.
+
+    Raises:
+      ValueError: a site whose numbers are not real.
+    """
+    for site in sites:
+        bits = recipe.bits.get(site.name, SiteBits())
+        require(
+            site.is_real or bits == SiteBits(), site.name, got=f"a product of {site.dtype}",
+            expected="real numbers, which can be rounded", remedy="leave it out of the recipe, "
+            "or let the network multiply real and imaginary parts",
+        )  # fmt: skip
 
 
 def parse_shorthand(text: str) -> SiteBits:

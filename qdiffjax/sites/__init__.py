@@ -5,10 +5,11 @@ the same function with something done there. Networks are traced, never edited. 
 of precision: a rule that quantizes is `precision.quantize_site`.
 
 A site is named by the path of its weight (`down_0_block_0/conv_1/kernel`); `#2` marks the second
-use of a weight, `[i]` the iteration of a scan over layers, `dot_0` a product of activations.
+use of a weight, `[i]` the iteration of a scan over layers, `dot_0` a product of activations. What
+does not come from `params` is data; a constant that multiplies data is named by its line of source.
 """
 
 from qdiffjax.sites import rules
-from qdiffjax.sites.listing import edge, list_sites, match, opaque, site
-from qdiffjax.sites.plan import Site
+from qdiffjax.sites.listing import edge, list_sites, match, site
+from qdiffjax.sites.records import Site, Sites
 from qdiffjax.sites.transforming import transform

@@ -4,7 +4,6 @@ import dataclasses
 import difflib
 import fnmatch
 import itertools
-import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -14,7 +13,10 @@ from jax.ad_checkpoint import checkpoint_name
 from qdiffjax import _compat
 from qdiffjax._checks import require
 from qdiffjax.sites.absent import shapes
-from qdiffjax.sites.plan import EDGE, EDGES, MARK, Label, Names, Plan, Site, edge_site, make_plan
+from qdiffjax.sites.naming import EDGES, Names
+from qdiffjax.sites.plan import EDGE, MARK, Place, Plan, identity_site, make_plan
+from qdiffjax.sites.provenance import Label, size
+from qdiffjax.sites.records import Site, Sites
 
 
 class Traced(NamedTuple):
@@ -54,17 +56,19 @@ def trace(fn, args) -> Traced:
     closed, out_shape = jax.make_jaxpr(fn, return_shape=True)(*args)
     jaxpr, consts = _compat.open_jaxpr(closed)
     names = Names()
-    labels = [Label(frozenset({(f"const_{i}", math.prod(c.shape))})) for i, c in enumerate(consts)]
-    labels += _argument_labels(args)
-    plan, results = make_plan(jaxpr, labels, names)
+    labels = [*(Label(constant=size(c)) for c in consts), *_argument_labels(args)]
+    plan, results = make_plan(jaxpr, labels, names, Place())
     names.use(None, results)
     out_leaves, out_tree = jax.tree.flatten(out_shape)
     inner = plan.sites()
     marked = {site.kind for site in inner}
     ends = {"input": jax.tree.leaves(args[1])}
     ends |= {"output": out_leaves} if len(out_leaves) == 1 else {}
-    edges = {name: edge_site(name, name, tuple(leaves[0].shape))
-             for name, leaves in ends.items() if name not in marked}  # fmt: skip
+    edges = {
+        name: identity_site(name, name, leaves[0])
+        for name, leaves in ends.items()
+        if name not in marked
+    }
     first, last = ([edges[name]] if name in edges else [] for name in EDGES)
     listed = (*first, *inner, *last)
     uses = tuple(names.uses)
@@ -78,8 +82,7 @@ def _argument_labels(args) -> list[Label]:
         expected="(params, x, ...) with one array x", remedy="wrap your function to that signature",
     )  # fmt: skip
     labels = [
-        # A Python number has no shape.
-        Label(frozenset({(path_name(path), math.prod(getattr(leaf, "shape", ())))}))
+        Label(frozenset({(path_name(path), size(leaf))}))
         for path, leaf in jax.tree_util.tree_leaves_with_path(args[0])
     ]
     labels.append(Label(sites=frozenset({"input"}), is_data=True))
@@ -102,19 +105,22 @@ def expand(template: Site) -> list[Site]:
     return [dataclasses.replace(template, name=name, loops=()) for name in names]
 
 
-def list_sites(fn, *args) -> tuple[Site, ...]:
+def list_sites(fn, *args) -> Sites:
     """List the sites of a denoiser, in the order of evaluation.
 
     A site is a matrix product or convolution with data in it, a product of activations, the
     `input` x, the `output`, or a value marked with `sites.site`. An operand that depends on
-    parameters and constants only is a weight, and names the site by its path.
+    parameters, and at most constants beside, is a weight, and names the site by its path. What
+    comes from constants alone is data where it meets a parameter; where it meets data it is a
+    weight, but `is_constant`, and names the site by its line of source.
 
     Args:
       fn: eps_fn(params, x, t, ...); any framework's, never edited.
       args: example arguments, or their shapes (`jax.ShapeDtypeStruct`); nothing is computed.
 
     Returns:
-      Sites with names, shapes, multiply-accumulates and parameters.
+      Sites with names, shapes, multiply-accumulates and parameters; its `opaque` says what hides
+      products that no rule can reach, such as a while loop.
 
     Example:
       >>> import jax.numpy as jnp, qdiffjax as qd
@@ -124,12 +130,8 @@ def list_sites(fn, *args) -> tuple[Site, ...]:
       >>> [(site.name, site.macs) for site in sites]
       [('input', 0), ('in', 16), ('out', 16), ('output', 0)]
     """
-    return tuple(s for template in trace(fn, args).sites for s in expand(template))
-
-
-def opaque(fn, *args) -> tuple[str, ...]:
-    """List what hides matrix products that no rule can reach, e.g. a while loop; empty is good."""
-    return trace(fn, args).opaque
+    traced = trace(fn, args)
+    return Sites((s for template in traced.sites for s in expand(template)), traced.opaque)
 
 
 def match(all_sites: Sequence[Site], globs: Iterable[str]) -> tuple[str, ...]:

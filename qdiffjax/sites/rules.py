@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from qdiffjax.sites.plan import Site
+from qdiffjax.sites.records import Site
 from qdiffjax.sites.transforming import Rule
 
 

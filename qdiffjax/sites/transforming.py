@@ -12,7 +12,8 @@ from qdiffjax import _compat
 from qdiffjax._checks import require
 from qdiffjax.sites import absent
 from qdiffjax.sites.listing import Traced, expand, suggest, trace
-from qdiffjax.sites.plan import CALLS, Plan, Site
+from qdiffjax.sites.plan import CALLS, Plan
+from qdiffjax.sites.records import Site
 
 # rule(site, op, operands, inputs) -> (result, outputs): `op(*operands)` is the operation itself,
 # `inputs` what the caller passed for this site (or None), `outputs` what the caller gets back.

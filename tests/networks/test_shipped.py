@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from qdiffjax.networks import denoisers
+from qdiffjax.sites import list_sites
+from qdiffjax.sites.listing import path_name
 from tests.worlds import quick_jit
 
 NAMES = sorted(path.parent.name for path in denoisers.SHIPPED.glob("*/config.json"))
@@ -61,3 +63,23 @@ def test_the_autoencoder_gives_back_what_another_network_drew():
     codec = denoisers.load(denoisers.SHIPPED / "fashion_latent").codec
     back = quick_jit(lambda x: codec.decode(codec.encode(x)))(jnp.asarray(x[:20], jnp.float32))
     assert float(jnp.mean((back - x[:20]) ** 2)) < 0.1 * np.var(x[:20])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_sites_of_a_shipped_network_are_its_kernels_and_two_products_for_each_attention(name):
+    denoiser = denoisers.load(denoisers.SHIPPED / name)
+    x = jax.ShapeDtypeStruct((1, *denoiser.shape), jnp.float32)
+    sites = list_sites(denoiser.eps_fn, denoiser.params, x, jax.ShapeDtypeStruct((), jnp.float32))
+    leaves = jax.tree_util.tree_leaves_with_path(denoiser.params)
+    kernels = {path_name(path): leaf.size for path, leaf in leaves if "kernel" in path_name(path)}
+    weighted = [s for s in sites if s.weight is not None]
+    assert {s.name: s.parameters for s in weighted} == kernels
+    assert all(s.weight_path == s.name and s.weight == 1 for s in weighted)
+    folders = [path.removesuffix("/query/kernel") for path in kernels if "/query/" in path]
+    products = [f"{folder}/dot_{i}" for folder in folders for i in range(2)]
+    rest = [s.name for s in sites if s.weight is None]
+    assert sorted(rest) == sorted(["input", "output", *products])
+    assert len(sites) == len(kernels) + len(rest)
+    assert not any(s.is_constant for s in sites)
+    assert {s.dtype for s in sites} == {"float32"}
+    assert sites.opaque == ()

@@ -1,5 +1,7 @@
 """Names, shapes and costs of sites, worked out by hand."""
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -136,7 +138,6 @@ def test_the_second_use_of_a_weight_is_numbered_and_remembers_its_path():
         (lambda p: p["small"][:, None] * p["small"][None], "small"),
         (lambda p: jax.jit(lambda a: jnp.tanh(a))(p["a"]), "a"),
         (lambda p: p["z"] @ p["a"], "a"),  # a product of weights is a weight; ties go by name
-        (lambda p: jnp.eye(4) * 2.0, "const"),
     ],
 )
 def test_what_depends_on_parameters_alone_is_a_weight_named_by_its_largest_leaf(weight_fn, name):
@@ -166,10 +167,74 @@ def test_a_parameter_mixed_into_data_does_not_make_it_a_weight():
     assert names(fn, {"gain": normal(1, 4), "bias": normal(2, 4)}, X, T) == ["dot_0"]
 
 
-def test_a_closed_over_array_is_a_weight_called_const():
-    listed = list_sites(lambda p, x, t: (x @ p) @ B, A, X, T)[1:-1]
-    assert [s.name for s in listed] == ["params", "const_0"]
-    assert [s.weight for s in listed] == [1, 1]
+def line_of(fn, text):
+    """file.py:12 of the line of a function's source that holds a text."""
+    lines, first = inspect.getsourcelines(fn)
+    return f"test_listing.py:{first + next(i for i, line in enumerate(lines) if text in line)}"
+
+
+def test_a_constant_that_multiplies_data_is_named_by_its_line():
+    def fn(p, x, t):
+        h = (x @ p) @ B  # closed over
+        h = (jnp.eye(5) @ h.T).T  # made
+        return jax.jit(lambda h: h[:, :4] @ A @ A)(h)  # the same twice
+
+    listed = list_sites(fn, A, X, T)[1:-1]
+    over, made, twice = (f"const@{line_of(fn, word)}" for word in ("closed", "made", "twice"))
+    assert [s.name for s in listed] == ["params", over, made, twice, f"{twice}#2"]
+    assert [s.weight for s in listed] == [1, 1, 0, 1, 1]
+    assert [s.is_constant for s in listed] == [False, True, True, True, True]
+
+
+def test_a_product_inside_a_function_of_jax_is_named_by_the_line_of_its_call():
+    def fn(p, x, t):
+        first = jnp.convolve(x[0], B[0], mode="same")
+        second = jnp.convolve(x[1], B[0], mode="same")  # JAX does not trace it again
+        return x + first[None, :4] + second[None, :4]
+
+    lines = [line_of(fn, word) for word in ("first =", "second =")]
+    assert [s.name for s in list_sites(fn, A, X, T)[1:-1]] == [f"const@{line}" for line in lines]
+
+
+def test_a_constant_context_is_data_where_it_meets_a_parameter():
+    context = normal(4, 1, 6, 4)
+
+    def fn(p, x, t):
+        c = (context - jnp.mean(context)) * p["block"]["gain"][None, None]
+        q, k = x @ p["block"]["q"], c @ p["block"]["k"]
+        return jnp.einsum("bd,ond->bn", q, k) @ jnp.squeeze(context, 0)
+
+    params = {"block": {"gain": normal(5, 4), "q": A, "k": A + 1}}
+    listed = list_sites(fn, params, X, T)[1:-1]
+    const = f"const@{line_of(fn, 'einsum')}"
+    assert [s.name for s in listed] == ["block/q", "block/k", "block/dot_0", const]
+    assert [s.weight for s in listed] == [1, 1, None, 1]
+
+
+def test_the_largest_parameter_names_a_weight_that_is_mixed_with_constants():
+    def fn(p, x, t):
+        return x @ (p["w"] * jnp.tri(4, dtype=jnp.float64) + p["bias"][None] * normal(6, 4, 4))
+
+    (site,) = list_sites(fn, {"w": A, "bias": normal(5, 4)}, X, T)[1:-1]
+    assert (site.name, site.weight, site.is_constant) == ("w", 1, False)
+
+
+def test_products_of_parameters_alone_and_of_constants_alone_are_no_sites():
+    def fn(p, x, t):
+        return x @ (p["down"] @ p["up"]) + x @ (A @ A)
+
+    listed = list_sites(fn, {"down": normal(5, 4, 2), "up": normal(6, 2, 4)}, X, T)[1:-1]
+    assert [(s.weight, s.is_constant) for s in listed] == [(1, False), (1, True)]
+
+
+def test_a_site_knows_the_type_of_its_result():
+    def fn(p, x, t):
+        return jnp.real(jax.lax.complex(x, x) @ p)
+
+    listed = list_sites(fn, jax.lax.complex(A, A), X, T)
+    assert [(s.name, s.dtype, s.is_real) for s in listed] == [
+        ("input", "float64", True), ("params", "complex128", False), ("output", "float64", True),
+    ]  # fmt: skip
 
 
 def test_products_of_activations_are_numbered_within_their_common_folder():

@@ -1,5 +1,8 @@
 """What cannot be reached runs unchanged and is reported; what can be left whole is left whole."""
 
+import inspect
+import pickle
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +10,7 @@ import pytest
 
 from qdiffjax import precision
 from qdiffjax.quant import ActivationGrid, IntFormat
-from qdiffjax.sites import list_sites, opaque, rules, site, transform
+from qdiffjax.sites import Sites, list_sites, rules, site, transform
 from tests.worlds import normal
 
 A, X, T = normal(1, 4, 4), normal(2, 3, 4), jnp.float64(0.3)
@@ -50,12 +53,12 @@ def marked_in_while(p, x, t):
 
 
 HIDING = {
-    while_dot: ("while hides dot_general",),
-    fori_dot: ("while hides dot_general",),
-    cond_dot: ("cond hides dot_general",),
-    vjp_dot: ("custom_vjp_call hides dot_general",),
-    scanned_while_dot: ("while hides dot_general",),
-    marked_in_while: ("while hides a marked site",),
+    while_dot: "while hides dot_general",
+    fori_dot: "while hides dot_general",
+    cond_dot: "cond hides dot_general",
+    vjp_dot: "custom_vjp_call hides dot_general",
+    scanned_while_dot: "while hides dot_general",
+    marked_in_while: "while hides a marked site",
 }
 
 
@@ -66,8 +69,13 @@ def rounding_inputs():
 
 @pytest.mark.parametrize(("fn", "report"), HIDING.items(), ids=[f.__name__ for f in HIDING])
 def test_hidden_products_are_reported_and_run_unchanged(fn, report):
-    assert opaque(fn, A, X, T) == report
-    assert [s.name for s in list_sites(fn, A, X, T)] == ["input", "output"]
+    listed = list_sites(fn, A, X, T)
+    (entry,) = listed.opaque
+    assert [s.name for s in listed] == ["input", "output"]
+    words, line = entry.split(" at test_opaque.py:")
+    assert words == report
+    source, first = inspect.getsourcelines(while_dot if fn is scanned_while_dot else fn)
+    assert first < int(line) < first + len(source)
     g = jax.jit(transform(fn, precision.quantize_site))
     plain, _ = g(A, X, T)
     assert np.asarray(plain).tobytes() == np.asarray(jax.jit(fn)(A, X, T)).tobytes()
@@ -102,7 +110,7 @@ def of_weights_only(p, x, t):  # no data inside: nothing there is a site
 
 @pytest.mark.parametrize("fn", [while_plain, cond_plain, vjp_plain, of_weights_only])
 def test_control_flow_without_products_of_data_is_not_reported(fn):
-    assert opaque(fn, A, X, T) == ()
+    assert list_sites(fn, A, X, T).opaque == ()
     got, _ = jax.jit(transform(fn, rules.plain))(A, X, T)
     assert np.asarray(got).tobytes() == np.asarray(jax.jit(fn)(A, X, T)).tobytes()
 
@@ -138,7 +146,7 @@ def test_a_custom_jvp_that_hides_a_product_is_walked_into_and_derived_from_insid
     def fn(p, x, t):
         return tripled_dot(x, p)
 
-    assert opaque(fn, A, X, T) == ()
+    assert list_sites(fn, A, X, T).opaque == ()
     assert [s.name for s in list_sites(fn, A, X, T)] == ["input", "params", "output"]
     g = transform(fn, rules.plain)
     _, tangent = jax.jvp(lambda x: g(A, x, T)[0], (X,), (X,))
@@ -158,5 +166,11 @@ def test_a_ragged_product_is_reported():
     def ragged(p, x, t):
         return jax.lax.ragged_dot(x, p[None], jnp.asarray([3], jnp.int32))
 
-    (report,) = opaque(ragged, A, X, T)
+    (report,) = list_sites(ragged, A, X, T).opaque
     assert report.startswith("ragged_dot")
+
+
+def test_what_is_opaque_survives_a_copy_and_takes_no_part_in_comparisons():
+    listed = list_sites(while_dot, A, X, T)
+    assert pickle.loads(pickle.dumps(listed)).opaque == listed.opaque
+    assert (listed, hash(listed)) == (Sites(listed), hash(Sites(listed)))

@@ -17,7 +17,8 @@ from qdiffjax.precision import Quantized, condition, quantize_site
 from qdiffjax.quant import ActivationGrid
 from qdiffjax.quant import expand as expand_scale
 from qdiffjax.sites.listing import expand, suggest, trace
-from qdiffjax.sites.plan import CALLS, Plan, Site
+from qdiffjax.sites.plan import CALLS, Plan
+from qdiffjax.sites.records import Site
 
 BODIES = {**CALLS, "custom_vjp_call": "call_jaxpr", "custom_vjp_call_jaxpr": "fun_jaxpr"}
 

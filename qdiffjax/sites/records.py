@@ -1,0 +1,78 @@
+"""What is said of a network's sites: one record each, and all of them as a tuple."""
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any
+
+import jax.numpy as jnp
+
+from qdiffjax.sites.products import Conv, Dot
+
+
+@dataclasses.dataclass(frozen=True)
+class Site:
+    """One operation of a network that can be given its own precision.
+
+    Attributes:
+      name: path of its weight, or common path of the sites upstream plus `dot_0`, `dot_1`, ...;
+        `const@file.py:12`, its source line, if the weight is no parameter; `[i]` is the iteration
+        of a scan over layers, `#2` the second use of one name.
+      kind: "dot", "conv", "input", "output" or "mark".
+      weight: which operand is the weight, 0 or 1; None if all operands are activations.
+      weight_path: path of the parameter the weight comes from; tied sites share it. The name
+        without `[i]` if the weight is no parameter.
+      shapes: of the operands.
+      out_shape: of the result.
+      contract_axes: for each operand, its axes that are summed over.
+      macs: multiply-accumulates of one call at the shapes it was listed with.
+      parameters: number of elements of the weight operand.
+      loops: lengths of the scans around it, outermost first.
+      product: which axes multiply and how, or None if it is no product.
+      is_constant: whether the weight comes from constants of the function alone, such as a filter
+        that resizes images, or weights that a closure hides.
+      dtype: of the result.
+    """
+
+    name: str
+    kind: str
+    weight: int | None
+    weight_path: str | None
+    shapes: tuple[tuple[int, ...], ...]
+    out_shape: tuple[int, ...]
+    contract_axes: tuple[tuple[int, ...], ...]
+    macs: int = 0
+    parameters: int = 0
+    loops: tuple[int, ...] = ()
+    product: Dot | Conv | None = None
+    is_constant: bool = False
+    dtype: str = "float32"
+
+    @property
+    def activations(self) -> tuple[int, ...]:
+        """Indices of the operands that are activations."""
+        return tuple(i for i in range(len(self.shapes)) if i != self.weight)
+
+    @property
+    def is_real(self) -> bool:
+        """Whether its numbers are real: others cannot be rounded."""
+        return bool(jnp.issubdtype(self.dtype, jnp.floating))
+
+
+class Sites(tuple[Site, ...]):
+    """All sites of a network in the order of evaluation; a tuple of `Site`.
+
+    Attributes:
+      opaque: products that no rule can reach, each entry saying what hides which at which line of
+        source; empty is good. It takes no part in comparisons.
+    """
+
+    opaque: tuple[str, ...]
+
+    def __new__(cls, sites: Iterable[Site] = (), opaque: Iterable[str] = ()) -> "Sites":
+        """Make the tuple."""
+        self = super().__new__(cls, sites)
+        self.opaque = tuple(opaque)
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (tuple(self), self.opaque)
