@@ -15,7 +15,7 @@ from qdiffjax._signature import uniform_call
 from qdiffjax._typing import EpsFn
 from qdiffjax.diffusion import NoiseLevel
 from qdiffjax.diffusion.parameterizations import PredictionFn
-from qdiffjax.sites import Site, edge, list_sites
+from qdiffjax.sites import Sites, edge, list_sites
 
 
 class Codec(NamedTuple):
@@ -204,7 +204,7 @@ class Denoiser:
         """
         return dataclasses.replace(self, guidance=Guidance(scale, null))
 
-    def sites(self, batch: int = 1) -> tuple[Site, ...]:
+    def sites(self, batch: int = 1) -> Sites:
         """Return where the network multiplies, for a batch of samples; nothing is computed.
 
         Raises:

@@ -62,8 +62,7 @@ def diagnose(
 
     Refuses a network that cannot be sampled, and finds: products that no rule reaches, weights
     that are constants or carry the batch axis, numbers that are not real, samples that depend on
-    their batch. Costs a few traces and one
-    compilation of a few calls with at most four samples.
+    their batch. Costs a few traces and one compilation of a few calls with at most four samples.
 
     Args:
       denoiser: any network, see `Denoiser`.
@@ -76,13 +75,14 @@ def diagnose(
         another number of samples; eps that is not finite at the first step.
 
     Example:
-      >>> import jax, jax.numpy as jnp
-      >>> from qdiffjax import Denoiser, diffusion, precision
+      >>> import jax, jax.numpy as jnp, qdiffjax as qd
+      >>> from qdiffjax import precision
       >>> hidden = jnp.ones((2, 2))
-      >>> denoiser = Denoiser(lambda params, x, t: x @ hidden, {}, diffusion.linear(), (2,))
-      >>> steps = diffusion.ddim(denoiser.schedule, 10)
-      >>> print(precision.diagnose(denoiser, steps, jax.random.key(0)))  # doctest: +ELLIPSIS
-      hidden weights: 100.0 % of the weights are constants of the network's closure...
+      >>> denoiser = qd.Denoiser(lambda params, x, t: x @ hidden, {}, qd.linear(), (2,))
+      >>> steps = qd.ddim(denoiser.schedule, 10)
+      >>> diagnosis = precision.diagnose(denoiser, steps, jax.random.key(0))
+      >>> diagnosis.findings[0].text[:53]
+      "100.0 % of the weights are constants of the network's"
     """
     if draw is None:
         require(key is not None, "diagnose", got="neither key nor draw", expected="one of them",

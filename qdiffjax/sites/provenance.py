@@ -2,7 +2,8 @@
 
 What does not come from `params` is data. A product of data with something else has that for its
 weight. A product of a constant with a parameter, such as a frozen context with its projection, has
-the parameter for its weight, and its result is data. A product of parameters alone is a parameter, one of constants alone a constant.
+the parameter for its weight, and its result is data. A product of parameters alone is a parameter,
+one of constants alone a constant.
 """
 
 import math
