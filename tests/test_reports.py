@@ -13,7 +13,7 @@ from qdiffjax._tables import Page, Table, number
 from qdiffjax.analysis.errors import Ledger, warn_of_defect
 from qdiffjax.denoiser import Denoiser
 from qdiffjax.precision import Recipe, SiteBits
-from qdiffjax.sites import list_sites, opaque
+from qdiffjax.sites import list_sites
 from qdiffjax.sites.printing import sites_table
 from tests import made_up
 
@@ -154,10 +154,11 @@ def test_sites_are_listed_with_operands_counts_remarks_and_what_is_out_of_reach(
 
     params = {"w": jnp.ones((2, 3)), "hidden": jnp.eye(2)}
     args = params, jnp.ones((1, 2)), jnp.float32(0)
-    text = words(sites_table(list_sites(fn, *args), opaque(fn, *args)))
+    sites = list_sites(fn, *args)
+    text = words(sites_table(sites, sites.opaque))
     assert "w dot 1x2, 2x3* 6 6" in text
     assert "constant" in text
-    assert "Out of reach of every rule: while hides dot_general." in text
+    assert "Out of reach of every rule: while hides dot_general at test_reports.py:" in text
 
 
 def test_a_recipe_prints_its_widths_and_a_traced_one_question_marks():

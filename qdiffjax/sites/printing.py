@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from qdiffjax._tables import Table
-from qdiffjax.sites.plan import Site
+from qdiffjax.sites.records import Site
 
 
 def sites_table(sites: Sequence[Site], opaque: Iterable[str] | None = None) -> Table:
@@ -38,9 +38,9 @@ def counts(site: Site) -> tuple[int | None, int | None]:
 
 
 def remarks(site: Site) -> str:
-    """Say what is unusual about a site: a weight that is no parameter."""
-    is_constant = site.weight is not None and (site.weight_path or "").startswith("const")
-    return "constant" if is_constant else ""
+    """Say what is unusual about a site: a weight that is no parameter, numbers that are not real."""
+    unusual = ("constant" * site.is_constant, "" if site.is_real else site.dtype)
+    return ", ".join(filter(None, unusual))
 
 
 def out_of_reach(opaque: Iterable[str] | None) -> tuple[str, ...]:
