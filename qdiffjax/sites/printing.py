@@ -38,7 +38,7 @@ def counts(site: Site) -> tuple[int | None, int | None]:
 
 
 def remarks(site: Site) -> str:
-    """Say what is unusual about a site: a weight that is no parameter, numbers that are not real."""
+    """Say what is unusual about a site: a weight that is no parameter, numbers not real."""
     unusual = ("constant" * site.is_constant, "" if site.is_real else site.dtype)
     return ", ".join(filter(None, unusual))
 
