@@ -106,17 +106,19 @@ _HALF = dataclasses.replace(
 # What JAX calls them: `device_kind` contains it. "TPU v5 lite" before "TPU v5".
 _KINDS = (
     ("H100", H100), ("H200", H200), ("A100", A100), ("TPU v4", V4), ("TPU v5 lite", V5E),
-    ("TPU v5", V5P), ("TPU v6 lite", V6E), ("TPU7x", _HALF),
+    ("TPU v5e", V5E), ("TPU v5", V5P), ("TPU v6 lite", V6E), ("TPU v6e", V6E), ("TPU7x", _HALF),
 )  # fmt: skip
 
 
 def find_chip(device_kind: str) -> Chip | None:
-    """Return the chip that JAX calls so, with its vendor's numbers; None for one that is not here.
+    """Return the chip that JAX or its vendor calls so; None for one that is not here.
 
-    A variant with less memory or power (PCIe, NVL) is taken for its SXM form. One device of a v7x
+    "TPU v5e" and "v5e" are the chip that JAX calls "TPU v5 lite". A variant with less memory or power (PCIe, NVL) is taken for its SXM form. One device of a v7x
     is half of it.
     """
-    return next((chip for kind, chip in _KINDS if kind in device_kind), None)
+    by_name = {chip.name: chip for chip in CHIPS}
+    known = next((chip for kind, chip in _KINDS if kind in device_kind), None)
+    return known or by_name.get(device_kind)
 
 
 def multiplied_as(chip: Chip, bits: int, *, full: int = 32, family=INTEGER) -> str:

@@ -87,7 +87,8 @@ def test_rates_of_unknown_formats_are_refused():
     ("kind", "chip"),
     [("NVIDIA H100 80GB HBM3", chips.H100), ("NVIDIA H200", chips.H200), ("TPU v4", chips.V4),
      ("NVIDIA A100-SXM4-80GB", chips.A100), ("TPU v5 lite", chips.V5E), ("TPU v5", chips.V5P),
-     ("TPU v6 lite", chips.V6E), ("cpu", None)],
+     ("TPU v5p", chips.V5P), ("TPU v5e", chips.V5E), ("v5e", chips.V5E), ("v5p", chips.V5P),
+     ("TPU v6 lite", chips.V6E), ("TPU v6e", chips.V6E), ("cpu", None)],
 )  # fmt: skip
 def test_devices_are_known_by_what_jax_calls_them(kind, chip):
     assert hardware.find_chip(kind) is chip

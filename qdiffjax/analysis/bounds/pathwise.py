@@ -10,8 +10,11 @@ on such data in gains/flows.py.
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 
+from qdiffjax._checks import require
 from qdiffjax._typing import Array, float_dtype
 from qdiffjax.analysis.errors.runs import accumulate, norms
 from qdiffjax.analysis.gains.steps import (
@@ -154,8 +157,16 @@ def log_concave_bound(sigma_edm, eps_errors, strength) -> Array:
       sigma_edm: levels [N+1], descending.
       eps_errors: eta_i [N, *batch], in units of the noise.
       strength: m > 0.
+
+    Raises:
+      ValueError: concrete levels that do not descend to 0.
     """
     eps_errors = jnp.asarray(eps_errors)
+    if not isinstance(sigma_edm, jax.core.Tracer):
+        levels = np.asarray(sigma_edm)
+        require(levels[-1] == 0 and np.all(np.diff(levels) < 0), "sigma_edm",
+                got=f"levels from {levels[0]:.3g} to {levels[-1]:.3g}",
+                expected="strictly descending to 0", remedy="append the last step")  # fmt: skip
     sigma = jnp.asarray(sigma_edm).astype(eps_errors.dtype)
     weights: Any = (sigma[:-1] - sigma[1:]) / jnp.sqrt(1 + strength * sigma[1:] ** 2)
     return jnp.tensordot(weights, eps_errors, axes=1, precision="highest")

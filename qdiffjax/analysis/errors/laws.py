@@ -110,7 +110,8 @@ def shared_rounding_covariance(fraction_u, fraction_c) -> Array:
     variance f (1 - f), rho = 1; unrelated ones, uniform and independent, an average of 1/12
     against the variance 1/6: rho = 1/2. So sharing bits and scales between the branches of
     guidance takes half of the gain beyond one away, 98.5 -> 49.75 at w = 7.5, even where their
-    values have nothing in common. Nonnegative: sharing never hurts.
+    values have nothing in common. It is nonnegative, so with `guidance_gain` sharing helps where
+    w > 1 (or w < 0) and hurts between, 0 < w < 1, where independent errors average out.
     """
     f_u, f_c = jnp.asarray(fraction_u), jnp.asarray(fraction_c)
     return jnp.minimum(f_u, f_c) - f_u * f_c

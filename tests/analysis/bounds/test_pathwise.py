@@ -386,3 +386,10 @@ def test_the_log_concave_bound_holds_on_any_grid(num_steps):
         error = matrix @ error + c * d
     s = np.concatenate([levels(steps, SCHEDULE), [0.0]])
     assert size(error) <= float(pathwise.log_concave_bound(s, eta, 1 / 0.4)) * (1 + 1e-12)
+
+
+def test_the_log_concave_bound_refuses_a_grid_that_does_not_end_in_clean_data():
+    """Of normal data, m = 1, an error of the last level s_N > 0 is not in the sum."""
+    for levels in ([2.0, 1.0, 0.5], [1.0, 2.0, 0.0]):
+        with pytest.raises(ValueError, match="expected strictly descending to 0"):
+            pathwise.log_concave_bound(np.asarray(levels), np.ones(2), 1.0)
