@@ -7,6 +7,7 @@ qdiffjax sites --model package.module:make      where it multiplies
 
 import argparse
 import os
+import pathlib
 import sys
 from collections.abc import Sequence
 
@@ -37,7 +38,9 @@ def parser() -> argparse.ArgumentParser:
     report.add_argument("--num-steps", type=_positive, default=20, help="(default: %(default)s)")
     report.add_argument("--num-samples", type=_positive, default=32, help="(default: %(default)s)")
     report.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
-    report.add_argument("--output", default="", help="folder for arrays, tables and figures")
+    report.add_argument(
+        "--output", default="", help="folder of each recipe's arrays, summary and figures"
+    )
     return main_parser
 
 
@@ -84,6 +87,12 @@ def _report(args) -> int:
         q = qd.quantize(calibration, name)
         study = qd.study(q, steps, jax.random.key(args.seed + 1), args.num_samples, name=name)
         print(study)
+        if args.output:
+            folder = pathlib.Path(args.output, name)
+            study.save(folder)
+            qd.plot_errors(study).savefig(folder / "errors.png", dpi=150)
+            qd.plot_ledger(study.ledger, study.sites).savefig(folder / "ledger.png", dpi=150)
+            print(f"saved in {folder}")
     return 0
 
 

@@ -103,7 +103,7 @@ class Draw(NamedTuple):
     cond: Any
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Denoiser:
     """A network that samplers can call, whatever it predicts; a pytree of `params` and `cond`.
 
@@ -162,6 +162,14 @@ class Denoiser:
             object.__setattr__(self, "shape", _checked_shape(self.shape))
         if self.cond is not None and not callable(self.cond):
             _check_cond(self.cond)
+
+    def __repr__(self):
+        num = sum(np.size(leaf) for leaf in jax.tree.leaves(self.params))
+        word, kind = self.prediction, type(self.prediction).__name__
+        predicts = word if isinstance(word, str) else getattr(word, "__name__", kind)
+        taken = "" if self.cond is None else ", with conditions"
+        return (f"Denoiser of samples {self.shape}, predicts {predicts}, {num:,} parameters, "
+                f"{type(self.schedule).__name__}{taken}")  # fmt: skip
 
     @property
     def eps_fn(self) -> EpsFn:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from qdiffjax._cells import Cell, top_cells
-from qdiffjax._tables import Page, Table, number
+from qdiffjax._tables import Page, Table, data_frame, number
 
 WIDTH = 80
 # Fields of a `Study` that are an array, numbers or names; an estimate is [value, low, high].
@@ -91,6 +91,17 @@ def steps_text(cell: Cell) -> str:
     """Write a range of steps: 3, or 4-7."""
     first, last = cell.first_step, cell.last_step
     return str(first) if first == last else f"{first}-{last}"
+
+
+def steps_frame(study):
+    """Return a row for each state of the run as a pandas data frame, noisiest first.
+
+    Raises:
+      ImportError: pandas is not installed.
+    """
+    curves = ("signal_rms", "error_rms", "predicted_rms", "first_order_rms")
+    done = np.arange(len(study.error_rms))
+    return data_frame({"steps_done": done} | {name: getattr(study, name) for name in curves})
 
 
 def arrays_of(study) -> dict[str, Any]:

@@ -89,6 +89,14 @@ class Study:
     def _repr_html_(self) -> str:
         return reports.study_page(self)._repr_html_()
 
+    def to_dataframe(self):
+        """Return the curves as a pandas data frame, a row for each state of the run.
+
+        Raises:
+          ImportError: pandas is not installed.
+        """
+        return reports.steps_frame(self)
+
     def save(self, folder) -> None:
         """Write arrays.npz, config.json and summary.json, which are read without JAX."""
         config = {"name": self.name, "settings": self.settings, "cost": self.cost}

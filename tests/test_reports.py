@@ -86,6 +86,8 @@ def test_a_data_frame_has_a_row_for_each_cell():
     frame = ledger_of().to_dataframe()
     assert list(frame.columns) == ["site", "step", "contribution", "share, %"]
     assert frame.loc[(frame.site == "input") & (frame.step == 0), "contribution"].item() == 4.0
+    assert list(made_up.study().to_dataframe().error_rms) == list(made_up.study().error_rms)
+    assert Recipe({"a": SiteBits(4, None)}).to_dataframe().weight.item() == 4
 
 
 def test_a_defect_above_five_percent_warns_and_says_what_to_do(recwarn):

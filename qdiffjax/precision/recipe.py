@@ -60,7 +60,7 @@ class Recipe:
           ImportError: pandas is not installed.
         """
         weights, activations = zip(*self.bits.values(), strict=True) if self.bits else ((), ())
-        return data_frame({"site": self.bits, "weight": weights, "activation": activations})
+        return data_frame({"site": list(self.bits), "weight": weights, "activation": activations})
 
     def widths(self) -> dict[str, SiteBits]:
         """Return the widths as arrays, which a program may take as data."""
