@@ -46,7 +46,8 @@ class Preconditioning(NamedTuple):
 
     Example:
       >>> import qdiffjax as qd
-      >>> scaled = qd.Preconditioning(lambda level: (1, 0), lambda level: 1 / level.alpha, lambda t, _: t)
+      >>> scale = lambda level: 1 / level.alpha
+      >>> scaled = qd.Preconditioning(lambda level: (1, 0), scale, lambda t, _: t)
       >>> denoiser = qd.Denoiser(lambda params, x, t: x, {}, qd.VP(), (2,), prediction=scaled)
     """
 

@@ -45,7 +45,8 @@ def default_times(schedule, num_steps: int) -> np.ndarray:
     if isinstance(schedule, DiscreteSchedule):
         return uniform_times(schedule.num_train_steps, num_steps)
     require(isinstance(schedule, Process), "schedule", got=repr(schedule),
-            expected="a DiscreteSchedule or a Process", remedy="such as linear() or Flow()")  # fmt: skip
+            expected="a DiscreteSchedule or a Process",
+            remedy="such as linear() or Flow()")  # fmt: skip
     require(num_steps >= 1, "num_steps", got=num_steps, expected="at least 1")
     largest = min(SIGMA_MAX, getattr(schedule, "sigma_max", SIGMA_MAX))
     smallest = max(SIGMA_MIN, getattr(schedule, "sigma_min", SIGMA_MIN))

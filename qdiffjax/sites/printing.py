@@ -1,12 +1,15 @@
 """A list of sites as a table."""
 
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from qdiffjax._tables import Table
-from qdiffjax.sites.records import Site
+
+if TYPE_CHECKING:
+    from qdiffjax.sites.records import Site
 
 
-def sites_table(sites: Sequence[Site], opaque: Iterable[str] | None = None) -> Table:
+def sites_table(sites: "Sequence[Site]", opaque: Iterable[str] | None = None) -> Table:
     """Return the table of sites: operands, multiply-accumulates, parameters and what is unusual.
 
     Args:
@@ -26,18 +29,18 @@ def sites_table(sites: Sequence[Site], opaque: Iterable[str] | None = None) -> T
                  (total, *out_of_reach(opaque)))  # fmt: skip
 
 
-def operands(site: Site) -> str:
+def operands(site: "Site") -> str:
     """Write the shapes of a site's operands, the weight with a star: 1x8x8x1, 3x3x1x8*."""
     shapes = ("x".join(map(str, shape)) or "scalar" for shape in site.shapes)
     return ", ".join(text + "*" * (i == site.weight) for i, text in enumerate(shapes))
 
 
-def counts(site: Site) -> tuple[int | None, int | None]:
+def counts(site: "Site") -> tuple[int | None, int | None]:
     """Return multiply-accumulates and parameters of a site, None where it has none."""
     return site.macs or None, site.parameters or None
 
 
-def remarks(site: Site) -> str:
+def remarks(site: "Site") -> str:
     """Say what is unusual about a site: a weight that is no parameter, numbers not real."""
     unusual = ("constant" * site.is_constant, "" if site.is_real else site.dtype)
     return ", ".join(filter(None, unusual))

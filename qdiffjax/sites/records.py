@@ -6,6 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from qdiffjax.sites.printing import sites_table
 from qdiffjax.sites.products import Conv, Dot
 
 
@@ -73,6 +74,20 @@ class Sites(tuple[Site, ...]):
         self = super().__new__(cls, sites)
         self.opaque = tuple(opaque)
         return self
+
+    def __repr__(self) -> str:
+        return str(sites_table(self, self.opaque))
+
+    def _repr_html_(self) -> str:
+        return sites_table(self, self.opaque)._repr_html_()
+
+    def to_dataframe(self):
+        """Return a row for each site as a pandas data frame.
+
+        Raises:
+          ImportError: pandas is not installed.
+        """
+        return sites_table(self, self.opaque).to_dataframe()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (tuple(self), self.opaque)
