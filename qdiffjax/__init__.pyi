@@ -49,6 +49,7 @@ from .precision.lowering import lower as lower
 from .precision.quantized import Quantized as Quantized
 from .precision.recipe import Recipe as Recipe
 from .precision.recipe import SiteBits as SiteBits
+from .reports import report as report
 from .sites import list_sites as list_sites
 from .studies import Study as Study
 from .studies import study as study

@@ -7,7 +7,6 @@ qdiffjax sites --model package.module:make      where it multiplies
 
 import argparse
 import os
-import pathlib
 import sys
 from collections.abc import Sequence
 
@@ -35,8 +34,8 @@ def parser() -> argparse.ArgumentParser:
     report.add_argument(
         "--sampler", choices=sorted(SAMPLERS), default="ddim", help="(default: ddim)"
     )
-    report.add_argument("--num-steps", type=_positive, default=20, help="(default: %(default)s)")
-    report.add_argument("--num-samples", type=_positive, default=32, help="(default: %(default)s)")
+    report.add_argument("--num-steps", type=count, default=20, help="(default: %(default)s)")
+    report.add_argument("--num-samples", type=count, default=32, help="(default: %(default)s)")
     report.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
     report.add_argument(
         "--output", default="", help="folder of each recipe's arrays, summary and figures"
@@ -44,7 +43,8 @@ def parser() -> argparse.ArgumentParser:
     return main_parser
 
 
-def _positive(text: str) -> int:
+def count(text: str) -> int:
+    """Return a number of at least 1; what argparse shows on an error is this function's name."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"got {text}, expected at least 1")
@@ -86,13 +86,7 @@ def _report(args) -> int:
     for name in args.recipes:
         q = qd.quantize(calibration, name)
         study = qd.study(q, steps, jax.random.key(args.seed + 1), args.num_samples, name=name)
-        print(study)
-        if args.output:
-            folder = pathlib.Path(args.output, name)
-            study.save(folder)
-            qd.plot_errors(study).savefig(folder / "errors.png", dpi=150)
-            qd.plot_ledger(study.ledger, study.sites).savefig(folder / "ledger.png", dpi=150)
-            print(f"saved in {folder}")
+        print(qd.report(study, os.path.join(args.output, name) if args.output else None))
     return 0
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from qdiffjax._cells import Cell, top_cells
 from qdiffjax._tables import Page, Table, data_frame, number
+from qdiffjax.results import check_writable, replacing
 
 WIDTH = 80
 # Fields of a `Study` that are an array, numbers or names; an estimate is [value, low, high].
@@ -22,6 +23,42 @@ COLUMNS = ("quantity", "value", "95 % interval", "what it is")
 def study_page(study) -> Page:
     """Return the page of a study: its numbers, its bounds, where the error is made, its cost."""
     return Page((numbers_table(study), bounds_table(study), cells_table(study)))
+
+
+def report(study, folder=None) -> Page:
+    """Return a study as a page of tables; with a folder, write it there with its figures.
+
+    report.txt and report.html hold the page, errors.png and ledger.png its figures, the other
+    files what `Study.load` reads.
+
+    Args:
+      study: what `study` returned.
+      folder: where to write, made if it is missing; None writes nothing.
+
+    Raises:
+      OSError: the folder cannot be written.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, qdiffjax as qd
+      >>> denoiser = qd.Denoiser(lambda p, x, t: x @ p["w"], {"w": jnp.eye(2) * 0.9}, qd.linear(), (2,))
+      >>> steps = qd.ddim(denoiser.schedule, 3)
+      >>> q = qd.quantize(qd.calibrate(denoiser, steps, jax.random.key(0), num_samples=4), "W6A6")
+      >>> page = qd.report(qd.study(q, steps, jax.random.key(1), 4, progress=False))
+      >>> "RMSE of the samples" in str(page)
+      True
+    """
+    page = study_page(study)
+    if folder is not None:
+        folder = check_writable(folder)
+        study.save(folder)
+        for name, text in (("report.txt", f"{page}\n"), ("report.html", page._repr_html_())):
+            with replacing(folder / name) as f:
+                f.write(text.encode())
+        from qdiffjax import plots
+
+        plots.plot_errors(study).savefig(folder / "errors.png", dpi=150)
+        plots.plot_ledger(study.ledger, study.sites).savefig(folder / "ledger.png", dpi=150)
+    return page
 
 
 def numbers_table(study) -> Table:

@@ -88,7 +88,7 @@ def made_by(reference: str) -> Denoiser:
     require(hasattr(module, attribute), reference, got=f"no {attribute!r} in {name}",
             expected="a function that returns a qdiffjax.Denoiser", error=ImportError)  # fmt: skip
     made = getattr(module, attribute)
-    made = made if isinstance(made, Denoiser) else made()
+    made = made() if callable(made) and not isinstance(made, Denoiser) else made
     require(isinstance(made, Denoiser), reference, got=f"{type(made).__name__}",
             expected="a qdiffjax.Denoiser", error=TypeError,
             remedy="return qdiffjax.Denoiser(net_fn, params, schedule, shape)")  # fmt: skip
