@@ -90,14 +90,17 @@ def columns(config, full: subject.FullRun) -> dict[str, Callable[[Any, compariso
         terms = path_kl(q.at(slice(num_ledger)), x_T[:num_ledger], jax.random.key(seed + 3))
         return divergence_column(terms, run, w2_lower)
 
-    return {
+    columns = {
         "error": lambda q, run: error_column(run),
         "prediction": lambda q, run: prediction_column(predict(q, xs), run,
                                                        jax.random.key(seed + 5)),
         "bounds": bounds, "ledger": attribution, "divergences": distances,
-        "exact fan": lambda q, run: fan_column(fan_steps, *fan(q.at(slice(num_fan)),
-                                                            x_T[:num_fan])),
     }  # fmt: skip
+    if num_fan:
+        columns["exact fan"] = lambda q, run: fan_column(
+            fan_steps, *fan(q.at(slice(num_fan)), x_T[:num_fan])
+        )
+    return columns
 
 
 def error_column(run: comparisons.Run) -> Part:
