@@ -61,7 +61,7 @@ def source_line(eqn: Any) -> str | None:
     The innermost frame outside of JAX and, if there is one, of the frameworks; None if nothing is
     known.
     """
-    frames = getattr(getattr(eqn.source_info, "traceback", None), "frames", None) or ()
+    frames = getattr(getattr(eqn.source_info, "traceback", None), "frames", ())
     inside = itertools.takewhile(lambda frame: not frame.file_name.startswith(_TRACER), frames)
     lines = [frame for frame in inside if not frame.file_name.startswith(_JAX)]
     own = (f for f in lines if not any(name in f.file_name for name in _FRAMEWORKS))

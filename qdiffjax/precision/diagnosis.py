@@ -44,7 +44,7 @@ class Diagnosis:
     findings: tuple[Finding, ...]
     sites: Sites
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         lines = [f"{finding.kind}: {finding.text}" for finding in self.findings]
         return "\n".join(lines or [f"{len(self.sites)} sites, nothing odd"])
 
