@@ -213,10 +213,10 @@ def test_interrupted_after_its_first_part_a_run_resumes_to_the_same_arrays(
         save_part(folder, part, *rest)
         saved.append(part)
 
-    monkeypatch.setattr(store, "save_part", interrupted)
+    monkeypatch.setattr(results, "save_part", interrupted)
     assert quietly(run, [*flags, "--output", str(halves)]) == 130
     (first,) = saved
-    monkeypatch.setattr(store, "save_part", recorded)
+    monkeypatch.setattr(results, "save_part", recorded)
     assert quietly(run, [*flags, "--output", str(halves)]) == 0
     assert len(saved) > 1
     assert saved.count(first) == 1

@@ -63,7 +63,7 @@ def finished(checkpoint, tmp_path_factory):
         contextlib.redirect_stdout(io.StringIO()) as printed,
         pytest.MonkeyPatch.context() as patch,
     ):
-        patch.setattr(store, "save_part", keep)
+        patch.setattr(results, "save_part", keep)
         assert command.main(error_bounds.EXPERIMENT, flags(checkpoint, folder)) == 0
     return folder, printed.getvalue()
 
