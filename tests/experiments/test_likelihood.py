@@ -10,6 +10,8 @@ from scipy import stats
 
 from experiments import likelihood
 from experiments.harness import command, store
+from qdiffjax import diffusion
+from qdiffjax.denoiser import Denoiser
 from tests import worlds
 
 
@@ -54,21 +56,14 @@ def test_a_miniature_run_writes_bits_of_every_image(tmp_path, capsys):
         assert f"{row[column]:.3f} ± {error:.3f}" in printed
 
 
-class Normal:
-    """A denoiser that is exact for pixels N(0, 1): eps = sigma x under a process of VP."""
-
-    def __init__(self, shape):
-        from qdiffjax import diffusion
-        from qdiffjax.networks.configs import ModelConfig
-
-        self.schedule, self.config = diffusion.linear(), ModelConfig(shape)
-        self.net_fn = lambda params, x, t: diffusion.Interpolated(diffusion.linear())(t).sigma * x
-        self.params, self.eps_fn = {}, None
+def normal_fn(params, x, t):
+    """Exact for pixels N(0, 1) under a process of VP: eps = sigma x."""
+    return diffusion.Interpolated(diffusion.linear())(t).sigma * x
 
 
 def test_both_numbers_of_a_standard_normal_are_its_code_length():
     """Under N(0, 1) every marginal is N(0, 1), and -log2 P(pixel) is known for every bin."""
-    denoiser = Normal((2, 2, 1))
+    denoiser = Denoiser(normal_fn, {}, diffusion.linear(), (2, 2, 1))
     config = likelihood.Config()
     pixels = np.random.default_rng(0).integers(1, 255, (64, 2, 2, 1))
     image = jnp.asarray(pixels / 127.5 - 1, jnp.float32)
