@@ -209,10 +209,12 @@ def _batch_in_weights(sites: Sites, batched: Sites) -> Finding | None:
 
 
 def _mixed_samples(calls: _Calls, sites: Sites) -> Finding | None:
-    together, alone = (_flat(eps) for eps in calls)
+    together, alone = (
+        np.nan_to_num(_flat(eps), posinf=0.0, neginf=0.0) for eps in calls
+    )  # others are found elsewhere
     norms = np.linalg.norm(together, axis=-1)
     distance = np.linalg.norm(alone - together, axis=-1) / np.maximum(norms, 1e-30)
-    worst = float(np.nanmax(distance, initial=0.0))
+    worst = float(np.max(distance))
     widths = [float(jnp.finfo(s.dtype).eps) for s in sites if s.is_real]
     if worst <= max(TOLERANCE, 8 * max(widths, default=0.0)):
         return None
@@ -233,7 +235,7 @@ def _not_finite(calls: _Calls, t) -> Finding | None:
 
 
 def _flat(eps):
-    return np.asarray(eps, np.float64).reshape(*eps.shape[:2], -1)
+    return np.float64(eps).reshape(*eps.shape[:2], -1)
 
 
 def listing(names: Iterable[str]) -> str:

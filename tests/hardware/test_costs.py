@@ -13,7 +13,7 @@ from qdiffjax.hardware import costs
 from qdiffjax.networks.models import dit
 from qdiffjax.quant import QTensor
 from qdiffjax.sites import list_sites
-from tests import worlds
+from tests import foreign, worlds
 from tests.precision.lowering import calibrated
 
 T = worlds.shape()
@@ -216,3 +216,11 @@ def test_a_lowered_network_takes_the_bytes_that_are_counted():
     full = np.dtype(jax.tree.leaves(net.params)[0].dtype).itemsize
     other = hardware.other_elements(net.params, c)
     assert sum(a.nbytes for a in held) == hardware.weight_bytes(c, w).sum() + full * other
+
+
+def test_constants_are_multiplied_but_are_no_parameters():
+    denoiser = foreign.of_vectors(foreign.hidden_layer)
+    counts = hardware.count(denoiser.sites())
+    np.testing.assert_array_equal(counts.weights, [36, 36])
+    np.testing.assert_array_equal(counts.stored, [0, 36])
+    assert hardware.other_elements(denoiser.params, counts) == 0

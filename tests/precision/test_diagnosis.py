@@ -62,6 +62,7 @@ OPAQUE = "opaque products"
         (of_vectors(foreign.hidden_scan), "hidden weights", "66.7 % of the weights"),
         (of_vectors(foreign.complex_weights, {"a": foreign.A, "b": foreign.B}),
          "numbers that are not real", "of complex64"),
+        (of_vectors(foreign.undefined_at(2)), "eps that is not finite", "4 of 4 samples at t = "),
         (of_vectors(foreign.in_custom_vjp), OPAQUE, "custom_vjp_call hides dot_general at foreign"),
         (of_vectors(foreign.in_cond), OPAQUE, "cond hides dot_general at foreign.py:"),
         (of_vectors(foreign.in_while), OPAQUE, "while hides dot_general at foreign.py:"),
@@ -92,7 +93,7 @@ BATCH = r"Denoiser\(\.\.\., cond=\)"
         (of_images(foreign.twice_the_channels), TWICE),
         (of_vectors(lambda p, x, t: x[:1] @ p["a"]), r"got an array \[1, 6\] .*" + BATCH),
         (of_vectors(lambda p, x, t: jnp.fft.fft(x)), r"a result of complex64.*output=jnp.real"),
-        (of_vectors(lambda p, x, t: x * jnp.nan), r"eps that is not finite for 4 of 4 samples"),
+        (of_vectors(foreign.undefined_at(0)), r"eps that is not finite for 4 of 4 samples"),
     ],
 )
 def test_a_network_that_cannot_be_sampled_is_refused_in_words_before_any_long_work(
