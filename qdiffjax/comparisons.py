@@ -23,6 +23,17 @@ class Run(NamedTuple):
     xs, xs_hat: states [N+1, batch, *shape], noisiest first, [N+1, batch, K, *shape] if the sampler
     has memory; eps_hat: what the quantized network predicted [N, batch, *shape]; cond: conditions
     of the samples, leaves [batch, ...], or None; key: of the sampler's noise, None without.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, qdiffjax as qd
+      >>> params = {"in": jnp.eye(2), "out": 1.1 * jnp.eye(2)}
+      >>> net_fn = lambda params, x, t: x @ params["in"] @ params["out"]
+      >>> denoiser = qd.Denoiser(net_fn, params, qd.linear(), (2,))
+      >>> steps = qd.ddim(denoiser.schedule, 4)
+      >>> q = qd.quantize(qd.calibrate(denoiser, steps, jax.random.key(0)), "W8A8")
+      >>> run = qd.couple(q, steps, jax.random.key(1), 8)
+      >>> run.errors.shape, float(abs(run.errors[0]).max())
+      ((5, 8, 2), 0.0)
     """
 
     xs: Array

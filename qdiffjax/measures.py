@@ -97,6 +97,17 @@ def couple(
 
     Raises:
       ValueError: the full-precision samples are not finite.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, qdiffjax as qd
+      >>> params = {"in": jnp.eye(2), "out": 1.1 * jnp.eye(2)}
+      >>> net_fn = lambda params, x, t: x @ params["in"] @ params["out"]
+      >>> denoiser = qd.Denoiser(net_fn, params, qd.linear(), (2,))
+      >>> steps = qd.ddim(denoiser.schedule, 4)
+      >>> q = qd.quantize(qd.calibrate(denoiser, steps, jax.random.key(0)), "W8A8")
+      >>> run = qd.couple(q, steps, jax.random.key(1), 8)
+      >>> run.xs.shape, run.xs_hat.shape  # both runs: [steps + 1, samples, *shape]
+      ((5, 8, 2), (5, 8, 2))
     """
     parts = []
     for start in _starts(q, steps, key, num_samples, x_T, batch_size, progress):
@@ -130,6 +141,18 @@ def predict(q: Quantized, steps: Steps, run: Run, *, batch_size: int | None = No
 
     Only `run.xs` is read; see `analysis.errors.prediction` for what is assumed. A sampler's noise
     is common to both runs and drops out. Costs about eight sampling runs.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, qdiffjax as qd
+      >>> params = {"in": jnp.eye(2), "out": 1.1 * jnp.eye(2)}
+      >>> net_fn = lambda params, x, t: x @ params["in"] @ params["out"]
+      >>> denoiser = qd.Denoiser(net_fn, params, qd.linear(), (2,))
+      >>> steps = qd.ddim(denoiser.schedule, 4)
+      >>> q = qd.quantize(qd.calibrate(denoiser, steps, jax.random.key(0)), "W8A8")
+      >>> run = qd.couple(q, steps, jax.random.key(1), 8)
+      >>> rms = [float((e[-1] ** 2).mean() ** 0.5) for e in (run.errors, qd.predict(q, steps, run)[0])]
+      >>> 0.5 < rms[1] / rms[0] < 2
+      True
     """
     q, num = q.given(run.cond), run.xs.shape[1]
     parts = [program(comparisons.predicted)(q.at(chunk), run.xs[:, chunk], steps)
@@ -138,7 +161,20 @@ def predict(q: Quantized, steps: Steps, run: Run, *, batch_size: int | None = No
 
 
 def propagate(q: Quantized, steps: Steps, run: Run) -> Propagated:
-    """Take a measured run apart: local errors, their first-order propagation, what that misses."""
+    """Take a measured run apart: local errors, their first-order propagation, what that misses.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, qdiffjax as qd
+      >>> params = {"in": jnp.eye(2), "out": 1.1 * jnp.eye(2)}
+      >>> net_fn = lambda params, x, t: x @ params["in"] @ params["out"]
+      >>> denoiser = qd.Denoiser(net_fn, params, qd.linear(), (2,))
+      >>> steps = qd.ddim(denoiser.schedule, 4)
+      >>> q = qd.quantize(qd.calibrate(denoiser, steps, jax.random.key(0)), "W8A8")
+      >>> run = qd.couple(q, steps, jax.random.key(1), 8)
+      >>> parts = qd.propagate(q, steps, run)
+      >>> bool(jnp.allclose(parts.first_order, run.errors, atol=1e-5))  # exact for a linear network
+      True
+    """
     return program(comparisons.propagated)(q.given(run.cond), run, steps)
 
 
@@ -168,6 +204,19 @@ def attribute(
       tolerance: median defect that is good enough; nodes are added until then.
       max_nodes: most nodes, 2 to 8.
       batch_size: samples at a time; None takes what fits.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, qdiffjax as qd
+      >>> params = {"in": jnp.eye(2), "out": 1.1 * jnp.eye(2)}
+      >>> net_fn = lambda params, x, t: x @ params["in"] @ params["out"]
+      >>> denoiser = qd.Denoiser(net_fn, params, qd.linear(), (2,))
+      >>> steps = qd.ddim(denoiser.schedule, 4)
+      >>> q = qd.quantize(qd.calibrate(denoiser, steps, jax.random.key(0)), "W8A8")
+      >>> run = qd.couple(q, steps, jax.random.key(1), 8)
+      >>> ledger = qd.attribute(q, steps, run)
+      >>> total = sum(c.sum() for c in ledger.contributions.values())
+      >>> bool(jnp.isclose(total, ledger.change.sum(), rtol=1e-2))
+      True
     """
     run = run if num_samples is None else run.first(num_samples)
     q, num = q.given(run.cond), run.xs.shape[1]
@@ -212,6 +261,18 @@ def bound(
       run: what `couple` returned; its first samples are bounded.
       num_samples: how many of them; None for all.
       num_iterations: Krylov dimension of each gain.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, qdiffjax as qd
+      >>> params = {"in": jnp.eye(2), "out": 1.1 * jnp.eye(2)}
+      >>> net_fn = lambda params, x, t: x @ params["in"] @ params["out"]
+      >>> denoiser = qd.Denoiser(net_fn, params, qd.linear(), (2,))
+      >>> steps = qd.ddim(denoiser.schedule, 4)
+      >>> q = qd.quantize(qd.calibrate(denoiser, steps, jax.random.key(0)), "W8A8")
+      >>> run = qd.couple(q, steps, jax.random.key(1), 8)
+      >>> bounded = qd.bound(q, steps, run)
+      >>> all(bool((ratio * (1 + 1e-4) >= 1).all()) for ratio in bounded.over_measured())
+      True
     """
     run = run if num_samples is None else run.first(num_samples)
     parts, q = propagate(q, steps, run), q.given(run.cond)

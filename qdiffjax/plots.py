@@ -39,6 +39,18 @@ def plot_ledger(ledger, sites=(), title: str = "Where the error is made") -> "Fi
       ledger: a `Ledger`, the mean over samples is drawn; or its `Cells`.
       sites: sites or their names in the order to draw them, such as those of a `Calibration`.
       title: of the figure.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, qdiffjax as qd
+      >>> params = {"in": jnp.eye(2), "out": 1.1 * jnp.eye(2)}
+      >>> net_fn = lambda params, x, t: x @ params["in"] @ params["out"]
+      >>> denoiser = qd.Denoiser(net_fn, params, qd.linear(), (2,))
+      >>> steps = qd.ddim(denoiser.schedule, 4)
+      >>> q = qd.quantize(qd.calibrate(denoiser, steps, jax.random.key(0)), "W8A8")
+      >>> run = qd.couple(q, steps, jax.random.key(1), 8)
+      >>> figure = qd.plot_ledger(qd.attribute(q, steps, run))
+      >>> len(figure.axes)
+      3
     """
     cells: Cells = ledger if isinstance(ledger, Cells) else ledger.cells()
     cells = cells.ordered([getattr(site, "name", site) for site in sites])
@@ -97,6 +109,12 @@ def plot_sites(sites, title: str = "Where the network multiplies") -> "Figure":
     Args:
       sites: from `list_sites`, or those of a `Calibration`.
       title: of the figure.
+
+    Example:
+      >>> import qdiffjax as qd
+      >>> figure = qd.plot_sites(qd.load("fashion_dit").sites())
+      >>> len(figure.axes)
+      2
     """
     fig, axes = by_site([s.name for s in sites], title, width=4.6, width_ratios=[1, 1])
     colors = [KINDS.get(s.kind, GREY) for s in sites]
@@ -115,6 +133,14 @@ def plot_recipe(recipe, sites, title: str = "Recipe") -> "Figure":
       recipe: a `Recipe`.
       sites: those of the network, in the order of evaluation.
       title: of the figure.
+
+    Example:
+      >>> import qdiffjax as qd
+      >>> sites = qd.load("fashion_dit").sites()
+      >>> recipe = qd.precision.uniform(sites, weight_bits=4, activation_bits=8)
+      >>> figure = qd.plot_recipe(recipe, sites)
+      >>> len(figure.axes)
+      2
     """
     names = [s.name for s in sites]
     fig, (ax, side) = by_site(names, title, width=3.4, width_ratios=[1.2, 1])
@@ -150,6 +176,18 @@ def plot_errors(study, title: str | None = None) -> "Figure":
     Args:
       study: a `Study`.
       title: of the figure; None takes the study's name.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, qdiffjax as qd
+      >>> params = {"in": jnp.eye(2), "out": 1.1 * jnp.eye(2)}
+      >>> net_fn = lambda params, x, t: x @ params["in"] @ params["out"]
+      >>> denoiser = qd.Denoiser(net_fn, params, qd.linear(), (2,))
+      >>> steps = qd.ddim(denoiser.schedule, 4)
+      >>> q = qd.quantize(qd.calibrate(denoiser, steps, jax.random.key(0)), "W8A8")
+      >>> study = qd.study(q, steps, jax.random.key(1), 8, progress=False)
+      >>> figure = qd.plot_errors(study)
+      >>> len(figure.axes)
+      1
     """
     title = f"Accumulated quantization error: {study.name}" if title is None else title
     fig, ax = panels(1, 1, (6.2, 4.0), title=title)

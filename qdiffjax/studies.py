@@ -61,6 +61,17 @@ class Study:
         schedule is not discrete.
       samples, samples_hat: the first final samples [8, *shape].
       cost: seconds by part.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, qdiffjax as qd
+      >>> params = {"in": jnp.eye(2), "out": 1.1 * jnp.eye(2)}
+      >>> net_fn = lambda params, x, t: x @ params["in"] @ params["out"]
+      >>> denoiser = qd.Denoiser(net_fn, params, qd.linear(), (2,))
+      >>> steps = qd.ddim(denoiser.schedule, 4)
+      >>> q = qd.quantize(qd.calibrate(denoiser, steps, jax.random.key(0)), "W8A8")
+      >>> study = qd.study(q, steps, jax.random.key(1), 8, progress=False)
+      >>> study.error_rms.shape, study.bounds[0].holds
+      ((5,), True)
     """
 
     name: str
@@ -155,13 +166,14 @@ def study(
       progress: show a progress bar and what the study costs.
 
     Example:
-      >>> import jax, qdiffjax as qd
-      >>> denoiser = qd.load("fashion_dit").conditioned([3, 7])
-      >>> steps = qd.ddim(denoiser.schedule, 3)
-      >>> calibration = qd.calibrate(denoiser, steps, jax.random.key(0), num_samples=2)
-      >>> q = qd.quantize(calibration, "W4A8")
-      >>> study = qd.study(q, steps, jax.random.key(1), 2, progress=False)
-      >>> bool(study.measured.value > 0)
+      >>> import jax, jax.numpy as jnp, qdiffjax as qd
+      >>> params = {"in": jnp.eye(2), "out": 1.1 * jnp.eye(2)}
+      >>> net_fn = lambda params, x, t: x @ params["in"] @ params["out"]
+      >>> denoiser = qd.Denoiser(net_fn, params, qd.linear(), (2,))
+      >>> steps = qd.ddim(denoiser.schedule, 4)
+      >>> q = qd.quantize(qd.calibrate(denoiser, steps, jax.random.key(0)), "W8A8")
+      >>> study = qd.study(q, steps, jax.random.key(1), 8, progress=False)
+      >>> bool(study.measured.low <= study.measured.value <= study.measured.high)
       True
     """
     from tqdm import tqdm

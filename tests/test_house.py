@@ -7,7 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -30,19 +29,8 @@ def test_the_code_passes(name):
     assert run.returncode == 0, run.stdout + run.stderr
 
 
-def test_the_example_of_the_readme_runs_as_printed():
-    x64 = jax.config.jax_enable_x64
-    promotion = jax.config.jax_numpy_dtype_promotion
-    ranks = jax.config.jax_numpy_rank_promotion
-    jax.config.update("jax_enable_x64", False)  # a reader's defaults, not the tests'
-    jax.config.update("jax_numpy_dtype_promotion", "standard")
-    jax.config.update("jax_numpy_rank_promotion", "allow")
-    try:
-        result = doctest.testfile(str(ROOT / "README.md"), module_relative=False)
-    finally:
-        jax.config.update("jax_enable_x64", x64)
-        jax.config.update("jax_numpy_dtype_promotion", promotion)
-        jax.config.update("jax_numpy_rank_promotion", ranks)
+def test_the_example_of_the_readme_runs_as_printed(users_defaults, compile_fast):
+    result = doctest.testfile(str(ROOT / "README.md"), module_relative=False)
     assert result.attempted > 10
     assert result.failed == 0
 

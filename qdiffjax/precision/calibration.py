@@ -35,6 +35,18 @@ class Calibration:
       sites: where it multiplies; static.
       weights: the weight operand of every site that has one, by name.
       ranges: (low, high) of each activation operand by site, for all steps [num_steps] or for one.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, qdiffjax as qd
+      >>> params = {"in": jnp.eye(2), "out": 1.1 * jnp.eye(2)}
+      >>> net_fn = lambda params, x, t: x @ params["in"] @ params["out"]
+      >>> denoiser = qd.Denoiser(net_fn, params, qd.linear(), (2,))
+      >>> steps = qd.ddim(denoiser.schedule, 4)
+      >>> calibration = qd.calibrate(denoiser, steps, jax.random.key(0))
+      >>> wide = calibration.widened(1.2)
+      >>> low, high = (c.ranges["input"][0][1].max() for c in (calibration, wide))
+      >>> round(float(high / low), 3)
+      1.2
     """
 
     denoiser: Denoiser
@@ -117,6 +129,16 @@ def calibrate(
 
     Warns:
       DiagnosisWarning: something that an analysis leaves out, or that would falsify it.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, qdiffjax as qd
+      >>> params = {"in": jnp.eye(2), "out": 1.1 * jnp.eye(2)}
+      >>> net_fn = lambda params, x, t: x @ params["in"] @ params["out"]
+      >>> denoiser = qd.Denoiser(net_fn, params, qd.linear(), (2,))
+      >>> steps = qd.ddim(denoiser.schedule, 4)
+      >>> calibration = qd.calibrate(denoiser, steps, jax.random.key(0))
+      >>> sorted(calibration.ranges)
+      ['in', 'input', 'out', 'output']
     """
     key_start, key_noise = (None, None) if key is None else jax.random.split(key)
     if x_T is None:
@@ -149,6 +171,17 @@ def quantize(calibration: Calibration, recipe: Recipe, **rounding) -> Quantized:
 
     Raises:
       ValueError: a recipe that names a site whose numbers are not real.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, qdiffjax as qd
+      >>> params = {"in": jnp.eye(2), "out": 1.1 * jnp.eye(2)}
+      >>> net_fn = lambda params, x, t: x @ params["in"] @ params["out"]
+      >>> denoiser = qd.Denoiser(net_fn, params, qd.linear(), (2,))
+      >>> steps = qd.ddim(denoiser.schedule, 4)
+      >>> q = qd.quantize(qd.calibrate(denoiser, steps, jax.random.key(0)), "W8A8")
+      >>> x_0 = qd.sample(q, steps, jax.random.key(1), 3)
+      >>> x_0.shape
+      (3, 2)
     """
     c = calibration
     check_recipe(recipe, c.sites)

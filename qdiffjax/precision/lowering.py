@@ -68,6 +68,16 @@ def lower(
 
     Warns:
       DiagnosisWarning: sites that stay simulated, such as transposed convolutions.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, qdiffjax as qd
+      >>> params = {"in": jnp.eye(2), "out": 1.1 * jnp.eye(2)}
+      >>> net_fn = lambda params, x, t: x @ params["in"] @ params["out"]
+      >>> denoiser = qd.Denoiser(net_fn, params, qd.linear(), (2,))
+      >>> steps = qd.ddim(denoiser.schedule, 4)
+      >>> q = qd.lower(qd.calibrate(denoiser, steps, jax.random.key(0)), "W8A8")
+      >>> qd.precision.lowering_of(denoiser.sites(), q.site_inputs)
+      {'input': 'plain', 'in': 'codes', 'out': 'plain', 'output': 'plain'}
     """
     c = calibration
     check_recipe(recipe, c.sites)

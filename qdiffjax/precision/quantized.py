@@ -29,6 +29,16 @@ class Quantized:
       rule: what happens at the sites; static.
       widths: what the recipe said, `SiteBits` of integers by site, to be read only; None if it is
         not known.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, qdiffjax as qd
+      >>> params = {"in": jnp.eye(2), "out": 1.1 * jnp.eye(2)}
+      >>> net_fn = lambda params, x, t: x @ params["in"] @ params["out"]
+      >>> denoiser = qd.Denoiser(net_fn, params, qd.linear(), (2,))
+      >>> steps = qd.ddim(denoiser.schedule, 4)
+      >>> q = qd.quantize(qd.calibrate(denoiser, steps, jax.random.key(0)), "W8A8")
+      >>> list(q.site_inputs)  # neither the edges nor the last layer
+      ['in']
     """
 
     denoiser: Denoiser

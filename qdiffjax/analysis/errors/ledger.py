@@ -53,6 +53,18 @@ class Ledger(NamedTuple):
     there, and end elsewhere: compare with these states, not with a run of your own.
 
     Prints as the table of its largest cells; tables, sums and shares are of the mean over samples.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, qdiffjax as qd
+      >>> params = {"in": jnp.eye(2), "out": 1.1 * jnp.eye(2)}
+      >>> net_fn = lambda params, x, t: x @ params["in"] @ params["out"]
+      >>> denoiser = qd.Denoiser(net_fn, params, qd.linear(), (2,))
+      >>> steps = qd.ddim(denoiser.schedule, 4)
+      >>> q = qd.quantize(qd.calibrate(denoiser, steps, jax.random.key(0)), "W8A8")
+      >>> run = qd.couple(q, steps, jax.random.key(1), 8)
+      >>> ledger = qd.attribute(q, steps, run)
+      >>> {site: c.shape for site, c in ledger.contributions.items()}  # [samples, steps]
+      {'in': (8, 4)}
     """
 
     contributions: dict[str, Array]

@@ -80,8 +80,8 @@ def dpmpp_2m(
     Example:
       >>> import qdiffjax as qd
       >>> times = qd.diffusion.log_snr_times(qd.VP(), 1.0, 1e-3, 10)
-      >>> len(qd.dpmpp_2m(qd.VP(), times).t)
-      10
+      >>> len(qd.dpmpp_2m(qd.VP(), times).t), len(qd.dpmpp_2m(qd.linear(), 10).t)
+      (10, 10)
     """
     return dpmpp_multistep(
         schedule, times, order=2, eta=eta, slope_weight_fn=slope_weight_fn,
@@ -107,8 +107,8 @@ def dpmpp_3m(
     Example:
       >>> import qdiffjax as qd
       >>> times = qd.diffusion.log_snr_times(qd.VP(), 1.0, 1e-3, 10)
-      >>> len(qd.dpmpp_3m(qd.VP(), times).t)
-      10
+      >>> len(qd.dpmpp_3m(qd.VP(), times).t), len(qd.dpmpp_3m(qd.linear(), 10).t)
+      (10, 10)
     """
     return dpmpp_multistep(
         schedule, times, order=3, eta=eta, slope_weight_fn=slope_weight_fn,

@@ -49,8 +49,7 @@ def unipc(
 
     Example:
       >>> import qdiffjax as qd
-      >>> times = qd.diffusion.trailing_times(1000, 10)
-      >>> len(qd.unipc(qd.linear(), times).t)
+      >>> len(qd.unipc(qd.linear(), 10).t)
       10
     """
     (x, base, *past), out, _ = basis(2 + order)
