@@ -37,7 +37,9 @@ def test_the_table_of_the_main_job_is_its_committed_summary():
     results = ROOT / "experiments" / "results" / "error_bounds" / "summary.json"
     summary = {f"W{r['weight_bits']}A{r['activation_bits']}": r
                for r in json.loads(results.read_text())}  # fmt: skip
-    lines = re.findall(r"^\| (W\dA\d) \|(.*)\|$", (ROOT / "docs" / "experiments.md").read_text(), re.M)
+    lines = re.findall(
+        r"^\| (W\dA\d) \|(.*)\|$", (ROOT / "docs" / "experiments.md").read_text(), re.M
+    )
     assert {name for name, _ in lines} == set(summary)
     for name, cells in lines:
         for keys, cell in zip(COLUMNS, cells.split("|"), strict=True):

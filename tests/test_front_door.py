@@ -26,7 +26,9 @@ HEAVY = (
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_name_of_the_front_door_has_an_example_that_runs_as_printed(name, users_defaults, compile_fast):
+def test_a_name_of_the_front_door_has_an_example_that_runs_as_printed(
+    name, users_defaults, compile_fast
+):
     text = inspect.getdoc(getattr(qd, name))
     example = doctest.DocTestParser().get_doctest(text, {}, name, None, None)
     assert example.examples, "no >>> in the docstring"
