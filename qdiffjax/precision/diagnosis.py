@@ -63,6 +63,7 @@ def diagnose(
     Refuses a network that cannot be sampled, and finds: products that no rule reaches, weights
     that are constants or carry the batch axis, numbers that are not real, samples that depend on
     their batch. Costs a few traces and one compilation of a few calls with at most four samples.
+    Inside of jit, where numbers are not known, only what shapes tell is found.
 
     Args:
       denoiser: any network, see `Denoiser`.
@@ -94,11 +95,14 @@ def diagnose(
     check_result(denoiser, draw, few, t[0])
     one = jax.tree.map(lambda leaf: leaf[:1], few)
     sites, batched = (list_sites(*arguments(denoiser, d, t[0])) for d in (one, few))
-    calls = _calls(denoiser, steps, few)
-    _check_finite(calls, t)
     findings = [_opaque(sites), _hidden_weights(sites, denoiser.params), _not_real(sites),
-                _batch_in_weights(sites, batched), _mixed_samples(calls, sites),
-                _not_finite(calls, t)]  # fmt: skip
+                _batch_in_weights(sites, batched)]  # fmt: skip
+    if not any(
+        isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((denoiser, draw, steps))
+    ):
+        calls = _calls(denoiser, steps, few)
+        _check_finite(calls, t)
+        findings += [_mixed_samples(calls, sites), _not_finite(calls, t)]
     return Diagnosis(tuple(finding for finding in findings if finding), sites)
 
 

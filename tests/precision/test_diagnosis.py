@@ -141,17 +141,26 @@ def test_the_cost_is_a_few_traces_and_no_run_of_the_sampler():
     assert len(traces) <= 6
 
 
+def test_inside_of_jit_what_shapes_tell_is_found():
+    denoiser, kinds = of_vectors(foreign.in_cond), []
+
+    @jax.jit
+    def lowest(denoiser, x_T):
+        diagnosis = precision.diagnose(denoiser, STEPS, draw=Draw(x_T, None))
+        kinds.extend(finding.kind for finding in diagnosis.findings)
+        return calibrated(denoiser, x_T=x_T).ranges["input"][0][0]
+
+    assert lowest(denoiser, normal32(1, 4, WIDTH)).shape == STEPS.t.shape
+    assert kinds == [OPAQUE]
+
+
 # ------------------------------------------------------------------ what recipes make of it
 
 
-def calibrated(denoiser):
+def calibrated(denoiser, **samples):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DiagnosisWarning)
-        return precision.calibrate(denoiser, STEPS, KEY, num_samples=4)
-
-
-def names(denoiser):
-    return [s.name for s in calibrated(denoiser).sites[1:-1]]
+        return precision.calibrate(denoiser, STEPS, KEY, **(samples or {"num_samples": 4}))
 
 
 def test_a_frozen_context_is_an_activation_and_its_attention_products_are_products():
