@@ -40,8 +40,9 @@ def report(study, folder=None) -> Page:
 
     Example:
       >>> import jax, jax.numpy as jnp, qdiffjax as qd
-      >>> params = {"w": jnp.eye(2) * 0.9}
-      >>> denoiser = qd.Denoiser(lambda p, x, t: x @ p["w"], params, qd.linear(), (2,))
+      >>> params = {"in": jnp.eye(2), "out": 0.9 * jnp.eye(2)}
+      >>> net_fn = lambda params, x, t: x @ params["in"] @ params["out"]
+      >>> denoiser = qd.Denoiser(net_fn, params, qd.linear(), (2,))
       >>> steps = qd.ddim(denoiser.schedule, 3)
       >>> q = qd.quantize(qd.calibrate(denoiser, steps, jax.random.key(0), num_samples=4), "W6A6")
       >>> page = qd.report(qd.study(q, steps, jax.random.key(1), 4, progress=False))
