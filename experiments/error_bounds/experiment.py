@@ -74,7 +74,7 @@ class Config:
     edge_margin: float = option(
         1.2,
         "Factor on the calibrated ranges of the network's input and output; with 1 the outermost "
-        "pixels of noise are clipped, which `experiments.clipping` comparisons.",
+        "pixels of noise are clipped, which `experiments.clipping` studies.",
         above=0,
     )
     seed: int = option(0, "Seed of everything random.")

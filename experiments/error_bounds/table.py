@@ -57,9 +57,9 @@ def main_table(rows: list[dict[str, Any]], bounds: Mapping[str, Any]) -> Iterato
         ratios = [_two(row, f"{key}_over_measured_min", f"{key}_over_measured_median")
                   for key in ("remainder", "bound")]  # fmt: skip
         miss = tables.numbers("first_order_relative_error", 2, 0.01)(row)
-        yield (f"{width_name(row)}: bound / error of single samples, least and median: first order "
-               f"+ remainder {ratios[0]}, Grönwall {ratios[1]}; "
-               f"first order misses {miss} %")  # fmt: skip
+        yield f"{width_name(row)}: first order misses {miss} %; bound / error of single samples,"
+        yield (f"      least and median: first order + remainder {ratios[0]}, "
+               f"Grönwall {ratios[1]}")  # fmt: skip
     names = {row["tightest_bound"] for row in rows if "tightest_bound" in row}
     if names:
         yield f"the bound of the table: {', '.join(sorted(names))}"
