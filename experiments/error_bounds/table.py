@@ -20,7 +20,7 @@ COLUMNS = (
     ("width", width_name),
     ("RMSE\nmeasured", lambda r: number(r["measured_rmse"])),
     ("RMSE\npredicted", lambda r: number(r["predicted_rmse"])),
-    ("bounded\nbound/RMSE", lambda r: _tightest(r)),
+    ("bound\n/ RMSE", lambda r: _tightest(r)),
     ("bounds\nhold", lambda r: "yes" if r["bounds_hold"] else "NO"),
     ("ledger\ndefect", lambda r: number(r["exact_relative_residual"], 2)),
     ("path KL\nnats", lambda r: number(r["path_kl"])),
