@@ -191,7 +191,7 @@ def _studied(denoiser, x_T, *, steps):
     entries = ledger.attribution(q, x_T, steps, num_nodes=4, x_0=xs[-1])
     forecast, actual = _cells(q, x_T, xs, steps)
     gains = segment_gains(full, run.xs, run.xs_hat, steps, key=KEYS[2], num_iterations=8).norms
-    bounded = comparisons.bounded(run, comparisons.propagated(q, run, steps), gains)
+    bounded = comparisons.bounded(run, comparisons.propagated(q, run, steps), gains, steps)
     return {
         "total": ledger.total(entries), "errors": run.errors, "forecast": forecast,
         "actual": actual, "bounded": bounded, "predicted": comparisons.predicted(q, xs, steps),
