@@ -71,6 +71,15 @@ def test_known_final_samples_give_the_same_ledger(sampler):
     jax.tree.map(lambda a, b: assert_close(a, b, factor=100), run(x_0), plain)
 
 
+def test_errors_that_are_kept_are_those_recorded_again():
+    q, run = coupled.quantized(), functools.partial(ledger.attribution, num_nodes=2, key=worlds.KEY)
+    kept, again = (
+        jax.jit(functools.partial(run, keep_errors=keep))(q, worlds.X_T, worlds.DDPM)
+        for keep in (True, False)
+    )
+    jax.tree.map(lambda a, b: assert_close(a, b, factor=100), kept, again)
+
+
 # ------------------------------------------------------------------ completeness
 
 
