@@ -113,8 +113,8 @@ _KINDS = (
 def find_chip(device_kind: str) -> Chip | None:
     """Return the chip that JAX or its vendor calls so; None for one that is not here.
 
-    "TPU v5e" and "v5e" are the chip that JAX calls "TPU v5 lite". A variant with less memory or power (PCIe, NVL) is taken for its SXM form. One device of a v7x
-    is half of it.
+    "TPU v5e" and "v5e" are the chip that JAX calls "TPU v5 lite". A variant with less memory or
+    power (PCIe, NVL) is taken for its SXM form. One device of a v7x is half of it.
     """
     by_name = {chip.name: chip for chip in CHIPS}
     known = next((chip for kind, chip in _KINDS if kind in device_kind), None)
