@@ -42,8 +42,14 @@ def quantize_site(site: Site, op: Callable, operands: tuple, inputs: SiteQuant |
 
 
 def token_axes(site: Site, index: int) -> tuple[int, ...]:
-    """Return the axes of an operand that share a dynamic scale: all at an edge or a mark."""
-    return site.contract_axes[index] or tuple(range(len(site.shapes[index])))
+    """Return the axes of an operand that share a dynamic scale.
+
+    At an edge those of one sample, so that samples do not mix; at a mark, which may have no axis of
+    samples, all.
+    """
+    rank = len(site.shapes[index])
+    first = int(site.kind != "mark" and rank > 1)
+    return site.contract_axes[index] or tuple(range(first, rank))
 
 
 def round_activation(

@@ -22,7 +22,7 @@ class ActivationGrid:
       format: the codes. Bits that are an array are data: grids that differ in them share one
         compilation. Kernels need static bits.
       scale: [] or [*groups], in units of x; None: absmax / high of each token, that is of each row
-        of a matrix product and of each sample of a convolution (dynamic).
+        of a matrix product and of each sample of a convolution or at an edge (dynamic).
       zero_point: integer code that means 0.0, with the shape of scale, or None for symmetric.
       key: makes the rounding stochastic; None rounds to nearest.
     """

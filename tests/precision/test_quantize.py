@@ -191,3 +191,13 @@ def test_stochastic_keys_reach_each_iteration_of_a_scan():
         codes = np.clip(np.floor(h / scale + uniform) + zero, qmin, qmax)
         h = h + np.tanh(scale * (codes - zero) @ w + float(net.t))
     assert_close(got, h @ np.asarray(net.params["out"]["kernel"]), factor=64)
+
+
+def test_a_sample_rounded_to_its_own_range_does_not_know_the_others():
+    grid = ActivationGrid(IntFormat(BITS))
+    inputs = {s.name: precision.SiteQuant(None, (grid,) * len(s.activations)) for s in SITES}
+    params, x, t = NET.args
+    both = run(inputs)
+    wide = G(params, x.at[1].multiply(9.0), t, site_inputs=inputs)[0]
+    assert_close(wide[0], both[0])
+    assert np.max(np.abs(wide[1] - both[1])) > 0.1
