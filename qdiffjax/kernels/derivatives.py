@@ -60,7 +60,6 @@ def simulated_operand(x, grid: ActivationGrid | None, axes: tuple[int, ...]) -> 
     if grid is None:
         return dequantize(x) if isinstance(x, QTensor) else x.astype(jnp.float32)
     scale, zero = grid.parameters(x, axes)
-    scale = jax.lax.stop_gradient(scale) if grid.scale is None else scale
     return fake_quant(x, scale, zero, format=grid.format).astype(jnp.float32)
 
 

@@ -42,7 +42,7 @@ def quantize_site(site: Site, op: Callable, operands: tuple, inputs: SiteQuant |
 
 
 def token_axes(site: Site, index: int) -> tuple[int, ...]:
-    """Return the axes of an operand that share a dynamic scale.
+    """Return the axes of an operand that share a dynamic grid.
 
     At an edge those of one sample, so that samples do not mix; at a mark, which may have no axis of
     samples, all.
@@ -58,7 +58,7 @@ def round_activation(
     """Fake-quantize an activation operand [*shape], with the straight-through derivative.
 
     A `round_fn` takes the place of the rounding that the grid asks for; `axes` share a dynamic
-    scale.
+    grid.
     """
     scale, zero_point = grid.parameters(x, axes)
     if round_fn is None and grid.key is not None:

@@ -170,3 +170,4 @@ from qdiffjax.quant.straight_through import (
     fake_quant_stochastic,
     scale_gradient,
 )
+from qdiffjax.quant.sums import keep_sums

@@ -21,9 +21,10 @@ class ActivationGrid:
     Attributes:
       format: the codes. Bits that are an array are data: grids that differ in them share one
         compilation. Kernels need static bits.
-      scale: [] or [*groups], in units of x; None: absmax / high of each token, that is of each row
-        of a matrix product and of each sample of a convolution or at an edge (dynamic).
-      zero_point: integer code that means 0.0, with the shape of scale, or None for symmetric.
+      scale: [] or [*groups], in units of x; None: that of the range of each token (dynamic), that
+        is of each row of a matrix product and of each sample of a convolution or an edge.
+      zero_point: integer code that means 0.0, with the shape of scale, or None for symmetric; that
+        of a dynamic grid comes with its scale.
       key: makes the rounding stochastic; None rounds to nearest.
     """
 
@@ -35,18 +36,23 @@ class ActivationGrid:
     def with_bits_as_data(self) -> "ActivationGrid":
         """Return the same grid, its bits an array of the shape of its scale."""
         format: Any = self.format
-        bits = jnp.full_like(self.scale, format.bits, dtype=jnp.int32)
+        shape = () if self.scale is None else jnp.shape(self.scale)
+        bits = jnp.full(shape, format.bits, jnp.int32)
         return dataclasses.replace(self, format=dataclasses.replace(format, bits=bits))
 
     def parameters(self, x: Array, axes: tuple[int, ...]) -> tuple[Array, Array | None]:
-        """Return scale and zero point with the rank of x; `axes` share a dynamic scale."""
+        """Return scale and zero point with the rank of x; `axes` share a dynamic grid.
+
+        A dynamic grid is held constant in derivatives.
+        """
 
         def ranked(value):
             value = jnp.asarray(value)
             return value if value.ndim else value.reshape((1,) * x.ndim)
 
-        scale = token_scale(x, self.format, axes) if self.scale is None else self.scale
-        return ranked(scale), None if self.zero_point is None else ranked(self.zero_point)
+        if self.scale is None:
+            return jax.lax.stop_gradient(token_grid(x, self.format, axes))
+        return ranked(self.scale), None if self.zero_point is None else ranked(self.zero_point)
 
 
 def activation_grid(low: Array, high: Array, format: Format) -> ActivationGrid:
@@ -55,11 +61,28 @@ def activation_grid(low: Array, high: Array, format: Format) -> ActivationGrid:
     Integers without sign make an affine grid, which covers low, high and zero; other formats are
     symmetric about zero.
     """
-    is_affine = isinstance(format, IntFormat) and not format.signed
     scale, zero_point = scale_from_range(
-        low, high, qmin=format.low, qmax=format.high, symmetric=not is_affine
+        low, high, qmin=format.low, qmax=format.high, symmetric=not is_affine(format)
     )
     return ActivationGrid(format, scale, zero_point)
+
+
+def is_affine(format: Format) -> bool:
+    """Return whether grids of a format have a zero point: integers without sign."""
+    return isinstance(format, IntFormat) and not format.signed
+
+
+def token_grid(x: Array, format: Format, axes: tuple[int, ...]) -> tuple[Array, Array | None]:
+    """Return scale and zero point of the range of x over `axes`, kept with length 1.
+
+    Symmetric: absmax / high, and 1 where x is 0. Affine, for integers without sign: the grid from
+    min(x, 0) to max(x, 0), which has all its codes also where x has one sign, as after SiLU.
+    """
+    if not is_affine(format):
+        return token_scale(x, format, axes), None
+    wide = x.astype(jnp.float32)
+    ends = (reduce(wide, axes, keepdims=True) for reduce in (jnp.min, jnp.max))
+    return scale_from_range(*ends, qmin=format.low, qmax=format.high, symmetric=False)
 
 
 def token_scale(x: Array, format: Format, axes: tuple[int, ...]) -> Array:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from qdiffjax._typing import Array
 from qdiffjax.kernels.operands import FLOAT8, is_integer, native, shift
 from qdiffjax.quant import ActivationGrid, Format, QTensor
+from qdiffjax.quant.grids import is_affine
 
 # 3 * 2^22: added to |v| < 2^22, it leaves round(v), ties to even, in the low bits of the sum.
 MAGIC = 12582912.0
@@ -76,7 +77,11 @@ def steps(x: Array, step: Step, format: Any) -> Array:
 
 
 def fits(x, grid: ActivationGrid) -> bool:
-    """Whether a kernel can round x: not float64, which a chip has not, and one scale for all."""
+    """Whether a kernel can round x: not float64, which a chip has not, and by one scale for all or
+    by symmetric ones of tokens.
+    """
+    if grid.scale is None and is_affine(grid.format):
+        return False
     params = (grid.scale, grid.zero_point)
     return x.dtype != jnp.float64 and all(p is None or jnp.size(p) == 1 for p in params)
 
