@@ -125,7 +125,7 @@ def prepare(checkpoint: str, steps_of, globs, seed: int, *, takes_cond: bool = F
     Args:
       checkpoint: see `find_checkpoint`.
       steps_of: schedule -> steps, the sampler to calibrate on.
-      globs: sites to quantize, see `sites.match`; "!last" takes the last layer away.
+      globs: sites to quantize, see `sites.match`.
       seed: of the calibration noise; differs from the noise that is analysed.
       takes_cond: whether the caller gives conditions to the network.
 
@@ -140,8 +140,7 @@ def prepare(checkpoint: str, steps_of, globs, seed: int, *, takes_cond: bool = F
     eps_fn, params, x, t = denoiser.eps_fn, denoiser.params, *zeros(denoiser)
     rest = () if denoiser.cond is None else (denoiser.draw_cond(jax.random.key(seed), 1),)
     sites = denoiser.sites()
-    last = [s.name for s in sites if s.weight is not None][-1]
-    globs = tuple(f"!{last}" if glob == "!last" else glob for glob in globs)
+    globs = tuple(globs)
     match(sites, globs)
     weights = precision.weight_operands(eps_fn, params, x, t, *rest)
     calibration = precision.Calibration(denoiser, sites, weights, {})

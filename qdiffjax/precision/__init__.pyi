@@ -29,6 +29,9 @@ from .recipe import uniform as uniform
 from .rules import SiteQuant as SiteQuant
 from .rules import quantize_site as quantize_site
 from .rules import round_activation as round_activation
+from .rules import token_axes as token_axes
+from .settings import Settings as Settings
+from .weights import keep_channel_sums as keep_channel_sums
 from .weights import output_channels as output_channels
 from .weights import round_weights as round_weights
 from .weights import weight_operands as weight_operands

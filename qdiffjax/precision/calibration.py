@@ -1,7 +1,7 @@
 """What is measured once of a denoiser, whatever the recipe; and its quantized self."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -14,15 +14,17 @@ from qdiffjax.denoiser import Denoiser, Draw
 from qdiffjax.precision.diagnosis import diagnose
 from qdiffjax.precision.printing import calibration_table
 from qdiffjax.precision.quantized import Quantized
-from qdiffjax.precision.recipe import Recipe, check_recipe
+from qdiffjax.precision.recipe import Recipe
 from qdiffjax.precision.refusals import arguments
 from qdiffjax.precision.rules import SiteQuant
+from qdiffjax.precision.settings import assign, static_grid
 from qdiffjax.precision.weights import round_weights, weight_operands
-from qdiffjax.quant import ActivationGrid, IntFormat, activation_grid
+from qdiffjax.quant import ActivationGrid
 from qdiffjax.sites import Sites, rules, transform
 
 NUM_SAMPLES = 32  # of calibration
 Ranges = dict[str, tuple[Any, ...]]
+GridFn = Callable[[Any, Any, int], ActivationGrid]
 
 
 @jax.tree_util.register_dataclass
@@ -158,19 +160,37 @@ def calibrate(
     return Calibration(denoiser, diagnosis.sites, weights, ranges)
 
 
-def quantize(calibration: Calibration, recipe: Recipe, **rounding) -> Quantized:
+def quantize(
+    calibration: Calibration,
+    recipe: Recipe | str,
+    *,
+    sites: Iterable[str] | None = None,
+    activations: str | None = None,
+    edge_margin: float | None = None,
+    **rounding,
+) -> Quantized:
     """Return the denoiser under a recipe, simulated: rounded numbers that multiply as floats.
 
-    Activations are rounded over the widest range of all steps. Results that differ in widths
-    share one compilation of whatever takes them.
+    A recipe in words has defaults: all sites but the network's own input and output and the last
+    layer; a dynamic affine grid for each row of a product and each sample of a convolution; weights
+    by output channel, rounded to nearest such that the sum of each channel stays. A `Recipe` is
+    taken at its word: its sites, static grids over the widest ranges of all steps, weights rounded
+    to nearest. Options hold for both; what was chosen is in `settings` of the result. Results that
+    differ in widths share one compilation of whatever takes them.
 
     Args:
       calibration: see `calibrate`.
-      recipe: widths by site, which may be traced.
-      rounding: `calibrate_fn`, `granularity`, `format_fn` of the weights, see `round_weights`.
+      recipe: widths by site, which may be traced, or in words: "W8A8", "W4", "A6".
+      sites: globs of the sites to quantize, see `sites.match`; None takes the defaults above.
+      activations: "dynamic" or "static".
+      edge_margin: factor on static ranges of what enters and leaves the network, see
+        `Calibration.widened`; None is 1.2 for words and 1 for a `Recipe`.
+      rounding: `calibrate_fn`, `granularity`, `format_fn`, `adjust_fn` of the weights, see
+        `round_weights`.
 
     Raises:
-      ValueError: a recipe that names a site whose numbers are not real.
+      ValueError: a recipe in words, a glob or an option that does not fit; nothing to quantize; a
+        site whose numbers are not real.
 
     Example:
       >>> import jax, jax.numpy as jnp, qdiffjax as qd
@@ -183,11 +203,14 @@ def quantize(calibration: Calibration, recipe: Recipe, **rounding) -> Quantized:
       >>> x_0.shape
       (3, 2)
     """
-    c = calibration
-    check_recipe(recipe, c.sites)
-    weights = round_weights(c.weights, c.sites, recipe, **rounding)
-    inputs = site_inputs(recipe, weights, over_steps(c.ranges))
-    return Quantized(c.denoiser, inputs, widths=recipe.widths())
+    chosen = assign(calibration, recipe, rounding, sites=sites, activations=activations,
+                    edge_margin=edge_margin)  # fmt: skip
+    c, recipe = chosen.calibration, chosen.recipe
+    weights = round_weights(c.weights, c.sites, recipe, **chosen.rounding)
+    inputs = site_inputs(recipe, weights, over_steps(c.ranges), as_data(chosen.grid_fn))
+    return Quantized(
+        c.denoiser, inputs, widths=recipe.widths(), settings=chosen.settings
+    )  # fmt: skip
 
 
 def range_of(x):
@@ -232,14 +255,12 @@ def _is_range(node) -> bool:
     return isinstance(node, tuple) and len(node) == 2 and not isinstance(node[0], tuple)
 
 
-def static_grid(low, high, bits: int) -> ActivationGrid:
-    """Return the affine unsigned grid over a range, as kernels take it."""
-    return activation_grid(low, high, IntFormat(bits, signed=False))
+def as_data(grid_fn: GridFn) -> GridFn:
+    """Return the function whose grids have their bits as data, so that widths share a program."""
+    return lambda low, high, bits: grid_fn(low, high, bits).with_bits_as_data()
 
 
-def simulated_grid(low, high, bits: int) -> ActivationGrid:
-    """Return the same grid with its bits as data, so that widths share a program."""
-    return static_grid(low, high, bits).with_bits_as_data()
+simulated_grid = as_data(static_grid)
 
 
 def site_inputs(

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -28,12 +28,13 @@ from qdiffjax.kernels.derivatives import (
     simulated_operand,
     with_derivative,
 )
-from qdiffjax.precision.calibration import Calibration, over_steps, site_inputs, static_grid
+from qdiffjax.precision.calibration import Calibration, over_steps, site_inputs
 from qdiffjax.precision.codes import stored, unstored, weight_codes
 from qdiffjax.precision.diagnosis import DiagnosisWarning, listing
 from qdiffjax.precision.quantized import Quantized
-from qdiffjax.precision.recipe import Recipe, check_recipe
+from qdiffjax.precision.recipe import Recipe
 from qdiffjax.precision.rules import SiteQuant, quantize_site, token_axes
+from qdiffjax.precision.settings import assign
 from qdiffjax.precision.weights import round_weights
 from qdiffjax.quant import ActivationGrid, QTensor, dequantize, expand
 from qdiffjax.sites.products import Conv, Dot
@@ -43,28 +44,30 @@ from qdiffjax.sites.transforming import Rule
 
 def lower(
     calibration: Calibration,
-    recipe: Recipe,
+    recipe: Recipe | str,
     *,
+    sites: Iterable[str] | None = None,
+    activations: str | None = None,
+    edge_margin: float | None = None,
     path: Path | None = None,
-    grid_fn: Callable[[Any, Any, int], ActivationGrid | None] = static_grid,
+    grid_fn: Callable[[Any, Any, int], ActivationGrid | None] | None = None,
     **rounding,
 ) -> Quantized:
     """Return the denoiser under a recipe in real low precision: codes that multiply codes.
 
-    The same scales as those of `quantize`, and the same samplers run it. Its codes are `stored` for
-    the path, where the calibration may have to be let go of; `drop_weights` then lets go of the
-    float weights.
+    The same grids and defaults as those of `quantize`, and the same samplers run it. Its codes are
+    `stored` for the path, where the calibration may have to be let go of; `drop_weights` then lets
+    go of the float weights.
 
     Args:
       calibration: see `calibrate`.
-      recipe: widths by site.
+      recipe, sites, activations, edge_margin, rounding: see `quantize`.
       path: implementation of the kernels; None takes the platform's.
-      grid_fn: (low, high, bits) -> how an activation is rounded; None leaves it alone.
-      rounding: `calibrate_fn`, `granularity`, `format_fn` of the weights, see `round_weights`.
+      grid_fn: (low, high, bits) -> how an activation is rounded, None leaving it alone, in place of
+        what `activations` says.
 
     Raises:
-      ValueError: a width or format of a weight that no kernel multiplies; a site whose numbers are
-        not real.
+      ValueError: what `quantize` refuses; a width or format of a weight that no kernel multiplies.
 
     Warns:
       DiagnosisWarning: sites that stay simulated, such as transposed convolutions.
@@ -79,13 +82,14 @@ def lower(
       >>> qd.precision.lowering_of(denoiser.sites(), q.site_inputs)
       {'input': 'plain', 'in': 'codes', 'out': 'plain', 'output': 'plain'}
     """
-    c = calibration
-    check_recipe(recipe, c.sites)
-    weights = round_weights(c.weights, c.sites, recipe, weight_codes, **rounding)
-    inputs = site_inputs(recipe, weights, over_steps(c.ranges), grid_fn)
+    chosen = assign(calibration, recipe, rounding, sites=sites, activations=activations,
+                    edge_margin=edge_margin)  # fmt: skip
+    c, recipe = chosen.calibration, chosen.recipe
+    weights = round_weights(c.weights, c.sites, recipe, weight_codes, **chosen.rounding)
+    inputs = site_inputs(recipe, weights, over_steps(c.ranges), grid_fn or chosen.grid_fn)
     _warn_of_simulation(c.sites, inputs)
     inputs = stored(inputs, c.sites, path)
-    return Quantized(c.denoiser, inputs, lower_site(path), recipe.widths())
+    return Quantized(c.denoiser, inputs, lower_site(path), recipe.widths(), chosen.settings)
 
 
 def lower_site(path: Path | None = None) -> Rule:

@@ -9,6 +9,7 @@ import numpy as np
 
 from qdiffjax._tables import Table, number, numbers_of
 from qdiffjax.precision.rules import quantize_site
+from qdiffjax.quant.grids import is_affine
 from qdiffjax.sites import Site
 from qdiffjax.sites.printing import counts, out_of_reach
 
@@ -75,6 +76,10 @@ def quantized_table(q) -> Table:
         ("weights", weights_text(q, bits)),
         ("activations", roundings(q.site_inputs)),
     ]
+    if q.settings.name:
+        rows += [
+            (f"{what}, chosen", text) for what, text in q.settings.rows() if what != "left out"
+        ]
     return Table("Quantized denoiser", ("what", "is"), tuple(row for row in rows if row[1]))
 
 
@@ -124,9 +129,10 @@ def roundings(site_inputs: Mapping[str, Any]) -> str:
 def rounding_text(grid) -> str:
     """Describe a grid: static or dynamic, its granularity, with or without a zero point."""
     if grid.scale is None:
-        kind = "dynamic, one scale a token"
+        kind = "dynamic, one scale a token or sample"
     else:
         num = math.prod(np.shape(grid.scale))
         kind = "static, " + ("one scale" if num == 1 else f"{num} scales")
-    sign = "symmetric" if grid.zero_point is None else "with zero point"
+    is_shifted = grid.zero_point is not None or (grid.scale is None and is_affine(grid.format))
+    sign = "with zero point" if is_shifted else "symmetric"
     return f"{kind} {sign}, rounded {'to nearest' if grid.key is None else 'at random'}"

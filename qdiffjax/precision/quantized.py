@@ -10,6 +10,7 @@ from qdiffjax._typing import CallFn, EpsFn
 from qdiffjax.denoiser import Denoiser
 from qdiffjax.precision.printing import quantized_table
 from qdiffjax.precision.rules import SiteQuant, quantize_site
+from qdiffjax.precision.settings import Settings
 from qdiffjax.sites import rules
 from qdiffjax.sites.absent import absent_like, is_absent
 from qdiffjax.sites.listing import expand, path_name, trace
@@ -29,6 +30,7 @@ class Quantized:
       rule: what happens at the sites; static.
       widths: what the recipe said, `SiteBits` of integers by site, to be read only; None if it is
         not known.
+      settings: what was chosen, in words, to be printed; static, and ignored by compilations.
 
     Example:
       >>> import jax, jax.numpy as jnp, qdiffjax as qd
@@ -45,6 +47,7 @@ class Quantized:
     site_inputs: dict[str, Any]
     rule: Rule = dataclasses.field(default=quantize_site, metadata={"static": True})
     widths: dict[str, Any] | None = None
+    settings: Settings = dataclasses.field(default=Settings(), metadata={"static": True})
 
     def __repr__(self):
         return str(quantized_table(self))

@@ -10,7 +10,7 @@ import numpy as np
 
 from qdiffjax._typing import EpsFn
 from qdiffjax.precision.recipe import Recipe
-from qdiffjax.quant import Format, IntFormat, absmax, fake_quant
+from qdiffjax.quant import Format, IntFormat, absmax, fake_quant, keep_sums
 from qdiffjax.sites import Site, rules, transform
 
 
@@ -41,6 +41,18 @@ def simulated(site: Site, w, scale, zero_point, format: Format) -> jax.Array:
     return _fake_quant(w, scale, zero_point, _width_as_data(format))
 
 
+def keep_channel_sums(site: Site, w, scale, zero_point, format: Format) -> jax.Array:
+    """Move a weight to the grid such that the sum of each output channel stays, see `keep_sums`.
+
+    What follows a SiLU or a softmax has a mean, so errors of a channel that add up are a bias of
+    every sample and step. Formats other than integers are left to nearest.
+    """
+    if not isinstance(format, IntFormat) or (format.is_static and format.bits == 1):
+        return w
+    shape = tuple(map(max, scale.shape, output_channels(site)))
+    return _keep_sums(w, scale, zero_point, _width_as_data(format), shape)
+
+
 def round_weights(
     weights: dict[str, Any],
     sites: Sequence[Site],
@@ -50,6 +62,7 @@ def round_weights(
     calibrate_fn: Callable = absmax,
     granularity: Callable[[Site], tuple[int, ...]] = output_channels,
     format_fn: Callable[[int], Format] = IntFormat,
+    adjust_fn: Callable | None = None,
 ) -> dict[str, Any]:
     """Quantize the weights of a recipe once, outside every loop.
 
@@ -62,6 +75,8 @@ def round_weights(
       calibrate_fn: (w, format=, scale_shape=) -> (scale, zero_point), as `quant.absmax`.
       granularity: the shape of a site's weight scale; its shape is the granularity.
       format_fn: bits -> format, such as `lambda bits: E4M3FN` for a recipe of 8 bits.
+      adjust_fn: (site, w, scale, zero_point, format) -> the numbers to round in place of w, as
+        `keep_channel_sums`; None rounds w itself.
 
     Returns:
       What round_fn returns, by site.
@@ -72,6 +87,8 @@ def round_weights(
         if bits is not None and site.name in weights:
             w, format = weights[site.name], format_fn(bits)
             grid = _grid(w, _width_as_data(format), granularity(site), calibrate_fn)
+            if adjust_fn is not None:
+                w = adjust_fn(site, w, *grid, format)
             rounded[site.name] = round_fn(site, w, *grid, format)
     return rounded
 
@@ -91,3 +108,8 @@ def _grid(w, format: Format, scale_shape, calibrate_fn):
 @jax.jit
 def _fake_quant(w, scale, zero_point, format: Format):
     return fake_quant(w, scale, zero_point, format=format)
+
+
+@functools.partial(jax.jit, static_argnames="sum_shape")
+def _keep_sums(w, scale, zero_point, format: IntFormat, sum_shape):
+    return keep_sums(w, scale, zero_point, format=format, sum_shape=sum_shape)

@@ -33,9 +33,11 @@ def keep_sums(
       gives their own codes.
     """
     x = x.astype(compute_dtype(x))
-    zero = jnp.zeros((), jnp.int32) if zero_point is None else zero_point
-    low, high = (expand(jnp.asarray(q - zero), x.shape).astype(x.dtype)
-                 for q in (format.low, format.high))  # fmt: skip
+    zero = jnp.zeros((), x.dtype) if zero_point is None else zero_point.astype(x.dtype)
+    low, high = (
+        expand(jnp.asarray(end).astype(x.dtype) - zero, x.shape)
+        for end in (format.low, format.high)
+    )
     v = jnp.clip(in_steps(x, scale.astype(x.dtype)), low, high)
     steps, axes = granules(v, sum_shape)
     kept = [a for a in range(steps.ndim) if a not in axes]
@@ -45,7 +47,7 @@ def keep_sums(
     errors = nearest - flat
     excess = jnp.round(jnp.sum(errors, -1, keepdims=True))
     order = jnp.argsort(-errors * jnp.sign(excess), axis=-1)
-    rank = jnp.argsort(order, axis=-1)
+    rank = jnp.argsort(order, axis=-1).astype(x.dtype)
     moved = nearest - jnp.where(rank < jnp.abs(excess), jnp.sign(excess), 0)
     back = sorted(range(steps.ndim), key=(*kept, *axes).__getitem__)
     codes = moved.reshape(rows.shape).transpose(back).reshape(x.shape)

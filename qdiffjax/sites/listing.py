@@ -18,6 +18,8 @@ from qdiffjax.sites.plan import EDGE, MARK, Place, Plan, identity_site, make_pla
 from qdiffjax.sites.provenance import Label, size
 from qdiffjax.sites.records import Site, Sites
 
+LAST = "last"  # in globs: the last layer
+
 
 class Traced(NamedTuple):
     """A function as its jaxpr, with the plan of its sites."""
@@ -138,7 +140,8 @@ def match(all_sites: Sequence[Site], globs: Iterable[str]) -> tuple[str, ...]:
     """Names of the sites that match any glob, in order; `*` matches across slashes.
 
     A glob that begins with `!` takes its matches away from those before it. Brackets are
-    literal, since site names contain them.
+    literal, since site names contain them. Where no site is called `last`, that is the last one
+    that has parameters, the network's last layer.
 
     Raises:
       ValueError: a glob matches nothing; names the nearest sites.
@@ -148,6 +151,8 @@ def match(all_sites: Sequence[Site], globs: Iterable[str]) -> tuple[str, ...]:
     for glob in globs:
         pattern = glob.removeprefix("!")
         hits = fnmatch.filter(names, pattern.replace("[", "[[]"))
+        if pattern == LAST and not hits:
+            hits = [s.name for s in all_sites if s.weight is not None and not s.is_constant][-1:]
         if not hits:
             raise ValueError(f"No site matches {pattern!r}. {suggest(pattern, names)}")
         chosen = chosen - set(hits) if glob.startswith("!") else chosen | set(hits)

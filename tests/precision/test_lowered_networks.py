@@ -10,6 +10,7 @@ import pytest
 
 from qdiffjax import diffusion, kernels, precision
 from qdiffjax.precision import calibration as ptq
+from qdiffjax.precision.settings import static_grid
 from qdiffjax.quant import (
     ActivationGrid,
     QTensor,
@@ -76,7 +77,7 @@ def test_a_recipe_by_step_goes_through_per_call():
         for factors in [jnp.asarray([1.0, 0.7, 0.5], jnp.float32)]
     }
     recipe = precision.uniform(sites, weight_bits=8, activation_bits=8)
-    per_call = ptq.site_inputs(recipe, {}, ranges, ptq.static_grid)
+    per_call = ptq.site_inputs(recipe, {}, ranges, static_grid)
     x_T = net.x.astype(jnp.float32)
     call_fn = jax.jit(precision.quantized_call(q))
     run = diffusion.sample(call_fn, x_T, steps, per_call=per_call)

@@ -60,3 +60,26 @@ def test_a_dynamic_scale_is_that_of_each_token_and_a_static_one_gets_the_rank_of
     assert zero_point is None
     scale, zero_point = ActivationGrid(UINT4, jnp.float32(0.5), jnp.int32(3)).parameters(x, (1,))
     assert scale.shape == zero_point.shape == (1, 1)
+
+
+def test_a_dynamic_grid_without_sign_covers_each_token_and_zero():
+    x = jnp.asarray([[1.0, -2.0], [0.5, 2.0], [0.0, 0.0]], jnp.float32)
+    scale, zero_point = ActivationGrid(UINT4).parameters(x, (1,))
+    np.testing.assert_allclose(scale, np.float32([[3 / 15], [2 / 15], [1]]), rtol=1e-6)
+    np.testing.assert_array_equal(zero_point, [[10], [0], [0]])
+
+
+def test_dynamic_grids_share_a_compilation_over_bits_and_are_constant_in_derivatives():
+    x = jnp.asarray([[1.0, -2.0], [0.5, 2.0]], jnp.float32)
+
+    @jax.jit
+    def run(grid, x):
+        scale, zero_point = grid.parameters(x, (1,))
+        return fake_quant(x, scale, zero_point, format=grid.format)
+
+    for bits in (2, 4, 8):
+        grid = ActivationGrid(IntFormat(bits, signed=False))
+        np.testing.assert_array_equal(run(grid.with_bits_as_data(), x), jax.jit(run)(grid, x))
+    data = [ActivationGrid(IntFormat(b, signed=False)).with_bits_as_data() for b in (2, 4)]
+    assert jax.tree.structure(data[0]) == jax.tree.structure(data[1])
+    np.testing.assert_array_equal(jax.grad(lambda x: jnp.sum(run(data[1], x)))(x), jnp.ones((2, 2)))

@@ -205,6 +205,9 @@ class Walk:
         """Round one operand to its grid."""
         if grid is None:
             return value
+        require(grid.scale is not None, "certificate", got="a dynamic grid of activations",
+                expected="static ones, the same for all inputs",
+                remedy="precision.quantize(..., activations='static')")  # fmt: skip
         zero = 0.0 if grid.zero_point is None else grid.zero_point
         scale, zero, qmin, qmax = (
             _shaped(v, value.shape) for v in (grid.scale, zero, grid.format.low, grid.format.high)

@@ -10,6 +10,7 @@ Both sums are taken without any matrix: by adjoint probes and by random trajecto
 The roundings at the sites of a network come last.
 """
 
+import itertools
 from typing import Any, NamedTuple
 
 import jax
@@ -114,7 +115,7 @@ def mean_bias(
     return probed(one, jax.random.split(key, num))
 
 
-def average_variance(x, grid: ActivationGrid) -> Array:
+def average_variance(x, grid: ActivationGrid, *, axes: tuple[int, ...] = ()) -> Array:
     """Return the variance of rounding each element of an activation operand x [*shape].
 
         stochastic (grid has a key):   s^2 / 6,      nearest:   s^2 / 12
@@ -122,9 +123,9 @@ def average_variance(x, grid: ActivationGrid) -> Array:
     averaged over a uniform fractional part, with s the distance of the neighbours on the grid: zero
     on the grid itself and outside the range, where the error is no rounding. What
     earlier roundings move by a step or more has any fractional part on the quantized run, however
-    small the step, whatever the full-precision run's is.
+    small the step, whatever the full-precision run's is. `axes` share a dynamic grid.
     """
-    down, up = _neighbours(x, grid)
+    down, up = (precision.round_activation(x, grid, fn, axes=axes) for fn in (jnp.floor, jnp.ceil))
     return (up - down) ** 2 / (12 if grid.key is None else 6)
 
 
@@ -165,15 +166,13 @@ def activation_variances(
             grids = merge(q.site_inputs, inputs)
 
             def f(x, taps):
-                return step_with_outputs(tapped, t, coeffs, z, taps)(x)
+                pairs = {name: (taps[name], grids[name].activations) for name in grids}
+                return step_with_outputs(tapped, t, coeffs, z, pairs)(x)
 
             zeros = zeros_of(jax.eval_shape(lambda: f(x, dict.fromkeys(grids, ()))[1]))
-            _, vjp, seen = jax.vjp(f, x, zeros, has_aux=True)
+            _, vjp, variances = jax.vjp(f, x, zeros, has_aux=True)
             before, bars = jax.lax.map(vjp, ls)
-            cells = {
-                name: _total(bars[name], seen[name], grids[name].activations) for name in grids
-            }
-            return before, cells
+            return before, {name: _total(bars[name], variances[name]) for name in grids}
 
         table = (steps.times(x_T), steps.coeffs, z, per_call)
         x, xs = full_run(q, x_T, table, steps)
@@ -238,13 +237,22 @@ def weight_variances(
 
 
 def _tap(site, op, operands, inputs):
-    """Add `inputs`, a tuple, to the activation operands and return these: a rule."""
+    """Add taps to the activation operands and return the variances of their rounding: a rule.
+
+    `inputs` is a pair of tuples, taps and grids of the operands; either may be empty.
+    """
     if inputs is None:
         return op(*operands), None
+    taps, grids = inputs
     values = list(operands)
-    for index, tap in zip(site.activations, inputs, strict=False):
+    for index, tap in zip(site.activations, taps, strict=False):
         values[index] = values[index] + tap
-    return op(*values), tuple(operands[i] for i in site.activations)
+    variances = (
+        jnp.zeros_like(operands[index]) if grid is None
+        else average_variance(operands[index], grid, axes=precision.token_axes(site, index))
+        for index, grid in itertools.zip_longest(site.activations, grids)
+    )  # fmt: skip
+    return op(*values), tuple(variances)
 
 
 def _tap_weight(site, op, operands, inputs):
@@ -256,20 +264,14 @@ def _tap_weight(site, op, operands, inputs):
     return op(*values), None
 
 
-def _total(bars, operands, grids) -> Array:
+def _total(bars, variances) -> Array:
     """Return sum_j mean_v bar_j^2 r_j over the operands of one site, at least in float32."""
     cells = [
-        jnp.sum(_wide(jnp.mean(_wide(bar) ** 2, axis=0)) * _wide(average_variance(operand, grid)))
-        for bar, operand, grid in zip(bars, operands, grids, strict=False)
-        if grid is not None
+        jnp.sum(_wide(jnp.mean(_wide(bar) ** 2, axis=0)) * _wide(r))
+        for bar, r in zip(bars, variances, strict=True)
     ]
     return jnp.sum(jnp.stack(cells)) if cells else jnp.zeros((), jnp.float32)
 
 
 def _wide(x) -> Array:
     return x.astype(float_dtype(x))
-
-
-def _neighbours(x, grid: ActivationGrid) -> tuple[Array, Array]:
-    """Return the grid's neighbours of x below and above [*shape]; one number if x is on it."""
-    return tuple(precision.round_activation(x, grid, fn) for fn in (jnp.floor, jnp.ceil))

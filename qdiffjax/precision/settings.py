@@ -1,0 +1,150 @@
+"""A recipe in words and its defaults: what `quantize` and `lower` choose, and say of it."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+from qdiffjax._checks import require
+from qdiffjax.precision.recipe import Recipe, check_recipe, parse_shorthand, uniform
+from qdiffjax.precision.weights import keep_channel_sums, output_channels
+from qdiffjax.quant import ActivationGrid, IntFormat, activation_grid
+from qdiffjax.sites import match
+
+# What samplers hold in float32, and the few weights that cost most at 8 bits.
+SITES = ("*", "!input", "!output", "!last")
+EDGE_MARGIN = 1.2  # of static ranges: a few samples do not show the largest pixel of noise
+DYNAMIC, STATIC = "dynamic", "static"
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What was chosen for a quantized denoiser, in words that can be printed.
+
+    All are equal, so that denoisers that differ in their settings share a compilation.
+
+    Attributes:
+      name: the recipe in words, such as "W8A8", or "recipe" for a table of widths; "" where
+        nothing is known.
+      activations: how their grids are found.
+      edges: what is done to the network's own input and output.
+      weights: their granularity and rounding.
+      left_out: names of the sites that stay in full precision.
+    """
+
+    name: str = dataclasses.field(default="", compare=False)
+    activations: str = dataclasses.field(default="", compare=False)
+    edges: str = dataclasses.field(default="", compare=False)
+    weights: str = dataclasses.field(default="", compare=False)
+    left_out: tuple[str, ...] = dataclasses.field(default=(), compare=False)
+
+    def rows(self) -> tuple[tuple[str, str], ...]:
+        """Return (what, is) of each setting."""
+        left_out = f"{len(self.left_out)} sites: {', '.join(self.left_out)}"
+        return (("recipe", self.name), ("activations", self.activations), ("edges", self.edges),
+                ("weights", self.weights),
+                ("left out", left_out if self.left_out else "none"))  # fmt: skip
+
+    def __str__(self):
+        return "\n".join(f"{what:12s} {text}" for what, text in self.rows())
+
+
+class Assignment(NamedTuple):
+    """What a recipe and options come to.
+
+    recipe: widths by site; calibration: its ranges as they are used; grid_fn: (low, high, bits) ->
+    grid of an activation, as kernels take it; rounding: options of `round_weights`.
+    """
+
+    recipe: Recipe
+    calibration: Any
+    grid_fn: Callable[[Any, Any, int], ActivationGrid]
+    rounding: dict[str, Any]
+    settings: Settings
+
+
+def assign(
+    calibration,
+    recipe: Recipe | str,
+    rounding: Mapping[str, Any],
+    *,
+    sites: Iterable[str] | None = None,
+    activations: str | None = None,
+    edge_margin: float | None = None,
+) -> Assignment:
+    """Return what a recipe and options come to; see `quantize` for the arguments.
+
+    Raises:
+      ValueError: a recipe in words, a glob or an option that does not fit; nothing to quantize; a
+        site whose numbers are not real.
+    """
+    in_words = isinstance(recipe, str)
+    grids = activations or (DYNAMIC if in_words else STATIC)
+    require(grids in (DYNAMIC, STATIC), "activations", got=repr(activations),
+            expected=f"{DYNAMIC!r} or {STATIC!r}")  # fmt: skip
+    require(edge_margin is None or grids == STATIC, "edge_margin",
+            got=f"{edge_margin} for dynamic activations", expected="static ones, whose ranges are "
+            "known beforehand", remedy="activations='static'")  # fmt: skip
+    if edge_margin is None:
+        edge_margin = EDGE_MARGIN if in_words and grids == STATIC else 1.0
+    table = _table(calibration.sites, recipe, sites)
+    rounding = ({"adjust_fn": keep_channel_sums} if in_words else {}) | dict(rounding)
+    settings = Settings(
+        recipe.strip().upper() if isinstance(recipe, str) else "recipe",
+        _activations_text(table, grids, edge_margin), _edges_text(calibration.sites, table),
+        _weights_text(rounding),
+        tuple(s.name for s in calibration.sites if s.name not in table.bits),
+    )  # fmt: skip
+    return Assignment(
+        table, calibration if edge_margin == 1 else calibration.widened(edge_margin),
+        static_grid if grids == STATIC else dynamic_grid, rounding, settings,
+    )  # fmt: skip
+
+
+def static_grid(low, high, bits: int) -> ActivationGrid:
+    """Return the affine unsigned grid over a range, as kernels take it."""
+    return activation_grid(low, high, IntFormat(bits, signed=False))
+
+
+def dynamic_grid(low, high, bits: int) -> ActivationGrid:
+    """Return the affine unsigned grid over the range of each token at hand, whatever it was."""
+    return ActivationGrid(IntFormat(bits, signed=False))
+
+
+def _table(all_sites, recipe: Recipe | str, globs: Iterable[str] | None) -> Recipe:
+    if isinstance(recipe, Recipe):
+        check_recipe(recipe, all_sites)
+        chosen = recipe.bits if globs is None else match(all_sites, globs)
+        return Recipe({name: bits for name, bits in recipe.bits.items() if name in chosen})
+    require(isinstance(recipe, str), "recipe", got=type(recipe).__name__,
+            expected="a Recipe or words such as 'W4A8'", error=TypeError)  # fmt: skip
+    bits = parse_shorthand(recipe)
+    table = uniform(
+        all_sites, weight_bits=bits.weight, activation_bits=bits.activation,
+        globs=SITES if globs is None else globs,
+    )  # fmt: skip
+    require(table.bits, "recipe", got=f"{recipe!r} for no site of {len(all_sites)}",
+            expected="a site beside the edges and the last layer",
+            remedy="name the sites: sites=('*',)")  # fmt: skip
+    return table
+
+
+def _activations_text(table: Recipe, grids: str, edge_margin: float) -> str:
+    if all(bits.activation is None for bits in table.bits.values()):
+        return "in full precision"
+    if grids == DYNAMIC:
+        return "dynamic, affine, a grid for each row of a product and each sample of a convolution"
+    margin = "" if edge_margin == 1 else f", those of the edges times {edge_margin:g}"
+    return f"static, affine, by tensor, over the ranges of all steps{margin}"
+
+
+def _edges_text(all_sites, table: Recipe) -> str:
+    edges = [s.name for s in all_sites if s.kind in ("input", "output")]
+    kept = [name for name in edges if name in table.bits]
+    return f"{' and '.join(kept)} quantized" if kept else "in full precision"
+
+
+def _weights_text(rounding: Mapping[str, Any]) -> str:
+    granularity = rounding.get("granularity", output_channels)
+    by = getattr(granularity, "__name__", "granularity of its own").replace("_", " ")
+    keeps = rounding.get("adjust_fn") is keep_channel_sums
+    return f"{by}, rounded to nearest{' with the sum of each output channel kept' if keeps else ''}"

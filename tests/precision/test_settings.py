@@ -1,0 +1,170 @@
+"""Recipes in words: what they stand for, what they leave out, and what is said of it."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from qdiffjax import diffusion, precision
+from qdiffjax.analysis.errors import ledger, runs
+from qdiffjax.denoiser import Denoiser
+from qdiffjax.precision.settings import EDGE_MARGIN
+from qdiffjax.quant import IntFormat
+from qdiffjax.sites import match
+from tests import worlds
+from tests.tolerances import assert_close
+
+SCHEDULE = diffusion.linear(100)
+STEPS = diffusion.ddim(SCHEDULE, 3)
+EDGES = "input", "output"
+
+
+@functools.cache
+def calibrated():
+    """In float64: a convolution, attention and a dense layer."""
+    net = worlds.handwritten()
+    return precision.calibrate(Denoiser(net.fn, net.params), STEPS, x_T=net.x)
+
+
+def grids_of(q):
+    return {n: [g for g in s.activations if g is not None] for n, s in q.site_inputs.items()}
+
+
+def test_words_leave_out_the_edges_and_the_last_layer_and_are_dynamic_and_affine():
+    for road in (precision.quantize, precision.lower):
+        q = road(calibrated(), "W8A8")
+        names = {s.name for s in calibrated().sites}
+        assert names - set(q.site_inputs) == {*EDGES, "out/kernel"} == set(q.settings.left_out)
+        grids = [g for grids in grids_of(q).values() for g in grids]
+        assert grids
+        assert all(g.scale is None and not g.format.signed for g in grids)
+
+
+def test_a_recipe_is_taken_at_its_word():
+    c = calibrated()
+    recipe = precision.uniform(c.sites, weight_bits=4, activation_bits=8)
+    q = precision.quantize(c, recipe)
+    weights = precision.round_weights(c.weights, c.sites, recipe)
+    by_hand = precision.site_inputs(recipe, weights, precision.over_steps(c.ranges))
+    jax.tree.map(np.testing.assert_array_equal, q.site_inputs, by_hand)
+    part = precision.quantize(c, recipe, sites=("attn/*",))
+    assert set(part.site_inputs) == set(match(c.sites, ("attn/*",)))
+
+
+def test_the_last_layer_is_the_last_site_with_a_weight_unless_a_site_is_called_so():
+    sites = calibrated().sites
+    assert match(sites, ("last",)) == ("out/kernel",)
+    assert "out/kernel" not in match(sites, ("*", "!last"))
+
+
+def test_static_words_widen_what_enters_the_network():
+    c = calibrated()
+    q, plain = (
+        precision.quantize(c, "A8", activations="static", sites=("*",), **margin)
+        for margin in ({}, {"edge_margin": 1.0})
+    )
+    for name in ("input", "output", "conv/kernel"):  # which reads what `input` reads
+        pair = grids_of(q)[name], grids_of(plain)[name]
+        assert_close(pair[0][0].scale / pair[1][0].scale, EDGE_MARGIN)
+    assert_close(grids_of(q)["out/kernel"][0].scale, grids_of(plain)["out/kernel"][0].scale)
+
+
+def test_words_keep_the_sum_of_each_output_channel():
+    c = calibrated()
+    kept, nearest = (
+        precision.quantize(c, "W4", sites=("*",), **options).site_inputs
+        for options in ({}, {"adjust_fn": None})
+    )
+    for site in c.sites:
+        if site.weight is None:
+            continue
+        w, axes = c.weights[site.name], site.contract_axes[site.weight]
+        step = np.abs(np.asarray(w)).max(axes) / 7
+        miss = np.abs(np.asarray(kept[site.name].weight - w).sum(axes))
+        assert np.all(miss <= step * (0.5 + 1e-6))
+        assert np.any(np.asarray(kept[site.name].weight != nearest[site.name].weight))
+
+
+def test_widths_and_settings_share_a_compilation():
+    net, run = worlds.handwritten(), jax.jit(lambda q, x: precision.quantized_call(q)(x, 0.4)[0])
+    first = precision.quantize(calibrated(), "W8A8")
+    assert first.settings.name == "W8A8"
+    for q in (
+        first,
+        precision.quantize(calibrated(), "W4A6"),
+        precision.Quantized(first.denoiser, first.site_inputs, widths=first.widths),
+    ):
+        run(q, net.x)
+    assert run._cache_size() == 1
+
+
+def test_codes_with_dynamic_grids_are_the_simulation_and_have_its_derivatives():
+    net, sites = worlds.handwritten(), ("*",)
+    both = [
+        road(calibrated(), "W8A8", sites=sites) for road in (precision.quantize, precision.lower)
+    ]
+
+    @jax.jit
+    def run(q):
+        f = lambda x: precision.quantized_call(q)(x, jnp.float64(0.4))[0]  # noqa: E731
+        y, tangent = jax.jvp(f, (net.x,), (jnp.ones_like(net.x),))
+        return y, tangent, jax.grad(lambda x: jnp.sum(f(x)))(net.x)
+
+    for simulated, lowered in zip(*map(run, both), strict=True):
+        np.testing.assert_allclose(lowered, simulated, rtol=1e-5, atol=1e-6)
+
+
+def test_samples_keep_apart_under_dynamic_grids():
+    net = worlds.handwritten()
+    x = net.x * jnp.asarray([1.0, 7.0])[:, None, None, None]
+    q = precision.quantize(calibrated(), "W4A4", sites=("*",))
+    run = jax.jit(lambda x: precision.quantized_call(q)(x, jnp.float64(0.4))[0])
+    assert_close(jnp.concatenate([run(x[:1]), run(x[1:])]), run(x), factor=64)
+
+
+def test_a_ledger_of_dynamic_grids_sums_to_the_change():
+    q = precision.quantize(calibrated(), "W8A8", sites=("*",))
+    net = worlds.handwritten()
+    book = jax.jit(lambda q, x: ledger.attribution(q, x, STEPS, num_nodes=4))(q, net.x)
+    assert np.all(ledger.defect(book) < 1e-3)
+    pair = runs.couple(precision.full_call(q), precision.quantized_call(q), net.x, STEPS)
+    share = jnp.mean((pair.x_hat - pair.x)[-1] ** 2, axis=(1, 2, 3))
+    assert_close(book.change, share, factor=1e6)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "options", "message"),
+    [
+        ("W8A8", {"activations": "sometimes"}, "expected 'dynamic' or 'static'"),
+        ("W8A8", {"edge_margin": 1.2}, "activations='static'"),
+        ("8 bits", {}, "expected a form like W4A8"),
+        ("W8A8", {"sites": ("convolution*",)}, "No site matches"),
+        ("W8A8", {"sites": ("attn/*", "!attn/*")}, "for no site"),
+    ],
+)
+def test_what_does_not_fit_is_refused(recipe, options, message):
+    with pytest.raises(ValueError, match=message):
+        precision.quantize(calibrated(), recipe, **options)
+    with pytest.raises(ValueError, match=message):
+        precision.lower(calibrated(), recipe, **options)
+
+
+def test_settings_are_said_in_words():
+    text = str(precision.quantize(calibrated(), "w8a8").settings)
+    for part in ("W8A8", "dynamic, affine", "edges        in full precision", "sum of each",
+                 "3 sites: input, out/kernel, output"):  # fmt: skip
+        assert part in text
+    recipe = precision.uniform(calibrated().sites, weight_bits=8, activation_bits=8)
+    settings = precision.quantize(calibrated(), recipe, edge_margin=1.5).settings
+    assert settings.edges == "input and output quantized"
+    assert settings.activations.endswith("times 1.5")
+    assert settings.left_out == ()
+
+
+def test_options_of_weights_pass_through():
+    q = precision.quantize(calibrated(), "W4", granularity=precision.whole_tensor)
+    assert q.settings.weights.startswith("whole tensor")
+    floats = precision.quantize(calibrated(), "W8", format_fn=lambda bits: IntFormat(bits + 1))
+    assert set(floats.site_inputs) == set(q.site_inputs)
