@@ -3,8 +3,9 @@
     y = act(x_hat w_hat + bias),   x_hat = fake_quant(x),   w_hat = s_w (q_w - z_w)
 
 So dy goes through w_hat as a float product, and straight through the rounding of x where nothing
-clips; scales get the derivatives of `quant.fake_quant`. A dynamic scale is held constant, and
-codes have no derivative. The rule is a `jax.custom_jvp` with a linear tangent: both modes work.
+clips; scales get the derivatives of `quant.fake_quant`. A dynamic grid is held constant and clips
+nothing. Codes have no derivative. The rule is a `jax.custom_jvp` with a linear tangent: both modes
+work.
 """
 
 import functools
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 
 from qdiffjax._typing import Array
 from qdiffjax.kernels.reference import finish
-from qdiffjax.quant import ActivationGrid, QTensor, dequantize, fake_quant
+from qdiffjax.quant import ActivationGrid, QTensor, dequantize
 
 
 class Operands(NamedTuple):
@@ -59,8 +60,7 @@ def simulated_operand(x, grid: ActivationGrid | None, axes: tuple[int, ...]) -> 
     """Return float32 of x as a kernel sees it, whose derivative passes the rounding."""
     if grid is None:
         return dequantize(x) if isinstance(x, QTensor) else x.astype(jnp.float32)
-    scale, zero = grid.parameters(x, axes)
-    return fake_quant(x, scale, zero, format=grid.format).astype(jnp.float32)
+    return grid.round(x, axes).astype(jnp.float32)
 
 
 def holds_arrays(fn: Callable | None) -> bool:

@@ -37,6 +37,7 @@ from qdiffjax.precision.rules import SiteQuant, quantize_site, token_axes
 from qdiffjax.precision.settings import assign
 from qdiffjax.precision.weights import round_weights
 from qdiffjax.quant import ActivationGrid, QTensor, dequantize, expand
+from qdiffjax.quant.straight_through import with_value
 from qdiffjax.sites.products import Conv, Dot
 from qdiffjax.sites.records import Site
 from qdiffjax.sites.transforming import Rule
@@ -215,7 +216,8 @@ def _rounded(x, grid: ActivationGrid | None, axes: tuple[int, ...], path: Path |
     if grid is None:
         return x
     scale, zero_point = grid.parameters(x, axes)
-    return kernels.rounded(x, scale, zero_point, format=grid.format, path=path)
+    rounded = kernels.rounded(x, scale, zero_point, format=grid.format, path=path)
+    return with_value(x, rounded) if grid.scale is None else rounded
 
 
 def _multiply(site: Site, operands, inputs: SiteQuant, path: Path | None):

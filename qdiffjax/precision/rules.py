@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from qdiffjax.quant import ActivationGrid, fake_quant, rounding
+from qdiffjax.quant import ActivationGrid, rounding
 from qdiffjax.sites import Site
 
 
@@ -60,9 +60,7 @@ def round_activation(
     A `round_fn` takes the place of the rounding that the grid asks for; `axes` share a dynamic
     grid.
     """
-    scale, zero_point = grid.parameters(x, axes)
     if round_fn is None and grid.key is not None:
         uniform = jax.random.uniform(grid.key, x.shape, jnp.float32)
         round_fn = functools.partial(rounding.stochastic, uniform=uniform)
-    round_fn = round_fn or rounding.nearest_even
-    return fake_quant(x, scale, zero_point, format=grid.format, round_fn=round_fn)
+    return grid.round(x, axes, round_fn or rounding.nearest_even)

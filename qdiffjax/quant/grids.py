@@ -9,6 +9,8 @@ import jax.numpy as jnp
 from qdiffjax._typing import Array
 from qdiffjax.quant.calibration.ranges import scale_from_range
 from qdiffjax.quant.formats import Format, IntFormat
+from qdiffjax.quant.rounding import RoundFn, nearest_even
+from qdiffjax.quant.straight_through import fake_quant, with_value
 
 
 @jax.tree_util.register_dataclass
@@ -41,9 +43,8 @@ class ActivationGrid:
         return dataclasses.replace(self, format=dataclasses.replace(format, bits=bits))
 
     def parameters(self, x: Array, axes: tuple[int, ...]) -> tuple[Array, Array | None]:
-        """Return scale and zero point with the rank of x; `axes` share a dynamic grid.
-
-        A dynamic grid is held constant in derivatives.
+        """Return scale and zero point with the rank of x; `axes` share a dynamic grid, which is a
+        constant in derivatives.
         """
 
         def ranked(value):
@@ -53,6 +54,14 @@ class ActivationGrid:
         if self.scale is None:
             return jax.lax.stop_gradient(token_grid(x, self.format, axes))
         return ranked(self.scale), None if self.zero_point is None else ranked(self.zero_point)
+
+    def round(self, x: Array, axes: tuple[int, ...], round_fn: RoundFn = nearest_even) -> Array:
+        """Return x [*shape] rounded to the grid in real units, `fake_quant` with its derivative.
+
+        A dynamic grid clips nothing, so that its derivative in x is the identity.
+        """
+        rounded = fake_quant(x, *self.parameters(x, axes), format=self.format, round_fn=round_fn)
+        return with_value(x, rounded) if self.scale is None else rounded
 
 
 def activation_grid(low: Array, high: Array, format: Format) -> ActivationGrid:

@@ -119,7 +119,7 @@ def test_it_maps_over_batches_and_compiles_once_for_other_scales():
         )
         for n, s in other.site_inputs.items()
     }
-    run(precision.Quantized(q.denoiser, inputs, LOWER), x)
+    run(dataclasses.replace(q, site_inputs=inputs), x)
 
 
 @pytest.mark.parametrize("name", ["nnx_net", "handwritten", "layers", "linen_layers"])

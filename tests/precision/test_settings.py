@@ -113,7 +113,7 @@ def test_codes_with_dynamic_grids_are_the_simulation_and_have_its_derivatives():
         return y, tangent, jax.grad(lambda x: jnp.sum(f(x)))(net.x)
 
     for simulated, lowered in zip(*map(run, both), strict=True):
-        np.testing.assert_allclose(lowered, simulated, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(lowered, simulated, rtol=1e-5, atol=1e-4)
 
 
 def test_samples_keep_apart_under_dynamic_grids():
@@ -130,8 +130,8 @@ def test_a_ledger_of_dynamic_grids_sums_to_the_change():
     book = jax.jit(lambda q, x: ledger.attribution(q, x, STEPS, num_nodes=4))(q, net.x)
     assert np.all(ledger.defect(book) < 1e-3)
     pair = runs.couple(precision.full_call(q), precision.quantized_call(q), net.x, STEPS)
-    share = jnp.mean((pair.x_hat - pair.x)[-1] ** 2, axis=(1, 2, 3))
-    assert_close(book.change, share, factor=1e6)
+    share = jnp.mean(pair.errors[-1] ** 2, axis=(1, 2, 3))
+    np.testing.assert_allclose(book.change, share, rtol=1e-3)  # grids of tokens are float32
 
 
 @pytest.mark.parametrize(
