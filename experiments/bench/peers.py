@@ -25,8 +25,9 @@ class Peer(NamedTuple):
     num_bytes: int | None = None
 
 
-def qwix(denoiser, x, steps, last: str, *, is_static: bool) -> Peer:
-    """Return W8A8 by qwix of the same network after training: symmetric, all but the layer `last`.
+def qwix(denoiser, x, steps, last: str | None, *, is_static: bool) -> Peer:
+    """Return W8A8 by qwix of the same network after training: symmetric, all but the layer
+    `last`; None leaves none out.
 
     Weights per channel as ours; activations per tensor as ours and calibrated on the float run if
     static, else from the data (its default: a scale for each sample or token). Static scales leave
@@ -44,7 +45,7 @@ def qwix(denoiser, x, steps, last: str, *, is_static: bool) -> Peer:
     require(config.prediction == "eps", "qwix", got=f"prediction {config.prediction}",
             expected="a network that predicts eps")  # fmt: skip
     rule = peer.QuantizationRule(
-        module_path=f"^(?!{last}$).*$", weight_qtype="int8", act_qtype="int8",
+        module_path=f"^(?!{last}$).*$" if last else ".*", weight_qtype="int8", act_qtype="int8",
         act_static_scale=is_static or None,
         op_names=("conv_general_dilated", "dot_general") if is_static else (),
     )  # fmt: skip
