@@ -16,6 +16,7 @@ INT8, INT4, UINT8 = IntFormat(8), IntFormat(4), IntFormat(8, signed=False)
 STATIC = ActivationGrid(INT8, jnp.float32(0.02))
 DYNAMIC = ActivationGrid(INT8)
 AFFINE = ActivationGrid(UINT8, jnp.float32(0.02), jnp.int32(77))
+TOKENS = ActivationGrid(UINT8)  # affine and dynamic
 FP8 = ActivationGrid(E4M3FN, jnp.float32(0.005))
 FP8_DYNAMIC = ActivationGrid(E5M2)
 
@@ -59,12 +60,20 @@ def exact(q: QTensor) -> np.ndarray:
 
 
 def exact_operand(x, how: ActivationGrid | None, axes: tuple[int, ...]) -> np.ndarray:
-    """What a kernel makes of x, in float64; a dynamic scale is absmax / high over axes."""
+    """What a kernel makes of x, in float64; a dynamic scale is absmax / high over axes, or without
+    sign (max - min) / high with zero in the range.
+    """
     if isinstance(x, QTensor):
         return exact(x)
     if how is None:
         return np.asarray(x, np.float64)
     scale, ones = how.scale, (1,) * x.ndim
+    if scale is None and how.format == UINT8:
+        wide = np.asarray(x, np.float32)
+        low, high = (np.minimum(wide.min(axes, keepdims=True), 0),
+                     np.maximum(wide.max(axes, keepdims=True), 0))  # fmt: skip
+        scale = np.where(high > low, (high - low) / np.float32(255), np.float32(1))
+        return exact(by_numpy(x, scale, np.clip(np.round(-low / scale), 0, 255).astype(int), UINT8))
     if scale is None:
         high = how.format.qmax if isinstance(how.format, IntFormat) else how.format.high
         absmax = np.abs(np.asarray(x, np.float32)).max(axes, keepdims=True)

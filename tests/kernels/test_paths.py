@@ -19,6 +19,7 @@ from tests.kernels.paths import (
     INT4,
     INT8,
     STATIC,
+    TOKENS,
     UINT8,
     all_paths,
     by_numpy,
@@ -35,6 +36,7 @@ MATMULS = {
     "W8A8 affine, per tensor": (AFFINE, INT8, 0, False),
     "W8A8 both affine": (AFFINE, INT8, 1, True),
     "W4A8": (DYNAMIC, INT4, 1, False),
+    "W8A8 affine, dynamic": (TOKENS, INT8, 1, False),
     "W4A8 in groups": (AFFINE, INT4, 3, False),
     "W4A8 in affine groups": (STATIC, INT4, 3, True),
     "W8 unsigned": (STATIC, UINT8, 1, False),
@@ -112,10 +114,10 @@ def test_integer_sums_are_exact(path):
 @pytest.mark.parametrize(
     "how",
     [
-        DYNAMIC, AFFINE, FP8, FP8_DYNAMIC,
+        DYNAMIC, AFFINE, TOKENS, FP8, FP8_DYNAMIC,
         ActivationGrid(IntFormat(8, narrow=False), jnp.float32(0.02), jnp.int32(-100)),
     ],
-    ids=["dynamic", "affine", "e4m3", "e5m2", "signed affine"],
+    ids=["dynamic", "affine", "affine, dynamic", "e4m3", "e5m2", "signed affine"],
 )  # fmt: skip
 def test_codes_of_the_prologue_are_those_of_quantize(path, how):
     # Times the identity, each result is the number that one code stands for.
@@ -150,6 +152,7 @@ CONVS = {
     "same": ((2, 3, 4, 8), (3, 3, 8, 5), AFFINE, INT8, (1, 1), "SAME"),
     "rows that fill registers": ((1, 2, 32, 8), (2, 3, 8, 5), STATIC, INT4, (1, 1), "SAME"),
     "valid, dynamic": ((2, 3, 5, 8), (2, 3, 8, 5), DYNAMIC, INT8, (1, 1), "VALID"),
+    "same, affine, dynamic": ((2, 3, 5, 8), (2, 3, 8, 5), TOKENS, INT8, (1, 1), "SAME"),
     "strided, more than a register": (
         (1, 5, 4, 136), (2, 2, 136, 3), AFFINE, INT8, (2, 2), ((0, 1), (1, 1)),
     ),
