@@ -93,9 +93,7 @@ def measure(checkpoint: str, config: Config) -> tuple[dict[str, np.ndarray], lis
         run = jax.jit(timing.scan(call_of, steps))
         return peers.Peer(functools.partial(timing.finish, run, q, x), peers.num_bytes((q, x)))
 
-    makers = {
-        FLOAT: lambda: sampler(precision.full_call, precision.Quantized(target.denoiser, {}))
-    }
+    makers = {FLOAT: lambda: sampler(precision.full_call, precision.Quantized(target.denoiser, {}))}
     makers |= {
         way.name: lambda way=way: sampler(precision.quantized_call, ours(target, way, x))
         for way in OURS
