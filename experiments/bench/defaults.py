@@ -93,12 +93,15 @@ def measure(checkpoint: str, config: Config) -> tuple[dict[str, np.ndarray], lis
         run = jax.jit(timing.scan(call_of, steps))
         return peers.Peer(functools.partial(timing.finish, run, q, x), peers.num_bytes((q, x)))
 
-    makers = {FLOAT: lambda: sampler(precision.full_call, precision.Quantized(target.denoiser, {}))}
-    makers |= {
-        way.name: lambda way=way: sampler(precision.quantized_call, ours(target, way, x))
-        for way in OURS
+    def low_precision(way: Way) -> peers.Peer:
+        if way.whose == "qwix":
+            return theirs(target, way, x, steps)
+        return sampler(precision.quantized_call, ours(target, way, x))
+
+    makers: dict[str, Callable[[], peers.Peer]] = {
+        FLOAT: lambda: sampler(precision.full_call, precision.Quantized(target.denoiser, {}))
     }
-    makers |= {way.name: lambda way=way: theirs(target, way, x, steps) for way in QWIX}
+    makers |= {way.name: functools.partial(low_precision, way) for way in (*OURS, *QWIX)}
     runs, missing = timing.available(makers, (ImportError, ValueError))
     samples = {name: run.turn() for name, run in runs.items()}
     turns = {name: run.turn for name, run in runs.items()}
