@@ -46,7 +46,7 @@ def report(study, folder=None) -> Page:
       >>> steps = qd.ddim(denoiser.schedule, 3)
       >>> q = qd.quantize(qd.calibrate(denoiser, steps, jax.random.key(0), num_samples=4), "W6A6")
       >>> page = qd.report(qd.study(q, steps, jax.random.key(1), 4, progress=False))
-      >>> "RMSE of the samples" in str(page)
+      >>> "Study of W6A6" in str(page)
       True
     """
     page = study_page(study)
