@@ -62,8 +62,6 @@ def test_the_five_lines_of_the_readme_print_its_table():
     rmse = r"RMSE of the(?: samples)? +(\S+) +(\S+) \.\. (\S+)"
     low, high = map(float, re.search(rmse, table).groups()[1:])
     assert low <= float(re.search(rmse, run.stdout)[1]) <= high
-    rows = (
-        r"^ (\w+) .*(measured|predicted|bracket|first order)"  # lines are folded by their numbers
-    )
+    rows = r"^ (\w+) .*(measured|predicted|bracket|first order)"
     printed = run.stdout.split("RMSE in units")[0]
     assert re.findall(rows, printed, re.M) == re.findall(rows, table, re.M)
