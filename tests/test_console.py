@@ -8,9 +8,10 @@ import pytest
 import qdiffjax as qd
 from qdiffjax import __main__ as console
 
+EYE = 0.5 * jnp.eye(3, dtype=jnp.float32)
 DENOISER = qd.Denoiser(
-    lambda params, x, t: x @ params["w"], {"w": 0.5 * jnp.eye(3, dtype=jnp.float32)},
-    qd.linear(), (3,),
+    lambda params, x, t: jnp.tanh(x @ params["in"]) @ params["out"],
+    {"in": EYE, "out": EYE}, qd.linear(), (3,),
 )  # fmt: skip
 
 
@@ -25,13 +26,13 @@ OWN = f"{__name__}:make"
 def test_sites_lists_where_a_network_of_ones_own_multiplies(capsys):
     assert console.main(["sites", "--model", OWN]) == 0
     printed = capsys.readouterr().out
-    assert all(name in printed for name in ("input", "w", "output"))
+    assert all(name in printed for name in ("input", "in", "out", "output"))
 
 
 def test_report_prints_a_page_and_writes_it_with_its_figures(tmp_path, capsys):
     flags = ["--num-steps", "2", "--num-samples", "3", "--recipes", "W6A6"]
     assert console.main(["report", "--model", OWN, *flags, "--output", str(tmp_path)]) == 0
-    assert "RMSE of the samples" in capsys.readouterr().out
+    assert "Study of W6A6" in capsys.readouterr().out
     names = {path.name for path in (tmp_path / "W6A6").iterdir()}
     assert names >= {"report.txt", "report.html", "errors.png", "ledger.png", "arrays.npz"}
     again = qd.Study.load(tmp_path / "W6A6")
