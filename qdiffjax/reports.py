@@ -69,18 +69,18 @@ def numbers_table(study) -> Table:
     rows = [
         ("RMSE of the samples", *with_interval(study.measured), "measured"),
         ("RMSE over their RMS", number(relative), None, "measured"),
-        ("RMSE without running it", number(study.predicted_rms[-1]), None, "predicted"),
+        ("RMSE, predicted", number(study.predicted_rms[-1]), None, "predicted"),
         ("predicted / measured", *with_interval(study.predicted_over_measured), None),
-        ("first order misses by", f"{number(100 * study.first_order_miss)} %", None,
+        ("first order misses", f"{number(100 * study.first_order_miss)} %", None,
          "measured, median"),
         *bound_rows(study.bounds),
         ("W2 of the samples", f"{number(study.w2[0])} .. {number(study.w2[1])}", None, "bracket"),
     ]  # fmt: skip
     if study.path_kl is not None:
-        rows.append(("path KL at eta = 1, nats", *with_interval(study.path_kl), "measured"))
+        rows.append(("path KL, nats", *with_interval(study.path_kl), "measured"))
     told = ", ".join(f"{key.removeprefix('num_')} {value}" for key, value in study.settings.items())
     seconds = ", ".join(f"{part} {number(value)}" for part, value in study.cost.items())
-    return Table(f"Study of {study.name}, {len(study.sites)} sites: {told}", COLUMNS, tuple(rows),
+    return Table(f"Study of {study.name}, {len(study.sites)} site{'s' * (len(study.sites) != 1)}: {told}", COLUMNS, tuple(rows),
                  ("RMSE in units of the samples, per element; W2 of whole samples.",
                   f"Seconds: {seconds}."),
                  width=WIDTH)  # fmt: skip
@@ -98,7 +98,7 @@ def bound_rows(bounds) -> list[tuple[str | None, ...]]:
     if not valid:
         return [("bound / error", "-", None, "NO BOUND HOLDS")]
     tightest = min(valid, key=lambda row: row.median)
-    return [("tightest bound / error", number(tightest.median),
+    return [("bound / error", number(tightest.median),
              f"{number(tightest.smallest)} at least", tightest.name)]  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import sys
 import time
 from typing import Any, NamedTuple
 
@@ -182,7 +183,8 @@ def study(
     seconds: dict[str, float] = {}
     if progress:
         num_of = functools.partial(min, num_samples)
-        tqdm.write(measures.cost(q, steps, num_samples, num_of(num_ledger), num_of(num_bound)))
+        words = measures.cost(q, steps, num_samples, num_of(num_ledger), num_of(num_bound))
+        tqdm.write(words, file=sys.stderr)
     bar = tqdm(total=5, disable=not progress, unit="part")
 
     def timed(part: str, fn):

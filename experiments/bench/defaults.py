@@ -3,8 +3,9 @@
     python -m experiments.bench.defaults           10 to 20 minutes on two cores, mostly compilation
 
 Each with the sites that it takes by itself and on the same sites: `every layer` is all products but
-the network's own input and output, which no side rounds; `all but last` leaves out the last layer,
-as ours does by itself; `layers` leaves out products of activations, as qwix's static form does.
+the network's own input and output, which no side rounds; `all but last` leaves out the last layer;
+`layers` leaves out products of activations, as qwix's static form does; `layers but last` both, as
+ours does by itself.
 Every run is one compiled scan over the steps of DDIM, ours lowered to codes. Errors are root mean
 squares of final samples from those of float32 on the same noise, with the median over samples,
 since a few can carry most of it. Runs take turns in random order, and each ratio is to the float32
@@ -25,7 +26,6 @@ from experiments.harness import command, subject, timing
 from experiments.harness.command import option
 from qdiffjax import _tables as tables
 from qdiffjax import diffusion, precision
-from qdiffjax.precision.settings import SITES
 
 WIDTH = "W8A8"
 FLOAT = "float32"
@@ -74,7 +74,7 @@ QWIX = tuple(
     )
 )  # fmt: skip
 # What each takes by itself.
-OWN = {"ours": "ours dynamic, all but last", "qwix dynamic": "qwix dynamic, every layer",
+OWN = {"ours": "ours dynamic, layers but last", "qwix dynamic": "qwix dynamic, every layer",
        "qwix static": "qwix static, layers"}  # fmt: skip
 
 
@@ -85,7 +85,7 @@ def measure(checkpoint: str, config: Config) -> tuple[dict[str, np.ndarray], lis
       FileNotFoundError, ValueError: see `subject.prepare`.
     """
     steps_of = functools.partial(diffusion.ddim, num_steps=config.num_steps)
-    target = subject.prepare(checkpoint, steps_of, SITES, config.seed)
+    target = subject.prepare(checkpoint, steps_of, ("*",), config.seed)
     x = subject.noise(target.denoiser, config.batch, config.seed)
     steps = steps_of(target.denoiser.schedule)
 
@@ -124,10 +124,8 @@ def measure(checkpoint: str, config: Config) -> tuple[dict[str, np.ndarray], lis
 
 def ours(target: subject.Subject, way: Way, x) -> precision.Quantized:
     """Return our W8A8 in words on the sites of a row, without the floats it no longer reads."""
-    products = [s.name for s in target.sites if s.weight is None and s.product is not None]
-    without = tuple(f"!{name}" for name in products)
-    globs = {"all but last": None, "every layer": EVERY, "layers": (*EVERY, *without),
-             "layers but last": (*SITES, *without)}[way.sites]  # fmt: skip
+    globs = {"all but last": (*EVERY, "!last"), "every layer": EVERY,
+             "layers": (*EVERY, "!products"), "layers but last": None}[way.sites]  # fmt: skip
     q = precision.lower(target.calibration, WIDTH, sites=globs, activations=way.activations)
     return precision.drop_weights(q, x, jnp.float32(0))
 

@@ -18,7 +18,7 @@ from qdiffjax.sites.plan import EDGE, MARK, Place, Plan, identity_site, make_pla
 from qdiffjax.sites.provenance import Label, size
 from qdiffjax.sites.records import Site, Sites
 
-LAST = "last"  # in globs: the last layer
+LAST, PRODUCTS = "last", "products"  # in globs: the last layer, products of activations
 
 
 class Traced(NamedTuple):
@@ -140,8 +140,9 @@ def match(all_sites: Sequence[Site], globs: Iterable[str]) -> tuple[str, ...]:
     """Names of the sites that match any glob, in order; `*` matches across slashes.
 
     A glob that begins with `!` takes its matches away from those before it. Brackets are
-    literal, since site names contain them. Where no site is called `last`, that is the last one
-    that has parameters, the network's last layer.
+    literal, since site names contain them. Where no site is called so, `last` is the last one that
+    has parameters, the network's last layer, and `products` are all products of activations (the
+    scores of attention and their sum), of which there may be none.
 
     Raises:
       ValueError: a glob matches nothing; names the nearest sites.
@@ -153,7 +154,9 @@ def match(all_sites: Sequence[Site], globs: Iterable[str]) -> tuple[str, ...]:
         hits = fnmatch.filter(names, pattern.replace("[", "[[]"))
         if pattern == LAST and not hits:
             hits = [s.name for s in all_sites if s.weight is not None and not s.is_constant][-1:]
-        if not hits:
+        if pattern == PRODUCTS and not hits:
+            hits = [s.name for s in all_sites if s.weight is None and s.product is not None]
+        elif not hits:
             raise ValueError(f"No site matches {pattern!r}. {suggest(pattern, names)}")
         chosen = chosen - set(hits) if glob.startswith("!") else chosen | set(hits)
     return tuple(name for name in names if name in chosen)

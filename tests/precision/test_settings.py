@@ -32,11 +32,14 @@ def grids_of(q):
     return {n: [g for g in s.activations if g is not None] for n, s in q.site_inputs.items()}
 
 
-def test_words_leave_out_the_edges_and_the_last_layer_and_are_dynamic_and_affine():
+def test_words_take_the_layers_but_the_last_and_are_dynamic_and_affine():
     for road in (precision.quantize, precision.lower):
         q = road(calibrated(), "W8A8")
         names = {s.name for s in calibrated().sites}
-        assert names - set(q.site_inputs) == {*EDGES, "out/kernel"} == set(q.settings.left_out)
+        products = {s.name for s in calibrated().sites if s.weight is None and s.product}
+        expected = {*EDGES, *products, "out/kernel"}
+        assert products
+        assert names - set(q.site_inputs) == expected == set(q.settings.left_out)
         grids = [g for grids in grids_of(q).values() for g in grids]
         assert grids
         assert all(g.scale is None and not g.format.signed for g in grids)
@@ -57,6 +60,8 @@ def test_the_last_layer_is_the_last_site_with_a_weight_unless_a_site_is_called_s
     sites = calibrated().sites
     assert match(sites, ("last",)) == ("out/kernel",)
     assert "out/kernel" not in match(sites, ("*", "!last"))
+    assert match(sites, ("products",)) == tuple(s.name for s in sites if "dot_" in s.name)
+    assert match(calibrated().sites[:2], ("*", "!products"))  # of which there may be none
 
 
 def test_static_words_widen_what_enters_the_network():
@@ -154,7 +159,7 @@ def test_what_does_not_fit_is_refused(recipe, options, message):
 def test_settings_are_said_in_words():
     text = str(precision.quantize(calibrated(), "w8a8").settings)
     for part in ("W8A8", "dynamic, affine", "edges        in full precision", "sum of each",
-                 "3 sites: input, out/kernel, output"):  # fmt: skip
+                 "sites: input", "out/kernel, output"):  # fmt: skip
         assert part in text
     recipe = precision.uniform(calibrated().sites, weight_bits=8, activation_bits=8)
     settings = precision.quantize(calibrated(), recipe, edge_margin=1.5).settings
