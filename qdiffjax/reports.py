@@ -80,7 +80,8 @@ def numbers_table(study) -> Table:
         rows.append(("path KL, nats", *with_interval(study.path_kl), "measured"))
     told = ", ".join(f"{key.removeprefix('num_')} {value}" for key, value in study.settings.items())
     seconds = ", ".join(f"{part} {number(value)}" for part, value in study.cost.items())
-    return Table(f"Study of {study.name}, {len(study.sites)} site{'s' * (len(study.sites) != 1)}: {told}", COLUMNS, tuple(rows),
+    num_sites = f"{len(study.sites)} site" + "s" * (len(study.sites) != 1)
+    return Table(f"Study of {study.name}, {num_sites}: {told}", COLUMNS, tuple(rows),
                  ("RMSE in units of the samples, per element; W2 of whole samples.",
                   f"Seconds: {seconds}."),
                  width=WIDTH)  # fmt: skip

@@ -222,7 +222,10 @@ def _cells(q, x_T, xs, steps):
     return jnp.stack([forecast[names[i]][:, t] for i, t in zip(sites, firsts, strict=True)]), actual
 
 
-EVERY_NETWORK = pytest.mark.parametrize("name", NETWORKS)
+FAST = ("plain", "flow", "guided")
+EVERY_NETWORK = pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in FAST else pytest.mark.slow) for n in NETWORKS]
+)
 
 
 @EVERY_NETWORK

@@ -29,6 +29,7 @@ def test_sites_lists_where_a_network_of_ones_own_multiplies(capsys):
     assert all(name in printed for name in ("input", "in", "out", "output"))
 
 
+@pytest.mark.slow
 def test_report_prints_a_page_and_writes_it_with_its_figures(tmp_path, capsys):
     flags = ["--num-steps", "2", "--num-samples", "3", "--recipes", "W6A6"]
     assert console.main(["report", "--model", OWN, *flags, "--output", str(tmp_path)]) == 0

@@ -89,12 +89,14 @@ def found():
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_eight_devices_sample_what_one_samples(found):
     assert (found["devices"], found["shards"], found["image_a_device"]) == (8, 8, 1)
     assert found["magnitude"] > 0.1
     assert found["samples"] <= 256 * np.finfo(np.float32).eps * found["magnitude"]
 
 
+@pytest.mark.slow
 def test_eight_devices_train_what_one_trains(found):
     assert found["moved"] > 0.05
     for name in ("losses", "params", "ema"):

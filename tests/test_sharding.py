@@ -154,34 +154,40 @@ def eight():
     return finish(start(EIGHT, 8))
 
 
+@pytest.mark.slow
 def test_a_sweep_of_recipes_over_eight_devices_is_that_of_one_to_the_bit(eight):
     assert (eight["devices"], eight["swept over"]) == (8, 8)
     assert eight["spread"] > 0.1  # the recipes differ; eleven of them, which eight do not divide
     assert eight["one, eight"] == 0
 
 
+@pytest.mark.slow
 def test_a_sweep_is_each_recipe_run_alone(eight):
     assert eight["one, singly"] <= 256 * EPS * eight["size"]
 
 
+@pytest.mark.slow
 def test_eight_devices_analyse_what_one_analyses(eight):
     assert eight["analysed over"] == 8
     assert eight["change"] > 1e-4
     assert eight["ledger"] <= 256 * EPS * eight["size"]  # states among what it returns
 
 
+@pytest.mark.slow
 def test_sharded_weights_give_the_same_samples(eight):
     tables = eight["sharded weights"]  # 8 x 1, 2 x 4 and 1 x 8 devices
     assert len(tables) == 3
     assert max(tables) <= 256 * EPS * eight["size"]
 
 
+@pytest.mark.slow
 def test_each_device_holds_its_share_of_the_weights(eight):
     # time [3, 8], in [2, 8], layers [2, 8, 8], query and key [8, 8] and out [8, 2]: all divide.
     assert eight["held by each"] == [eight["total"] // 8] * 8
     assert eight["arguments"] == eight["total"] // 8 + 8 * 8 * 2  # and all samples
 
 
+@pytest.mark.slow
 def test_two_processes_of_four_devices_do_what_one_does():
     with socket.socket() as free:
         free.bind(("localhost", 0))

@@ -172,11 +172,12 @@ def quantize(
     """Return the denoiser under a recipe, simulated: rounded numbers that multiply as floats.
 
     A recipe in words has defaults: all layers but the last, not the network's own input and output
-    nor products of activations (attention's scores); a dynamic affine grid for each row of a product and each sample of a convolution; weights
-    by output channel, rounded to nearest such that the sum of each channel stays. A `Recipe` is
-    taken at its word: its sites, static grids over the widest ranges of all steps, weights rounded
-    to nearest. Options hold for both; what was chosen is in `settings` of the result. Results that
-    differ in widths share one compilation of whatever takes them.
+    nor products of activations (attention's scores); a dynamic affine grid for each row of a
+    product and each sample of a convolution; weights by output channel, rounded to nearest such
+    that the sum of each channel stays. A `Recipe` is taken at its word: its sites, static grids
+    over the widest ranges of all steps, weights rounded to nearest. Options hold for both; what was
+    chosen is in `settings` of the result. Results that differ in widths share one compilation of
+    whatever takes them.
 
     Args:
       calibration: see `calibrate`.

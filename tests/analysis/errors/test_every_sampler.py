@@ -144,10 +144,13 @@ def spine(q, x_T, steps):
     }
 
 
+SLOW = ("video", "unet", "dit")
+
+
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=pytest.mark.slow if name == "video" else ()) for name in NETWORKS],
+    [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in NETWORKS],
 )
 def test_the_ledger_is_complete_and_the_bounds_hold(name, sampler):
     q, x_T, run = network(name)

@@ -94,7 +94,12 @@ def exact(process, start, end, x):
     ]
 
 
-@pytest.fixture(scope="module", params=PROCESSES)
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(n, marks=() if n in ("VP", "EDM") else pytest.mark.slow) for n in PROCESSES
+    ],
+)
 def errors(request):
     """The error of every method at every number of steps, in one compilation for the process."""
     process, start, end = PROCESSES[request.param]

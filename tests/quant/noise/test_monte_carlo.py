@@ -115,6 +115,7 @@ def z_scores(predicted):
     return (measured - predicted) / (spread / math.sqrt(NUM_SAMPLES))
 
 
+@pytest.mark.slow
 def test_monte_carlo_agrees_for_every_format_rounding_and_law():
     """Three standard errors in each pair, corrected for looking at 98 x 4 x 3 = 1176 of them.
 
