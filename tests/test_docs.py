@@ -47,6 +47,20 @@ def test_the_table_of_the_main_job_is_its_committed_summary():
                 assert_digits(summary[name][key], printed.strip())
 
 
+def test_the_table_of_defaults_is_its_committed_summary():
+    results = ROOT / "experiments" / "results" / "bench_defaults" / "summary.json"
+    rows = {(r["checkpoint"], r["name"]): r for r in json.loads(results.read_text())}
+    page = (ROOT / "docs" / "benchmarks.md").read_text()
+    lines = re.findall(r"^\| ((?:ours|qwix) [^|]+) \| ([^|]+) \| ([^|]+) \|$", page, re.M)
+    assert len(lines) == 8
+    for name, *networks in lines:
+        for checkpoint, cell in zip(("fashion_unet", "fashion_dit"), networks, strict=True):
+            row = rows[checkpoint, name]
+            keys = ("error", "over_float", "cpu_over_float")
+            for key, printed in zip(keys, cell.split("; "), strict=True):
+                assert_digits(row[key], printed)
+
+
 def test_changelog_and_citation_are_of_this_version():
     version = qdiffjax.__version__
     assert re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.M)[1] == version

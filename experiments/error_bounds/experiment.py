@@ -5,7 +5,7 @@
     python -m experiments.error_bounds --sites '*'                   the last convolution too
     python -m experiments.error_bounds --sites 'mid_*' '!*time*'     quantize some sites only
     python -m experiments.error_bounds --model mine.networks:make    your own network
-    python -m experiments.error_bounds --quick                       a look, in about a minute
+    python -m experiments.error_bounds --quick                       a look, in about two minutes
 
 By default all sites but the last convolution are quantized, the input x_t and the output eps
 included. Rounding the few weights of that one convolution costs more than all others together at 8
