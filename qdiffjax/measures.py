@@ -222,11 +222,12 @@ def attribute(
     """
     run = run if num_samples is None else run.first(num_samples)
     q, num = q.given(run.cond), run.xs.shape[1]
+    elements = elements_of(q)
     # Two nodes with all they keep for the adjoint take about six times a sampling run's memory.
-    size = batch_size or max(1, _fitting(q, steps) // 6)
+    size = batch_size or max(1, _fitting(q, steps, elements) // 6)
     x_T, x_0 = (steps.coeffs.current(run.xs[i]) for i in (0, -1))
     chunks = _chunks(num, size if run.key is None else num)
-    kept = 4 * len(steps.t) * sum(math.prod(site.out_shape) for site in q.denoiser.sites())
+    kept = 4 * len(steps.t) * elements
     keep_errors = kept * (chunks[0].stop - chunks[0].start) <= MEMORY_SHARE * _memory()
     entries_of = program(_attributed, functional, keep_errors)
 
@@ -337,26 +338,35 @@ def _chunks(num: int, size: int) -> list[slice]:
     return [slice(i, min(i + size, num)) for i in range(0, num, size)]
 
 
-def _fitting(q: Quantized, steps: Steps) -> int:
-    """Return how many samples a run may hold at a time."""
-    return max(1, int(MEMORY_SHARE * _memory() / bytes_per_sample(q, steps)))
+def _fitting(q: Quantized, steps: Steps, elements: int | None = None) -> int:
+    """Return how many samples a run may hold at a time; see `bytes_per_sample`."""
+    return max(1, int(MEMORY_SHARE * _memory() / bytes_per_sample(q, steps, elements)))
 
 
-def bytes_per_sample(q: Quantized, steps: Steps) -> int:
+def elements_of(q: Quantized) -> int:
+    """Return the number of elements of all sites' results, of one sample; traces the network."""
+    return sum(math.prod(site.out_shape) for site in q.denoiser.sites())
+
+
+def bytes_per_sample(q: Quantized, steps: Steps, elements: int | None = None) -> int:
     """Return an estimate of a coupled run's bytes for each sample: states and activations.
 
     States of both runs and predictions at every step, and the results of all sites twice, which
-    no compiler keeps at once. Counted from shapes, in float32.
+    no compiler keeps at once. Counted from shapes, in float32. `elements` is `elements_of(q)` where
+    it is known.
     """
+    elements = elements_of(q) if elements is None else elements
     states = (2 * steps.coeffs.num_slots + 1) * (len(steps.t) + 1) * math.prod(q.denoiser.shape)
-    return 4 * (states + 2 * sum(math.prod(site.out_shape) for site in q.denoiser.sites()))
+    return 4 * (states + 2 * elements)
 
 
 def cost(q: Quantized, steps: Steps, num_samples: int, num_ledger: int, num_bound: int) -> str:
     """Return what a study will cost, in words: sampling runs, operations, memory."""
     runs = 10 * num_samples + 15 * num_ledger + 28 * num_bound
-    macs = runs * len(steps.t) * sum(site.macs for site in q.denoiser.sites())
-    size = min(num_samples, _fitting(q, steps)) * bytes_per_sample(q, steps)
+    sites = q.denoiser.sites()
+    macs = runs * len(steps.t) * sum(site.macs for site in sites)
+    elements = sum(math.prod(site.out_shape) for site in sites)
+    size = min(num_samples, _fitting(q, steps, elements)) * bytes_per_sample(q, steps, elements)
     return (f"{num_samples} samples, {len(steps.t)} network calls each: the work of about {runs} "
             f"sampling runs of one sample, {macs / 1e12:.3g} TMAC; chunks of up to "
             f"{size / 1e9:.2g} GB; compilation comes first")  # fmt: skip

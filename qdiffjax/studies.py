@@ -214,7 +214,7 @@ def study(
     interval = _ratios(*norms, key_probe)
     per_element = np.sqrt(errors[0, 0].size)
     return Study(
-        name=name or getattr(getattr(q, "settings", None), "name", "") or "quantized",
+        name=name or q.settings.name or "quantized",
         settings={"num_steps": len(steps.t), "num_samples": num_samples,
                   "num_ledger": entries.x_0.shape[0], "num_bound": bounded.local.shape[1]},
         t=np.asarray(steps.t), sites=tuple(q.site_inputs),

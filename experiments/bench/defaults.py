@@ -167,19 +167,13 @@ def beside(rows: list[dict[str, Any]]) -> list[tuple[dict, dict]]:
 
 
 COLUMNS = (
-    ("", lambda r: r["name"]), ("ms\na call", tables.numbers("milliseconds")),
-    ("x\nfloat32", tables.numbers("over_float")),
-    ("CPU x\nfloat32", tables.numbers("cpu_over_float")),
-    ("MB", tables.numbers("argument_bytes", unit=1e6)), ("error", tables.numbers("error")),
+    *peers.COLUMNS,
     ("median\nerror", tables.numbers("median_error")),
 )  # fmt: skip
 EXPERIMENT = command.experiment(
     Config,
     run,
-    table=lambda rows: [
-        *tables.grouped(rows, "checkpoint", COLUMNS),
-        *tables.reasons(rows, "missing", "checkpoint", "name"),
-    ],
+    table=functools.partial(peers.by_checkpoint, columns=COLUMNS),
 )
 
 if __name__ == "__main__":

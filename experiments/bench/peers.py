@@ -9,9 +9,24 @@ import numpy as np
 
 from experiments.bench import torch_twin
 from experiments.harness import timing
+from qdiffjax import _tables as tables
 from qdiffjax import diffusion
 from qdiffjax._checks import require
 from qdiffjax.networks.configs import build
+
+# Of a sampler that is timed beside others; the table of a benchmark adds its own.
+COLUMNS = (
+    ("", lambda r: r["name"]), ("ms\na call", tables.numbers("milliseconds")),
+    ("x\nfloat32", tables.numbers("over_float")),
+    ("CPU x\nfloat32", tables.numbers("cpu_over_float")),
+    ("MB", tables.numbers("argument_bytes", unit=1e6)), ("error", tables.numbers("error")),
+)  # fmt: skip
+
+
+def by_checkpoint(rows, columns) -> list:
+    """Return a table of these columns for each checkpoint, and a line for each run that failed."""
+    return [*tables.grouped(rows, "checkpoint", columns),
+            *tables.reasons(rows, "missing", "checkpoint", "name")]  # fmt: skip
 
 
 class Peer(NamedTuple):

@@ -198,10 +198,7 @@ def run(config: Config, *, progress: bool = False) -> tuple[dict[str, np.ndarray
 
 
 COLUMNS = (
-    ("", lambda r: r["name"]), ("ms\na call", tables.numbers("milliseconds")),
-    ("x\nfloat32", tables.numbers("over_float")),
-    ("CPU x\nfloat32", tables.numbers("cpu_over_float")),
-    ("MB", tables.numbers("argument_bytes", unit=1e6)), ("error", tables.numbers("error")),
+    *peers.COLUMNS,
     ("from\nsimulation", tables.numbers("from_simulation")),
     ("two\norders", tables.numbers("two_orders")),
     ("least, most", lambda r: ", ".join(map(tables.number, r.get("two_orders_range", ())))),
@@ -209,10 +206,7 @@ COLUMNS = (
 EXPERIMENT = command.experiment(
     Config,
     run,
-    table=lambda rows: [
-        *tables.grouped(rows, "checkpoint", COLUMNS),
-        *tables.reasons(rows, "missing", "checkpoint", "name"),
-    ],
+    table=functools.partial(peers.by_checkpoint, columns=COLUMNS),
 )
 
 if __name__ == "__main__":

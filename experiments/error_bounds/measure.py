@@ -9,14 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.harness import subject
-from qdiffjax import comparisons, diffusion, estimates
+from qdiffjax import comparisons, diffusion, estimates, studies
 from qdiffjax.analysis import divergences
 from qdiffjax.analysis.errors import ledger, prediction, runs
 from qdiffjax.analysis.gains import Gains, step_gains
 from qdiffjax.compiling import compiled
 from qdiffjax.precision import Quantized, full_call, quantized_call
 
-SLACK = 1 + 1e-4  # float32 rounding of norms that are compared
 Part = tuple[dict[str, Any], dict[str, Any]]  # arrays and a row
 
 
@@ -151,7 +150,7 @@ def bounds_column(bounded: comparisons.Bounded, gains: Gains, size: int) -> Part
     tightest = min((name for name in rms if name != "measured"), key=rms.__getitem__)
     row |= {"bounded_rmse": rms["measured"], "tightest_bound_rmse": rms[tightest],
             "tightest_bound": tightest}  # fmt: skip
-    row["bounds_hold"] = all(bool(np.all(np.asarray(r) * SLACK >= 1)) for r in ratios)
+    row["bounds_hold"] = all(bool(np.all(np.asarray(r) * studies.SLACK >= 1)) for r in ratios)
     return arrays, row
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qdiffjax import diffusion, precision, results
+from qdiffjax import diffusion, measures, precision, results
 from qdiffjax._checks import require
 from qdiffjax.compiling import compiled
 from qdiffjax.denoiser import Denoiser
@@ -115,8 +115,7 @@ def noise(denoiser: Denoiser, num: int, seed: int) -> jax.Array:
 
 def noise_key(steps: diffusion.Steps, seed: int) -> jax.Array | None:
     """Key of the sampler's own noise; None where it adds none."""
-    is_noisy = np.any(np.asarray(steps.coeffs.noise) != 0)
-    return jax.random.key(seed + 1) if is_noisy else None
+    return measures.noise_key(steps, jax.random.key(seed + 1))
 
 
 def prepare(checkpoint: str, steps_of, globs, seed: int, *, takes_cond: bool = False) -> Subject:

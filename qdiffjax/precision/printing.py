@@ -68,9 +68,9 @@ def quantized_table(q) -> Table:
     """Return a summary of a quantized denoiser: widths, what is left out, weights, rounding."""
     bits = {name: b for name, b in (q.widths or {}).items() if name in q.site_inputs}
     is_simulated = q.rule is quantize_site
-    how = "rounded numbers multiply as floats" if is_simulated else "codes multiply codes"
+    arithmetic = "rounded numbers multiply as floats" if is_simulated else "codes multiply codes"
     rows = [
-        ("arithmetic", f"{'simulated' if is_simulated else 'lowered'}: {how}"),
+        ("arithmetic", f"{'simulated' if is_simulated else 'lowered'}: {arithmetic}"),
         ("widths", widths(bits) if bits else f"not recorded, {len(q.site_inputs)} sites"),
         ("left out", left_out(q)),
         ("weights", weights_text(q, bits)),
