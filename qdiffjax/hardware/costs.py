@@ -6,6 +6,7 @@ allocation of bits chooses. NumPy widths give exact integers. JAX widths, which 
 floats, linear in the bits of an array, so that a real-valued width has a derivative.
 """
 
+import collections
 import dataclasses
 import functools
 import math
@@ -32,9 +33,10 @@ class Counts(NamedTuple):
       names: of the sites.
       macs: multiply-accumulates of a call; those with padding are among them.
       weights: elements of the weight operand, 0 for a product of activations.
-      stored: the same, but 0 where an earlier site uses the same parameter, and for constants,
-        which are no parameters. Iterations of a loop are taken to have weights of their own, as
-        in a scan over layers.
+      stored: the same, but 0 where an earlier site uses the same part of the same parameter, and
+        for constants, which are no parameters. Slices of one parameter, such as three projections
+        in one kernel, are stored each. Iterations of a loop, and parts whose index is computed, are
+        taken to differ until they are as many as the parameter has elements.
       scales: of a quantized weight.
       activations: elements of the other operands.
       outputs: elements of the result.
@@ -75,11 +77,7 @@ def count(
       granularity: the shape of a weight's scale.
     """
     products = [s for s in sites if s.kind in ("dot", "conv")]
-    keys = [f"{s.weight_path}{LAYER.findall(s.name)[0]}" for s in products]
-    stored = [
-        s.parameters if not s.is_constant and keys.index(key) == i else 0
-        for i, (s, key) in enumerate(zip(products, keys, strict=True))
-    ]
+    stored = _stored(products)
     columns = (
         [s.macs for s in products], [s.parameters for s in products], stored,
         [0 if s.weight is None else math.prod(granularity(s)) for s in products],
@@ -87,6 +85,20 @@ def count(
         [math.prod(s.out_shape) for s in products],
     )  # fmt: skip
     return Counts(tuple(s.name for s in products), *(np.array(c, np.int64) for c in columns))
+
+
+def _stored(products: Sequence[Site]) -> list[int]:
+    """Return the elements of each site's weight that no earlier site stores."""
+    stored, seen = [], set()
+    used: collections.Counter[str | None] = collections.Counter()
+    for s in products:
+        key = (s.weight_path, LAYER.findall(s.name)[0], s.part)
+        is_new = not s.is_constant and (s.part is None or key not in seen)
+        left = s.weight_size - used[s.weight_path] if used[s.weight_path] else s.parameters
+        stored.append(min(s.parameters, max(left, 0)) if is_new else 0)
+        used[s.weight_path] += stored[-1]
+        seen.add(key)
+    return stored
 
 
 def widths(counts: Counts, recipe: Recipe, *, full: int = 32) -> Widths:

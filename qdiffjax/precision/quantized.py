@@ -13,7 +13,8 @@ from qdiffjax.precision.rules import SiteQuant, quantize_site
 from qdiffjax.precision.settings import Settings
 from qdiffjax.sites import rules
 from qdiffjax.sites.absent import absent_like, is_absent
-from qdiffjax.sites.listing import expand, path_name, trace
+from qdiffjax.sites.listing import expand, trace
+from qdiffjax.sites.naming import parameter_names
 from qdiffjax.sites.transforming import Rule, transform
 
 
@@ -102,11 +103,13 @@ def drop_weights(q: Quantized, x, t) -> Quantized:
     }
     needed = [paths for reader, paths in traced.uses if reader not in replaced]
     unread = frozenset().union(*(paths for _, paths in traced.uses)).difference(*needed)
-    params = jax.tree_util.tree_map_with_path(
-        lambda path, leaf: absent_like(leaf) if path_name(path) in unread else leaf,
-        q.params, is_leaf=is_absent,
-    )  # fmt: skip
-    return q.with_params(params)
+    leaves, tree = jax.tree.flatten(q.params, is_leaf=is_absent)
+    names = parameter_names(q.params, is_leaf=is_absent)
+    kept = [
+        absent_like(leaf) if name in unread else leaf
+        for name, leaf in zip(names, leaves, strict=True)
+    ]
+    return q.with_params(jax.tree.unflatten(tree, kept))
 
 
 def _has_weight(inputs) -> bool:

@@ -13,9 +13,9 @@ from jax.ad_checkpoint import checkpoint_name
 from qdiffjax import _compat
 from qdiffjax._checks import require
 from qdiffjax.sites.absent import shapes
-from qdiffjax.sites.naming import EDGES, Names
+from qdiffjax.sites.naming import EDGES, Names, parameter_names
 from qdiffjax.sites.plan import EDGE, MARK, Place, Plan, identity_site, make_plan
-from qdiffjax.sites.provenance import Label, size
+from qdiffjax.sites.provenance import Label, Leaf, size
 from qdiffjax.sites.records import Site, Sites
 
 LAST, PRODUCTS = "last", "products"  # in globs: the last layer, products of activations
@@ -84,18 +84,12 @@ def _argument_labels(args) -> list[Label]:
         expected="(params, x, ...) with one array x", remedy="wrap your function to that signature",
     )  # fmt: skip
     labels = [
-        Label(frozenset({(path_name(path), size(leaf))}))
-        for path, leaf in jax.tree_util.tree_leaves_with_path(args[0])
+        Label(frozenset({Leaf(name, size(leaf))}))
+        for name, leaf in zip(parameter_names(args[0]), jax.tree.leaves(args[0]), strict=True)
     ]
     labels.append(Label(sites=frozenset({"input"}), is_data=True))
     labels += [Label(is_data=True) for _ in jax.tree.leaves(args[2:])]
     return labels
-
-
-def path_name(path) -> str:
-    """Name of a parameter: its path without the frameworks' own words."""
-    name = jax.tree_util.keystr(path, simple=True, separator="/").strip("./")
-    return name.removeprefix("params/").removesuffix("/value") or "params"
 
 
 def expand(template: Site) -> list[Site]:

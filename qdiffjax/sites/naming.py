@@ -1,6 +1,9 @@
 """The name of every site, and who reads which parameters."""
 
-from collections.abc import Sequence
+import collections
+from collections.abc import Callable, Sequence
+
+import jax
 
 from qdiffjax.sites.provenance import Label
 
@@ -30,7 +33,7 @@ class Names:
 
     def use(self, reader: str | None, labels: Sequence[Label]) -> None:
         """Note that a site, or None for anything else, reads what carries these labels."""
-        paths = frozenset(path for label in labels for path, _ in label.leaves)
+        paths = frozenset(leaf.path for label in labels for leaf in label.leaves)
         if paths:
             self.uses.append((reader, paths))
 
@@ -50,6 +53,34 @@ class Names:
         count = self.counts.get(folder + "/dot", 0)
         self.counts[folder + "/dot"] = count + 1
         return self.of_weight(f"{folder}/dot_{count}" if folder else f"dot_{count}")
+
+
+def parameter_names(params, is_leaf: Callable | None = None) -> list[str]:
+    """Return the name of every parameter, in the order of the leaves: its path, "/" between keys.
+
+    The frameworks' own words are left out: `params/` in front (linen), and `/value` behind (nnx),
+    which is the box of a variable, unlike the projection of an attention that is called so: a box
+    holds nothing beside, and is an attribute, or a key where every parameter has its box. Where
+    that would give two parameters one name, both keep their whole paths.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(params, is_leaf)
+    paths = [path for path, _ in leaves]
+    inside = collections.Counter(path[:i] for path in paths for i in range(len(path)))
+    whole = [jax.tree_util.keystr(path, simple=True, separator="/") for path in paths]
+    are_boxed = all(name.endswith("/value") for name in whole)
+
+    def short(path, name: str) -> str:
+        is_box = are_boxed or isinstance(path[-1], jax.tree_util.GetAttrKey)
+        name = name.strip("./").removeprefix("params/")
+        return name.removesuffix("/value") if is_box and inside[path[:-1]] == 1 else name
+
+    names = [
+        short(path, name) if path else "params" for path, name in zip(paths, whole, strict=True)
+    ]
+    for longer in (whole, [jax.tree_util.keystr(path) for path in paths]):
+        counts = collections.Counter(names)
+        names = [n if counts[n] == 1 else w for n, w in zip(names, longer, strict=True)]
+    return names
 
 
 def common_folder(names) -> str:

@@ -11,7 +11,15 @@ from typing import Any, NamedTuple
 from qdiffjax import _compat
 from qdiffjax.sites.naming import Names
 from qdiffjax.sites.products import Conv, contract_axes, product_of
-from qdiffjax.sites.provenance import Label, computed, is_product_of_data, join, size, weight_of
+from qdiffjax.sites.provenance import (
+    Label,
+    Leaf,
+    computed,
+    is_product_of_data,
+    join,
+    size,
+    weight_of,
+)
 from qdiffjax.sites.records import Site
 
 MARK = "site:"  # prefix of the names that `sites.site` gives to its identities
@@ -81,7 +89,7 @@ def make_plan(
 
 def _plan_eqn(eqn, labels, names: Names, place: Place):
     name, is_data = eqn.primitive.name, any(label.is_data for label in labels)
-    outs = computed(labels, [v.aval for v in eqn.outvars])
+    outs = computed(eqn, labels)
     is_product = name in PRODUCTS and is_product_of_data(labels)
     if is_product or (is_data and _is_mark(eqn)):
         site_fn = _product_site if is_product else _marked_site
@@ -92,7 +100,7 @@ def _plan_eqn(eqn, labels, names: Names, place: Place):
         plan, inner = plan_fn(eqn, labels, names, place)
         if plan.sites():
             return plan, inner
-        outs = inner if is_data else outs
+        outs = inner
     elif is_data and (hidden := _hidden(eqn)):
         line = place.line_of(eqn)
         where = f" at {line}" if line else ""
@@ -155,15 +163,15 @@ def _product_site(eqn, labels, names: Names, place: Place) -> Site:
     aval = eqn.outvars[0].aval
     weight = weight_of(labels)
     is_constant = weight is not None and labels[weight].is_constant
-    path = None
+    path, leaf = None, Leaf("", 0)
     if weight is None:
         name = names.of_product(frozenset().union(*(label.sites for label in labels)))
     elif is_constant:
         line = place.line_of(eqn)
         name = path = names.of_weight(f"const@{line}" if line else "const")
     else:
-        path = labels[weight].path
-        name = names.of_weight(path)
+        leaf = labels[weight].leaf
+        name, path = names.of_weight(leaf.path), leaf.path
     for i, label in enumerate(labels):
         names.use(name if i == weight else None, [label])
     product = product_of(eqn)
@@ -174,7 +182,7 @@ def _product_site(eqn, labels, names: Names, place: Place) -> Site:
     return Site(
         name, PRODUCTS[eqn.primitive.name], weight, path, shapes, tuple(aval.shape), contract,
         math.prod(aval.shape) * summed, parameters, place.loops, product, is_constant,
-        str(aval.dtype),
+        str(aval.dtype), leaf.size, leaf.part,
     )  # fmt: skip
 
 

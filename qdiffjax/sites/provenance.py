@@ -7,14 +7,30 @@ one of constants alone a constant.
 """
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from qdiffjax import _compat
+
+SLICES = ("slice", "split", "dynamic_slice", "gather")
+
+
+class Leaf(NamedTuple):
+    """A parameter that a value is made of.
+
+    path: its name; size: its number of elements; part: the slices that were taken of it, one after
+    the other, () for the whole, None for a part that is not known before it is computed.
+    """
+
+    path: str
+    size: int
+    part: tuple | None = ()
 
 
 class Label(NamedTuple):
     """Where a value comes from; a constant if it has no leaves and is no data.
 
-    leaves: parameters it is made of, as (path, size); sites: the nearest sites upstream;
+    leaves: parameters it is made of, as `Leaf`; sites: the nearest sites upstream;
     is_data: whether it depends on the network's inputs, or on a product of a constant with a
     parameter; constant: size of the largest array of constants alone that it is made of.
     """
@@ -32,12 +48,12 @@ class Label(NamedTuple):
     @property
     def is_mostly_constant(self) -> bool:
         """Whether constants outweigh its parameters, as in a context scaled by a norm's gain."""
-        return not self.is_data and self.constant > max((n for _, n in self.leaves), default=-1)
+        return not self.is_data and self.constant > max((n for _, n, _ in self.leaves), default=-1)
 
     @property
-    def path(self) -> str:
+    def leaf(self) -> Leaf:
         """Largest parameter it is made of; of equal ones the first by name, which is stable."""
-        return min(self.leaves, key=lambda leaf: (-leaf[1], leaf[0]))[0]
+        return min(self.leaves, key=lambda leaf: (-leaf.size, leaf.path))
 
 
 def join(labels: Sequence[Label]) -> Label:
@@ -46,16 +62,66 @@ def join(labels: Sequence[Label]) -> Label:
     # Parameters mixed into data (a bias, a gain) do not make it a weight.
     if any(label.is_data for label in labels):
         return Label(sites=sites, is_data=True)
-    leaves = frozenset().union(*(label.leaves for label in labels))
+    leaves = _one_part_each(leaf for label in labels for leaf in label.leaves)
     return Label(leaves, sites, constant=max((label.constant for label in labels), default=0))
 
 
-def computed(labels: Sequence[Label], avals) -> list[Label]:
-    """Labels of the results, with their `avals`, of an equation whose operands carry `labels`."""
-    joined = join(labels)
-    if not joined.is_constant:
+def _one_part_each(leaves: Iterable[Leaf]) -> frozenset[Leaf]:
+    """Several parts of one parameter are a part of it that is not known."""
+    parts: dict[tuple[str, int], set] = {}
+    for path, number, part in leaves:
+        parts.setdefault((path, number), set()).add(part)
+    return frozenset(
+        Leaf(*leaf, found.pop() if len(found) == 1 else None) for leaf, found in parts.items()
+    )
+
+
+def computed(eqn, labels: Sequence[Label]) -> list[Label]:
+    """Labels of the results of an equation whose operands carry `labels`."""
+    joined, avals = join(labels), [v.aval for v in eqn.outvars]
+    if joined.is_constant:
+        return [joined._replace(constant=size(aval)) for aval in avals]
+    if not joined.leaves or eqn.primitive.name not in SLICES:
         return [joined] * len(avals)
-    return [joined._replace(constant=size(aval)) for aval in avals]
+    return [joined._replace(leaves=_sliced(joined.leaves, s)) for s in _slices(eqn)]
+
+
+def _sliced(leaves: frozenset[Leaf], taken: tuple | None) -> frozenset[Leaf]:
+    return frozenset(
+        leaf._replace(part=None if taken is None or leaf.part is None else (*leaf.part, *taken))
+        for leaf in leaves
+    )
+
+
+def _slices(eqn) -> list[tuple | None]:
+    """For each result, the slice of the first operand that it is: (its shape, starts, limits,
+    strides), nothing if it is all of it, None where that is not known before it is computed.
+    """
+    name, params, shape = eqn.primitive.name, eqn.params, tuple(eqn.invars[0].aval.shape)
+    starts: Any
+    if name == "slice":
+        ends = [(params["start_indices"], params["limit_indices"])]
+        strides = params["strides"] or (1,) * len(shape)
+    elif name == "split":
+        axis, ends, at = params["axis"], [], 0
+        for length in params["sizes"]:
+            starts, limits = [0] * len(shape), list(shape)
+            starts[axis], limits[axis] = at, at + length
+            ends, at = [*ends, (starts, limits)], at + length
+        strides = (1,) * len(shape)
+    elif name == "dynamic_slice" and all(isinstance(v, _compat.Literal) for v in eqn.invars[1:]):
+        lengths = params["slice_sizes"]
+        starts = [  # as it clips them
+            min(max(int(v.val), 0), n - length)
+            for v, n, length in zip(eqn.invars[1:], shape, lengths, strict=True)
+        ]
+        ends = [(starts, [a + length for a, length in zip(starts, lengths, strict=True)])]
+        strides = (1,) * len(shape)
+    else:
+        return [None] * len(eqn.outvars)
+    found = [tuple(tuple(map(int, at)) for at in (*end, strides)) for end in ends]
+    whole = ((0,) * len(shape), shape, (1,) * len(shape))
+    return [() if each == whole else ((shape, *each),) for each in found]
 
 
 def size(value) -> int:

@@ -32,6 +32,9 @@ class Site:
       is_constant: whether the weight comes from constants of the function alone, such as a filter
         that resizes images, or weights that a closure hides.
       dtype: of the result.
+      weight_size: number of elements of the parameter at `weight_path`.
+      part: the slices of that parameter that the weight is, one after the other, () for all of it,
+        as where three projections are columns of one kernel; None if an index is computed.
     """
 
     name: str
@@ -47,6 +50,8 @@ class Site:
     product: Dot | Conv | None = None
     is_constant: bool = False
     dtype: str = "float32"
+    weight_size: int = 0
+    part: tuple | None = ()
 
     @property
     def activations(self) -> tuple[int, ...]:

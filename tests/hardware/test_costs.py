@@ -67,6 +67,68 @@ def test_tied_weights_are_stored_once_and_read_twice():
     np.testing.assert_array_equal(hardware.traffic(c, w), [36 + 120, 36 + 120])
 
 
+def scanned(p, x, t):
+    return jax.lax.scan(lambda h, _: (jnp.tanh(h @ p["w"]), None), x, length=3)[0]
+
+
+def indexed(p, x, t):
+    def layer(h, i):
+        return jnp.tanh(h @ jax.lax.dynamic_index_in_dim(p["w"], i, keepdims=False)), None
+
+    return jax.lax.scan(layer, x, jnp.arange(3))[0]
+
+
+def unrolled(p, x, t, index=lambda w, i: w[i]):
+    for i in range(3):
+        x = jnp.tanh(x @ index(p["w"], i))
+    return x
+
+
+SLICED = {
+    "columns": (lambda p, x, t: sum(x @ p["w"][:, 4 * i : 4 * i + 4] for i in range(3)), (4, 12)),
+    "split": (lambda p, x, t: sum(x @ w for w in jnp.split(p["w"], 3, 1)), (4, 12)),
+    "transposed": (lambda p, x, t: sum(x @ w.T for w in jnp.split(p["w"], 3)), (12, 4)),
+    "scaled": (
+        lambda p, x, t: sum(x @ (p["g"][:, None] * w) for w in jnp.split(p["w"], 3, 1)),
+        (4, 12),
+    ),
+    "unrolled": (unrolled, (3, 4, 4)),
+    "dynamic": (lambda p, x, t: unrolled(p, x, t, jax.lax.dynamic_index_in_dim)[0], (3, 4, 4)),
+    "taken": (lambda p, x, t: unrolled(p, x, t, lambda w, i: jnp.take(w, i, 0)), (3, 4, 4)),
+    "in a jit": (jax.jit(unrolled), (3, 4, 4)),
+    "by iteration": (indexed, (3, 4, 4)),
+}
+
+
+@pytest.mark.parametrize(("fn", "shape"), SLICED.values(), ids=SLICED)
+def test_slices_of_one_parameter_are_stored_each(fn, shape):
+    c = count(fn, {"w": worlds.shape(*shape), "g": worlds.shape(4)}, 5, 4)
+    np.testing.assert_array_equal(c.stored, [16, 16, 16])
+    np.testing.assert_array_equal(hardware.weight_bytes(c, hardware.uniform(4, 8)), [8 + 16] * 3)
+    params = {"w": worlds.shape(*shape), "g": worlds.shape(4)}
+    assert hardware.other_elements(params, c) == 4
+
+
+SHARED = {
+    "one slice twice": (lambda p, x, t: x @ p["w"][0] @ p["w"][0], (3, 4, 4), [16, 0]),
+    "by two names of an index": (
+        lambda p, x, t: x @ p["w"][-1] @ jax.lax.dynamic_slice(p["w"], (2, 0, 0), (1, 4, 4))[0],
+        (3, 4, 4), [16, 0],
+    ),
+    "a slice of a slice": (lambda p, x, t: x @ p["w"][:2][0] @ p["w"][1:][0], (3, 4, 4), [16, 16]),
+    "all, then a slice": (lambda p, x, t: (x @ p["w"])[:, :4] @ p["w"][:, :4], (4, 12), [48, 0]),
+    "all, turned": (lambda p, x, t: x @ p["w"] @ p["w"].T, (4, 12), [48, 0]),
+    "all by a slice": (lambda p, x, t: x @ p["w"] @ p["w"][:4, :].T, (4, 12), [48, 0]),
+    "in a loop": (scanned, (4, 4), [16, 0, 0]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("fn", "shape", "stored"), SHARED.values(), ids=SHARED)
+def test_no_element_of_a_parameter_is_stored_twice(fn, shape, stored):
+    c = count(fn, {"w": worlds.shape(*shape)}, 5, 4)
+    np.testing.assert_array_equal(c.stored, stored)
+
+
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_bytes_of_weights_are_those_of_packed_storage(bits):
     sites, c, _ = unet()

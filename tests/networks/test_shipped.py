@@ -10,7 +10,7 @@ import pytest
 
 from qdiffjax.networks import denoisers
 from qdiffjax.sites import list_sites
-from qdiffjax.sites.listing import path_name
+from qdiffjax.sites.naming import parameter_names
 from tests.worlds import quick_jit
 
 NAMES = sorted(path.parent.name for path in denoisers.SHIPPED.glob("*/config.json"))
@@ -70,8 +70,8 @@ def test_the_sites_of_a_shipped_network_are_its_kernels_and_two_products_for_eac
     denoiser = denoisers.load(denoisers.SHIPPED / name)
     x = jax.ShapeDtypeStruct((1, *denoiser.shape), jnp.float32)
     sites = list_sites(denoiser.eps_fn, denoiser.params, x, jax.ShapeDtypeStruct((), jnp.float32))
-    leaves = jax.tree_util.tree_leaves_with_path(denoiser.params)
-    kernels = {path_name(path): leaf.size for path, leaf in leaves if "kernel" in path_name(path)}
+    leaves = zip(parameter_names(denoiser.params), jax.tree.leaves(denoiser.params), strict=True)
+    kernels = {name: leaf.size for name, leaf in leaves if "kernel" in name}
     weighted = [s for s in sites if s.weight is not None]
     assert {s.name: s.parameters for s in weighted} == kernels
     assert all(s.weight_path == s.name and s.weight == 1 for s in weighted)

@@ -1,5 +1,6 @@
 """Names of sites: in scans, under transformations, and by glob."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -104,6 +105,57 @@ def test_an_unknown_glob_names_the_nearest_sites():
     listed = list_sites(net.fn, *net.args)
     with pytest.raises(ValueError, match=r"No site matches 'attn/querry/\*'.*attn/query/kernel"):
         match(listed, ["*", "attn/querry/*"])
+
+
+class Box(eqx.Module):
+    """A variable of nnx as its state shows it: an attribute called value."""
+
+    value: jax.Array
+
+
+class Attention(eqx.Module):
+    """Projections that are fields themselves."""
+
+    query: jax.Array
+    value: jax.Array
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (lambda q, v: {"attn": {"query": q, "value": v}}, ["attn/query", "attn/value"]),
+        (lambda q, v: {"params": {"attn": {"query": q, "value": v}}}, ["attn/query", "attn/value"]),
+        (lambda q, v: {"attn": Attention(q, v)}, ["attn/query", "attn/value"]),
+        (lambda q, v: {"attn": {"query": Box(q), "value": Box(v)}}, ["attn/query", "attn/value"]),
+        (lambda q, v: {"mix": {"value": v}, "query": q}, ["mix/value", "query"]),
+        # a state that was saved and restored as dictionaries: every parameter in its box
+        (lambda q, v: {"query": {"value": q}, "value": {"value": v}}, ["query", "value"]),
+        (lambda q, v: {"a": {"params": q}, "params": v}, ["a/params", "params"]),
+        # two parameters never share a name
+        (lambda q, v: {"a": q, "params": {"a": v}}, ["a", "params/a"]),
+        (lambda q, v: {"a/b": q, "a": {"b": v}}, ["['a']['b']", "['a/b']"]),
+    ],
+)
+def test_a_value_projection_is_named_by_its_own_path_and_names_differ(make, expected):
+    params = make(normal(2, 4, 4), normal(3, 4, 4))
+
+    def fn(p, x, t):
+        return jnp.tanh(x @ jax.tree.leaves(p)[0]) @ jax.tree.leaves(p)[1]
+
+    assert sorted(names(fn, params, X, T)) == expected
+    assert len({s.weight_path for s in list_sites(fn, params, X, T)[1:-1]}) == 2
+
+
+def test_a_glob_of_an_attention_takes_its_value_projection():
+    params = {"attn": {n: normal(2, 4, 4) for n in ("query", "key", "value", "out")}}
+
+    def fn(p, x, t):
+        a = p["attn"]
+        weights = jax.nn.softmax((x @ a["query"]) @ (x @ a["key"]).T)
+        return weights @ (x @ a["value"]) @ a["out"]
+
+    chosen = match(list_sites(fn, params, X, T), ["attn/*"])
+    assert {n for n in chosen if "dot" not in n} == {f"attn/{n}" for n in params["attn"]}
 
 
 def test_names_do_not_depend_on_values():
