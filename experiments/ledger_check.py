@@ -48,11 +48,11 @@ class Config:
         ("W8A8", "W6A6"), "Widths of the attribution checks.", each=parse_shorthand
     )
     sites: tuple[str, ...] = option(subject.ALL_BUT_LAST, "Globs of the sites to quantize.")
-    num_nodes: int = option(2, "Quadrature nodes of the attribution ledger.", least=1)
+    num_nodes: int = option(2, "Quadrature nodes of the attribution ledger.", least=1, most=64)
     num_exact: int = option(
         3, "Largest cells of each step that are exact within the network.", least=1
     )
-    seed: int = option(0, "Seed of everything random.")
+    seed: int = command.seed()
 
 
 def agreement(forecast, truth) -> dict[str, float]:

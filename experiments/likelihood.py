@@ -60,8 +60,8 @@ class Config:
     sigma_min: float = option(
         0.01, "Lowest noise level, sigma / alpha; 0.01 is time 1 of the linear schedule.", above=0
     )
-    sigma_max: float = option(150.0, "Highest noise level, all but pure noise.")
-    seed: int = option(0, "Seed of images, noise and probes.")
+    sigma_max: float = option(150.0, "Highest noise level, all but pure noise.", above=0)
+    seed: int = command.seed("Seed of images, noise and probes.")
 
     def check(self) -> None:
         """Refuse levels that do not descend."""

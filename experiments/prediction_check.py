@@ -20,14 +20,13 @@ RMSE over all samples and pixels; ratios are predicted over measured, with 95 % 
 import dataclasses
 import functools
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from scipy import stats
 
-from experiments.harness import command, subject
+from experiments.harness import command, networks, subject
 from experiments.harness.command import option
 from qdiffjax import _tables as tables
 from qdiffjax import compiling, diffusion, results
@@ -65,7 +64,7 @@ class Config:
     edge_margin: float = option(
         1.2, "Factor on the calibrated ranges of the network's input and output.", above=0
     )
-    seed: int = option(0, "Seed of everything random.")
+    seed: int = command.seed()
 
 
 def frozen(q, xs, steps):
@@ -158,7 +157,7 @@ def _ratio(predicted, measured, axis=-1):
 def run(config: Config, **options):
     """Return arrays "<part>/<prediction>" [num_samples] and a row a part; see `command.parts`."""
     _, input_bits = parse_shorthand(config.widths[0])
-    names = {Path(c).name: c for c in config.checkpoints}
+    names = networks.titles(config.checkpoints)
     cases: dict[str, tuple[str, str, Case, Any]] = {}
     for name, path in names.items():
         case = Case(path, config.num_steps, subject.ALL_BUT_LAST, tuple(PREDICTIONS))

@@ -6,20 +6,21 @@ qdiffjax sites --model package.module:make      where it multiplies
 """
 
 import argparse
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
 
+from qdiffjax._command import Parser, outcome
+
 SAMPLERS = {"ddim": "ddim", "ddpm": "ddpm", "dpmpp-2m": "dpmpp_2m", "heun": "edm_heun"}
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """Return the command line."""
-    main_parser = argparse.ArgumentParser(
-        prog="qdiffjax", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    main_parser = Parser(prog="qdiffjax", description=__doc__)
     commands = main_parser.add_subparsers(dest="command", required=True)
-    model = argparse.ArgumentParser(add_help=False)
+    model = Parser(add_help=False)
     model.add_argument(
         "--model", default="fashion_unet",
         help="package.module:make, which returns a qdiffjax.Denoiser or is one; or a checkpoint "
@@ -36,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
     )
     report.add_argument("--num-steps", type=count, default=20, help="(default: %(default)s)")
     report.add_argument("--num-samples", type=count, default=32, help="(default: %(default)s)")
-    report.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
+    report.add_argument("--seed", type=seed, default=0, help="(default: %(default)s)")
     report.add_argument(
         "--output", default="", help="folder of each recipe's arrays, summary and figures"
     )
@@ -45,9 +46,17 @@ def parser() -> argparse.ArgumentParser:
 
 def count(text: str) -> int:
     """Return a number of at least 1; what argparse shows on an error is this function's name."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"got {text}, expected at least 1")
+    return _between(int(text), 1, 2**31)
+
+
+def seed(text: str) -> int:
+    """Return a number that a key of JAX tells from all others."""
+    return _between(int(text), 0, 2**32)
+
+
+def _between(value: int, least: int, end: int) -> int:
+    if not least <= value < end:
+        raise argparse.ArgumentTypeError(f"got {value}, expected {least} to {end - 1}")
     return value
 
 
@@ -55,39 +64,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return its exit code: 2 for what cannot work."""
     args = parser().parse_args(arguments)
     sys.path.insert(0, os.getcwd())  # where the user's own modules are
-    try:
-        return {"sites": _sites, "report": _report}[args.command](args)
-    except (ValueError, OSError, ImportError, TypeError) as error:
-        print(f"qdiffjax: {error}", file=sys.stderr)
-        return 2
+    return outcome(lambda: {"sites": _sites, "report": _report}[args.command](args))
 
 
-def _sites(args) -> int:
+def _sites(args) -> None:
     import qdiffjax as qd
 
     print(qd.load(args.model).sites())
-    return 0
 
 
-def _report(args) -> int:
+def _report(args) -> None:
     import jax
 
     import qdiffjax as qd
-    from qdiffjax import results
+    from qdiffjax import _files
+    from qdiffjax._checks import require
     from qdiffjax.precision import parse_shorthand
 
     for name in args.recipes:
         parse_shorthand(name)  # before any work
-    if args.output:
-        results.check_writable(args.output)
-    denoiser = qd.load(args.model)
-    steps = getattr(qd, SAMPLERS[args.sampler])(denoiser.schedule, args.num_steps)
-    calibration = qd.calibrate(denoiser, steps, jax.random.key(args.seed))
-    for name in args.recipes:
-        q = qd.quantize(calibration, name)
-        study = qd.study(q, steps, jax.random.key(args.seed + 1), args.num_samples, name=name)
-        print(qd.report(study, os.path.join(args.output, name) if args.output else None))
-    return 0
+    names = [name.strip().upper() for name in args.recipes]
+    require(len(set(names)) == len(names), "recipes", got=names, expected="each once")
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(_files.writer(args.output)) if args.output else None
+        denoiser = qd.load(args.model)
+        steps = getattr(qd, SAMPLERS[args.sampler])(denoiser.schedule, args.num_steps)
+        calibration = qd.calibrate(denoiser, steps, jax.random.key(args.seed))
+        for name in args.recipes:
+            q = qd.quantize(calibration, name)
+            key = jax.random.key(args.seed + 1)
+            study = qd.study(q, steps, key, args.num_samples, name=name)
+            print(qd.report(study, folder and folder / name))
 
 
 if __name__ == "__main__":

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from qdiffjax import _files
 from qdiffjax._cells import Cell, top_cells
 from qdiffjax._tables import Page, Table, data_frame, number
-from qdiffjax.results import check_writable, replacing
 
 WIDTH = 80
 # Fields of a `Study` that are an array, numbers or names; an estimate is [value, low, high].
@@ -51,15 +51,15 @@ def report(study, folder=None) -> Page:
     """
     page = study_page(study)
     if folder is not None:
-        folder = check_writable(folder)
+        folder = _files.check_writable(folder)
         study.save(folder)
-        for name, text in (("report.txt", f"{page}\n"), ("report.html", page._repr_html_())):
-            with replacing(folder / name) as f:
-                f.write(text.encode())
+        _files.write({folder / "report.txt": f"{page}\n".encode(),
+                      folder / "report.html": page._repr_html_().encode()})  # fmt: skip
         from qdiffjax import plots
 
-        plots.plot_errors(study).savefig(folder / "errors.png", dpi=150)
-        plots.plot_ledger(study.ledger, study.sites).savefig(folder / "ledger.png", dpi=150)
+        ledger = plots.plot_ledger(study.ledger, study.sites)
+        _files.write_figure(folder / "errors.png", plots.plot_errors(study), dpi=150)
+        _files.write_figure(folder / "ledger.png", ledger, dpi=150)
     return page
 
 

@@ -3,74 +3,31 @@
 <folder>/config.json    what was run, and with what (commit, versions, device, seconds)
 <folder>/arrays.npz     the numbers
 <folder>/summary.json   a list of rows
-<folder>/parts/         finished parts of a run that was interrupted
+<folder>/parts/         finished parts of runs: <fingerprint of the run>/<name>.npz
+
+A part is one file, which holds its run's fingerprint beside its numbers, and shows when it is
+damaged; config.json knows the hashes of the other two, so that files of two runs are not mixed.
 """
 
-import contextlib
 import hashlib
 import importlib.metadata
+import io
 import json
 import os
 import platform
 import subprocess
-import tempfile
-import zipfile
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 
+from qdiffjax import _files
 from qdiffjax._checks import require
 
 Finished = tuple[dict[str, Any], dict[str, np.ndarray], list[dict[str, Any]]]
-
-
-def check_writable(folder) -> Path:
-    """Create `folder` and prove that files can be written there.
-
-    Raises:
-      OSError: they cannot; says where.
-    """
-    folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise OSError(f"cannot write results to {folder}: {error.strerror or error}") from error
-    return folder
-
-
-@contextlib.contextmanager
-def replacing(path):
-    """Open a file for writing so that a reader sees the old one or the whole new one.
-
-    Whatever goes wrong inside leaves the old file, and nothing else.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as f:
-        try:
-            yield f
-            f.flush()
-            os.chmod(f.name, 0o644)
-            os.replace(f.name, path)
-        except BaseException:
-            os.unlink(f.name)
-            raise
-
-
-def save_json(path, value) -> None:
-    """Write JSON atomically; infinities and NaN become null, arrays lists."""
-    text = json.dumps(_plain(value), indent=1, allow_nan=False) + "\n"
-    with replacing(path) as f:
-        f.write(text.encode())
-
-
-def save_arrays(path, arrays: dict[str, Any]) -> None:
-    """Write a compressed npz atomically."""
-    with replacing(path) as f:
-        np.savez_compressed(f, **arrays)
+ABOUT = "about this part"  # what it is called in the archive of its arrays
+LONGEST = 150  # characters of a part's name that its file's name repeats
 
 
 def load(folder, *, remedy: str = "save a run there first") -> Finished:
@@ -82,23 +39,35 @@ def load(folder, *, remedy: str = "save a run there first") -> Finished:
 
     Raises:
       FileNotFoundError: no results there.
+      ValueError: files that are damaged, or of two runs.
     """
     folder = Path(folder)
-    require((folder / "arrays.npz").is_file(), "results", got=f"no arrays.npz in {folder}",
-            expected="a finished run", remedy=remedy, error=FileNotFoundError)  # fmt: skip
-    with np.load(folder / "arrays.npz") as data:
-        arrays = dict(data)
+    for name in ("arrays.npz", "config.json"):
+        require((folder / name).is_file(), "results", got=f"no {name} in {folder}",
+                expected="a finished run", remedy=remedy, error=FileNotFoundError)  # fmt: skip
+    config = _json(folder / "config.json", dict, remedy)
+    for name, value in config.get("provenance", {}).get("sha256", {}).items():
+        path = folder / name
+        require(path.is_file() and _files.digest(path) == value, str(path),
+                got="a file that is damaged, or of another run than config.json",
+                expected="what was saved with it", remedy=remedy)  # fmt: skip
+    arrays = _arrays(folder / "arrays.npz", (folder / "arrays.npz").read_bytes(), remedy)
     rows = folder / "summary.json"
-    config = json.loads((folder / "config.json").read_text())
-    return config, arrays, json.loads(rows.read_text()) if rows.exists() else []
+    return config, arrays, _json(rows, list, remedy) if rows.exists() else []
 
 
 def save(folder, config: dict, arrays: dict, rows: list, **provenance_of_run) -> None:
-    """Write a finished run: arrays, rows, and the config with its provenance."""
+    """Write a finished run: arrays, rows, and the config with its provenance.
+
+    Raises:
+      OSError: they cannot be written; says which.
+    """
     folder = Path(folder)
-    save_arrays(folder / "arrays.npz", arrays)
-    save_json(folder / "summary.json", rows)
-    save_json(folder / "config.json", {**config, "provenance": provenance() | provenance_of_run})
+    files = {"arrays.npz": _archive(arrays), "summary.json": _text(rows)}
+    hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    about = {**config, "provenance": provenance() | provenance_of_run | {"sha256": hashes}}
+    files["config.json"] = _text(about)
+    _files.write({folder / name: data for name, data in files.items()})
 
 
 def fingerprint(*values) -> str:
@@ -106,28 +75,86 @@ def fingerprint(*values) -> str:
     digest = hashlib.sha256()
     for value in values:
         is_array = isinstance(value, np.ndarray)
-        text = "" if is_array else json.dumps(_plain(value), sort_keys=True)
-        digest.update(value.tobytes() if is_array else text.encode())
+        about = [value.dtype.name, value.shape] if is_array else value
+        digest.update(json.dumps(_plain(about), sort_keys=True).encode() + b"\n")
+        digest.update(value.tobytes() if is_array else b"")
     return digest.hexdigest()[:16]
 
 
+def part_path(folder, name: str, mark: str) -> Path:
+    """Return the file of a part, in `folder` whatever the name is."""
+    return Path(folder) / "parts" / mark / f"{file_name(name)}.npz"
+
+
+def file_name(name: str) -> str:
+    """Return a name for a file, without its suffix, that says `name` and is no path."""
+    file = quote(name, safe=" +,=()")
+    return file if len(file) <= LONGEST else f"{file[:LONGEST]}-{fingerprint(name)}"
+
+
 def save_part(folder, name: str, mark: str, arrays: dict, row: dict) -> None:
-    """Keep a finished part of a run, marked with the run's fingerprint."""
-    save_arrays(Path(folder) / "parts" / f"{name}.npz", arrays)
-    save_json(Path(folder) / "parts" / f"{name}.json", {"mark": mark, "row": row})
+    """Keep a finished part of a run with the run's fingerprint, beside those of other runs.
+
+    Raises:
+      OSError: it cannot be written; says which.
+    """
+    about = json.dumps({"name": name, "mark": mark, "row": _plain(row)}, allow_nan=False)
+    archive = _archive(arrays | {ABOUT: np.asarray(about)})
+    _files.write({part_path(folder, name, mark): _files.sealed(archive)})
 
 
 def load_part(folder, name: str, mark: str) -> tuple[dict, dict] | None:
-    """Read (arrays, row) of a part that the same run finished earlier, else None."""
-    base = Path(folder) / "parts"
-    try:
-        saved = json.loads((base / f"{name}.json").read_text())
-        if saved["mark"] != mark:
-            return None
-        with np.load(base / f"{name}.npz") as data:
-            return dict(data), saved["row"]
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+    """Read (arrays, row) of a part that the same run finished earlier, else None.
+
+    A damaged one is as good as none, but for a word.
+    """
+    path = part_path(folder, name, mark)
+    if not path.is_file():
         return None
+    try:
+        arrays = _arrays(path, _files.check_sealed(path.read_bytes()), "measure it again")
+        about = json.loads(str(arrays.pop(ABOUT)))
+    except (OSError, ValueError, KeyError):
+        _files.say(f"{path} is damaged; measured again")
+        return None
+    if (about["name"], about["mark"]) != (name, mark):
+        _files.say(f"{path} is of another run; measured again")
+        return None
+    return arrays, about["row"]
+
+
+def _archive(arrays: dict[str, Any]) -> bytes:
+    """Return a compressed npz."""
+    file = io.BytesIO()
+    np.savez_compressed(file, **arrays)
+    return file.getvalue()
+
+
+def _arrays(path: Path, archive: bytes, remedy: str) -> dict[str, np.ndarray]:
+    try:
+        with np.load(io.BytesIO(archive)) as data:
+            return dict(data)
+    except Exception as error:  # whatever zip, zlib and NumPy make of damaged bytes
+        raise _damaged(path, error, remedy) from error
+
+
+def _text(value) -> bytes:
+    """Return JSON; infinities and NaN become null, arrays lists."""
+    return (json.dumps(_plain(value), indent=1, allow_nan=False) + "\n").encode()
+
+
+def _json(path: Path, kind: type, remedy: str):
+    try:
+        value = json.loads(path.read_text())
+    except ValueError as error:
+        raise _damaged(path, error, remedy) from error
+    require(isinstance(value, kind), str(path), got=type(value).__name__,
+            expected=f"a {kind.__name__}", remedy=remedy)  # fmt: skip
+    return value
+
+
+def _damaged(path: Path, error: Exception, remedy: str) -> ValueError:
+    return ValueError(f"{path}: got a damaged file ({error}), expected saved results; {remedy}.")
 
 
 def provenance() -> dict[str, Any]:

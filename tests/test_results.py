@@ -38,44 +38,93 @@ def test_missing_results_name_the_command_that_makes_them(tmp_path):
         store.load(tmp_path / "error_bounds")
 
 
-def test_a_failing_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
-    def fail(file, **arrays):
-        file.write(b"half a file")
-        raise OSError("disk full")
-
-    path = tmp_path / "arrays.npz"
-    results.save_arrays(path, {"a": np.ones(3)})
-    monkeypatch.setattr(np, "savez_compressed", fail)
-    with pytest.raises(OSError, match="disk full"):
-        results.save_arrays(path, {"a": np.zeros(3)})
-    np.testing.assert_array_equal(np.load(path)["a"], np.ones(3))
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_part_is_found_only_by_the_run_that_made_it(tmp_path):
-    mark = results.fingerprint({"seed": 1}, np.ones(3))
-    results.save_part(tmp_path, "W4A8", mark, {"a": np.ones(2)}, {"w2": 0.5})
-    arrays, row = results.load_part(tmp_path, "W4A8", mark)
-    np.testing.assert_array_equal(arrays["a"], np.ones(2))
-    assert row == {"w2": 0.5}
-    assert results.load_part(tmp_path, "W4A8", results.fingerprint({"seed": 2}, np.ones(3))) is None
-    assert results.load_part(tmp_path, "W8A8", mark) is None
+@pytest.mark.parametrize("name", ["arrays.npz", "summary.json"])
+def test_files_of_two_runs_or_damaged_ones_are_refused_with_their_name(tmp_path, name):
+    for seed in (1, 2):
+        results.save(tmp_path / str(seed), {"seed": seed}, {"a": np.full(3, seed)}, [{"b": seed}])
+    path = tmp_path / "1" / name
+    good, other = path.read_bytes(), (tmp_path / "2" / name).read_bytes()
+    for wrong in (other, good[:-9], b"", good[:9] + bytes([good[9] ^ 1]) + good[10:]):
+        path.write_bytes(wrong)
+        with pytest.raises(ValueError, match=rf"{name}: got a file that is damaged, or of another"):
+            results.load(tmp_path / "1")
+    path.write_bytes(good)
+    assert results.load(tmp_path / "1")[0]["seed"] == 1
 
 
-def test_a_damaged_part_is_as_good_as_none(tmp_path):
-    results.save_part(tmp_path, "W4A8", "mark", {"a": np.ones(2)}, {})
-    path = tmp_path / "parts" / "W4A8.npz"
-    path.write_bytes(path.read_bytes()[:40])
-    assert results.load_part(tmp_path, "W4A8", "mark") is None
-    (tmp_path / "parts" / "W4A8.json").write_text("{")
-    assert results.load_part(tmp_path, "W4A8", "mark") is None
+def test_results_without_hashes_are_read_and_refused_where_they_are_damaged(tmp_path):
+    np.savez_compressed(tmp_path / "arrays.npz", a=np.arange(100.0))
+    (tmp_path / "config.json").write_text('{"seed": 1}')
+    assert results.load(tmp_path)[2] == []
+    whole = (tmp_path / "arrays.npz").read_bytes()
+    (tmp_path / "arrays.npz").write_bytes(whole[:-30])
+    with pytest.raises(ValueError, match=r"arrays\.npz: got a damaged file"):
+        results.load(tmp_path)
+    (tmp_path / "arrays.npz").write_bytes(whole)
+    (tmp_path / "config.json").write_text('{"seed": 1')
+    with pytest.raises(ValueError, match=r"config\.json: got a damaged file"):
+        results.load(tmp_path)
+
+
+MARK = results.fingerprint({"seed": 1}, np.ones(3))
+OTHER = results.fingerprint({"seed": 2}, np.ones(3))
+
+
+def test_a_part_is_found_only_by_the_run_that_made_it_and_kept_beside_those_of_others(tmp_path):
+    for mark, value in ((MARK, 1.0), (OTHER, 2.0)):
+        results.save_part(tmp_path, "W4A8", mark, {"a": np.full(2, value)}, {"w2": value})
+    for mark, value in ((MARK, 1.0), (OTHER, 2.0)):
+        arrays, row = results.load_part(tmp_path, "W4A8", mark)
+        assert list(arrays) == ["a"]
+        np.testing.assert_array_equal(arrays["a"], [value, value])
+        assert row == {"w2": value}
+    assert results.load_part(tmp_path, "W4A8", "third") is None
+    assert results.load_part(tmp_path, "W8A8", MARK) is None
+
+
+@pytest.mark.parametrize("name", ["/net/compiled", "../net/1", "..", "a" * 400, "W8 (a)", "ø"])
+def test_a_part_lies_in_the_folder_of_the_results_whatever_its_name(tmp_path, name):
+    out = tmp_path / "out"
+    results.save_part(out, name, MARK, {"a": np.ones(2)}, {})
+    assert results.load_part(out, name, MARK) is not None
+    (path,) = (p for p in tmp_path.rglob("*") if p.is_file())
+    assert path.parent == out / "parts" / MARK
+
+
+def test_a_part_under_the_name_of_another_or_in_the_folder_of_another_run_is_none(tmp_path, capsys):
+    results.save_part(tmp_path, "W4A8", MARK, {"a": np.ones(2)}, {})
+    for name, mark in (("W8A8", MARK), ("W4A8", OTHER)):
+        path = results.part_path(tmp_path, name, mark)
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(results.part_path(tmp_path, "W4A8", MARK).read_bytes())
+        assert results.load_part(tmp_path, name, mark) is None
+        assert "is of another run; measured again" in capsys.readouterr().err
+
+
+def test_a_part_with_any_damage_is_as_good_as_none_but_for_a_word(tmp_path, capsys):
+    results.save_part(tmp_path, "W4A8", MARK, {"a": np.ones(2)}, {"w2": 0.5})
+    path = results.part_path(tmp_path, "W4A8", MARK)
+    whole, rng = path.read_bytes(), np.random.default_rng(0)
+    with np.load(path) as part:  # an archive like any other
+        np.testing.assert_array_equal(part["a"], np.ones(2))
+    flips = [whole[:i] + bytes([whole[i] ^ 1 << rng.integers(8)]) + whole[i + 1 :]
+             for i in range(len(whole))]  # fmt: skip
+    for damaged in flips + [whole[:i] for i in range(0, len(whole), 7)]:
+        path.write_bytes(damaged)
+        assert results.load_part(tmp_path, "W4A8", MARK) is None
+        assert capsys.readouterr().err == f"note: {path} is damaged; measured again\n"
 
 
 def test_the_fingerprint_sees_every_value_but_not_the_order_of_keys():
     same = results.fingerprint({"a": 1, "b": (2, 3)}, np.arange(3.0))
     assert results.fingerprint({"b": [2, 3], "a": 1}, np.arange(3.0)) == same
-    others = [({"a": 1, "b": (2, 4)}, np.arange(3.0)), ({"a": 1, "b": (2, 3)}, np.arange(3.0) + 1)]
+    settings = {"a": 1, "b": (2, 3)}
+    others = [
+        ({"a": 1, "b": (2, 4)}, np.arange(3.0)), (settings, np.arange(3.0) + 1),
+        (settings, np.arange(3.0)[None]), (settings, np.arange(3.0).view(np.int64)),
+    ]  # fmt: skip
     assert same not in [results.fingerprint(*other) for other in others]
+    assert results.fingerprint(1, 23) != results.fingerprint(12, 3)
 
 
 @pytest.mark.parametrize(

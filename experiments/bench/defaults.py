@@ -42,7 +42,7 @@ class Config:
     batch: int = option(64, "Number of samples of a run.", least=1)
     num_steps: int = option(20, "Number of network calls of a run.", least=1)
     num_rounds: int = option(6, "Number of runs of each.", least=1)
-    seed: int = option(0, "Seed of the noise.")
+    seed: int = command.seed("Seed of the noise.")
 
 
 @dataclasses.dataclass(frozen=True)

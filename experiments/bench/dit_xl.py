@@ -78,7 +78,7 @@ class Config:
     num_steps: int = option(4, "Number of network calls of a run.", least=1)
     num_rounds: int = option(10, "Number of runs of each.", least=1)
     ways: tuple[str, ...] = option(tuple(WAYS), f"Ways to run it, {BASE} too.", choices=WAYS)
-    stall: float = option(300.0, "Seconds to compile all ways, side by side.")
+    stall: float = option(300.0, "Seconds to compile all ways, side by side.", above=0)
     compile_only: bool = option(False, "Stop there, to fill JAX's cache of compiled programs.")
 
     def check(self) -> None:

@@ -45,7 +45,7 @@ class Config:
         4, "Size of the array that is passed over; 4 stay in the cache of a CPU.", least=1
     )
     num_rounds: int = option(10, "Number of times that everything is measured.", least=1)
-    seconds: float = option(2.0, "Seconds to run while power is read.")
+    seconds: float = option(2.0, "Seconds to run while power is read.", above=0)
 
 
 def peaks(side: int, num_rounds: int) -> list[dict[str, Any]]:

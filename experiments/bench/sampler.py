@@ -55,7 +55,7 @@ class Config:
     num_orders: int = option(
         4, "Number of orders in which the simulation takes its sums, the usual one too.", least=2
     )
-    seed: int = option(0, "Seed of the noise.")
+    seed: int = command.seed("Seed of the noise.")
 
 
 def networks(target: subject.Subject, x, num_orders: int) -> dict[str, precision.Quantized]:

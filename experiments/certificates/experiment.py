@@ -33,17 +33,19 @@ class Config:
 
     bits: tuple[int, ...] = option((12, 10, 8, 6), "Widths of the sampler.", least=2)
     call_bits: int = option(8, "Width of one call.", least=2)
-    times: tuple[int, ...] = option((50, 100, 300, 500, 900), "Times of one call.")
+    times: tuple[int, ...] = option(
+        (50, 100, 300, 500, 900), "Times of one call, of 1000.", least=1, most=1000
+    )
     grids: tuple[int, ...] = option((1, 4, 16, 32), "Boxes a side of the square.", least=1)
-    half_width: float = option(2.5, "Half the side of the square of inputs.")
-    num_inputs: int = option(100_000, "Number of inputs in it.")
-    num_keys: int = option(4, "Number of keys of stochastic rounding.")
-    num_steps: int = option(20, "Steps of DDIM.")
-    num_samples: int = option(200, "Number of runs.")
-    radii: tuple[float, ...] = option((0.01, 0.03, 0.1), "Radii of the sets of x_T.")
-    width: int = option(32, "Hidden units of the network.")
-    train_steps: int = option(4000, "Steps of its training.")
-    seed: int = option(0, "Seed of everything random.")
+    half_width: float = option(2.5, "Half the side of the square of inputs.", above=0)
+    num_inputs: int = option(100_000, "Number of inputs in it.", least=1)
+    num_keys: int = option(4, "Number of keys of stochastic rounding.", least=1)
+    num_steps: int = option(20, "Steps of DDIM.", least=1, most=1000)
+    num_samples: int = option(200, "Number of runs.", least=1)
+    radii: tuple[float, ...] = option((0.01, 0.03, 0.1), "Radii of the sets of x_T.", above=0)
+    width: int = option(32, "Hidden units of the network.", least=1)
+    train_steps: int = option(4000, "Steps of its training.", least=1)
+    seed: int = command.seed()
 
 
 def outside(errors, low, high) -> np.ndarray:

@@ -46,7 +46,7 @@ class Config:
     sites: tuple[str, ...] = option(
         subject.ALL_BUT_LAST, "Globs of the sites to quantize, input and output among them."
     )
-    seed: int = option(0, "Seed of everything random.")
+    seed: int = command.seed()
 
 
 def excess(x, low: float, high: float) -> np.ndarray:

@@ -55,7 +55,7 @@ class Config:
     )
     num_resamples: int = option(50, "Bootstrap resamples.", least=2)
     sites: tuple[str, ...] = option(subject.ALL_BUT_LAST, "Globs of the sites to quantize.")
-    seed: int = option(0, "Seed of everything random.")
+    seed: int = command.seed()
 
     def check(self) -> None:
         """Refuse more samples of the KL or the fan than there are; raises ValueError."""

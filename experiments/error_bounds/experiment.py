@@ -62,11 +62,12 @@ class Config:
     num_steps: int = option(50, "Steps of the sampler.", least=1)
     num_samples: int = option(128, "Samples of the RMSE, KL and W2 columns.", least=2)
     weight_bits: tuple[int, ...] = option(
-        (8, 4), "Weight widths, 1 to 16, one per row.", each=check_bits
+        (8, 4), "Weight widths, 1 to 16, one per row.", each=check_bits, repeats=True
     )
     activation_bits: tuple[int, ...] = option(
-        (8,), "Activation widths, 1 to 16, one per row or one for all.", each=check_bits
-    )
+        (8,), "Activation widths, 1 to 16, one per row or one for all.", each=check_bits,
+        repeats=True,
+    )  # fmt: skip
     sites: tuple[str, ...] = option(
         subject.ALL_BUT_LAST,
         "Globs of sites to quantize; '!glob' takes some away again, '!last' the last layer.",
@@ -77,7 +78,7 @@ class Config:
         "pixels of noise are clipped, which `experiments.clipping` studies.",
         above=0,
     )
-    seed: int = option(0, "Seed of everything random.")
+    seed: int = command.seed()
     num_ledger_samples: int = option(32, "Samples of the ledger.", least=2)
     num_bound_samples: int = option(8, "Samples whose bounds are checked.", least=2)
     num_fan_samples: int = option(
@@ -85,9 +86,12 @@ class Config:
     )
     max_fan_steps: int = option(20, "Most steps of the fan's own grid.", least=1)
     max_nodes: int = option(
-        4, "Most quadrature nodes of the ledger, 2 to 8; raised while the defect is large.", least=1
+        4,
+        "Most quadrature nodes of the ledger, 2 to 8; raised while the defect is large.",
+        least=2,
+        most=8,
     )
-    tolerance: float = option(1e-3, "Defect of the ledger that is good enough.")
+    tolerance: float = option(1e-3, "Defect of the ledger that is good enough.", least=0)
 
     def check(self) -> None:
         """Refuse two lists of widths that cannot be paired; raises ValueError."""

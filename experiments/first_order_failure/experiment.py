@@ -68,7 +68,7 @@ class Config:
         0.25, "Relative error above which first order has failed.", above=0, below=1
     )
     sites: tuple[str, ...] = option(subject.ALL_BUT_LAST, "Globs of the sites to quantize.")
-    seed: int = option(0, "Seed of everything random.")
+    seed: int = command.seed()
 
 
 def compare(q, x_T, xs, steps: diffusion.Steps, key) -> dict[str, jax.Array]:

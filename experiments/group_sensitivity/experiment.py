@@ -55,7 +55,7 @@ class Config:
     bits: tuple[int, ...] = option((8, 6, 4), "Widths of weights and activations.", each=check_bits)
     num_steps: int = option(20, "Steps of DDIM.", least=1)
     num_samples: int = option(32, "Number of samples.", least=2)
-    seed: int = option(0, "Seed of everything random.")
+    seed: int = command.seed()
 
 
 def group_of(site: str) -> str:

@@ -13,6 +13,8 @@ import dataclasses
 from collections.abc import Callable
 from functools import partial
 
+import jax
+
 from experiments.hardware_cost import measure, plots
 from experiments.harness import command, networks
 from experiments.harness.command import option
@@ -64,7 +66,9 @@ def run(config: Config, **options):
     first, batch = config.networks[0], config.measured_batch
     parts["measured"] = partial(measure.measured, first, loaded[first], batch, config.num_rounds)
     chips = [dataclasses.asdict(chip) for chip in hardware.CHIPS]
-    mark = results.fingerprint(dataclasses.asdict(config), chips)
+    shapes = [jax.tree.map(lambda a: (str(a.dtype), a.shape), jax.tree.leaves(network.params))
+              for network in loaded.values()]  # fmt: skip
+    mark = results.fingerprint(dataclasses.asdict(config), chips, shapes)
     done = command.parts(parts, lambda part: parts[part](), mark, **options)
     axes = {"precisions": list(measure.PRECISIONS), "chips": [c.name for c in hardware.CHIPS]}
     return command.by_part(done) | axes, [row for _, rows in done.values() for row in rows]

@@ -1,28 +1,32 @@
 """The command line of an experiment: flags from its Config, results into a folder, exit codes."""
 
-import argparse
 import dataclasses
 import functools
 import inspect
+import math
 import operator
 import runpy
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from importlib.machinery import ModuleSpec
+from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import Any, NamedTuple
 
 from experiments.harness import store
+from qdiffjax import _files, results
 from qdiffjax import _tables as tables
-from qdiffjax import results
 from qdiffjax._checks import require
+from qdiffjax._command import Parser, outcome
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 LIMITS: dict[str, tuple[Callable[[Any, Any], bool], str]] = {
     "least": (operator.ge, "at least"), "most": (operator.le, "at most"),
     "above": (operator.gt, "more than"), "below": (operator.lt, "less than"),
 }  # fmt: skip
+INT = 2**31  # what arrays count with
+SEEDS = 2**32
 
 
 def option(
@@ -35,8 +39,11 @@ def option(
     below: float | None = None,
     choices: Iterable[str] | None = None,
     each: Callable[[Any], Any] | None = None,
+    repeats: bool = False,
 ) -> Any:
     """Return a field of a Config: a flag, its help and its check in one place.
+
+    Numbers must be finite, integers fit in 32 bits.
 
     Args:
       default: its type is the flag's; a tuple takes many values (an empty one texts), False is a
@@ -46,24 +53,40 @@ def option(
       above, below: exclusive limits of every value.
       choices: the values there are.
       each: called with every value; raises ValueError for what cannot work.
+      repeats: whether one of many values may come twice.
     """
     limits = {"least": least, "most": most, "above": above, "below": below}
     set_limits = {name: bound for name, bound in limits.items() if bound is not None}
-    rules = {"help": help, "limits": set_limits, "choices": tuple(choices or ()), "each": each}
+    rules = {"help": help, "limits": set_limits, "choices": tuple(choices or ()), "each": each,
+             "repeats": repeats}  # fmt: skip
     return dataclasses.field(default=default, metadata=rules)
+
+
+def seed(help: str = "Seed of everything random.") -> Any:
+    """Return the option of a seed: what a key of JAX tells apart."""
+    return option(0, help, least=0, most=SEEDS - 1)
 
 
 def check(config) -> None:
     """Raise ValueError for what the options of `config` refuse, or its own method `check`."""
     for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        for item in value if isinstance(value, tuple) else (value,):
-            _check_item(field.name, item, field.metadata)
+        value, name, rules = getattr(config, field.name), field.name, field.metadata
+        many = isinstance(value, tuple)
+        for item in value if many else (value,):
+            _check_item(name, item, rules)
+        if many:
+            require(value or not field.default, got=f"no {name}", expected="at least one")
+            require(rules["repeats"] or len(set(value)) == len(value), got=f"{name} = {value}",
+                    expected="each once")  # fmt: skip
     if hasattr(config, "check"):
         config.check()
 
 
 def _check_item(name: str, value, rules: Mapping[str, Any]) -> None:
+    if isinstance(value, float):
+        require(math.isfinite(value), got=f"{name} = {value}", expected="a finite number")
+    if isinstance(value, int) and "most" not in rules["limits"]:
+        require(-INT <= value < INT, got=f"{name} = {value}", expected="an integer of 32 bits")
     for limit, bound in rules["limits"].items():
         holds, words = LIMITS[limit]
         require(holds(value, bound), got=f"{name} = {value}", expected=f"{words} {bound}")
@@ -130,31 +153,39 @@ def experiment(
 
 
 def parse(experiment: Experiment, argv=None) -> tuple[Any, str]:
-    """Return the config and the folder of the results; argparse exits with code 2 on bad flags."""
-    parser = argparse.ArgumentParser(
-        prog=experiment.prog, description=experiment.doc,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    for field in dataclasses.fields(experiment.config):
-        _add_flag(parser, field)
+    """Return the config and the folder of the results; exits with code 2 on bad flags."""
     resumes = "; an interrupted run resumes there" if experiment.resumes else ""
-    parser.add_argument("--output", default=f"runs/{experiment.name}",
-                        help=f"folder of the results{resumes} (default: %(default)s)")  # fmt: skip
-    if experiment.quick:
-        parser.add_argument(
-            "--quick", action="store_true", help=f"small settings: {dict(experiment.quick)}"
-        )
+    return parse_config(
+        experiment.config, f"runs/{experiment.name}", argv, prog=experiment.prog,
+        description=experiment.doc, output_help=f"folder of the results{resumes}",
+        quick=experiment.quick,
+    )  # fmt: skip
+
+
+def parse_config(
+    config, output: str, argv=None, *, prog: str, description: str, output_help: str,
+    quick: Mapping[str, Any] = NOTHING,
+) -> tuple[Any, str]:  # fmt: skip
+    """Return a config from its flags, and the folder of --output, by default `output`."""
+    parser = Parser(prog=prog, description=description)
+    for field in dataclasses.fields(config):
+        _add_flag(parser, field)
+    parser.add_argument("--output", default=output, help=f"{output_help} (default: %(default)s)")
+    if quick:
+        parser.add_argument("--quick", action="store_true", help=f"small settings: {dict(quick)}")
     args = vars(parser.parse_args(argv))
     if args.pop("quick", False):  # gives way to the flags that are named
-        parser.set_defaults(**experiment.quick)
+        parser.set_defaults(**quick)
         args = vars(parser.parse_args(argv))
         args.pop("quick")
     output = args.pop("output")
+    if not output:
+        parser.error("argument --output: expected a folder")
     values = {name: tuple(v) if isinstance(v, list) else v for name, v in args.items()}
-    return experiment.config(**values), output
+    return config(**values), output
 
 
-def _add_flag(parser: argparse.ArgumentParser, field: dataclasses.Field) -> None:
+def _add_flag(parser: Parser, field: dataclasses.Field) -> None:
     default: Any = field.default
     flag, text = "--" + field.name.replace("_", "-"), field.metadata["help"]
     if default is False:
@@ -175,25 +206,26 @@ def _add_flag(parser: argparse.ArgumentParser, field: dataclasses.Field) -> None
 
 def main(experiment: Experiment, argv=None) -> int:
     """Run, print the table, write results and figures; exit code 2 for what cannot be run."""
+    config, output = parse(experiment, argv)
+
+    def work() -> None:
+        check(config)
+        with _files.writer(output) as folder:
+            _run(experiment, config, folder)
+
+    again = "; the same command resumes after the last part done" if experiment.resumes else ""
+    return outcome(work, after_interrupt=again)
+
+
+def _run(experiment: Experiment, config, folder: Path) -> None:
     import jax
 
-    config, output = parse(experiment, argv)
     options: dict[str, Any] = {"progress": sys.stderr.isatty()}
     start = time.perf_counter()
-    try:
-        check(config)
-        folder = results.check_writable(output)
-        if experiment.resumes:
-            options |= {"keep": functools.partial(results.save_part, folder),
-                        "kept": functools.partial(results.load_part, folder)}  # fmt: skip
-        arrays, rows = experiment.measure(config, **options)
-    except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        again = "; the same command resumes after the last part done" if experiment.resumes else ""
-        print(f"interrupted{again}", file=sys.stderr)
-        return 130
+    if experiment.resumes:
+        options |= {"keep": functools.partial(results.save_part, folder),
+                    "kept": functools.partial(results.load_part, folder)}  # fmt: skip
+    arrays, rows = experiment.measure(config, **options)
     seconds = time.perf_counter() - start
     device = str(jax.devices()[0].device_kind)
     results.save(folder, dataclasses.asdict(config), arrays, rows, device=device, seconds=seconds,
@@ -201,10 +233,9 @@ def main(experiment: Experiment, argv=None) -> int:
     finished = store.load(folder)
     figures = experiment.figures
     for name, draw in (figures(*finished) if callable(figures) else figures).items():
-        draw(*finished).savefig(folder / f"{name}.png", dpi=150)
+        _files.write_figure(folder / f"{results.file_name(name)}.png", draw(*finished), dpi=150)
     tables.show(experiment.table(rows))
     print(f"{seconds:.0f} s; results in {folder}")
-    return 0
 
 
 def forward(spec: ModuleSpec | None) -> None:

@@ -2,6 +2,8 @@
 
 import functools
 import math
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +16,14 @@ LATENT = (32, 32, 4)  # of a 256 x 256 image
 NUM_CLASSES = 1000
 SIZES = {"dit_s_2": dit.dit_s_2, "dit_b_2": dit.dit_b_2, "dit_l_2": dit.dit_l_2,
          "dit_xl_2": dit.dit_xl_2}  # fmt: skip
+
+
+def titles(names: Iterable[str]) -> dict[str, str]:
+    """Return {title: name} of checkpoints: the last folder, the whole path where two share it."""
+    names = tuple(names)
+    last = [Path(name).name for name in names]
+    return {short if last.count(short) == 1 else name: name
+            for short, name in zip(last, names, strict=True)}  # fmt: skip
 
 
 class Network(NamedTuple):

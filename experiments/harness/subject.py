@@ -1,6 +1,7 @@
 """What an experiment studies: a trained denoiser, its sites, and its quantized versions."""
 
 import dataclasses
+import re
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -47,6 +48,7 @@ SAMPLERS: dict[str, Callable[..., diffusion.Steps]] = {
     "plms": _on(diffusion.plms),
 }
 NUM_CALIBRATION = 32
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 ALL_BUT_LAST = ("*", "!last")  # rounding the few weights of the last layer costs most at 8 bits
 
 
@@ -87,8 +89,15 @@ class Subject:
         )
 
     def mark(self) -> str:
-        """Fingerprint of the parameters."""
-        return results.fingerprint(*(np.asarray(a) for a in jax.tree.leaves(self.denoiser.params)))
+        """Fingerprint of the denoiser: its parameters, what it predicts, and its schedule."""
+        denoiser, schedule = self.denoiser, self.denoiser.schedule
+        # Where a function lies in memory is not what it is.
+        words = [_ADDRESS.sub("", str(what)) for what in (denoiser.prediction, schedule)]
+        table = getattr(schedule, "alpha_bar", None)  # of which the words show only some numbers
+        return results.fingerprint(
+            denoiser.shape, words, table,
+            *(np.asarray(a) for a in jax.tree.leaves(denoiser.params)),
+        )  # fmt: skip
 
 
 def without_idle_sites(q: precision.Quantized) -> precision.Quantized:

@@ -39,7 +39,7 @@ class Config:
     checkpoint: str = option(
         "fashion_unet", "Folder of a checkpoint, or the name of a shipped one."
     )
-    num_steps: int = option(50, "Steps of DDIM.")
+    num_steps: int = option(50, "Steps of DDIM.", least=1)
     steps: tuple[int, ...] = option((0, 25, 49), "Steps to read activations at.", least=0)
     num_samples: int = option(8, "Number of samples.", least=1)
     num_elements: int = option(
@@ -47,7 +47,7 @@ class Config:
     )
     num_random: int = option(2**18, "Samples of each law.", least=ROW)
     families: tuple[str, ...] = option(FAMILIES, "Formats to compare.", choices=FAMILIES)
-    seed: int = option(0, "Seed of everything random.")
+    seed: int = command.seed()
 
     def check(self) -> None:
         """Refuse steps beyond the last one."""

@@ -52,7 +52,7 @@ class Config:
     width: int = option(
         8, "Bits of weights and activations where they do not vary.", each=check_bits
     )
-    num_samples: int = option(64, "Samples that are measured and predicted.")
+    num_samples: int = option(64, "Samples that are measured and predicted.", least=2)
     num_checked: int = option(8, "Samples whose coherence and bound are computed.", least=2)
     num_draws: int = option(4, "Realizations of stochastic rounding, each of all samples.", least=1)
     sites: tuple[str, ...] = option(subject.ALL_BUT_LAST, "Globs of the sites to quantize.")
@@ -60,7 +60,7 @@ class Config:
         1.2, "Factor on the calibrated ranges of the network's input and output, against the "
         "clipping of rare pixels of noise.", above=0,
     )  # fmt: skip
-    seed: int = option(0, "Seed of everything random.")
+    seed: int = command.seed()
 
     def check(self) -> None:
         """Refuse too few points to fit laws to, and more checked samples than there are."""

@@ -43,7 +43,7 @@ class Config:
     )
     num_samples: int = option(6, "Number of samples of a trial.", least=2)
     chunk: int = option(512, "Number of trials that run together.", least=1)
-    seed: int = option(0, "Seed of everything random.", least=0)
+    seed: int = command.seed()
 
 
 # What each bound is, and whether its assumption is guaranteed in these worlds.

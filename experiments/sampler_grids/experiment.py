@@ -17,14 +17,13 @@ model's sampler and divides the error of a network that was not trained as one b
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.harness import command, subject
+from experiments.harness import command, networks, subject
 from experiments.harness.command import option
 from experiments.sampler_grids import plots
 from qdiffjax import compiling, diffusion
@@ -105,7 +104,7 @@ class Config:
     nfe: int = option(24, "Network calls of every sampler, about.", least=1)
     num_samples: int = option(10, "Columns of the picture.", least=1)
     samplers: tuple[str, ...] = option((), "Rows of the picture; none is all.", choices=ENTRIES)
-    seed: int = option(0, "Seed of the noise.")
+    seed: int = command.seed("Seed of the noise.")
 
 
 def table(entry: Entry, process, nfe: int) -> diffusion.Steps:
@@ -149,10 +148,10 @@ def run(config: Config, *, progress: bool = False):
     from tqdm import tqdm
 
     entries = [ENTRIES[name] for name in config.samplers or ENTRIES]
-    names = config.checkpoints or shipped()
+    names = networks.titles(config.checkpoints or shipped())
     arrays: dict[str, np.ndarray] = {"samplers": np.array([e.name for e in entries])}
     rows: list[dict] = []
-    for name in tqdm(names, disable=not progress, unit="checkpoint"):
+    for title, name in tqdm(names.items(), disable=not progress, unit="checkpoint"):
         denoiser = denoisers.load(name)
         process, _ = subject.continuous(denoiser)
         tables = [table(entry, process, config.nfe) for entry in entries]
@@ -160,7 +159,6 @@ def run(config: Config, *, progress: bool = False):
         label = jnp.arange(config.num_samples) % num_classes if num_classes else None
         x_T = subject.noise(denoiser, config.num_samples, config.seed)
         images = sample(denoiser, tables, x_T, label, jax.random.key(config.seed))
-        title = Path(name).name
         arrays[f"{title}/samples"] = as_bytes(images)
         arrays[f"{title}/nfe"] = np.array([diffusion.nfe(steps) for steps in tables])
         rows += [{"checkpoint": title, "sampler": entry.name, "nfe": diffusion.nfe(steps)}

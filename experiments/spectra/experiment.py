@@ -39,19 +39,19 @@ class Config:
     )
     num_steps: int = option(20, "Steps of DDIM.", least=2)
     num_samples: int = option(8, "Samples whose spectra are computed.", least=2)
-    num_gain_samples: int = option(64, "Samples of the rms gains and of the errors.")
-    num_values: int = option(8, "Krylov directions of a spectrum.")
+    num_gain_samples: int = option(64, "Samples of the rms gains and of the errors.", least=2)
+    num_values: int = option(8, "Krylov directions of a spectrum.", least=1)
     num_shown: int = option(
         3, "Largest singular values that are kept, and directions of the frame.", least=1
     )
-    num_nodes: int = option(12, "Quadrature nodes of a log volume.")
+    num_nodes: int = option(12, "Quadrature nodes of a log volume.", least=1)
     num_probes: int = option(4, "Random probes of an rms gain.", least=2)
     num_starts: int = option(
         4, "States from which the whole rest of the sampler is looked at.", least=1
     )
     bits: int = option(8, "Width of weights and activations of the quantized run.", each=check_bits)
     sites: tuple[str, ...] = option(subject.ALL_BUT_LAST, "Globs of the sites to quantize.")
-    seed: int = option(0, "Seed of everything random.")
+    seed: int = command.seed()
 
     def check(self) -> None:
         """Refuse samples, values and starts that are more than there are."""

@@ -71,8 +71,10 @@ class Config:
     ceiling: int = option(8192, "Side of the product that measures the highest rate.", least=1)
     repeats: int = option(5, "Number of repetitions of each timing.", least=1)
     least_ms: float = option(20.0, "Least milliseconds of each repetition.", above=0)
-    time_limit: float = option(900.0, "Seconds after which nothing more begins.")
-    stall: float = option(60.0, "Seconds that the cases of one product may take to compile.")
+    time_limit: float = option(900.0, "Seconds after which nothing more begins.", above=0)
+    stall: float = option(
+        60.0, "Seconds that the cases of one product may take to compile.", above=0
+    )
 
 
 QUICK = {"size": 64, "tokens": 128, "width": 64, "few": (2,), "outputs": (64,), "num_layers": 2,

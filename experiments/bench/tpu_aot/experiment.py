@@ -60,12 +60,14 @@ class Config:
     networks: tuple[str, ...] = option(
         NETWORKS, "Networks to sample from, and for which chip.", choices=NETWORKS
     )
-    channels: tuple[int, ...] = option((320, 640), "Channels of the UNet, by level.")
-    width: int = option(768, "Width of the DiT, a multiple of 64.")
-    depth: int = option(4, "Depth of the DiT.")
-    side: int = option(32, "Side of the latents.")
-    batch: int = option(8, "Number of latents.")
-    num_steps: int = option(50, "Steps of the scan.")
+    channels: tuple[int, ...] = option(
+        (320, 640), "Channels of the UNet, by level.", least=1, repeats=True
+    )
+    width: int = option(768, "Width of the DiT, a multiple of 64.", least=64)
+    depth: int = option(4, "Depth of the DiT.", least=1)
+    side: int = option(32, "Side of the latents.", least=1)
+    batch: int = option(8, "Number of latents.", least=1)
+    num_steps: int = option(50, "Steps of the scan.", least=1, most=1000)
 
     def check(self) -> None:
         """Refuse a machine without the compiler."""
