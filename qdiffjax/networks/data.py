@@ -1,5 +1,6 @@
 """Images in [-1, 1], NHWC, with labels: IDX files, npz files, folders, scikit-learn's digits."""
 
+import contextlib
 import gzip
 import importlib.util
 import io
@@ -13,6 +14,7 @@ import numpy as np
 
 from qdiffjax._checks import require
 
+MAX_CLASSES = 2**31 - 1  # as int32, with one more for "no class"
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 
 
@@ -44,11 +46,11 @@ def to_uint8(images):
 def read_idx(path):
     """Read one IDX file (LeCun's MNIST format), gzipped or not, into a uint8 array."""
     path = Path(path)
-    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as f:
+    with _whole(path), gzip.open(path) if path.suffix == ".gz" else path.open("rb") as f:
         raw = f.read()
     start = 4 + 4 * raw[3] if raw[:3] == b"\x00\x00\x08" and len(raw) > 3 else 0
-    require(0 < start <= len(raw), path, got=f"magic {raw[:4].hex()}",
-            expected="an IDX file of unsigned bytes")  # fmt: skip
+    require(4 < start <= len(raw), path, got=f"magic {raw[:4].hex()}",
+            expected="an IDX file of unsigned bytes, of one axis at least")  # fmt: skip
     shape = struct.unpack(f">{raw[3]}I", raw[4:start])
     require(
         len(raw) - start == math.prod(shape), path, got=f"{len(raw) - start} bytes of pixels",
@@ -78,7 +80,8 @@ def load(path, split: str = "train") -> Dataset:
 
     Raises:
       FileNotFoundError: nothing at `path`, or no images in the folder; says what was found.
-      ValueError: no usable images, images of several sizes, or labels that do not fit them.
+      ValueError: no usable images, images of several sizes, labels that do not fit them, or a file
+        that is damaged.
     """
     if str(path) == "digits":
         return _digits()
@@ -98,6 +101,22 @@ def load(path, split: str = "train") -> Dataset:
     return _checked(path, images, labels)
 
 
+@contextlib.contextmanager
+def _whole(path):
+    """Say in one sentence that a file is damaged, whatever reading it raises.
+
+    Raises:
+      ValueError: it does; files that cannot be opened keep their own error.
+    """
+    try:
+        yield
+    except (FileNotFoundError, PermissionError, IsADirectoryError):
+        raise
+    except Exception as error:  # zip, zlib, NumPy and Pillow have many for bytes that are changed
+        raise ValueError(f"{path}: got a damaged file ({error}), expected a whole one; fetch it "
+                         "again.") from error  # fmt: skip
+
+
 def _digits():
     require(importlib.util.find_spec("sklearn"), "digits", got="no scikit-learn",
             expected="it installed", remedy="pip install 'qdiffjax[digits]'",
@@ -110,16 +129,19 @@ def _digits():
 
 
 def _checked(path, images, labels):
+    require(images.ndim in (3, 4) and images.size, path, got=f"images of shape {images.shape}",
+            expected="[n, h, w] or [n, h, w, c], none of them 0")  # fmt: skip
     if labels is None:
         return Dataset(to_unit(images))
-    labels = np.asarray(labels).astype(np.int32)
-    least = labels.min(initial=0)
+    labels = np.asarray(labels)
+    integers = np.issubdtype(labels.dtype, np.integer)
+    range_ = (labels.min(initial=0), labels.max(initial=0)) if integers else None
     require(
-        labels.shape == images.shape[:1] and least >= 0, path,
-        got=f"{len(images)} images and labels of shape {labels.shape} from {least}",
-        expected="one label from 0 for each image",
+        labels.shape == images.shape[:1] and range_ and range_[0] >= 0 and range_[1] < MAX_CLASSES,
+        path, got=f"{len(images)} images and {labels.dtype} labels of shape {labels.shape} in "
+        f"{range_}", expected=f"one label in 0 ... {MAX_CLASSES - 1} for each image",
     )  # fmt: skip
-    return Dataset(to_unit(images), labels)
+    return Dataset(to_unit(images), labels.astype(np.int32))
 
 
 def _read_idx_pair(path):
@@ -158,24 +180,26 @@ def _picture(file):
     """Decode one image file or buffer: uint8 [h, w] if grey, else [h, w, 3]."""
     from PIL import Image
 
-    with Image.open(file) as image:
+    with _whole(file if isinstance(file, Path) else "an image"), Image.open(file) as image:
         return np.asarray(image if image.mode == "L" else image.convert("RGB"))
 
 
 def _read_npz(path, split):
-    with np.load(path) as arrays:
-        if "header" in arrays and f"{split}_offsets" in arrays:
+    with _whole(path), np.load(path) as archive:
+        arrays = dict(archive)
+    if "header" in arrays and f"{split}_offsets" in arrays:
+        with _whole(path):
             return _read_jpegs(arrays, split), arrays.get(f"{split}_y")
-        # Names of this split first; stable, so the stored order otherwise.
-        stored = sorted(((name, arrays[name]) for name in arrays), key=lambda p: split not in p[0])
-        pictures = [a for _, a in stored if a.dtype == np.uint8 and a.ndim in (3, 4)]
-        require(pictures, path, got=list(arrays), expected="a uint8 array of rank 3 or 4")
-        images = pictures[0]
-        fits = [
-            a.ravel() for _, a in stored
-            if np.issubdtype(a.dtype, np.integer) and a.shape in ((len(images),), (len(images), 1))
-        ]  # fmt: skip
-        return images, fits[0] if fits else None
+    # Names of this split first; stable, so the stored order otherwise.
+    stored = sorted(arrays.items(), key=lambda p: split not in p[0])
+    pictures = [a for _, a in stored if a.dtype == np.uint8 and a.ndim in (3, 4)]
+    require(pictures, path, got=list(arrays), expected="a uint8 array of rank 3 or 4")
+    images = pictures[0]
+    fits = [
+        a.ravel() for _, a in stored
+        if np.issubdtype(a.dtype, np.integer) and a.shape in ((len(images),), (len(images), 1))
+    ]  # fmt: skip
+    return images, fits[0] if fits else None
 
 
 def _read_jpegs(arrays, split):

@@ -1,6 +1,8 @@
 """Trained networks on disk: Orbax parameters beside a JSON file that says what they fit."""
 
+import contextlib
 import dataclasses
+import hashlib
 import importlib
 import json
 import re
@@ -11,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from qdiffjax import _files
 from qdiffjax._checks import require
 from qdiffjax.denoiser import Codec, Denoiser
 from qdiffjax.networks.configs import (
@@ -22,6 +25,8 @@ from qdiffjax.networks.configs import (
 )
 
 SHIPPED = Path(__file__).parent / "checkpoints"
+SUMMED = ("config.json", "params")
+REMEDY = f"fetch or train the checkpoint again, or delete {_files.SUMS} if the change is meant"
 _OLD_UNET = ("channels", "num_blocks", "attention", "patch")
 _OLD_FOLDER = re.compile(r"(.*/)?experiments/checkpoints/")  # where shipped checkpoints once were
 
@@ -42,18 +47,28 @@ def find_checkpoint(name) -> Path:
 def save(path, params, config: ModelConfig, *, dtype=jnp.float32) -> None:
     """Write `params` in `dtype` and `config` to the folder `path`, replacing what is there.
 
-    bfloat16 halves the files; `load` returns float32 in any case.
+    bfloat16 halves the files; `load` returns float32 in any case. SHA256SUMS, which `load` checks,
+    shows whether a file was changed since.
+
+    Raises:
+      OSError: they cannot be written; says which.
     """
     import orbax.checkpoint as ocp
 
     path = Path(path).absolute()
     path.mkdir(parents=True, exist_ok=True)
     params = jax.tree.map(lambda a: np.asarray(jax.device_get(a)).astype(dtype), params)
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(path / "params", params, force=True)
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(path / "params", params, force=True)
+    except (ValueError, RuntimeError, OSError) as error:  # TensorStore has its own for a full disk
+        raise OSError(f"cannot write {path / 'params'}: {error}") from error
     # Orbax notes where it wrote; a checkpoint that is shipped should not name its maker's folders.
     (path / "params" / "commit_success.txt").write_text("Checkpoint commit was successful")
-    (path / "config.json").write_text(json.dumps(dataclasses.asdict(config), indent=1) + "\n")
+    text = (json.dumps(dataclasses.asdict(config), indent=1) + "\n").encode()
+    sums = {"config.json": hashlib.sha256(text).hexdigest(), **_files.sums(path, ("params",))}
+    # The description comes last: parameters without the one they were saved with do not load.
+    _files.write({path / _files.SUMS: _files.listed(sums), path / "config.json": text})
 
 
 def load(path) -> Denoiser:
@@ -66,7 +81,8 @@ def load(path) -> Denoiser:
     Raises:
       FileNotFoundError: there is no checkpoint at `path`; lists the shipped ones.
       ImportError, TypeError: no such module or function; it returns something else.
-      ValueError: the parameters do not fit the network of config.json, or are not finite.
+      ValueError: a file is not the one that was saved; the parameters do not fit the network of
+        config.json, or are not finite.
 
     Example:
       >>> import qdiffjax as qd
@@ -84,15 +100,27 @@ def load(path) -> Denoiser:
 def made_by(reference: str) -> Denoiser:
     """Return the denoiser that "package.module:make" is or makes; raises as `load`."""
     name, _, attribute = reference.partition(":")
-    module = importlib.import_module(name)
+    with _in_words(reference):
+        module = importlib.import_module(name)
     require(hasattr(module, attribute), reference, got=f"no {attribute!r} in {name}",
             expected="a function that returns a qdiffjax.Denoiser", error=ImportError)  # fmt: skip
     made = getattr(module, attribute)
-    made = made() if callable(made) and not isinstance(made, Denoiser) else made
+    if callable(made) and not isinstance(made, Denoiser):
+        with _in_words(reference):
+            made = made()
     require(isinstance(made, Denoiser), reference, got=f"{type(made).__name__}",
             expected="a qdiffjax.Denoiser", error=TypeError,
             remedy="return qdiffjax.Denoiser(net_fn, params, schedule, shape)")  # fmt: skip
     return made
+
+
+@contextlib.contextmanager
+def _in_words(reference: str):
+    """Say which model failed, whatever its own code raises."""
+    try:
+        yield
+    except Exception as error:
+        raise ImportError(f"{reference} failed: {type(error).__name__}: {error}") from error
 
 
 def make_denoiser(config: ModelConfig, params, codec: Codec | None = None) -> Denoiser:
@@ -150,6 +178,8 @@ def load_config(path) -> ModelConfig:
         got="no checkpoint", expected="config.json and a folder params",
         remedy="train one with `python -m experiments.train`", error=FileNotFoundError,
     )  # fmt: skip
+    if not _files.check_sums(path, SUMMED, REMEDY):
+        _files.say(f"{path} has no {_files.SUMS}: damage to it would not be seen")
     try:
         raw = dict(json.loads((path / "config.json").read_text()))
         old = {name: raw.pop(name) for name in _OLD_UNET if name in raw}
@@ -179,7 +209,7 @@ def _restore(path, expected):
                 lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=device), expected
             )
             return checkpointer.restore(path / "params", target)
-        except (ValueError, KeyError, TypeError) as error:
+        except Exception as error:  # Orbax, TensorStore and zstd have many
             text = " ".join(str(error).split())[:300]
             raise ValueError(
                 f"The parameters in {path} do not fit the network of its config.json: {text}"

@@ -1,8 +1,10 @@
 """Train any loss with optax: EMA, gradient clipping, resumable Orbax checkpoints."""
 
 import dataclasses
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +14,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from qdiffjax._checks import require
+from qdiffjax.networks import resuming
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,8 +51,10 @@ class TrainConfig:
     def __post_init__(self):
         for names, expected, fits in (
             ("num_steps batch_size log_every save_every", "at least 1", lambda v: v >= 1),
-            ("learning_rate max_norm", "a positive number", lambda v: v > 0),
+            ("learning_rate max_norm", "a positive number", lambda v: 0 < v < math.inf),
             ("ema_decay decay_fraction", "it in [0, 1]", lambda v: 0 <= v <= 1),
+            ("warmup_steps", "at least 0", lambda v: v >= 0),
+            ("seed", "0 to 2^32 - 1", lambda v: 0 <= v < 2**32),
         ):
             for name in names.split():
                 value = getattr(self, name)
@@ -145,6 +150,7 @@ def fit(
     config: TrainConfig,
     *,
     directory: str | Path | None = None,
+    settings: Mapping[str, Any] = MappingProxyType({}),
     mesh: Mesh | None = None,
     progress: bool = True,
 ) -> TrainState:
@@ -155,7 +161,8 @@ def fit(
       params: initial parameters, any pytree.
       examples: training data, an array or a pytree of arrays [n, ...], kept on the device.
       config: how to train.
-      directory: where checkpoints go; None keeps none.
+      directory: where checkpoints go; None keeps none. Ctrl-C keeps the last step done there.
+      settings: what else makes the run in `directory` this one, in JSON's terms.
       mesh: devices to share each batch; None is one device.
       progress: show a progress bar.
 
@@ -163,37 +170,43 @@ def fit(
       The state after `config.num_steps`; `state.ema` are the parameters to sample with.
 
     Raises:
-      FloatingPointError: the loss became NaN or infinite; the last checkpoint is kept.
+      FloatingPointError: the loss or a parameter became NaN or infinite; the last checkpoint is
+        kept.
       ValueError: no or unequal numbers of examples, a mesh that does not divide the batch, or a
-        `directory` that holds another run.
+        `directory` that holds another run, or damaged checkpoints alone.
+      OSError: `directory` cannot be written to, or another run does.
     """
     from tqdm import tqdm
 
     state, examples = _place(init_state(params, config), examples, config, mesh)
-    manager = _manager(directory) if directory is not None else None
-    try:
-        if manager is not None and manager.latest_step() is not None:
-            state = _restore(manager, state)
+    run = {n: v for n, v in dataclasses.asdict(config).items() if n != "save_every"}
+    with (
+        resuming.opened(directory, run | dict(settings)) as manager,
+        resuming.interrupts_later() as raise_interrupt,
+    ):
+        if manager is not None:
+            state = TrainState(**(resuming.restore(manager, state._asdict()) or state._asdict()))
         train_step = make_train_step(loss_fn, config, mesh)
         bar = tqdm(
             range(int(state.step), config.num_steps), initial=int(state.step),
             total=config.num_steps, disable=not progress, desc="training", unit="step",
         )  # fmt: skip
-        for n in bar:
-            state, _ = train_step(state, examples)
-            if (n + 1) % config.log_every == 0:
-                bar.set_postfix(loss=f"{_last_point(state, config):.4f}")
-            is_last = n + 1 == config.num_steps
-            if manager is not None and (is_last or (n + 1) % config.save_every == 0):
-                _save(manager, state)
-    except KeyboardInterrupt:
-        if manager is not None:
-            _save(manager, state)
-        raise
-    finally:
-        if manager is not None:
-            manager.wait_until_finished()
-            manager.close()
+        try:
+            for n in bar:
+                state, _ = train_step(state, examples)
+                is_last = n + 1 == config.num_steps
+                if (n + 1) % config.log_every == 0:
+                    bar.set_postfix(loss=f"{_last_point(state, config):.4f}")
+                if is_last:
+                    _check_end(state, config)
+                if manager is not None and (is_last or (n + 1) % config.save_every == 0):
+                    resuming.save(manager, n + 1, state._asdict())
+                raise_interrupt()
+        except KeyboardInterrupt:
+            is_whole = not any(leaf.is_deleted() for leaf in jax.tree.leaves(state))
+            if manager is not None and is_whole:
+                resuming.save(manager, int(state.step), state._asdict())
+            raise
     return state
 
 
@@ -220,40 +233,22 @@ def _last_point(state, config) -> float:
     """Return the newest point of the curve, if it is finite."""
     step = int(state.step)
     mean = float(state.losses[step // config.log_every - 1])
-    require(
-        np.isfinite(mean), f"loss at step {step}", got=mean, expected="a finite number",
-        remedy=f"lower the learning rate (now {config.learning_rate}) and start from the last "
-        "checkpoint", error=FloatingPointError,
-    )  # fmt: skip
+    _require_finite(np.isfinite(mean), f"loss at step {step}", mean, config)
     return mean
 
 
-def _manager(directory):
-    import orbax.checkpoint as ocp
-
-    options = ocp.CheckpointManagerOptions(max_to_keep=2, create=True)
-    return ocp.CheckpointManager(Path(directory).absolute(), options=options)
-
-
-def _save(manager, state):
-    import orbax.checkpoint as ocp
-
-    # A diverged state must not push the last good one out.
-    params = jax.tree.leaves(jax.device_get(state.params))
-    if all(np.isfinite(p).all() for p in params) and int(state.step) != manager.latest_step():
-        manager.save(int(state.step), args=ocp.args.StandardSave(state._asdict()))
-        manager.wait_until_finished()
+def _check_end(state, config) -> None:
+    """Refuse losses since the last point, and parameters, that are not finite."""
+    step, window = int(state.step), float(state.window)
+    since = config.log_every * (step // config.log_every)
+    _require_finite(np.isfinite(window), f"losses from step {since} to {step}", window, config)
+    _require_finite(resuming.is_finite((state.params, state.ema)), f"parameters at step {step}",
+                    "NaN or infinite values", config)  # fmt: skip
 
 
-def _restore(manager, like: TrainState) -> TrainState:
-    import orbax.checkpoint as ocp
-
-    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like._asdict())
-    step = manager.latest_step()
-    try:
-        return TrainState(**manager.restore(step, args=ocp.args.StandardRestore(abstract)))
-    except ValueError as error:
-        raise ValueError(
-            f"The run in {manager.directory} (step {step}) does not fit this model or these "
-            "settings; continue it with the settings it began with, or choose an empty folder."
-        ) from error
+def _require_finite(condition, what: str, got, config) -> None:
+    require(
+        condition, what, got=got, expected="a finite number",
+        remedy=f"lower the learning rate (now {config.learning_rate}) and start from the last "
+        "checkpoint", error=FloatingPointError,
+    )  # fmt: skip

@@ -183,6 +183,7 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path, refused):
     config = json.loads((path / "config.json").read_text())
     config["arguments"]["channels"] = [16]
     (path / "config.json").write_text(json.dumps(config))
+    (path / "SHA256SUMS").unlink()
     assert str(path) in refused(flags(path, tmp_path / "out"))
 
 

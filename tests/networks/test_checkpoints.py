@@ -32,6 +32,7 @@ def saved(tmp_path, params):
 def edit_config(path, **changes):
     config = json.loads((path / "config.json").read_text())
     (path / "config.json").write_text(json.dumps({**config, **changes}))
+    (path / "SHA256SUMS").unlink()
 
 
 def test_a_checkpoint_returns_parameters_config_schedule_and_a_function(saved, params):
@@ -77,5 +78,53 @@ def test_parameters_that_are_not_finite_are_refused(tmp_path, params):
 )
 def test_a_config_that_describes_no_model_is_refused(saved, text):
     (saved / "config.json").write_text(text)
+    (saved / "SHA256SUMS").unlink()
     with pytest.raises(ValueError, match="is not a model's description"):
+        denoisers.load(saved)
+
+
+def damages(path, num, rng):
+    """Bytes of a file with one flipped bit, or cut short, `num` of each."""
+    whole = path.read_bytes()
+    for _ in range(num):
+        i = rng.integers(len(whole))
+        yield whole[:i] + bytes([whole[i] ^ 1 << rng.integers(8)]) + whole[i + 1 :]
+        yield whole[: rng.integers(len(whole))]
+
+
+def test_a_file_of_a_checkpoint_that_is_damaged_is_refused_by_name(saved):
+    rng = np.random.default_rng(0)
+    for path in (p for p in saved.rglob("*") if p.is_file() and p.stat().st_size):
+        whole = path.read_bytes()
+        for damaged in damages(path, 3, rng):
+            path.write_bytes(damaged)
+            named = "SHA256SUMS" if path.name == "SHA256SUMS" else str(path)
+            with pytest.raises(ValueError, match="damaged or changed") as refused:
+                denoisers.load(saved)
+            assert named in str(refused.value)
+            assert "fetch or train the checkpoint again" in str(refused.value)
+        path.write_bytes(whole)
+    denoisers.load(saved)
+
+
+def test_a_checkpoint_without_sums_loads_with_a_word_and_damage_that_shows_is_refused(
+    saved, params, capsys
+):
+    (saved / "SHA256SUMS").unlink()
+    jax.tree.map(np.testing.assert_array_equal, denoisers.load(saved).params, params)
+    assert capsys.readouterr().err.startswith(f"note: {saved} has no SHA256SUMS")
+    for path in (saved / "params").rglob("d/*"):
+        path.write_bytes(path.read_bytes()[:20])
+    with pytest.raises(ValueError, match="The parameters in"):
+        denoisers.load(saved)
+
+
+def test_a_checkpoint_that_is_replaced_and_not_to_the_end_does_not_load(saved, params, monkeypatch):
+    def killed(files):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(denoisers._files, "write", killed)
+    with pytest.raises(KeyboardInterrupt):
+        denoisers.save(saved, jax.tree.map(jnp.zeros_like, params), CONFIG)
+    with pytest.raises(ValueError, match="damaged or changed"):
         denoisers.load(saved)

@@ -79,3 +79,45 @@ def test_a_truncated_idx_file_is_refused(tmp_path):
 def test_pixels_of_another_dtype_are_refused():
     with pytest.raises(ValueError, match="float64 pixels, expected uint8"):
         data.to_unit(np.zeros((1, 2, 2)))
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def test_data_that_are_cut_short_or_nonsense_are_one_sentence_with_their_name(tmp_path):
+    from PIL import Image
+
+    write_idx(tmp_path / "x.gz", IMAGES)
+    np.savez_compressed(tmp_path / "x.npz", images=np.random.default_rng(0).bytes(9), a=IMAGES)
+    (tmp_path / "folder").mkdir()
+    Image.fromarray(IMAGES[0]).save(tmp_path / "folder" / "x.png")
+    for path in (tmp_path / "x.gz", tmp_path / "x.npz", tmp_path / "folder" / "x.png"):
+        cut(path)
+        for _ in range(2):  # cut short, then nonsense
+            where = path.parent if path.suffix == ".png" else path
+            with pytest.raises(ValueError, match=r"got a damaged file .* fetch it again") as error:
+                data.load(where)
+            assert path.name in str(error.value)
+            path.write_bytes(b"nonsense" * 9)
+    np.save(tmp_path / "b.npy", IMAGES)
+    (tmp_path / "b.npy").rename(tmp_path / "b.npz")
+    with pytest.raises(ValueError, match=r"b\.npz: got a damaged file"):
+        data.load(tmp_path / "b.npz")
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [np.array([0, 2**31], np.int64), np.array([0, 2**32 + 1], np.uint64), np.array([0, -1])],
+)
+def test_labels_that_int32_cannot_hold_are_refused(tmp_path, labels):
+    np.savez(tmp_path / "a.npz", images=IMAGES, labels=labels)
+    with pytest.raises(ValueError, match=r"expected one label in 0 \.\.\. 2147483646 for each"):
+        data.load(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("shape", [(), (24,), (6, 4), (0, 3, 4), (2, 0, 4)])
+def test_what_are_no_images_is_refused(tmp_path, shape):
+    write_idx(tmp_path / "x-images-idx3", np.zeros(shape, np.uint8))
+    with pytest.raises(ValueError, match=r"of one axis at least|got images of shape"):
+        data.load(tmp_path / "x-images-idx3")

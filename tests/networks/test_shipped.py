@@ -56,6 +56,12 @@ def test_a_checkpoint_is_small_and_shows_its_command_curve_and_samples(name):
         assert "/" not in note.read_text()
 
 
+def test_every_shipped_checkpoint_has_sums():
+    folders = [path.parent for path in denoisers.SHIPPED.rglob("config.json")]
+    assert len(folders) > len(NAMES)
+    assert all((folder / "SHA256SUMS").is_file() for folder in folders)
+
+
 def test_the_autoencoder_gives_back_what_another_network_drew():
     """Garments of the transformer's grid, ten a row, every pixel drawn twice each way."""
     grid = plt.imread(denoisers.SHIPPED / "fashion_dit" / "samples.png")[::2, ::2, 0]
