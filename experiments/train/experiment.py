@@ -12,146 +12,175 @@ Latent diffusion: first an autoencoder, then a denoiser of its latents.
 An interrupted run (Ctrl-C, a reboot) continues when the same command is given again.
 """
 
-import argparse
 import dataclasses
+import io
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.harness import command
+from experiments.harness.command import option
 from experiments.train import fitting
-from qdiffjax import sharding
+from qdiffjax import _files, results, sharding
 from qdiffjax._checks import require
+from qdiffjax._command import outcome
 from qdiffjax.denoiser import PREDICTIONS
 from qdiffjax.networks import configs, data, denoisers, training
 
-# Options of argparse for every flag.
-FLAGS: dict[str, dict[str, Any]] = {
-    "data": {"required": True, "help": "'digits', an .npz, an IDX file, or a folder"},
-    "output": {"default": "runs/unet", "help": "folder of the run (%(default)s)"},
-    "model": {"choices": ["unet", "dit", "autoencoder"], "default": "unet", "help": "%(default)s"},
-    "latent": {"help": "checkpoint of the autoencoder whose latents to model"},
-    "classes": {"action": "store_true", "help": "condition on the labels of the data"},
-    "prediction": {
-        "choices": sorted(PREDICTIONS), "default": "eps", "help": "%(default)s"
-    },
-    "schedule": {
-        "choices": sorted(configs.SCHEDULES), "default": "linear", "help": "%(default)s"
-    },
-    "weighting": {
-        "choices": sorted(fitting.WEIGHTINGS), "default": "simple", "help": "%(default)s"
-    },
-    "steps": {"type": int, "default": 16_000, "help": "optimizer steps (%(default)s)"},
-    "batch": {"type": int, "default": 64, "help": "images a step (%(default)s)"},
-    "rate": {
-        "type": float, "default": training.TrainConfig.learning_rate,
-        "help": "Adam's rate (%(default)s)",
-    },
-    "channels": {
-        "type": int, "nargs": "+", "default": [32, 64], "help": "UNet, autoencoder: widths"
-    },
-    "blocks": {"type": int, "default": 1, "help": "UNet: residual blocks a level (%(default)s)"},
-    "patch": {"type": int, "default": 4, "help": "DiT: pixels a side (%(default)s)"},
-    "width": {"type": int, "default": 96, "help": "DiT: of its tokens (%(default)s)"},
-    "depth": {"type": int, "default": 4, "help": "DiT: blocks (%(default)s)"},
-    "latent-channels": {"type": int, "default": 4, "help": "autoencoder (%(default)s)"},
-    "dtype": {
-        "choices": ["float32", "bfloat16"], "default": "float32", "help": "of the computation"
-    },
-    "devices": {"type": int, "default": 1, "help": "devices that share each batch (%(default)s)"},
-    "seed": {"type": int, "default": 0, "help": "of everything random (%(default)s)"},
+MODELS = ("unet", "dit", "autoencoder")
+# Options that only some models know.
+OF_MODEL = {
+    "channels": ("unet", "autoencoder"), "blocks": ("unet",), "patch": ("dit",), "width": ("dit",),
+    "depth": ("dit",), "latent_channels": ("autoencoder",),
+    **dict.fromkeys(("latent", "classes", "prediction", "schedule", "weighting"), MODELS[:2]),
 }  # fmt: skip
 
 
-def parse(argv=None) -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.train", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    for name, options in FLAGS.items():
-        parser.add_argument(f"--{name}", **options)
-    return parser.parse_args(argv)
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What to train, and how; the flags of the command line."""
+
+    data: str = option("", "'digits', an .npz, an IDX file, or a folder; must be named.")
+    model: str = option("unet", "Network.", choices=MODELS)
+    latent: str = option("", "Checkpoint of the autoencoder whose latents to model.")
+    classes: bool = option(False, "Condition on the labels of the data.")
+    prediction: str = option("eps", "What the network predicts.", choices=sorted(PREDICTIONS))
+    schedule: str = option("linear", "Noise schedule.", choices=sorted(configs.SCHEDULES))
+    weighting: str = option("simple", "Of the loss over time.", choices=sorted(fitting.WEIGHTINGS))
+    steps: int = option(16_000, "Optimizer steps.", least=1)
+    batch: int = option(64, "Images a step.", least=1)
+    rate: float = option(training.TrainConfig.learning_rate, "Adam's rate.", above=0)
+    channels: tuple[int, ...] = option(
+        (32, 64), "UNet, autoencoder: widths.", least=1, repeats=True
+    )
+    blocks: int = option(1, "UNet: residual blocks a level.", least=1)
+    patch: int = option(4, "DiT: pixels a side.", least=1)
+    width: int = option(96, "DiT: of its tokens.", least=1)
+    depth: int = option(4, "DiT: blocks.", least=1)
+    latent_channels: int = option(4, "Autoencoder: of its latents.", least=1)
+    dtype: str = option("float32", "Of the computation.", choices=["float32", "bfloat16"])
+    devices: int = option(1, "Devices that share each batch.", least=1)
+    seed: int = command.seed()
+
+    def check(self) -> None:
+        """Refuse a command without data, and options of another model."""
+        require(self.data, "--data", got="none", expected="what to train on",
+                remedy="--data digits needs no file")  # fmt: skip
+        for field in dataclasses.fields(self):
+            models = OF_MODEL.get(field.name, MODELS)
+            flag = f"--{field.name.replace('_', '-')}"
+            require(self.model in models or getattr(self, field.name) == field.default,
+                    got=f"{flag} with --model {self.model}", expected=f"it with {' or '.join(models)}",
+                    remedy="leave it out")  # fmt: skip
 
 
-def configure(args, dataset: data.Dataset) -> configs.ModelConfig:
+def configure(config: Config, dataset: data.Dataset) -> configs.ModelConfig:
     """Describe the model that the command line asks for.
 
     Raises:
-      ValueError: --classes for data without labels or for an autoencoder.
+      ValueError: --classes for data without labels.
     """
-    is_autoencoder, has_labels = args.model == "autoencoder", dataset.labels is not None
-    require(
-        not args.classes or (has_labels and not is_autoencoder),
-        got=f"--classes with --model {args.model} and {'good' if has_labels else 'no'} labels in "
-        f"{args.data}",
-        expected="a denoiser and labels", remedy="leave it out",
-    )  # fmt: skip
-    images, num_classes = dataset.images, dataset.num_classes if args.classes else 0
-    if is_autoencoder:
-        return fitting.autoencoder_config(images, args.channels, args.latent_channels)
-    if args.model == "dit":
-        config = fitting.dit_config(images, args.width, args.depth, args.patch, num_classes)
+    require(not config.classes or dataset.labels is not None, "--classes",
+            got=f"no labels in {config.data}", expected="labels",
+            remedy="leave it out")  # fmt: skip
+    images, num_classes = dataset.images, dataset.num_classes if config.classes else 0
+    if config.model == "autoencoder":
+        return fitting.autoencoder_config(images, config.channels, config.latent_channels)
+    if config.model == "dit":
+        size = config.width, config.depth, config.patch
+        model = fitting.dit_config(images, *size, num_classes)
     else:
-        config = fitting.model_config(images, args.channels, args.blocks, num_classes)
-    return dataclasses.replace(config, prediction=args.prediction, schedule=args.schedule)
+        model = fitting.model_config(images, config.channels, config.blocks, num_classes)
+    return dataclasses.replace(model, prediction=config.prediction, schedule=config.schedule)
 
 
-def prepare(args) -> tuple[data.Dataset, configs.ModelConfig]:
-    """Load the data, encode it for latent diffusion, and describe the model."""
-    dataset = data.load(args.data)
-    print(f"{len(dataset.images)} images of shape {dataset.images.shape[1:]} from {args.data}")
-    if args.latent:
-        latents = fitting.encode(denoisers.load_codec(args.latent), dataset.images)
+def prepare(config: Config, dataset: data.Dataset) -> tuple[data.Dataset, configs.ModelConfig]:
+    """Encode the data for latent diffusion, and describe the model."""
+    if config.latent:
+        latents = fitting.encode(denoisers.load_codec(config.latent), dataset.images)
         print(f"latents of shape {latents.shape[1:]}, standard deviation {latents.std():.3f}")
         dataset = dataset._replace(images=latents)
-    return dataset, configure(args, dataset)
+    return dataset, configure(config, dataset)
 
 
-def finish(args, config, state, dataset, path) -> np.ndarray:
+def settings_of(config: Config, dataset: data.Dataset) -> tuple[training.TrainConfig, dict]:
+    """Return how to train, and what else makes a run this one: the model and its data."""
+    how = training.TrainConfig(
+        num_steps=config.steps, batch_size=config.batch, learning_rate=config.rate,
+        seed=config.seed, log_every=min(training.TrainConfig.log_every, config.steps),
+    )  # fmt: skip
+    known = ("steps", "batch", "rate", "seed", "devices")  # in `how`, or without a meaning
+    what = {name: v for name, v in dataclasses.asdict(config).items() if name not in known}
+    arrays = [a for a in dataset if a is not None]
+    what["data"] = results.fingerprint(*arrays)
+    sums = Path(config.latent) / _files.SUMS
+    what["latent"] = config.latent and (_files.digest(sums) if sums.is_file() else config.latent)
+    return how, what
+
+
+def finish(config: Config, model, state, dataset, path) -> np.ndarray:
     """Write the checkpoint to `path` and return the images that show what it can do."""
-    if args.model == "autoencoder":
-        config = fitting.with_latent_scale(config, state.ema, dataset.images)
-    denoisers.save(path, state.ema, config, dtype=jnp.bfloat16)
-    if args.model == "autoencoder":
+    if config.model == "autoencoder":
+        model = fitting.with_latent_scale(model, state.ema, dataset.images)
+    if config.latent:
+        shutil.copytree(config.latent, path / "autoencoder", dirs_exist_ok=True)
+    denoisers.save(path, state.ema, model, dtype=jnp.bfloat16)
+    if config.model == "autoencoder":
         return fitting.reconstructions(denoisers.load_codec(path), dataset.images[:32])
-    if args.latent:
-        shutil.copytree(args.latent, path / "autoencoder", dirs_exist_ok=True)
     denoiser = denoisers.load(path)
     return fitting.sample_grid(denoiser, num=denoiser.config.num_classes**2 or 64)
 
 
+def train(config: Config, path: Path, words: str) -> None:
+    """Train in the folder `path`, then write its checkpoint with samples and loss curve.
+
+    Args:
+      config: what to train.
+      path: folder of the run.
+      words: the command, which the checkpoint quotes.
+    """
+    state_path, checkpoint = path / "state", path / "checkpoint"
+    require(
+        (state_path / "run.json").is_file() or not (checkpoint / "config.json").is_file(),
+        str(path), got="a checkpoint whose run is not there", expected="an empty folder, or one "
+        "with the run that began there", remedy="choose another --output, or move it away",
+    )  # fmt: skip
+    mesh = sharding.make_mesh(config.devices) if config.devices != 1 else None
+    raw = data.load(config.data)
+    print(f"{len(raw.images)} images of shape {raw.images.shape[1:]} from {config.data}")
+    dataset, model = prepare(config, raw)
+    how, what = settings_of(config, raw)
+    state = fitting.train(
+        dataset.images, model, how, labels=dataset.labels,
+        weight_fn=fitting.WEIGHTINGS[config.weighting], dtype=jnp.dtype(config.dtype),
+        directory=state_path, about=what, mesh=mesh,
+    )  # fmt: skip
+    curve = np.asarray(state.losses)
+    trained = {"command": words, "final_loss": float(np.mean(curve[-20:]))}
+    model = dataclasses.replace(model, trained=trained | dataclasses.asdict(how))
+    images = finish(config, model, state, dataset, checkpoint)
+    losses = io.BytesIO()
+    np.savez(losses, loss=curve, log_every=how.log_every)
+    _files.write({checkpoint / "loss.npz": losses.getvalue()})
+    fitting.draw(images, curve, how.log_every, checkpoint)
+    print(f"checkpoint, samples.png and loss.png in {checkpoint}")
+
+
 def main(argv=None) -> int:
     """Train, then write the checkpoint, its samples and its loss curve to --output."""
-    args = parse(argv)
-    path = Path(args.output)
-    try:
-        mesh = sharding.make_mesh(args.devices) if args.devices != 1 else None
-        path.mkdir(parents=True, exist_ok=True)
-        dataset, config = prepare(args)
-        settings = training.TrainConfig(
-            num_steps=args.steps, batch_size=args.batch, learning_rate=args.rate, seed=args.seed,
-            log_every=min(training.TrainConfig.log_every, args.steps),
-        )  # fmt: skip
-        state = fitting.train(
-            dataset.images, config, settings, labels=dataset.labels,
-            weight_fn=fitting.WEIGHTINGS[args.weighting], dtype=jnp.dtype(args.dtype),
-            directory=path / "state", mesh=mesh,
-        )  # fmt: skip
-    except (OSError, ValueError, FloatingPointError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    curve = np.asarray(state.losses)
-    command = " ".join(["python -m experiments.train", *(argv or sys.argv[1:])])
-    trained = {"command": command, "final_loss": float(np.mean(curve[-20:]))}
-    trained |= dataclasses.asdict(settings)
-    images = finish(
-        args, dataclasses.replace(config, trained=trained), state, dataset, path / "checkpoint"
-    )
-    np.savez(path / "checkpoint" / "loss.npz", loss=curve, log_every=settings.log_every)
-    fitting.draw(images, curve, settings.log_every, path / "checkpoint")
-    print(f"checkpoint, samples.png and loss.png in {path / 'checkpoint'}")
-    return 0
+    prog = "python -m experiments.train"
+    config, output = command.parse_config(
+        Config, "runs/unet", argv, prog=prog, description=__doc__ or "",
+        output_help="folder of the run",
+    )  # fmt: skip
+    words = " ".join([prog, *(sys.argv[1:] if argv is None else argv)])
+
+    def work() -> None:
+        command.check(config)
+        with _files.writer(output) as path:
+            train(config, path, words)
+
+    return outcome(work, after_interrupt="; the same command continues")

@@ -1,6 +1,7 @@
 """Parts of `experiments.train`: descriptions of networks, their losses, and pictures."""
 
 import dataclasses
+import io
 from typing import Any
 
 import jax
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib import image
 
-from qdiffjax import diffusion
+from qdiffjax import _files, diffusion
 from qdiffjax._looks import panels
 from qdiffjax.denoiser import PREDICTIONS, Codec, Denoiser
 from qdiffjax.diffusion import losses
@@ -94,7 +95,7 @@ def with_latent_scale(config, params, images) -> configs.ModelConfig:
 
 
 def sample_grid(denoiser: Denoiser, *, num=64, num_steps=100, seed=0):
-    """Describe an autoencoder whose latents of `images` have standard deviation 1."""
+    """Return images [num, h, w, c] by DDIM, of the classes in turn."""
     x_T = jax.random.normal(jax.random.key(seed), (num, *denoiser.shape))
     codec, schedule, num_classes = denoiser.codec, denoiser.schedule, denoiser.config.num_classes
     label = jnp.arange(num) % num_classes if num_classes else None
@@ -125,8 +126,10 @@ def draw(images, curve, log_every: int, path) -> None:
     side = int(np.sqrt(len(images)))
     rows = [np.concatenate(list(images[i * side : (i + 1) * side]), axis=1) for i in range(side)]
     grid = data.to_uint8(np.concatenate(rows, axis=0)).repeat(2, axis=0).repeat(2, axis=1)
-    image.imsave(path / "samples.png", grid.squeeze(), cmap="gray")
+    picture = io.BytesIO()
+    image.imsave(picture, grid.squeeze(), cmap="gray", format="png")
+    _files.write({path / "samples.png": picture.getvalue()})
     fig, ax = panels(1, 1, (5, 3))
     ax.plot(log_every * np.arange(1, len(curve) + 1), curve, lw=0.8)
     ax.set(xlabel="training step", ylabel="training loss", yscale="log")
-    fig.savefig(path / "loss.png", dpi=110)
+    _files.write_figure(path / "loss.png", fig, dpi=110)

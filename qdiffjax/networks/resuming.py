@@ -99,8 +99,10 @@ def _tie(directory: Path, settings: dict[str, Any], began: bool) -> None:
         got, expected = (
             ", ".join(f"{n} = {of.get(n)!r}" for n in names) for of in (settings, kept)
         )
-        raise ValueError(f"The run in {directory} does not fit these settings: got {got}, "
-                         f"expected {expected}; {remedy}.")  # fmt: skip
+        raise ValueError(
+            f"The run in {directory} does not fit this model or these settings: "
+            f"got {got}, expected {expected}; {remedy}."
+        )
 
 
 def save(manager, step: int, state: Mapping[str, Any]) -> None:

@@ -150,7 +150,7 @@ def fit(
     config: TrainConfig,
     *,
     directory: str | Path | None = None,
-    settings: Mapping[str, Any] = MappingProxyType({}),
+    about: Mapping[str, Any] = MappingProxyType({}),
     mesh: Mesh | None = None,
     progress: bool = True,
 ) -> TrainState:
@@ -162,7 +162,7 @@ def fit(
       examples: training data, an array or a pytree of arrays [n, ...], kept on the device.
       config: how to train.
       directory: where checkpoints go; None keeps none. Ctrl-C keeps the last step done there.
-      settings: what else makes the run in `directory` this one, in JSON's terms.
+      about: what else makes the run in `directory` this one, in JSON's terms.
       mesh: devices to share each batch; None is one device.
       progress: show a progress bar.
 
@@ -181,7 +181,7 @@ def fit(
     state, examples = _place(init_state(params, config), examples, config, mesh)
     run = {n: v for n, v in dataclasses.asdict(config).items() if n != "save_every"}
     with (
-        resuming.opened(directory, run | dict(settings)) as manager,
+        resuming.opened(directory, run | dict(about)) as manager,
         resuming.interrupts_later() as raise_interrupt,
     ):
         if manager is not None:

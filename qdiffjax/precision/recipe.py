@@ -1,10 +1,11 @@
 """Recipes: the widths of every site, as data."""
 
 import dataclasses
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,6 +15,8 @@ from qdiffjax.precision.printing import recipe_table
 from qdiffjax.quant import MAX_BITS, MIN_BITS
 from qdiffjax.sites import Site, match
 from qdiffjax.sites.listing import suggest
+
+HASH = "sha256"  # in the JSON of a recipe
 
 
 class SiteBits(NamedTuple):
@@ -67,23 +70,48 @@ class Recipe:
         return {name: SiteBits(*map(_as_data, bits)) for name, bits in self.bits.items()}
 
     def to_json(self) -> str:
-        """Write the recipe as JSON: {site: {"weight": bits, "activation": bits}}."""
-        return json.dumps({name: b._asdict() for name, b in self.bits.items()}, indent=1)
+        """Write the recipe as JSON: {site: {"weight": bits, "activation": bits}}, and its hash."""
+        table = {name: b._asdict() for name, b in self.bits.items()}
+        digest = hashlib.sha256(json.dumps(table).encode()).hexdigest()
+        return json.dumps({HASH: digest, **table}, indent=1)
 
     @classmethod
     def from_json(cls, text: str, sites: Sequence[Site]) -> "Recipe":
-        """Read what `to_json` wrote, for a network with these sites.
+        """Read what `to_json` wrote, or the same without a hash, for a network with these sites.
 
         Raises:
-          ValueError: a name that is no site, or bits outside 1..16.
+          ValueError: a name that is no site or comes twice, a key that is no width, bits outside
+            1..16, or a text that was changed after its hash was written.
         """
-        names = [s.name for s in sites]
-        bits = {}
-        for name, entry in json.loads(text).items():
+        try:
+            table = json.loads(text, object_pairs_hook=_each_once)
+        except ValueError as error:
+            raise ValueError(f"recipe: got no JSON ({error}), expected what `to_json` "
+                             "wrote.") from error  # fmt: skip
+        require(isinstance(table, dict), "recipe", got=type(table).__name__,
+                expected="an object of sites")  # fmt: skip
+        is_hashed = isinstance(table.get(HASH), str)
+        if is_hashed:
+            del table[HASH]
+        names, bits = [s.name for s in sites], {}
+        for name, entry in table.items():
             if name not in names:
                 raise ValueError(f"The recipe names no site: {name!r}. {suggest(name, names)}")
+            require(isinstance(entry, dict) and set(entry) <= set(SiteBits._fields),
+                    f"recipe of {name}", got=entry,
+                    expected=f"an object of {' and '.join(SiteBits._fields)}")  # fmt: skip
             bits[name] = SiteBits(*(check_bits(entry.get(k)) for k in SiteBits._fields))
-        return cls(bits)
+        recipe = cls(bits)
+        require(not is_hashed or text.strip() == recipe.to_json(), "recipe",
+                got="a text that was damaged or changed", expected=f"one that its {HASH} fits",
+                remedy=f"write it again, or delete {HASH} if the change is meant")  # fmt: skip
+        return recipe
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    require(len(table) == len(pairs), got=[name for name, _ in pairs], expected="each name once")
+    return table
 
 
 def _as_data(bits):

@@ -1,5 +1,7 @@
 """`python -m experiments.train`: what a run leaves, that it goes on, and what it refuses."""
 
+import shutil
+
 import jax
 import numpy as np
 import pytest
@@ -37,6 +39,13 @@ def test_a_run_leaves_a_checkpoint_with_its_curve_and_pictures_and_the_same_comm
     capsys.readouterr()
     assert train.main([*command, "--depth", "2"]) == 2
     assert "does not fit this model or these settings" in capsys.readouterr().err
+    before = {p: p.read_bytes() for p in path.rglob("*") if p.is_file()}
+    assert train.main([*command, "--rate", "0.5"]) == 2
+    assert "got learning_rate = 0.5, expected learning_rate = 0.001" in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "state")
+    assert train.main([*command, "--rate", "0.5"]) == 2
+    assert "a checkpoint whose run is not there" in capsys.readouterr().err
+    assert {p: p.read_bytes() for p in path.rglob("*") if p.is_file()} == before
 
 
 @pytest.mark.parametrize(
@@ -50,7 +59,14 @@ def test_a_run_leaves_a_checkpoint_with_its_curve_and_pictures_and_the_same_comm
             "nothing/here: got no checkpoint, expected config.json",
         ),
         (["--data", "digits", "--model", "dit", "--patch", "3"], "divisible by patch=3; pad the"),
-        (["--data", "digits", "--steps", "0"], "num_steps"),
+        (["--data", "digits", "--steps", "0"], "got steps = 0, expected at least 1"),
+        (["--data", "digits", "--model", "dit", "--depth", "0"], "got depth = 0"),
+        (["--data", "digits", "--model", "dit", "--patch", "0"], "got patch = 0"),
+        (["--data", "digits", "--depth", "2"], "got --depth with --model unet"),
+        (["--data", "digits", "--model", "autoencoder", "--latent", "x"], "got --latent with"),
+        (["--data", "digits", "--seed", "4294967296"], "got seed = 4294967296, expected at most"),
+        (["--data", "digits", "--rate", "nan"], "got rate = nan, expected a finite number"),
+        ([], "--data: got none"),
     ],
 )
 def test_a_wrong_command_is_one_line_and_exit_code_2(flags, message, tmp_path, capsys):

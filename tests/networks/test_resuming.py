@@ -93,7 +93,7 @@ def test_a_run_goes_on_with_the_settings_it_began_with_alone(tmp_path, change, w
         fit(dataclasses.replace(CONFIG, **change), directory=tmp_path)
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
     with pytest.raises(ValueError, match="got data = 'b', expected data = None"):
-        fit(directory=tmp_path, settings={"data": "b"})
+        fit(directory=tmp_path, about={"data": "b"})
     fit(dataclasses.replace(CONFIG, save_every=3), directory=tmp_path)
 
 

@@ -42,6 +42,20 @@ def test_a_recipe_survives_json():
     assert Recipe.from_json(text, SITES) == Recipe(bits)
 
 
+def test_a_recipe_that_was_changed_after_it_was_written_is_refused_unless_it_says_no_hash():
+    text = Recipe({"conv/kernel": SiteBits(4, 8), "input": SiteBits(None, 16)}).to_json()
+    for i, letter in enumerate(text):
+        for other in {chr(ord(letter) ^ 1 << bit) for bit in range(7)} | {""}:
+            with pytest.raises(ValueError, match=r"recipe|expected"):
+                Recipe.from_json(text[:i] + other + text[i + 1 :], SITES)
+    for i in range(len(text)):
+        with pytest.raises(ValueError, match="recipe: got"):
+            Recipe.from_json(text[:i], SITES)
+    table = json.loads(text)
+    del table["sha256"]
+    assert Recipe.from_json(json.dumps(table), SITES).bits["conv/kernel"] == SiteBits(4, 8)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -49,6 +63,12 @@ def test_a_recipe_survives_json():
         ('{"conv/kernel": {"weight": 17}}', r"got 17 bits, expected 1\.\.16"),
         ('{"conv/kernel": {"activation": "8"}}', r"got '8' bits"),
         ('{"conv/kernel": {"weight": true}}', r"got True bits"),
+        ('{"conv/kernel": {"weights": 4}}', r"{'weights': 4}, expected an object of weight and"),
+        ('{"conv/kernel": 4}', r"recipe of conv/kernel: got 4, expected an object"),
+        ('{"conv/kernel": {}, "conv/kernel": {}}', "expected each name once"),
+        ('{"sha256": "0", "conv/kernel": {}}', "damaged or changed"),
+        ("[]", "got list, expected an object of sites"),
+        ("{", "got no JSON"),
     ],
 )
 def test_a_recipe_that_does_not_fit_is_refused(text, message):
