@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from qdiffjax import _compat
 from qdiffjax.sites.naming import Names
-from qdiffjax.sites.products import Conv, contract_axes, product_of
+from qdiffjax.sites.products import contract_axes, macs_of, product_of
 from qdiffjax.sites.provenance import (
     Label,
     Leaf,
@@ -176,12 +176,10 @@ def _product_site(eqn, labels, names: Names, place: Place) -> Site:
         names.use(name if i == weight else None, [label])
     product = product_of(eqn)
     contract = contract_axes(product, shapes)
-    side = int(isinstance(product, Conv))  # groups of channels see their own only: count by kernel
-    summed = math.prod(shapes[side][a] for a in contract[side])
     parameters = 0 if weight is None else math.prod(shapes[weight])
     return Site(
         name, PRODUCTS[eqn.primitive.name], weight, path, shapes, tuple(aval.shape), contract,
-        math.prod(aval.shape) * summed, parameters, place.loops, product, is_constant,
+        macs_of(product, shapes, aval.shape), parameters, place.loops, product, is_constant,
         str(aval.dtype), leaf.size, leaf.part,
     )  # fmt: skip
 

@@ -1,5 +1,6 @@
 """What a product multiplies: the static parameters of a dot_general or a convolution."""
 
+import math
 from typing import Any, NamedTuple
 
 Axes = tuple[int, ...]
@@ -71,3 +72,25 @@ def contract_axes(product: Dot | Conv, shapes) -> tuple[Axes, ...]:
     lhs = tuple(a for a in range(len(shapes[0])) if a != product.lhs[0])
     rhs = tuple(a for a in range(len(shapes[1])) if a != product.rhs[0])
     return lhs, rhs
+
+
+def macs_of(product: Dot | Conv, shapes, out_shape) -> int:
+    """Multiply-accumulates of one product, those with padding among them.
+
+    Not among them are products with the zeros that a transposed convolution inserts between the
+    elements of its input, and those of channels of other groups. Along an axis they are at most
+    its elements times its taps, which no padding can exceed.
+    """
+    if isinstance(product, Dot):
+        return math.prod(out_shape) * math.prod(shapes[0][a] for a in product.contract[0])
+    (batch, channels, *space), (_, inputs, *window) = product.out, product.rhs
+    macs = out_shape[batch] * out_shape[channels] * shapes[1][inputs]
+    for i, (axis, taps) in enumerate(zip(space, window, strict=True)):
+        (low, _), apart = product.padding[i], product.lhs_dilation[i]
+        meetings = sum(
+            (place * product.strides[i] + tap * product.rhs_dilation[i] - low) % apart == 0
+            for place in range(out_shape[axis])
+            for tap in range(shapes[1][taps])
+        )
+        macs *= min(meetings, shapes[0][product.lhs[i + 2]] * shapes[1][taps])
+    return macs

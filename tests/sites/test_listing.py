@@ -107,6 +107,17 @@ def test_a_grouped_convolution_costs_one_group_of_input_channels_per_output(grou
     assert precision.output_channels(listed["params"]) == (1, 1, 1, 8)
 
 
+@pytest.mark.parametrize("padding", ["SAME", "VALID"])
+@pytest.mark.parametrize(("taps", "stride"), [(2, 2), (4, 2), (3, 2), (4, 1), (3, 3), (6, 3)])
+def test_a_transposed_convolution_costs_its_inputs_times_its_taps(taps, stride, padding):
+    def fn(p, x, t):
+        return jax.lax.conv_transpose(x, p, (stride, stride), padding)
+
+    listed = by_name(fn, jnp.zeros((taps, taps, 3, 8)), jnp.zeros((2, 6, 5, 3)), T)
+    # As a scattering: no zero that it inserts between the elements is multiplied.
+    assert listed["params"].macs == 2 * (6 * taps) * (5 * taps) * 3 * 8
+
+
 def test_a_batched_einsum_counts_each_batch_once_and_keeps_its_batch_axes():
     w = jnp.zeros((7, 3, 5))
 
