@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from qdiffjax._typing import Array
+from qdiffjax.kernels.operands import cropped
 from qdiffjax.kernels.reference import finish
 from qdiffjax.quant import ActivationGrid, QTensor, dequantize
 
@@ -52,6 +53,7 @@ def simulated_conv(window: dict, act_fn, out_dtype, operands: Operands) -> Array
     """Return act(x_hat * w_hat + bias) [B, *out, N] in float32, differentiable."""
     x, w, activation, bias = operands
     x = simulated_operand(x, activation, tuple(range(1, x.ndim)))
+    x, _, window = cropped(x, None, window)
     y = jax.lax.conv_general_dilated(x, dequantize(w), **window)
     return finish(y, bias, act_fn, out_dtype)
 

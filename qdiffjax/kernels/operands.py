@@ -128,6 +128,31 @@ def quantized(x: Array, grid: ActivationGrid, axes: tuple[int, ...]) -> QTensor:
     return quantize(x, scale, zero_point, format=grid.format)
 
 
+def cropped(
+    x, grid: ActivationGrid | None, window: dict
+) -> tuple[Any, ActivationGrid | None, dict]:
+    """Cut off what negative padding leaves out: XLA on a CPU reads beyond the image there.
+
+    Return x [B, *space, K], how it becomes codes, and the window, whose padding is not negative.
+    What is rounded by its own range becomes codes before.
+    """
+    padding = window["padding"]
+    if isinstance(padding, str) or all(n >= 0 for pair in padding for n in pair):
+        return x, grid, window
+    if grid is not None and grid.scale is None:
+        x, grid = quantized(x, grid, tuple(range(1, x.ndim))), None
+    values, kept = x.codes if isinstance(x, QTensor) else x, []
+    for axis, (low, high) in enumerate(padding, 1):
+        start = min(max(-low, 0), values.shape[axis])
+        stop = max(values.shape[axis] - max(-high, 0), start)
+        # Where nothing is left of the image, all that the window sees is padding.
+        total = low + values.shape[axis] + high
+        kept.append((max(low, 0), max(high, 0)) if stop > start else (total, 0))
+        values = jax.lax.slice_in_dim(values, start, stop, axis=axis)
+    x = dataclasses.replace(x, codes=values) if isinstance(x, QTensor) else values
+    return x, grid, window | {"padding": tuple(kept)}
+
+
 def rounded_codes(x: Array, grid: ActivationGrid, axes: tuple[int, ...]) -> Native:
     """Return native(quantized(x, grid, axes)), on a CPU in fewer operations; NaN has no code."""
     if not isinstance(grid.format, IntFormat) or x.dtype == jnp.float64:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from qdiffjax._checks import require
 from qdiffjax._typing import Array
+from qdiffjax.kernels import xla
 from qdiffjax.kernels.backends import Path, default
 from qdiffjax.kernels.derivatives import (
     Operands,
@@ -16,7 +17,7 @@ from qdiffjax.kernels.derivatives import (
     simulated_matmul,
     with_derivative,
 )
-from qdiffjax.kernels.operands import check_format
+from qdiffjax.kernels.operands import check_format, cropped
 from qdiffjax.quant import ActivationGrid, Format, IntFormat, QTensor, fake_quant
 
 
@@ -77,7 +78,7 @@ def conv(
     w: QTensor,
     *,
     activation: ActivationGrid | None = None,
-    strides: Sequence[int] = (1, 1),
+    strides: Sequence[int] | None = None,
     padding: str | Sequence[tuple[int, int]] = "SAME",
     rhs_dilation: Sequence[int] | None = None,
     feature_group_count: int = 1,
@@ -86,14 +87,16 @@ def conv(
     out_dtype=jnp.float32,
     path: Path | None = None,
 ) -> Array:
-    """Return act(x_hat * w_hat + bias) [B, H', W', N]: a convolution of codes.
+    """Return act(x_hat * w_hat + bias) [B, *out, N]: a convolution of codes.
 
     Args:
-      x: codes (one scale, or one for each sample), or real numbers [B, H, W, K], see `matmul`.
-      w: codes [h, w, K / groups, N]; scale [1, 1, 1, 1] or [1, 1, 1, N]; symmetric.
-      activation: how a real x becomes codes.
-      strides: of the window.
-      padding: "SAME", "VALID" or (low, high) of each axis; with the code of 0.0.
+      x: codes (one scale, or one for each sample), or real numbers [B, *space, K], see `matmul`;
+        an image, or one to four axes of space.
+      w: codes [*window, K / groups, N]; scale [1, ..., 1] or [1, ..., N]; symmetric.
+      activation: how a real x becomes codes; the range of a dynamic one is that of all of x.
+      strides: of the window; None is 1.
+      padding: "SAME", "VALID" or (low, high) of each axis, negative where it crops; with the code
+        of 0.0.
       rhs_dilation: of the window.
       feature_group_count: groups of channels.
       bias: [N], or None.
@@ -105,23 +108,31 @@ def conv(
       ValueError: shapes that do not fit, a format that no kernel multiplies, a weight with zero
         points or with scales that vary along what is summed.
     """
-    check_weight(w, 4)
+    check_weight(w, 3, 4, 5, 6)
     check_operand(x, activation)
     require(
         all(n == 1 for n in w.scale.shape[:-1]) and w.zero_point is None, "w",
         got=f"scales {w.scale.shape}, zero point {w.zero_point is not None}",
-        expected="one scale for each output channel [1, 1, 1, N] and no zero point",
+        expected="one scale for each output channel [1, ..., N] and no zero point",
     )  # fmt: skip
     require(
-        x.ndim == 4 and x.shape[-1] == w.shape[2] * feature_group_count, "x, w",
+        x.ndim == w.ndim and x.shape[-1] == w.shape[-2] * feature_group_count, "x, w",
         got=(x.shape, w.shape), expected="NHWC and HWIO",
     )  # fmt: skip
+    space = "HWDT"[: x.ndim - 2]
     window = {
-        "window_strides": tuple(strides), "padding": padding, "rhs_dilation": rhs_dilation,
+        "window_strides": (1,) * len(space) if strides is None else tuple(strides),
+        "padding": padding, "rhs_dilation": rhs_dilation,
         "feature_group_count": feature_group_count,
-        "dimension_numbers": ("NHWC", "HWIO", "NHWC"),
+        "dimension_numbers": (f"N{space}C", f"{space}IO", f"N{space}C"),
     }  # fmt: skip
-    kernel = functools.partial((path or default()).conv, window=window)
+    of_path = (path or default()).conv if x.ndim == 4 else xla.conv
+
+    def kernel(x, w, activation, bias, **rest):
+        x, activation, inside = cropped(x, activation, window)
+        run = of_path if math.prod(x.shape) else xla.conv  # nothing may be left of the image
+        return run(x, w, activation=activation, window=inside, bias=bias, **rest)
+
     simulation = functools.partial(simulated_conv, window)
     return _multiplied(kernel, simulation, Operands(x, w, activation, bias), act_fn, out_dtype)
 
@@ -174,14 +185,15 @@ def stochastic_codes(
     return (path or default()).stochastic_codes(x, scale, bits, format=format)
 
 
-def check_weight(w: QTensor, ndim: int) -> None:
-    """Raise unless w is a quantized array of that rank."""
+def check_weight(w: QTensor, *ndims: int) -> None:
+    """Raise unless w is a quantized array of one of these ranks."""
     require(
         isinstance(w, QTensor), "w", got=type(w).__name__, expected="a QTensor",
         remedy="see quant.quantize", error=TypeError,
     )  # fmt: skip
     check_format(w.format)
-    require(w.ndim == ndim, "w", got=f"shape {w.shape}", expected=f"{ndim} axes")
+    ranks = " or ".join(map(str, ndims))
+    require(w.ndim in ndims, "w", got=f"shape {w.shape}", expected=f"{ranks} axes")
 
 
 def check_operand(x, activation: ActivationGrid | None) -> None:

@@ -1,6 +1,5 @@
 """The rule that runs a denoiser in real low precision: codes multiply codes."""
 
-import dataclasses
 import functools
 import math
 import warnings
@@ -18,16 +17,9 @@ from qdiffjax.kernels import (
     check_format,
     native,
     products,
-    quantized,
     rounded_codes,
-    xla,
 )
-from qdiffjax.kernels.derivatives import (
-    Operands,
-    simulated_conv,
-    simulated_operand,
-    with_derivative,
-)
+from qdiffjax.kernels.derivatives import simulated_operand, with_derivative
 from qdiffjax.precision.calibration import Calibration, over_steps, site_inputs
 from qdiffjax.precision.codes import stored, unstored, weight_codes
 from qdiffjax.precision.diagnosis import DiagnosisWarning, listing
@@ -298,42 +290,10 @@ def _conv(product: Conv, x, inputs: SiteQuant, path: Path | None):
     x = _narrowed(x, grid).transpose(product.lhs[0], *product.lhs[2:], product.lhs[1])
     order = (*product.rhs[2:], product.rhs[1], product.rhs[0])
     w = jax.tree.map(lambda a: a.transpose(order), w)
-    y = _channels_last(product, x, w, grid, path)
+    y = kernels.conv(
+        x, w, activation=grid, strides=product.strides, padding=product.padding,
+        rhs_dilation=product.rhs_dilation, out_dtype=product.dtype, path=path,
+    )  # fmt: skip
     last = y.ndim - 1
     places = dict(zip(product.out, (0, last, *range(1, last)), strict=True))
     return y.transpose(*(places[a] for a in range(y.ndim)))
-
-
-def _channels_last(product: Conv, x, w: QTensor, grid: ActivationGrid | None, path: Path | None):
-    strides, dilation = product.strides, product.rhs_dilation
-    x, grid, padding = _cropped(x, grid, product.padding)
-    if x.ndim == 4:
-        return kernels.conv(
-            x, w, activation=grid, strides=strides, padding=padding,
-            rhs_dilation=dilation, out_dtype=product.dtype, path=path,
-        )  # fmt: skip
-    space = "DHWXYZ"[: x.ndim - 2]
-    window = {
-        "window_strides": strides, "padding": padding, "rhs_dilation": dilation,
-        "dimension_numbers": (f"N{space}C", f"{space}IO", f"N{space}C"),
-    }  # fmt: skip
-    run = functools.partial(xla.conv, window=window, act_fn=None, out_dtype=product.dtype)
-    simulation = functools.partial(simulated_conv, window, None, product.dtype)
-    operands = Operands(x, w, grid, None)
-    return with_derivative(lambda operands: run(**operands._asdict()), simulation, operands)
-
-
-def _cropped(x, grid: ActivationGrid | None, padding):
-    """Cut off what negative padding leaves out: XLA on a CPU reads beyond the image there."""
-    if all(n >= 0 for pair in padding for n in pair):
-        return x, grid, padding
-    codes = None
-    if grid is not None and grid.scale is None:  # a dynamic scale is that of the whole image
-        codes = quantized(x, grid, tuple(range(1, x.ndim)))
-    x = x if codes is None else codes.codes
-    for axis, (low, high) in enumerate(padding, 1):
-        x = jax.lax.slice_in_dim(x, max(-low, 0), x.shape[axis] - max(-high, 0), axis=axis)
-    padding = tuple((max(low, 0), max(high, 0)) for low, high in padding)
-    if codes is None:
-        return x, grid, padding
-    return dataclasses.replace(codes, codes=x), None, padding

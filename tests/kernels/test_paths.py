@@ -201,6 +201,39 @@ def test_conv_of_8_bit_floats():
     assert_close(convolved(TPU_INTERPRETED, x, w, FP8), expected_conv(x, w, FP8))
 
 
+CROPS = {  # how x becomes codes, and whether it is codes already
+    "real": (None, False), "codes": (AFFINE, True), "static": (AFFINE, False),
+    "dynamic": (TOKENS, False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("padding", [((-1, 1), (0, -1)), ((2, -3), (-2, -1)), ((-6, 4), (1, 0))])
+@pytest.mark.parametrize("name", CROPS)
+def test_negative_padding_reads_the_image_alone(name, padding):
+    how, is_coded = CROPS[name]
+    x, w = normal32(0, 2, 5, 6, 8), weight((3, 2, 8, 5))
+    rounded = exact_operand(x, how, (1, 2, 3))
+    window = np.pad(rounded, [(0, 0), (6, 6), (6, 6), (0, 0)])
+    (top, bottom), (left, right) = padding
+    window = window[:, 6 - top : 11 + bottom, 6 - left : 12 + right]
+    expected = sum(  # a sum over taps: no convolution is asked
+        window[:, i : window.shape[1] - 2 + i, j : window.shape[2] - 1 + j] @ exact(w)[i, j]
+        for i in range(3)
+        for j in range(2)
+    )
+    operands = (quantized(x, how, (1, 2, 3)), w, None) if is_coded else (x, w, how)
+    assert_close(convolved(kernels.XLA, *operands, padding=padding), expected)
+
+
+def test_the_derivative_of_a_cropping_convolution_is_that_of_the_cropped_image():
+    x, w = normal32(0, 1, 4, 5, 3), weight((1, 1, 3, 2))
+    for how in (None, DYNAMIC):
+        crop = functools.partial(kernels.conv, w=w, activation=how, padding=((-1, 0), (0, -2)))
+        expected = np.zeros(x.shape)
+        expected[:, 1:, :3] = exact(w)[0, 0].sum(-1)
+        assert_close(quick_jit(jax.grad(lambda x, crop=crop: jnp.sum(crop(x))))(x), expected)
+
+
 @fast_paths
 def test_conv_of_codes_of_samples(path):
     scale, zero = (np.reshape(a, (2, 1, 1, 1)) for a in ([0.01, 0.03], [3, 120]))
