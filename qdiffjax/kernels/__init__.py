@@ -17,6 +17,8 @@ from qdiffjax.kernels.operands import (
     Native,
     Summed,
     check_format,
+    mark_missing,
+    missing,
     narrow,
     native,
     quantized,

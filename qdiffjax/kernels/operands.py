@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -151,6 +152,18 @@ def cropped(
         values = jax.lax.slice_in_dim(values, start, stop, axis=axis)
     x = dataclasses.replace(x, codes=values) if isinstance(x, QTensor) else values
     return x, grid, window | {"padding": tuple(kept)}
+
+
+def missing(x: Array, axes: tuple[int, ...]) -> Array:
+    """Return whether any of x over `axes`, kept with length 1, is NaN, which codes cannot hold."""
+    return jnp.any(jnp.isnan(x), axes, keepdims=True)
+
+
+def mark_missing(y: Array, is_missing: Array, act_fn: Callable | None) -> Array:
+    """Return y [*shape], and what is made of NaN where something is missing."""
+    nan = jnp.full((), jnp.nan, jnp.float32)
+    value = nan if act_fn is None else act_fn(nan)
+    return jnp.where(is_missing, value.astype(y.dtype), y)
 
 
 def rounded_codes(x: Array, grid: ActivationGrid, axes: tuple[int, ...]) -> Native:

@@ -4,6 +4,7 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 
+import jax
 import jax.numpy as jnp
 
 from qdiffjax._checks import require
@@ -17,7 +18,7 @@ from qdiffjax.kernels.derivatives import (
     simulated_matmul,
     with_derivative,
 )
-from qdiffjax.kernels.operands import check_format, cropped
+from qdiffjax.kernels.operands import check_format, cropped, mark_missing, missing
 from qdiffjax.quant import ActivationGrid, Format, IntFormat, QTensor, fake_quant
 
 
@@ -34,6 +35,8 @@ def matmul(
     """Return act(x_hat w_hat + bias) [..., N], codes multiplied as codes.
 
         x_hat = s_x (q_x - z_x),  w_hat = s_w (q_w - z_w)
+
+    What is rounded inside and NaN has no code; results that would sum it are NaN.
 
     Args:
       x: codes, or real numbers [..., K]: rounded inside the kernel if `activation` says how, left
@@ -55,7 +58,13 @@ def matmul(
         expected="x [..., K] and w [K, N]",
     )  # fmt: skip
     operands = Operands(_flattened(x, x.shape[-1]), w, activation, bias)
-    kernel = (path or default()).matmul
+    of_path = (path or default()).matmul
+
+    def kernel(x, w, activation, bias, act_fn, out_dtype):
+        rest = {"activation": activation, "bias": bias, "act_fn": act_fn, "out_dtype": out_dtype}
+        y = of_path(x, w, **rest)
+        return y if activation is None else mark_missing(y, missing(x, (1,)), act_fn)
+
     y = _multiplied(kernel, simulated_matmul, operands, act_fn, out_dtype)
     return y.reshape(*x.shape[:-1], w.shape[1])
 
@@ -128,13 +137,31 @@ def conv(
     }  # fmt: skip
     of_path = (path or default()).conv if x.ndim == 4 else xla.conv
 
-    def kernel(x, w, activation, bias, **rest):
-        x, activation, inside = cropped(x, activation, window)
-        run = of_path if math.prod(x.shape) else xla.conv  # nothing may be left of the image
-        return run(x, w, activation=activation, window=inside, bias=bias, **rest)
+    def kernel(x, w, activation, bias, act_fn, out_dtype):
+        values, grid, inside = cropped(x, activation, window)
+        run = of_path if math.prod(values.shape) else xla.conv  # nothing may be left of the image
+        y = run(values, w, activation=grid, window=inside, bias=bias, act_fn=act_fn,
+                out_dtype=out_dtype)  # fmt: skip
+        return y if activation is None else mark_missing(y, _missing_taps(x, w, window), act_fn)
 
     simulation = functools.partial(simulated_conv, window)
     return _multiplied(kernel, simulation, Operands(x, w, activation, bias), act_fn, out_dtype)
+
+
+def _missing_taps(x: Array, w: QTensor, window: dict) -> Array:
+    """Return whether the window of each result [B, *out, N or 1] meets NaN in its group."""
+    groups = window["feature_group_count"]
+    by_group = x.reshape(*x.shape[:-1], groups, -1)
+    image, _, window = cropped(missing(by_group, (-1,))[..., 0], None, window)
+    dilation = window["rhs_dilation"] or (1,) * (x.ndim - 2)
+    padding = window["padding"]
+    if not isinstance(padding, str):
+        padding = ((0, 0), *padding, (0, 0))
+    met = jax.lax.reduce_window(
+        image, False, jax.lax.bitwise_or, (1, *w.shape[:-2], 1), (1, *window["window_strides"], 1),
+        padding, window_dilation=(1, *dilation, 1),
+    )  # fmt: skip
+    return met if groups == 1 else jnp.repeat(met, w.shape[-1] // groups, -1)
 
 
 def rounded(

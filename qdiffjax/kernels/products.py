@@ -1,6 +1,7 @@
 """Products of two arrays of codes over any axes, such as queries and keys; XLA everywhere."""
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -36,9 +37,9 @@ def dot_general(
         y = integers.dot_general(left, right, dimension_numbers, is_weight=False)
     else:
         y = jax.lax.dot_general(left, right, dimension_numbers, preferred_element_type=jnp.float32)
-    layouts = [_layout(i, (left, right), dimension_numbers) for i in (0, 1)]
+    layouts = [layout(i, (left, right), dimension_numbers) for i in (0, 1)]
     zeros = [
-        None if p.zero is None else layout(p.zero) for p, layout in zip(pair, layouts, strict=True)
+        None if p.zero is None else laid(p.zero) for p, laid in zip(pair, layouts, strict=True)
     ]
     for i, zero in enumerate(zeros):
         if zero is not None:
@@ -56,7 +57,7 @@ def _centered(operand: Native) -> Array:
     return values if operand.zero is None else values - operand.zero.astype(jnp.float32)
 
 
-def _layout(index: int, operands, dims: integers.Dims):
+def layout(index: int, operands, dims: integers.Dims) -> Callable[[Array], Array]:
     """Map a granule array of one operand, 1 long where it is summed, to the axes of the result."""
     contract, batch = dims[0][index], dims[1][index]
     ndims = [operand.ndim for operand in operands]

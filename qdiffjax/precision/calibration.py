@@ -179,6 +179,11 @@ def quantize(
     chosen is in `settings` of the result. Results that differ in widths share one compilation of
     whatever takes them.
 
+    Rounding is in float32, but what is rounded multiplies in the network's own dtype: bfloat16 and
+    float16 round numbers on the grid, weights too, once more, by up to 2^-9 and 2^-12 of each.
+    `lower` multiplies the codes themselves and does not, so that there, unlike in float32, the two
+    differ by more than the order of sums.
+
     Args:
       calibration: see `calibrate`.
       recipe: widths by site, which may be traced, or in words: "W8A8", "W4", "A6".

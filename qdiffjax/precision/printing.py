@@ -69,6 +69,9 @@ def quantized_table(q) -> Table:
     bits = {name: b for name, b in (q.widths or {}).items() if name in q.site_inputs}
     is_simulated = q.rule is quantize_site
     arithmetic = "rounded numbers multiply as floats" if is_simulated else "codes multiply codes"
+    dtypes = {s.dtype for s in _sites(q) or () if s.name in q.site_inputs}
+    if is_simulated and (narrow := sorted(dtypes & {"bfloat16", "float16"})):
+        arithmetic += f", of which {' and '.join(narrow)} keep less: codes (`lower`) do not"
     rows = [
         ("arithmetic", f"{'simulated' if is_simulated else 'lowered'}: {arithmetic}"),
         ("widths", widths(bits) if bits else f"not recorded, {len(q.site_inputs)} sites"),
@@ -85,17 +88,22 @@ def quantized_table(q) -> Table:
 
 def left_out(q) -> str:
     """Name the sites that stay in full precision; nothing where the network cannot be traced."""
-    if q.denoiser.shape is None:
-        return ""
-    try:
-        sites = q.denoiser.sites()
-    except (TypeError, ValueError):  # a network of another dtype than float32
+    if (sites := _sites(q)) is None:
         return ""
     names = [s.name for s in sites if s.name not in q.site_inputs]
     if not names:
         return f"none of {len(sites)} sites"
     more = f" and {len(names) - 4} more" if len(names) > 4 else ""
     return f"{len(names)} of {len(sites)} sites: {', '.join(names[:4])}{more}"
+
+
+def _sites(q) -> tuple[Site, ...] | None:
+    if q.denoiser.shape is None:
+        return None
+    try:
+        return q.denoiser.sites()
+    except (TypeError, ValueError):  # a network of another dtype than float32
+        return None
 
 
 def weights_text(q, bits: Mapping[str, Any]) -> str:

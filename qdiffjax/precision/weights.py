@@ -6,11 +6,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from qdiffjax._checks import require
 from qdiffjax._typing import EpsFn
 from qdiffjax.precision.recipe import Recipe
 from qdiffjax.quant import Format, IntFormat, absmax, fake_quant, keep_sums
+from qdiffjax.quant.granularity import concrete_all
 from qdiffjax.sites import Site, rules, transform
 
 
@@ -80,12 +83,19 @@ def round_weights(
 
     Returns:
       What round_fn returns, by site.
+
+    Raises:
+      ValueError: a weight that is not finite; names the site.
     """
     rounded = {}
     for site in sites:
         bits = recipe.bits[site.name].weight if site.name in recipe.bits else None
         if bits is not None and site.name in weights:
             w, format = weights[site.name], format_fn(bits)
+            require(
+                concrete_all(jnp.isfinite, w), f"{site.name}, weight", got="NaN or infinity",
+                expected="finite numbers", remedy="codes hold neither: mend the parameters",
+            )  # fmt: skip
             grid = _grid(w, _width_as_data(format), granularity(site), calibrate_fn)
             if adjust_fn is not None:
                 w = adjust_fn(site, w, *grid, format)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from qdiffjax._checks import require
 from qdiffjax._typing import Array
 from qdiffjax.quant.formats import IntFormat, check_equal_steps
-from qdiffjax.quant.granularity import check_like, compute_dtype, expand, in_steps
+from qdiffjax.quant.granularity import check_like, compute_dtype, expand, in_steps, saturated
 from qdiffjax.quant.qtensor import check_arguments, zero_like
 
 STRETCH_LOW, STRETCH_HIGH = -0.1, 1.1  # gamma and zeta of the paper
@@ -91,7 +91,7 @@ def fake_quant_adaround(
     low, high = low - zero, high - zero
     # Not jnp.clip, which would halve the gradient of a code that is exactly an end.
     code = jnp.where(code < low, low, jnp.where(code > high, high, code))
-    return (expand(scale, x.shape) * code).astype(x.dtype)
+    return saturated(expand(scale, x.shape) * code, x.dtype)
 
 
 def adaround_regularizer(logits: Array, beta: Array | float) -> Array:

@@ -34,6 +34,7 @@ from qdiffjax.quant.granularity import (
     granules,
     in_steps,
     normal_or_one,
+    saturated,
 )
 from qdiffjax.quant.straight_through import fake_quant, fake_quant_codes, with_value
 
@@ -167,7 +168,7 @@ def fake_quant_subtractive(
     round_fn = functools.partial(rounding.dithered, dither=noise)
     # In steps, so that one product comes last: s q - s d would be fused or not, at a whim.
     codes = fake_quant(v, jnp.ones_like(scale), zero_point, format=format, round_fn=round_fn)
-    return (expand(scale, x.shape) * (codes - noise)).astype(x.dtype)
+    return saturated(expand(scale, x.shape) * (codes - noise), x.dtype)
 
 
 def fake_quant_codebook(
@@ -210,6 +211,7 @@ def fake_quant_codebook(
     scale, held = expand(scale, x.shape), jnp.where(inside, v, 0)
     looked_up = scale * levels[level_index(v, fixed, round_fn)]
     straight = jnp.where(inside, wide - held * scale, 0) + looked_up
+    looked_up = saturated(looked_up, x.dtype).astype(wide.dtype)
     return with_value(straight, jnp.where(jnp.isnan(wide), wide, looked_up)).astype(x.dtype)
 
 

@@ -149,6 +149,15 @@ def inverse(scale: Array) -> Array:
     return 1 / scale
 
 
+def saturated(x: Array, dtype) -> Array:
+    """Return x [*shape] as dtype, what lies beyond its largest number as that, NaN as NaN.
+
+    A grid reaches up to half a step past the data that it covers, which float16 may not.
+    """
+    largest = jnp.finfo(dtype).max.astype(x.dtype)
+    return jnp.clip(x, -largest, largest).astype(dtype)
+
+
 def divide_small(x: Array, y: Array) -> Array:
     """Return x / y [*groups], correctly rounded whether or not the compiler knows y."""
     return x / jax.lax.optimization_barrier(jnp.broadcast_to(y, x.shape))

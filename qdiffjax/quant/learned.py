@@ -24,6 +24,7 @@ from qdiffjax.quant.granularity import (
     granules,
     group,
     normal_or_one,
+    saturated,
 )
 from qdiffjax.quant.qtensor import check_arguments
 from qdiffjax.quant.straight_through import fake_quant, fake_quant_codes, with_value
@@ -62,7 +63,7 @@ def fake_quant_lsq_plus(x: Array, scale: Array, beta: Array, *, format: IntForma
     check_divides(x.shape, beta.shape)
     dtype = compute_dtype(x)
     shift = expand(beta.astype(dtype), x.shape)
-    return (fake_quant(x.astype(dtype) - shift, scale, format=format) + shift).astype(x.dtype)
+    return saturated(fake_quant(x.astype(dtype) - shift, scale, format=format) + shift, x.dtype)
 
 
 def fake_quant_pact(x: Array, alpha: Array, *, format: IntFormat) -> Array:

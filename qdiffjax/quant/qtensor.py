@@ -17,6 +17,7 @@ from qdiffjax.quant.granularity import (
     concrete_all,
     expand,
     in_steps,
+    saturated,
 )
 
 
@@ -104,11 +105,12 @@ def quantize(
 def dequantize(q: QTensor, dtype=jnp.float32) -> Array:
     """Return scale * (codes - zero_point) [*shape] in units of x, as `dtype`.
 
-    Codes are shifted and scaled in float32 (float64 if the scale is float64), then cast once.
+    Codes are shifted and scaled in float32 (float64 if the scale is float64), then cast once; what
+    dtype cannot hold is its largest number.
     """
     zero = zero_like(q.zero_point, q.scale, q.shape)
     shifted = q.format.decode(q.codes, q.scale.dtype) - zero
-    return (expand(q.scale, q.shape) * shifted).astype(dtype)
+    return saturated(expand(q.scale, q.shape) * shifted, dtype)
 
 
 def quantization_error(
@@ -127,7 +129,7 @@ def quantization_error(
     x, scale = check_arguments(x, scale, zero_point, format)
     scale = scale.astype(compute_dtype(x))
     zero = zero_like(zero_point, scale, x.shape)
-    grid = expand(scale, x.shape) * steps(x, scale, zero, format, round_fn)
+    grid = saturated(expand(scale, x.shape) * steps(x, scale, zero, format, round_fn), scale.dtype)
     return grid - x.astype(grid.dtype)
 
 

@@ -64,7 +64,8 @@ def fake_quant(
 
     Returns:
       Array [*shape], dtype of x; arithmetic in float32 (float64 for float64 x). Inside,
-      |x_hat - x| <= scale / 2. NaN gives NaN, infinities saturate.
+      |x_hat - x| <= scale / 2. NaN gives NaN, infinities saturate, and so does what
+      the dtype of x cannot hold.
 
     Raises:
       TypeError: x is not real.
@@ -188,17 +189,21 @@ def _fake_quant(x, scale, zero_point, round_grid, low, high):
     # The grid is the rule's business only through the values it returns, so any format, with
     # fields traced or not, shares one rule.
     rounded = round_grid(jax.lax.stop_gradient(wide) * inverse_scale)
-    return _to_grid(wide, scale, zero, inverse_scale, low, high, rounded).astype(x.dtype)
+    largest = jnp.finfo(x.dtype).max.astype(dtype)
+    return _to_grid(wide, scale, zero, inverse_scale, low, high, rounded, largest).astype(x.dtype)
 
 
 @jax.custom_jvp
-def _to_grid(x, scale, zero, inverse_scale, low, high, rounded):
-    """Return scale * clip(rounded, low - zero, high - zero), all broadcasting."""
-    return scale * jnp.clip(rounded, low - zero, high - zero)
+def _to_grid(x, scale, zero, inverse_scale, low, high, rounded, largest):
+    """Return scale * clip(rounded, low - zero, high - zero), all broadcasting.
+
+    The last half step may reach past the largest number of the result's dtype, and stays there.
+    """
+    return jnp.clip(scale * jnp.clip(rounded, low - zero, high - zero), -largest, largest)
 
 
 def _to_grid_jvp(primals, tangents):
-    x, scale, zero, inverse_scale, low, high, rounded = primals
+    x, scale, zero, inverse_scale, low, high, rounded, _ = primals
     dx, dscale, dzero = tangents[:3]
     v, low, high = x * inverse_scale, low - zero, high - zero
     # Without this slack the element that set scale = absmax / qmax would be inside or outside

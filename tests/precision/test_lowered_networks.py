@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import qdiffjax as qd
 from qdiffjax import diffusion, kernels, precision
+from qdiffjax.kernels.operands import quantized
 from qdiffjax.precision import calibration as ptq
 from qdiffjax.precision.settings import static_grid
 from qdiffjax.quant import (
@@ -209,3 +211,44 @@ def test_weights_are_codes_and_nothing_else():
     stored = {n: s.weight for n, s in q.site_inputs.items() if s.weight is not None}
     assert set(stored) == {s.name for s in sites if s.weight is not None}
     assert all(isinstance(w, QTensor) and w.codes.dtype == jnp.int4 for w in stored.values())
+
+
+def test_a_bfloat16_network_rounds_once_more_in_simulation_and_its_table_says_so():
+    shapes = {"w": (8, 16), "out": (16, 8)}
+    params = {name: normal(1, *shape).astype(jnp.bfloat16) for name, shape in shapes.items()}
+
+    def fn(p, x, t):
+        y = jnp.tanh(x.astype(jnp.bfloat16) @ p["w"])
+        return (y @ p["out"]).astype(jnp.float32)
+
+    denoiser = qd.Denoiser(fn, params, qd.linear(), (8,))
+    calibration = qd.calibrate(denoiser, qd.ddim(denoiser.schedule, 2), jax.random.key(0))
+    simulated, lowered = (f(calibration, "W8A8", sites=["w"]) for f in (qd.quantize, qd.lower))
+    assert "bfloat16 keep less" in str(simulated)
+    assert "bfloat16" not in str(lowered)
+    x = normal(3, 4, 8).astype(jnp.float32)
+    # By hand: the grid's numbers of this x, in float64 and as bfloat16 keeps them.
+    grid, codes = lowered.site_inputs["w"].activations[0], lowered.site_inputs["w"].weight
+    exact = dequantize(quantized(x.astype(jnp.bfloat16), grid, (1,))), dequantize(codes)
+    kept = [np.asarray(a.astype(jnp.bfloat16), np.float64) for a in exact]
+    assert not np.array_equal(kept[0], exact[0])
+
+    def hidden(q):
+        _, outputs = transform(q.eps_fn, watch(q.rule))(q.params, x, 0.5, site_inputs=q.site_inputs)
+        return np.asarray(outputs["w"].astype(jnp.float32))
+
+    def as_bfloat16(y):
+        return np.asarray(jnp.asarray(y, jnp.bfloat16).astype(jnp.float32))
+
+    assert np.array_equal(hidden(lowered), as_bfloat16(np.matmul(*map(np.float64, exact))))
+    assert np.array_equal(hidden(simulated), as_bfloat16(np.matmul(*kept)))
+
+
+def watch(rule):
+    """The rule, with the result of every site as its output."""
+
+    def watched(*args):
+        y, _ = rule(*args)
+        return y, y
+
+    return watched

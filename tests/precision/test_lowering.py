@@ -102,6 +102,26 @@ def test_convolutions_of_any_layout_are_the_simulation_padding_included(name):
     assert check_site(convolution(spec, x, w, **window), w8a8) == "codes"
 
 
+@pytest.mark.parametrize(
+    ("name", "inputs_fn"),
+    [(name, w8a8) for name in ("x w", "two axes", "q k", "same", "mixed axes", "3-D")]
+    + [("batch of w", dynamic), ("stride 2", dynamic)],
+)
+def test_a_missing_number_is_missing_where_the_simulation_misses_it(name, inputs_fn):
+    net = dot(name) if name in DOTS else convolution(*CONVS[name][:3], **CONVS[name][3])
+    (place,) = [s for s in list_sites(net.fn, *net.args) if s.product]
+    inputs = {place.name: inputs_fn(place, net)}  # calibrated on numbers
+    x = net.x.ravel().at[net.x.size // 3].set(jnp.nan).reshape(net.x.shape)
+
+    def is_missing(rule):
+        y = quick_jit(transform(net.fn, rule))(net.params, x, *net.args[2:], site_inputs=inputs)[0]
+        return np.isnan(np.asarray(y))
+
+    expected = is_missing(lambda site, op, values, _: (op(*values), None))
+    assert expected.any()
+    np.testing.assert_array_equal(is_missing(LOWER), expected)
+
+
 @pytest.mark.parametrize("name", ["stride 2", "cropping padding", "mixed axes"])
 @pytest.mark.parametrize(("inputs_fn", "how"), [(weight_only, "weight codes"), (dynamic, "codes")])
 def test_convolutions_of_real_activations_and_scales_of_samples_too(name, inputs_fn, how):

@@ -10,6 +10,8 @@ import pytest
 
 from qdiffjax import precision
 from qdiffjax.precision import Recipe, SiteBits
+from qdiffjax.precision.codes import weight_codes
+from qdiffjax.precision.weights import simulated
 from qdiffjax.quant import calibration
 from qdiffjax.sites import list_sites
 from tests import worlds
@@ -189,3 +191,13 @@ def test_weight_operands_take_parameters_of_any_dtype():
     recipe = precision.uniform(listed, weight_bits=4, activation_bits=None)
     prepared = precision.round_weights(weights, listed, recipe)
     assert jax.tree.map(lambda a: a.dtype, prepared) == {"params": jnp.bfloat16}
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_weight_that_is_not_finite_is_refused_by_name(value):
+    weights = {"a": jnp.ones((2, 3), jnp.float32).at[1, 1].set(value)}
+    sites = list_sites(lambda p, x, t: x @ p["a"], weights, jnp.ones((1, 2), jnp.float32), 0.0)
+    recipe = precision.uniform(sites, weight_bits=8, activation_bits=None)
+    for round_fn in (simulated, weight_codes):
+        with pytest.raises(ValueError, match="a, weight: got NaN or infinity"):
+            precision.round_weights(weights, sites, recipe, round_fn)

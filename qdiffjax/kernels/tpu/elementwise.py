@@ -15,6 +15,7 @@ from qdiffjax.kernels.operands import is_integer, is_multiplied
 from qdiffjax.kernels.tpu import prologue
 from qdiffjax.kernels.tpu.grid import Blocks, Operand, call, fitted, of_device
 from qdiffjax.quant import IntFormat, check_arguments
+from qdiffjax.quant.granularity import saturated
 
 
 def rounded(
@@ -63,8 +64,8 @@ def _round(format: Any, refs: dict) -> None:
         q = prologue.whole_steps(x * step.inverse, format.low - zero, format.high - zero)
     else:
         q = prologue.codes(x, step, format)
-    y = jnp.where(x == x, scale * q.astype(jnp.float32), jnp.nan)
-    refs["out"][...] = y.astype(refs["out"].dtype)
+    y = saturated(scale * q.astype(jnp.float32), refs["out"].dtype)
+    refs["out"][...] = jnp.where(x == x, y, jnp.nan)
 
 
 def _round_at_random(format: IntFormat, refs: dict) -> None:

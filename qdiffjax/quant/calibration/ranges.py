@@ -70,13 +70,22 @@ def scale_from_range(
     if include_zero:
         low, high = wide
     else:
-        far = jnp.maximum(high, -low) * num_steps > MOST_STEPS_FROM_ZERO * (high - low)
+        far = jnp.maximum(high, -low) > MOST_STEPS_FROM_ZERO * _step(low, high, num_steps)
         low, high = (jnp.where(far, w, end) for w, end in zip(wide, (low, high), strict=True))
-    scale = normal_or_one(divide_small(high - low, num_steps))
+    scale = normal_or_one(_step(low, high, num_steps))
     zero_point = jnp.round(qmin - h - low / scale)
     if include_zero:
         zero_point = jnp.clip(zero_point, qmin, qmax)
     return scale, zero_point.astype(jnp.int32)
+
+
+def _step(low, high, num_steps):
+    """Return (high - low) / num_steps; in halves, since the difference of finite ends may not be
+    finite, and no more than the largest number for ends that are.
+    """
+    step = divide_small(high / 2 - low / 2, num_steps / 2)
+    is_finite = jnp.isfinite(low) & jnp.isfinite(high)
+    return jnp.where(is_finite, jnp.minimum(step, jnp.finfo(step.dtype).max), step)
 
 
 def minmax_range(x: Array, scale_shape: Shape) -> tuple[Array, Array]:
