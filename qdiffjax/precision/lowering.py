@@ -94,9 +94,10 @@ def lower_site(path: Path | None = None) -> Rule:
 
     Where `quantize_site` multiplies q's real values, so that the two differ by the order of float
     sums; for a bfloat16 or float16 network also by the rounding of those values to its dtype, up
-    to 2^-9 or 2^-12 of each, which codes do not suffer. Inputs of a site are a `SiteQuant` with a `QTensor` (or a `Stored` one) for the weight
-    operand, and an `ActivationGrid`, or None, for each activation operand. What kernels do not
-    multiply is simulated: `lowering_of` says where and why. Derivatives are the simulation's.
+    to 2^-9 or 2^-12 of each, which codes do not suffer. NaN in a rounded activation makes what it
+    is summed into NaN. Inputs of a site are a `SiteQuant` with a `QTensor` (or a `Stored` one) for
+    the weight operand, and an `ActivationGrid`, or None, for each activation operand. What kernels
+    do not multiply is simulated: `lowering_of` says where and why. Derivatives are the simulation's.
     """
     return _rule(path)
 

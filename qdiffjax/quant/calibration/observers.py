@@ -121,11 +121,13 @@ class HistogramState(NamedTuple):
       exponent: int32 [*scale_shape]; 2^exponent is the least power above max|x|.
       counts: int32 [*scale_shape, num_bins]; overflows at 2^31 elements in one bin.
       range: ends of what was seen.
+      zeros: int32 [*scale_shape], exact zeros among the counts.
     """
 
     exponent: Array
     counts: Array
     range: RangeState
+    zeros: Array
 
 
 def histogram_observer(
@@ -225,6 +227,7 @@ def kl_range(state: HistogramState, *, format: Format) -> tuple[Array, Array]:
     Half the bins of the observer, for |x|, must be at least as many as the levels >= 0.
     """
     counts, width = _magnitudes(state)
+    counts = search.without_zeros(counts, state.zeros)
     end = search.kl_ratio(counts, format=format) * width * counts.shape[-1]
     high = jnp.minimum(end, _absmax(state))
     return -high, high
@@ -233,7 +236,8 @@ def kl_range(state: HistogramState, *, format: Format) -> tuple[Array, Array]:
 def _empty_histogram(scale_shape: Shape, *, num_bins: int) -> HistogramState:
     counts = jnp.zeros((*scale_shape, num_bins), jnp.int32)
     exponent = jnp.full(scale_shape, LEAST_EXPONENT, jnp.int32)
-    return HistogramState(exponent, counts, empty_range(scale_shape))
+    zeros = jnp.zeros(scale_shape, jnp.int32)
+    return HistogramState(exponent, counts, empty_range(scale_shape), zeros)
 
 
 def _count(state: HistogramState, x: Array) -> HistogramState:
@@ -248,13 +252,14 @@ def _count(state: HistogramState, x: Array) -> HistogramState:
     bins = jnp.floor(x.astype(inverse_width.dtype) * expand(inverse_width, x.shape))
     bins = jnp.clip(bins.astype(jnp.int32) + half, 0, num_bins - 1)
     counts = search.count_bins(bins, shape, num_bins)
-    return _merge_histograms(state, HistogramState(exponent, counts, seen))
+    zeros = search.count_zeros(x, shape)
+    return _merge_histograms(state, HistogramState(exponent, counts, seen, zeros))
 
 
 def _merge_histograms(a: HistogramState, b: HistogramState) -> HistogramState:
     exponent = jnp.maximum(a.exponent, b.exponent)
     counts = _coarsen(a.counts, exponent - a.exponent) + _coarsen(b.counts, exponent - b.exponent)
-    return HistogramState(exponent, counts, merge_ranges(a.range, b.range))
+    return HistogramState(exponent, counts, merge_ranges(a.range, b.range), a.zeros + b.zeros)
 
 
 def _coarsen(counts: Array, doublings: Array) -> Array:

@@ -130,7 +130,9 @@ def kl(
     """Return the symmetric grid whose quantized histogram of |x| is nearest the histogram in
     divergence.
 
-    The range is `kl_ratio` of max|x|, from a histogram of |x| in num_bins equal bins.
+    The range is `kl_ratio` of max|x|, from a histogram of |x| in num_bins equal bins. Exact zeros,
+    such as those behind a ReLU, are not counted: they are on every grid, whatever its range, but
+    would outweigh all else.
 
     Args:
       x: data [*shape].
@@ -150,6 +152,7 @@ def kl(
     first_candidate(format, num_bins)
     x, shape = ranges.prepare(x, scale_shape)
     counts, top = magnitude_histogram(x, shape, num_bins)
+    counts = without_zeros(counts, count_zeros(x, shape))
     end = top * kl_ratio(counts, format=format).astype(top.dtype)
     return ranges.grid_of((-end, end), format, symmetric=True, overhang=overhang)
 
@@ -212,6 +215,17 @@ def magnitude_histogram(x: Array, scale_shape: Shape, num_bins: int) -> tuple[Ar
     top = jnp.max(*group(size, scale_shape))
     bins = jnp.floor(size * expand(num_bins / normal_or_one(top), x.shape)).astype(jnp.int32)
     return count_bins(jnp.clip(bins, 0, num_bins - 1), scale_shape, num_bins), top
+
+
+def count_zeros(x: Array, scale_shape: Shape) -> Array:
+    """Return the number of exact zeros in each granule, int32 [*scale_shape]."""
+    grouped, axes = group(x == 0, scale_shape)
+    return jnp.sum(grouped, axes, jnp.int32)
+
+
+def without_zeros(counts: Array, zeros: Array) -> Array:
+    """Take zeros [*scale_shape] out of the first bin of magnitudes [*scale_shape, num_bins]."""
+    return counts.at[..., 0].add(-zeros)
 
 
 def count_bins(bins: Array, scale_shape: Shape, num_bins: int) -> Array:

@@ -20,6 +20,7 @@ from qdiffjax.quant.calibration import (
     lp,
     rms,
 )
+from qdiffjax.quant.calibration.observers import histogram_observer, kl_range
 from qdiffjax.quant.calibration.search import magnitude_histogram, spread
 from tests.tolerances import assert_close
 
@@ -178,6 +179,21 @@ def test_kl_clips_a_lone_outlier_and_leaves_uniform_data_alone():
     assert_close(_scale(jnp.asarray(x), kl, format, num_bins=256), np.array([1 / 7]))
     outlier = jnp.asarray(np.append(np.random.default_rng(0).normal(size=4000), 100.0))
     assert float(_scale(outlier, kl, format, num_bins=512)[0]) * 7 < 10
+
+
+@pytest.mark.parametrize("share", [0.5, 0.9, 0.99])
+@pytest.mark.parametrize("format", [IntFormat(4), IntFormat(4, signed=False)])
+def test_exact_zeros_move_neither_the_kl_range_nor_that_of_its_observer(share, format):
+    x = np.abs(np.random.default_rng(0).laplace(size=(400, 1))).astype(np.float32)
+    with_zeros = np.concatenate([np.zeros((int(400 * share / (1 - share)), 1), np.float32), x])
+    fit = jax.jit(functools.partial(kl, format=format, num_bins=64))
+    np.testing.assert_array_equal(fit(with_zeros)[0], fit(x)[0])
+    observer = histogram_observer(functools.partial(kl_range, format=format), num_bins=128)
+    ends = [
+        jax.jit(lambda x: observer.finalize(observer.update(observer.init((1, 1)), x)))(data)
+        for data in (with_zeros, x)
+    ]
+    np.testing.assert_array_equal(*ends)
 
 
 def test_kl_refuses_what_it_cannot_do():
