@@ -97,7 +97,7 @@ def lower_site(path: Path | None = None) -> Rule:
     to 2^-9 or 2^-12 of each, which codes do not suffer. NaN in a rounded activation makes what it
     is summed into NaN. Inputs of a site are a `SiteQuant` with a `QTensor` (or a `Stored` one) for
     the weight operand, and an `ActivationGrid`, or None, for each activation operand. What kernels
-    do not multiply is simulated: `lowering_of` says where and why. Derivatives are the simulation's.
+    do not multiply is simulated, as `lowering_of` says. Derivatives are the simulation's.
     """
     return _rule(path)
 
