@@ -73,7 +73,7 @@ ENTRIES = {entry.name: entry for entry in (
     Entry("DDPM", diffusion.ancestral, uniform),
     Entry("DDPM, fixed large", partial(diffusion.from_coeffs, coeffs_fn=large), uniform),
     Entry("Euler", diffusion.euler, quadratic),
-    Entry("Heun", diffusion.heun, quadratic, 2),
+    Entry("Heun", partial(diffusion.heun, denoise_last=True), quadratic, 2),
     Entry("EDM", diffusion.edm_heun, karras, 2),
     Entry("EDM, churn", partial(diffusion.edm, churn=4.0, churn_range=(0.05, 50.0)), karras, 2),
     Entry("Euler-Maruyama", diffusion.euler_maruyama, quadratic),

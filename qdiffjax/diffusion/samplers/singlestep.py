@@ -1,7 +1,7 @@
 """Singlestep samplers: DPM-Solver-1/2/3, DPM-Solver++(2S), Euler, Heun and any Runge-Kutta method.
 
 Each interval stands alone; slot 0 stays x_t until its last call, the other slots hold its stages.
-Where sigma_s = 0 the interval is one first-order call. Intermediate times need schedule.time:
+Where sigma_s = 0 the interval is one first-order call: DDIM, and Euler in Heun's method. Intermediate times need schedule.time:
 take a `Process`; for a discrete schedule `Interpolated(schedule)`, whose network sees real times.
 """
 
@@ -24,12 +24,17 @@ from qdiffjax.diffusion.samplers.table import (
 from qdiffjax.diffusion.schedules import NoiseLevel
 
 
-def _each(schedule, times, num_slots: int, calls_fn: Callable[[Interval], list[Call]], prediction):
-    """Return the table whose intervals make the calls calls_fn(step); DDIM where sigma_s = 0."""
+def _each(
+    schedule, times, num_slots: int, calls_fn: Callable[[Interval], list[Call]], prediction,
+    denoise_last: bool = True,
+) -> Steps:  # fmt: skip
+    """Return the table whose intervals make the calls calls_fn(step); DDIM where sigma_s = 0, if
+    asked.
+    """
     (x, *others), out, _ = basis(num_slots)
     calls: list[Call] = []
     for step in intervals(schedule, times):
-        if step.to.sigma == 0 or num_slots == 1:
+        if (step.to.sigma == 0 and denoise_last) or num_slots == 1:
             x_0, eps = denoise(x, out, step.at, prediction)
             moved = step.to.alpha * x_0 + step.to.sigma * eps
             calls.append(Call(step.t, step.s, x, (moved, *others)))
@@ -166,14 +171,31 @@ def euler(process: Process, times, *, prediction: PredictionFn = eps_prediction)
     return assemble(calls)
 
 
-def heun(process: Process, times, *, prediction: PredictionFn = eps_prediction) -> Steps:
+def heun(
+    process: Process,
+    times,
+    *,
+    denoise_last: bool = False,
+    prediction: PredictionFn = eps_prediction,
+) -> Steps:
     """Return Heun's method in the process's own time; Karras et al. 2022, algorithm 1.
 
         d_1 = dx/dt at (x_t, t),   d_2 = dx/dt at (x_t + (s - t) d_1, s)
-        x_s = x_t + (s - t) (d_1 + d_2) / 2
+        x_s = x_t + (s - t) (d_1 + d_2) / 2;   x_s = x_t + (s - t) d_1 where sigma_s = 0
 
-    with dx/dt = alpha' x_0 + sigma' eps. Two calls an interval, the last one where sigma_s = 0.
-    With `EDM` this is the EDM sampler; for other processes see also `edm_heun`.
+    with dx/dt = alpha' x_0 + sigma' eps. Two calls an interval, one where sigma_s = 0.
+
+    That last step is Euler's in t. In sigma_edm = sigma / alpha, where d(x / alpha) = eps
+    d(sigma_edm), Euler's step to 0 is DDIM, x_s = alpha_s x_0. The two agree where alpha and sigma
+    are linear in t, as those of `EDM` (the EDM sampler) and `Flow`; elsewhere Euler leaves
+    (sigma_t + (s - t) sigma') eps, of second order in t - s. Diffusers' Heun is that in sigma_edm,
+    `edm_heun`.
+
+    Args:
+      process: see `Process`.
+      times: [N+1], noisiest first.
+      denoise_last: whether the step to sigma_s = 0 is DDIM.
+      prediction: what the network predicts.
 
     Example:
       >>> import qdiffjax as qd
@@ -185,10 +207,12 @@ def heun(process: Process, times, *, prediction: PredictionFn = eps_prediction) 
 
     def calls(step: Interval) -> list[Call]:
         width = step.s - step.t
+        speed = _speed(denoise(x, out, step.at, prediction), process, step.t)
+        if step.to.sigma == 0:
+            return [Call(step.t, step.s, x, (x + width * speed, first))]
         read = x + width * first
         second = _speed(denoise(read, out, step.to, prediction), process, step.s)
         moved = x + width * (first + second) / 2
-        speed = _speed(denoise(x, out, step.at, prediction), process, step.t)
         return [Call(step.t, step.t, x, (x, speed)), Call(step.s, step.s, read, (moved, first))]
 
-    return _each(process, times, 2, calls, prediction)
+    return _each(process, times, 2, calls, prediction, denoise_last=denoise_last)

@@ -109,6 +109,26 @@ def test_unipc_1_predicts_with_ddim_and_corrects_with_the_trapezoid():
     assert_close(state[0, 0, 0], expected, factor=64)
 
 
+@pytest.mark.parametrize("process", [VP, d.EDM(), d.Flow(), d.Cosine()], ids=lambda p: type(p).__name__)
+def test_the_last_step_of_heun_is_eulers_in_the_time_of_the_process(process):
+    """Karras et al. 2022, algorithm 1: x + (0 - t) dx/dt, with f x + g^2 eps / (2 sigma)."""
+    t, x, eps = 0.4, 0.7, -1.2
+    level, (f, g2) = process.exact(np.array(t)), process.exact_rates(t)
+
+    def last(steps):
+        state = steps.coeffs.start(np.array([[x]]))
+        coeffs = jax.tree.map(lambda leaf: leaf[-1], steps.coeffs)
+        return coeffs.advance(state, np.array([[eps]]))[0, 0, 0]
+
+    speed = f * x + g2 * eps / (2 * level.sigma)
+    assert_close(last(d.heun(process, [t, 0.0])), x - t * speed, factor=64)
+    denoised = (x - level.sigma * eps) / level.alpha
+    assert_close(last(d.heun(process, [t, 0.0], denoise_last=True)), denoised, factor=64)
+    assert_close(last(d.edm_heun(process, [t, 0.0])), denoised, factor=64)
+    is_linear = isinstance(process, (d.EDM, d.Flow))
+    assert np.isclose(x - t * speed, denoised) == is_linear
+
+
 @pytest.mark.parametrize("prediction", [d.v_prediction, d.flow_prediction, d.x0_prediction])
 @pytest.mark.parametrize(
     "method",
