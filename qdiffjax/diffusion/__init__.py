@@ -63,6 +63,7 @@ from qdiffjax.diffusion.parameterizations import (
     Denoised,
     as_eps,
     clipped,
+    clipped_x0,
     convert,
     denoise,
     dynamic_threshold,
@@ -72,6 +73,7 @@ from qdiffjax.diffusion.parameterizations import (
     level_like,
     score_prediction,
     thresholded,
+    thresholded_x0,
     v_prediction,
     x0_prediction,
 )

@@ -12,7 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from qdiffjax._checks import require
 from qdiffjax._typing import Array, EpsFn, PyTree, float_dtype
+from qdiffjax.diffusion.loop import StepCoeffs, Steps
 from qdiffjax.diffusion.schedules import NoiseLevel
 
 PredictionFn = Callable[[NoiseLevel], tuple[Any, Any]]
@@ -113,9 +115,9 @@ def thresholded(eps_fn: EpsFn, level_fn: LevelFn, threshold_fn: Callable[[Array]
 
         x_0 = threshold_fn((x - sigma eps) / alpha),   eps = (x - alpha x_0) / sigma
 
-    The one place for clipping: it acts on eps, so every sampler sees the same clipped network
-    (diffusers' DDIM recomputes eps only with `use_clipped_model_output=True`). At sigma = 0 the
-    output is unchanged, alpha > 0.
+    It acts on eps, so every sampler sees the same clipped network: DDPM of Ho et al. 2020 and of
+    diffusers, and diffusers' DDIM with `use_clipped_model_output=True`. Without that flag, its
+    default, DDIM keeps eps: see `thresholded_x0`. At sigma = 0 the output is unchanged, alpha > 0.
     """
 
     def clipped_fn(params, x, t, *rest):
@@ -133,6 +135,57 @@ def thresholded(eps_fn: EpsFn, level_fn: LevelFn, threshold_fn: Callable[[Array]
 def clipped(eps_fn: EpsFn, level_fn: LevelFn, low: float = -1.0, high: float = 1.0) -> EpsFn:
     """Return eps_fn with x_0 clipped to [low, high]; Ho et al. 2020, code."""
     return thresholded(eps_fn, level_fn, lambda x_0: jnp.clip(x_0, low, high))
+
+
+def thresholded_x0(
+    eps_fn: EpsFn, level_fn: LevelFn, steps: Steps, threshold_fn: Callable[[Array], Array]
+) -> EpsFn:
+    """Return eps_fn that makes first-order steps use threshold_fn(x_0), but eps as it was.
+
+        x_s = alpha_s threshold_fn(x_0) + (b + a sigma_t) eps + noise z,   a = alpha_s / alpha_t
+
+    for a step a x_t + b eps + noise z, with x_0 = (x_t - sigma_t eps) / alpha_t: diffusers' DDIM
+    with `clip_sample` or `thresholding`. What the network must say for that depends on the step:
+    eps - (alpha_s / b) (x_0 - threshold_fn(x_0)).
+
+    Args:
+      eps_fn: (params, x, t, *rest) -> eps.
+      level_fn: the process, t -> level.
+      steps: the steps to be run, without memory, such as those of `ddim`. NaN at other times.
+      threshold_fn: x_0 [batch, *shape] -> same, as in `thresholded`.
+
+    Raises:
+      TypeError: steps of a sampler with memory, for which no eps does this.
+      ValueError: two steps from one time.
+    """
+    times = np.asarray(steps.t)
+    require(
+        isinstance(steps.coeffs, StepCoeffs), "steps", got=type(steps.coeffs).__name__,
+        expected="first-order steps, such as ddim(schedule, n)", error=TypeError,
+        remedy="`thresholded` serves every sampler",
+    )  # fmt: skip
+    require(np.unique(times).size == times.size, "steps", got="two steps from one time",
+            expected="one from each", remedy="`thresholded` serves every sampler")  # fmt: skip
+
+    def clipped_fn(params, x, t, *rest):
+        x = jnp.asarray(x).astype(float_dtype(x))
+        eps, level = eps_fn(params, x, t, *rest).astype(x.dtype), level_like(level_fn, t, x)
+        x_0 = (x - level.sigma * eps) / level.alpha
+        t, ratios = jnp.asarray(t).astype(x.dtype), steps.coeffs.x / steps.coeffs.eps
+        is_now = t[..., None] == steps.times(x).reshape((1,) * t.ndim + (-1,))
+        ratio = jnp.asarray(ratios)[jnp.argmax(is_now, -1)].astype(x.dtype)
+        ratio = jnp.where(is_now.any(-1), ratio, jnp.nan)
+        ratio = level.alpha * ratio.reshape(ratio.shape + (1,) * (x.ndim - ratio.ndim))
+        return eps - ratio * (x_0 - threshold_fn(x_0))
+
+    return clipped_fn
+
+
+def clipped_x0(
+    eps_fn: EpsFn, level_fn: LevelFn, steps: Steps, low: float = -1.0, high: float = 1.0
+) -> EpsFn:
+    """Return eps_fn that makes steps use x_0 clipped to [low, high], but eps as it was."""
+    return thresholded_x0(eps_fn, level_fn, steps, lambda x_0: jnp.clip(x_0, low, high))
 
 
 def dynamic_threshold(quantile: float = 0.995, largest: float = jnp.inf):

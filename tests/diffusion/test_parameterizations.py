@@ -95,6 +95,45 @@ def test_clipping_moves_eps_so_that_x_0_is_in_range_and_nothing_else():
     np.testing.assert_array_equal(np.asarray(after)[inside], np.asarray(before)[inside])
 
 
+@pytest.mark.parametrize("eta", [0.0, 0.6])
+@pytest.mark.parametrize("keeps_eps", [False, True])
+def test_ddim_with_clipping_is_the_loop_by_hand_both_ways(keeps_eps, eta):
+    """Song et al. 2021, eq. 12, on the clipped x_0, with eps kept or derived from it anew."""
+    steps, key = d.ddim(SCHEDULE, 6, eta=eta), jax.random.key(3)
+    x_T = 2 * jax.random.normal(jax.random.key(0), (7, 2))
+    clip = (steps, -0.5, 0.5) if keeps_eps else (-0.5, 0.5)
+    fn = (d.clipped_x0 if keeps_eps else d.clipped)(EPS_FN, SCHEDULE, *clip)
+    run = jax.jit(lambda x: d.sample(d.bind(fn, LAW), x, steps, key=key).x_0)
+    x, num_clipped = np.asarray(x_T), 0
+    for i, (t, s) in enumerate(zip(*map(np.asarray, (steps.t, steps.s)), strict=True)):
+        level, to = SCHEDULE.exact(t), SCHEDULE.exact(s)
+        eps = np.asarray(EPS_FN(LAW, jnp.asarray(x), jnp.float64(t)))
+        x_0 = (x - level.sigma * eps) / level.alpha
+        clipped = np.clip(x_0, -0.5, 0.5)
+        num_clipped += np.sum(x_0 != clipped)
+        if not keeps_eps:
+            eps = (x - level.alpha * clipped) / level.sigma
+        ratio = level.alpha * to.sigma / (to.alpha * level.sigma)
+        noise = eta * to.sigma * np.sqrt(1 - ratio**2)
+        x = to.alpha * clipped + np.sqrt(to.sigma**2 - noise**2) * eps
+        x = x + noise * np.asarray(d.step_noise(key, i, x_T))
+    assert num_clipped > 10
+    assert_close(run(x_T), x, factor=1e4)
+
+
+def test_clipping_that_keeps_eps_serves_first_order_steps_at_their_own_times():
+    with pytest.raises(TypeError, match="got SlotCoeffs"):
+        d.clipped_x0(EPS_FN, SCHEDULE, d.dpmpp_2m(SCHEDULE, d.uniform_times(1000, 4)))
+    twice = d.predictor_corrector(SCHEDULE, d.uniform_times(1000, 4))
+    with pytest.raises(ValueError, match="two steps from one time"):
+        d.clipped_x0(EPS_FN, SCHEDULE, twice)
+    fn = d.clipped_x0(EPS_FN, SCHEDULE, d.ddim(SCHEDULE, 4))
+    assert np.isnan(fn(LAW, jnp.ones((1, 2)), jnp.float64(3))).all()
+    each = fn(LAW, jnp.ones((2, 2)), jnp.array([1000.0, 250.0]))
+    alone = [fn(LAW, jnp.ones((1, 2)), jnp.float64(t))[0] for t in (1000, 250)]
+    np.testing.assert_array_equal(each, np.stack(alone))
+
+
 def test_clipping_at_time_zero_changes_nothing():
     x = jnp.array([[5.0, -7.0]])
     np.testing.assert_array_equal(d.clipped(EPS_FN, SCHEDULE)(LAW, x, jnp.float64(0)), [[0.0, 0.0]])

@@ -109,7 +109,9 @@ def test_unipc_1_predicts_with_ddim_and_corrects_with_the_trapezoid():
     assert_close(state[0, 0, 0], expected, factor=64)
 
 
-@pytest.mark.parametrize("process", [VP, d.EDM(), d.Flow(), d.Cosine()], ids=lambda p: type(p).__name__)
+@pytest.mark.parametrize(
+    "process", [VP, d.EDM(), d.Flow(), d.Cosine()], ids=lambda p: type(p).__name__
+)
 def test_the_last_step_of_heun_is_eulers_in_the_time_of_the_process(process):
     """Karras et al. 2022, algorithm 1: x + (0 - t) dx/dt, with f x + g^2 eps / (2 sigma)."""
     t, x, eps = 0.4, 0.7, -1.2
