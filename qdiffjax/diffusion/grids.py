@@ -108,11 +108,11 @@ def trailing_times(num_train_steps: int, num_steps: int) -> np.ndarray:
 def leading_times(num_train_steps: int, num_steps: int, offset: int = 0) -> np.ndarray:
     """Return 1 + offset + (N-1, ..., 1, 0) floor(T/N) and 0: never reaches T; DDIM's code.
 
-    Stable Diffusion has offset 1.
+    Stable Diffusion has offset 1, with which T steps would begin beyond T.
     """
     _check_count(num_train_steps, num_steps)
     ratio = num_train_steps // num_steps
-    return to_zero(1.0 + offset + ratio * np.arange(num_steps - 1, -1, -1))
+    return _to_zero(1.0 + offset + ratio * np.arange(num_steps - 1, -1, -1), num_train_steps)
 
 
 def linspace_times(num_train_steps: int, num_steps: int) -> np.ndarray:
@@ -122,17 +122,34 @@ def linspace_times(num_train_steps: int, num_steps: int) -> np.ndarray:
 
 
 def multistep_linspace_times(num_train_steps: int, num_steps: int) -> np.ndarray:
-    """Return the first N of N + 1 `linspace_times`, and 0: diffusers' DPM-Solver, UniPC, DEIS."""
+    """Return the first N of N + 1 `linspace_times`, and 0: diffusers' DPM-Solver, UniPC, DEIS.
+
+    N < T, of which there are N + 1 (theirs repeats times at N = T).
+    """
     _check_count(num_train_steps, num_steps)
-    return to_zero(1 + np.round(np.linspace(0, num_train_steps - 1, num_steps + 1))[:0:-1])
+    times = 1 + np.round(np.linspace(0, num_train_steps - 1, num_steps + 1))[:0:-1]
+    return _to_zero(times, num_train_steps)
 
 
 def multistep_leading_times(num_train_steps: int, num_steps: int, offset: int = 0) -> np.ndarray:
-    """Return 1 + offset + (N, ..., 1) floor(T/(N+1)) and 0: diffusers' DPM-Solver, UniPC, DEIS."""
+    """Return 1 + offset + (N, ..., 1) floor(T/(N+1)) and 0: diffusers' DPM-Solver, UniPC, DEIS.
+
+    N < T, for floor(T/(N+1)) not to be 0.
+    """
     _check_count(num_train_steps, num_steps)
-    return to_zero(1.0 + offset + num_train_steps // (num_steps + 1) * np.arange(num_steps, 0, -1))
+    times = 1.0 + offset + num_train_steps // (num_steps + 1) * np.arange(num_steps, 0, -1)
+    return _to_zero(times, num_train_steps)
 
 
 def _check_count(num_train_steps: int, num_steps: int) -> None:
     require(1 <= num_steps <= num_train_steps, got=f"num_steps = {num_steps}",
             expected=f"1 ... {num_train_steps}", remedy="change the number of steps")  # fmt: skip
+
+
+def _to_zero(times: np.ndarray, num_train_steps: int) -> np.ndarray:
+    """Return the grid with a last step to 0; raise unless its times differ and are at most T."""
+    require(np.all(np.diff(times) < 0) and times[0] <= num_train_steps,
+            got=f"num_steps = {times.size}, whose times begin {times[:3]}",
+            expected=f"distinct times of at most {num_train_steps}",
+            remedy="take fewer steps, or trailing_times, which has up to all")  # fmt: skip
+    return to_zero(times)

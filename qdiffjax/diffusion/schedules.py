@@ -164,6 +164,41 @@ def sqrt(
     return _from_betas(np.minimum(1.0 - table[1:] / table[:-1], max_beta))
 
 
+def sigmoid(
+    num_train_steps: int = 1000, start: float = -3.0, end: float = 3.0, temperature: float = 1.0,
+    max_beta: float = 0.999,
+) -> DiscreteSchedule:  # fmt: skip
+    """Return the sigmoid schedule; Jabri, Fleet & Chen 2023, as in Chen 2023, section 2.
+
+        alpha_bar[t] = (v(1) - v(t / T)) / (v(1) - v(0)),
+        v(u) = 1 / (1 + exp(-(start + u (end - start)) / temperature))
+
+    with every beta at most `max_beta`; theirs is alpha_bar of at least 1e-9. That of betas which are
+    a sigmoid is `sigmoid_betas`.
+
+    Raises:
+      ValueError: unless start < end and temperature > 0.
+    """
+    require(start < end and temperature > 0, got=f"start = {start}, end = {end}, "
+            f"temperature = {temperature}", expected="start < end and a positive temperature",
+            remedy="such as -3, 3 and 1")  # fmt: skip
+    times = np.arange(num_train_steps + 1) / num_train_steps
+    v = 1 / (1 + np.exp(-(start + times * (end - start)) / temperature))
+    table = (v[-1] - v) / (v[-1] - v[0])
+    return _from_betas(np.minimum(1.0 - table[1:] / table[:-1], max_beta))
+
+
+def sigmoid_betas(
+    num_train_steps: int = 1000, beta_min: float = 1e-4, beta_max: float = 0.02
+) -> DiscreteSchedule:
+    """Return beta_t = beta_min + (beta_max - beta_min) / (1 + exp(-u_t)), u_t equispaced, -6 to 6.
+
+    GeoDiff's schedule (Xu et al. 2022, code); diffusers' beta_schedule="sigmoid".
+    """
+    u = np.linspace(-6, 6, num_train_steps)
+    return _from_betas(beta_min + (beta_max - beta_min) / (1 + np.exp(-u)))
+
+
 def scaled_linear(
     num_train_steps: int = 1000, beta_min: float = 0.00085, beta_max: float = 0.012
 ) -> DiscreteSchedule:

@@ -1,5 +1,7 @@
 """Time grids against published values worked by hand, and their algebra."""
 
+import functools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -72,6 +74,37 @@ def test_integer_grids_are_valid_for_every_number_of_steps(num_train_steps, data
         assert np.all(times == np.floor(times))
         assert times[-1] == 0
         assert 1 <= times[0] <= num_train_steps
+
+
+@given(st.integers(2, 1000), st.integers(0, 3), st.data())
+@settings(max_examples=50, deadline=None)
+def test_grids_that_would_repeat_a_time_or_pass_the_last_one_are_refused(num_train, offset, data):
+    num_steps = data.draw(st.one_of(st.just(num_train), st.integers(1, num_train)))
+    for grid_fn in (
+        d.multistep_linspace_times,
+        functools.partial(d.leading_times, offset=offset),
+        functools.partial(d.multistep_leading_times, offset=offset),
+    ):
+        try:
+            times = grid_fn(num_train, num_steps)
+        except ValueError as error:
+            assert f"num_steps = {num_steps}" in str(error)  # noqa: PT017
+            assert "trailing_times" in str(error)  # noqa: PT017
+            assert num_steps == num_train or offset
+        else:
+            assert np.all(np.diff(times) < 0)
+            assert times[0] <= num_train
+
+
+def test_as_many_steps_as_there_are_times_is_a_grid_of_all_or_is_refused_in_words():
+    for grid_fn in (d.uniform_times, d.trailing_times, d.linspace_times, d.leading_times):
+        np.testing.assert_array_equal(grid_fn(7, 7), np.arange(7, -1, -1))
+    for grid_fn in (d.multistep_linspace_times, d.multistep_leading_times):
+        with pytest.raises(
+            ValueError, match=r"num_steps = 7.*expected distinct times of at most 7"
+        ):
+            grid_fn(7, 7)
+        assert grid_fn(7, 6).size == 7
 
 
 @given(st.floats(0.1, 10), st.floats(0.0, 0.9), st.integers(1, 50), st.floats(0.5, 8))

@@ -18,8 +18,11 @@ SCHEDULES = [
     diffusion.sqrt(),
     diffusion.scaled_linear(),
     diffusion.zero_terminal_snr(diffusion.linear()),
+    diffusion.sigmoid(),
+    diffusion.sigmoid_betas(),
 ]
-names = ["linear", "cosine", "short", "sqrt", "scaled-linear", "zero-terminal-snr"]
+names = ["linear", "cosine", "short", "sqrt", "scaled-linear", "zero-terminal-snr", "sigmoid"]
+names += ["sigmoid-betas"]
 schedules = pytest.mark.parametrize("schedule", SCHEDULES, ids=names)
 
 
@@ -44,6 +47,27 @@ def test_sqrt_is_diffusion_lm_until_the_last_beta_is_clipped():
     table = np.array([1.0, 0.5, 1 - np.sqrt(0.5), 1 - np.sqrt(0.75)])
     assert_close(schedule.alpha_bar[:4], table)
     assert_close(schedule.alpha_bar[4], 0.001 * table[3], factor=1e3)
+
+
+def test_sigmoid_by_hand_is_symmetric_about_its_middle_and_tends_to_the_linear_one():
+    schedule = diffusion.sigmoid(4, start=-np.log(3), end=np.log(3))  # sigmoids 1/4 ... 3/4
+    outer = 1 / (1 + 3**0.5)  # at t = T / 4: of -log(3) / 2
+    expected = np.array([1, (0.75 - outer) / 0.5, 0.5, (0.75 - 1 + outer) / 0.5])
+    assert_close(schedule.alpha_bar[:-1], expected)
+    table = diffusion.sigmoid(100, -2.0, 2.0, 0.7, max_beta=1.0 - 1e-12).alpha_bar
+    assert_close(table[1:-1] + table[-2:0:-1], np.ones(99), factor=64)
+    hot = diffusion.sigmoid(
+        10, temperature=1e4
+    ).alpha_bar  # a straight sigmoid: alpha_bar = 1 - t/T
+    np.testing.assert_allclose(hot[:-1], 1 - np.arange(10) / 10, atol=1e-7)
+    with pytest.raises(ValueError, match="expected start < end"):
+        diffusion.sigmoid(10, 3.0, -3.0)
+
+
+def test_sigmoid_betas_run_between_their_ends_by_the_sigmoid_of_minus_to_plus_six():
+    table = diffusion.sigmoid_betas(3, 0.1, 0.3).alpha_bar
+    ends = 1 / (1 + np.exp([6.0, 0.0, -6.0]))
+    assert_close(1 - table[1:] / table[:-1], 0.1 + 0.2 * ends, factor=64)
 
 
 def test_scaled_linear_betas_have_equispaced_roots():

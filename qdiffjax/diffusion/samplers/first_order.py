@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from qdiffjax._checks import require
-from qdiffjax.diffusion.grids import default_times
+from qdiffjax.diffusion.grids import default_times, linspace_times
 from qdiffjax.diffusion.loop import StepCoeffs, Steps
-from qdiffjax.diffusion.schedules import NoiseLevel
+from qdiffjax.diffusion.schedules import DiscreteSchedule, NoiseLevel
 
 VarianceFn = Callable[[NoiseLevel, NoiseLevel], Any]
 CoeffsFn = Callable[[NoiseLevel, NoiseLevel], StepCoeffs]
@@ -116,7 +116,10 @@ def make_steps(schedule: Any, times, coeffs_fn: CoeffsFn) -> Steps:
         expected="positive: eps says nothing about x_0 there",
         remedy="use dpmpp_1(schedule, times, prediction=v_prediction)",
     )
-    steps = Steps(t, s, coeffs_fn(schedule.exact(t), schedule.exact(s)))
+    return _as_data(Steps(t, s, coeffs_fn(schedule.exact(t), schedule.exact(s))))
+
+
+def _as_data(steps: Steps) -> Steps:
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(float)), steps)
 
 
@@ -135,6 +138,26 @@ def ddim(schedule, num_steps: int, *, eta: float = 0.0) -> Steps:
     """
     times = default_times(schedule, num_steps)
     return make_steps(schedule, times, lambda t, s: ddim_coeffs(t, s, eta=eta))
+
+
+def ddim_linspace(schedule: DiscreteSchedule, num_steps: int, *, eta: float = 0.0) -> Steps:
+    """Return DDIM as diffusers runs it with timestep_spacing="linspace".
+
+    Calls are at `linspace_times`, T to 1, but every step ends floor(T / N) below its start, at 0
+    if that is beneath 1, and not where the next begins: for T = 1000, N = 5 at 1000, 750, 501,
+    251, 1 with steps to 800, 550, 301, 51, 0. So the network is told another noise level than its
+    input has; on a grid whose steps meet use make_steps(schedule, linspace_times(T, N), ...).
+
+    Args:
+      schedule: with T training steps.
+      num_steps: N.
+      eta: 0 for DDIM, 1 for DDPM ancestral.
+    """
+    num_train_steps = schedule.num_train_steps
+    t = linspace_times(num_train_steps, num_steps)[:-1]
+    s = np.maximum(t - num_train_steps // num_steps, 0.0)
+    coeffs = ddim_coeffs(schedule.exact(t), schedule.exact(s), eta=eta)
+    return _as_data(Steps(jnp.asarray(t), jnp.asarray(s), coeffs))
 
 
 def ddpm(schedule, num_steps: int, *, variance_fn: VarianceFn = posterior_variance) -> Steps:

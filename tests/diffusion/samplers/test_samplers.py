@@ -228,3 +228,24 @@ def test_steps_are_the_same_with_64_bit_types_off():
         steps = diffusion.ddim(schedule, 50, eta=1.0)
     expected = jax.tree.map(lambda a: np.asarray(a).astype(np.float32), exact)
     chex.assert_trees_all_equal(steps, expected, strict=True)
+
+
+@pytest.mark.parametrize(("num_steps", "eta"), [(5, 0.0), (7, 0.8), (1, 0.0), (50, 0.0)])
+def test_ddim_on_the_linspace_grid_of_diffusers_is_its_loop_by_hand(num_steps, eta):
+    """timesteps = linspace(0, T - 1, N), prev = timestep - T // N, alpha_bar 1 below timestep 0."""
+    schedule, num_train, key = diffusion.linear(50), 50, jax.random.key(2)
+    x_T = jax.random.normal(jax.random.key(0), (4, 2))
+    fn = jax.jit(lambda x, t: jnp.tanh(x) + t / 100)
+    steps = diffusion.ddim_linspace(schedule, num_steps, eta=eta)
+    call_fn = diffusion.bind(lambda params, x, t: fn(x, t), None)
+    actual = jax.jit(lambda x: diffusion.sample(call_fn, x, steps, key=key).x_0)(x_T)
+    table, x = schedule.alpha_bar[1:], np.asarray(x_T)
+    for i, k in enumerate(np.linspace(0, num_train - 1, num_steps).round()[::-1].astype(int)):
+        before = k - num_train // num_steps
+        a, a_prev = table[k], table[before] if before >= 0 else 1.0
+        eps = np.asarray(fn(jnp.asarray(x), k + 1.0))
+        x_0 = (x - np.sqrt(1 - a) * eps) / np.sqrt(a)
+        std = eta * np.sqrt((1 - a_prev) / (1 - a) * (1 - a / a_prev))
+        noise = np.asarray(diffusion.step_noise(key, i, x_T))
+        x = np.sqrt(a_prev) * x_0 + np.sqrt(1 - a_prev - std**2) * eps + std * noise
+    assert_close(actual, x, factor=1e4)
