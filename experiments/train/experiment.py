@@ -73,8 +73,8 @@ class Config:
             models = OF_MODEL.get(field.name, MODELS)
             flag = f"--{field.name.replace('_', '-')}"
             require(self.model in models or getattr(self, field.name) == field.default,
-                    got=f"{flag} with --model {self.model}", expected=f"it with {' or '.join(models)}",
-                    remedy="leave it out")  # fmt: skip
+                    got=f"{flag} with --model {self.model}",
+                    expected=f"it with {' or '.join(models)}", remedy="leave it out")  # fmt: skip
 
 
 def configure(config: Config, dataset: data.Dataset) -> configs.ModelConfig:

@@ -173,8 +173,8 @@ def sigmoid(
         alpha_bar[t] = (v(1) - v(t / T)) / (v(1) - v(0)),
         v(u) = 1 / (1 + exp(-(start + u (end - start)) / temperature))
 
-    with every beta at most `max_beta`; theirs is alpha_bar of at least 1e-9. That of betas which are
-    a sigmoid is `sigmoid_betas`.
+    with every beta at most `max_beta`; theirs is alpha_bar of at least 1e-9. Where beta itself is a
+    sigmoid: `sigmoid_betas`.
 
     Raises:
       ValueError: unless start < end and temperature > 0.

@@ -1,8 +1,9 @@
 """Singlestep samplers: DPM-Solver-1/2/3, DPM-Solver++(2S), Euler, Heun and any Runge-Kutta method.
 
 Each interval stands alone; slot 0 stays x_t until its last call, the other slots hold its stages.
-Where sigma_s = 0 the interval is one first-order call: DDIM, and Euler in Heun's method. Intermediate times need schedule.time:
-take a `Process`; for a discrete schedule `Interpolated(schedule)`, whose network sees real times.
+Where sigma_s = 0 the interval is one first-order call: DDIM, and Euler in Heun's method.
+Intermediate times need schedule.time: take a `Process`; for a discrete schedule
+`Interpolated(schedule)`, whose network sees real times.
 """
 
 from collections.abc import Callable

@@ -11,6 +11,7 @@ import pytest
 from experiments.certificates import measure as parts
 from qdiffjax import diffusion, precision
 from qdiffjax.analysis import certificates
+from qdiffjax.analysis.certificates import pairs
 from qdiffjax.analysis.errors.runs import noises
 from qdiffjax.denoiser import Denoiser
 from qdiffjax.precision import calibration
@@ -199,6 +200,18 @@ def test_what_lies_beyond_the_grid_is_paid_in_full():
     low, high = certificates.bounds(certificates.enclose(q, certificates.box(x, x), T).dz)
     np.testing.assert_allclose(low[0], [-5.0, -grid.scale / 2, -grid.scale / 2], rtol=1e-12)
     np.testing.assert_allclose(high[0], 3 * [grid.scale / 2], rtol=1e-12)
+
+
+@pytest.mark.parametrize("end", ["low", "high"])
+@pytest.mark.parametrize("is_random", [False, True])
+def test_overload_is_paid_at_either_end_by_as_much_as_it_is(end, is_random):
+    """Q(x) - x of x in [-3, 2] on the grid -2 ... 1 is up to 1 at the low end, -1 at the high."""
+    low, high = (-2.0, 5.0) if end == "low" else (-5.0, 1.0)
+    pair = pairs.Pair(certificates.box(jnp.array([-3.0]), jnp.array([2.0])))
+    error = pairs.rounding_error(pair, 0.25, low, high, is_random=is_random)
+    within = 0.25 if is_random else 0.125
+    expected = (-within, 1.0) if end == "low" else (-1.0, within)
+    np.testing.assert_allclose([float(e[0]) for e in certificates.bounds(error)], expected)
 
 
 def test_smaller_boxes_give_smaller_certificates_that_meet_the_largest_error():

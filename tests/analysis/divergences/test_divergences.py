@@ -59,6 +59,18 @@ def test_the_lower_bound_never_exceeds_a_small_translation():
     np.testing.assert_allclose(values, 3e-3, rtol=1e-9)
 
 
+def test_between_equal_moments_the_lower_bound_is_n_times_that_of_the_directions():
+    """+-sqrt(k) with mass 1 / k and else 0, against +-1: one mean and covariance, another law."""
+    n, k = 3, 4
+    x = np.concatenate([s * k**0.5 * np.eye(n) for s in (1, -1)] + [np.zeros((2 * n * (k - 1), n))])
+    y = np.concatenate([s * np.eye(n) for s in (1, -1)] * k)
+    assert abs(divergences.gelbrich_squared(x, y)) < 1e-12
+    frame = np.asarray(divergences.orthonormal_frames(KEY, 1, n))
+    gaps = np.sort(x @ frame.T, axis=0) - np.sort(y @ frame.T, axis=0)
+    np.testing.assert_allclose(w2_lower(x, y, KEY), np.sqrt(np.mean(np.sum(gaps**2, 1))), rtol=1e-9)
+    assert float(w2_lower(x, y, KEY)) > 0.3
+
+
 def textbook_gelbrich(x, y):
     cov_x, cov_y = (np.cov(a, rowvar=False, bias=True) for a in (x, y))
     values = np.linalg.eigvals(cov_x @ cov_y).real

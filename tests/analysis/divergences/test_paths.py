@@ -55,6 +55,18 @@ def test_a_constant_error_has_the_closed_form_exactly_on_every_run():
     np.testing.assert_allclose(terms, np.tile(expected[:, None], 4000), rtol=1e-10)
 
 
+def test_the_noise_of_girsanovs_expectation_is_fresh_at_every_node():
+    """With data 0 and a gap of x_t the terms are |z|^2 of each node: independent chi-squares."""
+    process, x_0 = diffusion.VP(), jnp.zeros((2000, 2))
+    rule = divergences.quadrature(0.1, 0.9, 1, 4)
+    zero, own = (lambda x, t, i, s, f=f: (f * x, None, s) for f in (0.0, 1.0))
+    terms = jax.jit(lambda: divergences.girsanov_kl(zero, own, x_0, process, rule, key=KEY))()
+    weights = np.asarray(rule[1]) * divergences.girsanov_weights(process, np.asarray(rule[0]))
+    squares = np.asarray(terms) / (weights * process.exact(np.asarray(rule[0])).sigma ** 2)[:, None]
+    np.testing.assert_allclose(squares.mean(1), 2, rtol=0.15)
+    assert np.max(np.abs(np.corrcoef(squares) - np.eye(4))) < 0.1
+
+
 def test_a_relative_error_has_the_closed_form_in_expectation():
     kappa, bias = 0.1, np.array([0.05, 0.0, -0.1])
     terms = np.asarray(lab_terms(STEPS, kappa, bias))[:-1]

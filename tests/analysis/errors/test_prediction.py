@@ -157,6 +157,21 @@ def test_a_sample_alone_takes_its_own_frozen_errors():
     assert_close(found[-1], d, factor=1024)
 
 
+def test_in_a_batch_local_errors_are_those_of_another_sample_as_far_off():
+    """At y_i = x_i + d_i of the sample before; at x_i it would be that of a run without error."""
+    q = coupled.quantized(4, 4)
+    xs = diffusion.sample(precision.full_call(q), worlds.X_T, worlds.DDIM).xs
+    found = jax.jit(lambda q: prediction.predict_errors(q, xs, worlds.DDIM, followed=()))(q)
+    full, hat = (jax.jit(lambda x, t, f=f: f(x, t, None)[0]) for f in coupled.calls(q))
+    d = np.zeros_like(xs[0])
+    for i, t in enumerate(worlds.DDIM.t):
+        c = jax.tree.map(lambda leaf, i=i: leaf[i], worlds.DDIM.coeffs)
+        y = np.asarray(xs[i]) + np.concatenate([d[-1:], d[:-1]])
+        moved = full(xs[i] + d, t) - full(xs[i], t) + hat(y, t) - full(y, t)
+        d = np.asarray(c.x * d + c.eps * moved)
+    assert_close(found[-1], d, factor=1024)
+
+
 def test_inputs_by_call_are_predicted_at_their_step():
     """Steps left in full precision commit nothing: the error starts at the first quantized one."""
     q = coupled.quantized(8, None)

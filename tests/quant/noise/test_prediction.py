@@ -121,6 +121,20 @@ def test_mse_of_nearest_rounding_is_the_squared_wasserstein_distance():
     assert_close(predicted, np.mean(coupled**2), factor=64)
 
 
+def test_triangular_dither_has_the_moments_of_its_density_up_to_both_ends():
+    """clip(round(v + d)) with density 1 - |d|: level y where y - 1/2 < v + d < y + 1/2."""
+    format = IntFormat(2, signed=False)
+    pieces, triangle = noise.triangular_dither(format), scipy.stats.triang(0.5, -1, 2)
+    for v in np.linspace(-1.45, 4.45, 60):
+        levels = np.arange(-4, 8)
+        mass = triangle.cdf(levels + 0.5 - v) - triangle.cdf(levels - 0.5 - v)
+        errors = np.clip(levels, 0, 3) - v
+        (here,) = np.flatnonzero((pieces.lower < v) & (v <= pieces.upper))
+        u = v - pieces.centre[here]
+        found = [np.polynomial.Polynomial(c[here])(u) for c in (pieces.mean, pieces.square)]
+        assert_close(np.array(found), np.array([mass @ errors, mass @ errors**2]), scale=1.0)
+
+
 FINE = {"nearest": (0, 1 / 12), "floor": (-1 / 2, 1 / 3), "stochastic": (0, 1 / 6),
         "triangular_dither": (0, 1 / 4), "subtractive_dither": (0, 1 / 12)}  # fmt: skip
 
