@@ -114,9 +114,11 @@ def total_variation_bounds(kl) -> tuple[Array, Array]:
     """Return two upper bounds of the total variation distance from KL in nats, each [*shape].
 
     sqrt(KL / 2) (Pinsker) and sqrt(1 - exp(-KL)) (Bretagnolle & Huber 1979); the first is the
-    smaller up to KL = 1.5936, the second stays below 1.
+    smaller up to KL = 1.5936, the second stays below 1. A negative KL, which is an estimate's
+    error, counts as 0; NaN stays.
     """
     kl = jnp.asarray(kl)
+    kl = jnp.maximum(kl, jnp.zeros_like(kl))
     return jnp.sqrt(kl / 2), jnp.sqrt(-jnp.expm1(-kl))
 
 

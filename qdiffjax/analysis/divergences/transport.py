@@ -72,6 +72,15 @@ def w2_squared_1d(x, y) -> Array:
     return jnp.mean((jnp.sort(x, axis=0) - jnp.sort(y, axis=0)) ** 2, axis=0)
 
 
+def w1_1d(x, y) -> Array:
+    """Return the exact W1 of two empirical laws on the line: [num, *batch] -> [*batch].
+
+    The monotone coupling: the mean of |sorted x - sorted y|, which is the area between the two
+    distribution functions. Closed forms of named pairs: `named_pairs`.
+    """
+    return jnp.mean(jnp.abs(jnp.sort(x, axis=0) - jnp.sort(y, axis=0)), axis=0)
+
+
 def assignment_w2_squared(x, y) -> float:
     """Return the exact squared W2 of two empirical laws of equal size, samples [num, *shape].
 

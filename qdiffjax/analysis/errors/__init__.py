@@ -54,7 +54,9 @@ from qdiffjax.analysis.errors.propagation import (
     fan,
     predicted_failure,
     propagate,
+    propagate_mean_value,
     propagate_second_order,
+    propagate_trapezoid,
     propagate_with_remainders,
     run_suffix,
 )

@@ -180,3 +180,8 @@ def test_measured_projections_agree_with_the_closed_form():
         laws = P.means[0], P.covs[0], Q.means[0], Q.covs[0]
         exact = float(divergences.gaussian_projected_kl(*laws, frame))
         assert within(estimates.Estimate(*(leaf[i] for leaf in found)), exact)
+
+
+def test_total_variation_of_a_negative_estimate_is_zero_and_of_none_is_nan():
+    for found in divergences.total_variation_bounds(jnp.array([-1e-3, -0.0, 0.0, jnp.nan])):
+        np.testing.assert_array_equal(found, [0, 0, 0, np.nan])

@@ -210,3 +210,35 @@ def test_without_ott_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "ott.tools", None)
     with pytest.raises(ImportError, match="pip install ott-jax"):
         divergences.sinkhorn_divergence(np.zeros((2, 1)), np.ones((2, 1)), 1.0)
+
+
+def test_kid_is_the_published_estimator_of_the_cubic_kernel():
+    """Binkowski et al. 2018, eq. 4, by Gram matrices; their kernel is (<x, y> / n + 1)^3."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(7, 2, 3)), rng.normal(size=(5, 2, 3)) + 0.3
+    a, b = x.reshape(7, 6), y.reshape(5, 6)
+    k_xx, k_yy, k_xy = ((p @ q.T / 6 + 1) ** 3 for p, q in ((a, a), (b, b), (a, b)))
+    expected = (k_xx.sum() - np.trace(k_xx)) / 42 + (k_yy.sum() - np.trace(k_yy)) / 20
+    expected -= 2 * k_xy.mean()
+    assert_close(divergences.kid(x, y), expected, factor=64)
+    z = x + 0.1
+    k_zz, k_xz = ((p @ q.T / 6 + 1) ** 3 for p, q in ((a + 0.1, a + 0.1), (a, a + 0.1)))
+    within = sum((k.sum() - np.trace(k)) / 42 for k in (k_xx, k_zz))
+    paired = within - 2 * (k_xz.sum() - np.trace(k_xz)) / 42
+    assert_close(divergences.kid(x, z, paired=True), paired, factor=64, scale=1.0)
+    with pytest.raises(ValueError, match="expected as many of both"):
+        divergences.kid(x, y, paired=True)
+
+
+def test_kid_of_two_shifted_gaussians_is_on_average_its_closed_form():
+    """N(0, 1) and N(1, 1): E k = E (xy + 1)^3 = 1 + 3 E xy + 3 E x^2 y^2 + E x^3 y^3."""
+    moments = {0: (1, 0, 1, 0), 1: (1, 1, 2, 4)}
+
+    def mean(a, b):
+        return sum(c * moments[a][i] * moments[b][i] for i, c in enumerate((1, 3, 3, 1)))
+
+    exact = mean(0, 0) + mean(1, 1) - 2 * mean(0, 1)
+    rng = np.random.default_rng(1)
+    x, y = rng.normal(size=(400, 30, 1)), 1 + rng.normal(size=(400, 30, 1))
+    values = np.asarray(jax.jit(jax.vmap(divergences.kid))(x, y))
+    assert abs(values.mean() - exact) < 4 * values.std() / 20

@@ -241,3 +241,54 @@ def test_gauss_legendre_integrates_monomials_up_to_degree_2k_minus_1(num_nodes):
     for degree in range(2 * num_nodes):
         assert_close(weights @ nodes**degree, np.float64(1 / (degree + 1)))
     assert abs(weights @ nodes ** (2 * num_nodes) - 1 / (2 * num_nodes + 1)) > 1e-6
+
+
+# ------------------------------------------------------------------ mean values between two runs
+
+
+def chain(call, pair, steps, rule=None):
+    """The error at the end by mean Jacobians between the two runs of a pair."""
+    fn = propagation.propagate_mean_value
+    return fn(call, pair.xs, pair.xs_hat, steps, pair.local_errors, rule)[-1]
+
+
+def test_the_chain_of_mean_values_is_exact_for_any_quantized_network():
+    pair = couple(worlds.EXACT, worlds.rounded, worlds.X_T, worlds.DDIM)
+    rule = propagation.gauss_legendre(24)
+    found = jax.jit(lambda pair: propagation.propagate_mean_value(
+        worlds.EXACT, pair.xs, pair.xs_hat, worlds.DDIM, pair.local_errors, rule
+    ))(pair)  # fmt: skip
+    np.testing.assert_allclose(found, pair.errors, rtol=0, atol=1e-10)
+    assert np.min(np.abs(pair.errors[-1])) > 1e-3
+
+
+RULES = {
+    "trapezoid": (propagation.TRAPEZOID, 3), "midpoint": (propagation.gauss_legendre(1), 3),
+    "two nodes": (propagation.gauss_legendre(2), 5),
+    "first order": ((np.array([0.0]), np.array([1.0])), 2),
+}  # fmt: skip
+
+
+def test_what_is_left_falls_with_the_power_of_the_rule_between_the_runs():
+    sizes = np.array([0.1, 0.05, 0.025])
+    left = {name: [] for name in RULES}
+
+    @jax.jit
+    def all_rules(size):
+        full = worlds.fast
+        pair = runs.couple(full, bent(size), MANY, worlds.DDIM)
+        ends = {name: chain(full, pair, worlds.DDIM, rule) for name, (rule, _) in RULES.items()}
+        by_name = propagation.propagate_trapezoid(
+            full, pair.xs, pair.xs_hat, worlds.DDIM, pair.local_errors
+        )
+        first = propagation.propagate(full, pair.xs, worlds.DDIM, pair.local_errors)
+        return ends, pair.errors[-1], by_name[-1], first[-1]
+
+    for size in sizes:
+        ends, error, trapezoid, first = all_rules(size)
+        assert_close(trapezoid, ends["trapezoid"], factor=64)
+        assert_close(first, ends["first order"], factor=64)
+        for name, end in ends.items():
+            left[name].append(np.linalg.norm(end - error))
+    for name, (_, power) in RULES.items():
+        assert slope(sizes, left[name]) == pytest.approx(power, abs=0.1), name
