@@ -34,9 +34,7 @@ from qdiffjax.sites import rules, transform
 class Config:
     """What to check, at which widths."""
 
-    checkpoint: str = option(
-        "fashion_unet", "Folder of a checkpoint, or the name of a shipped one."
-    )
+    checkpoint: str = subject.checkpoint()
     num_steps: int = option(50, "Steps of DDIM.", least=1)
     num_samples: int = option(8, "Number of samples.", least=1)
     num_cells: int = option(100, "Cells of each check.", least=1)

@@ -46,8 +46,9 @@ class Config:
     """What to run; the flags of the command line."""
 
     checkpoints: tuple[str, ...] = option(
-        ("fashion_unet", "fashion_dit"), "Folders of checkpoints or names of shipped ones."
-    )
+        ("fashion_unet", "fashion_dit"), "Folders of checkpoints or names of shipped ones.",
+        each=subject.check_checkpoint,
+    )  # fmt: skip
     data: str = option(
         "/usr/share/datasets/fashion-mnist",
         "Folder, file or name of images; their test split is read.",

@@ -49,7 +49,7 @@ class Config:
     checkpoints: tuple[str, ...] = option(
         ("fashion_unet", "fashion_dit", "fashion_latent"),
         "Folders of checkpoints, or names of shipped ones.",
-        each=denoisers.find_checkpoint,
+        each=subject.check_checkpoint,
     )
     widths: tuple[str, ...] = option(
         ("W8A8", "W6A6", "W6A8", "W4A8"), "Widths of weights and activations.", each=check_widths
@@ -178,10 +178,18 @@ def run(config: Config, **options):
 
 
 def mark(config: Config) -> str:
-    """Return the fingerprint of what a part depends on besides its name."""
-    loaded = [denoisers.load(c).params for c in config.checkpoints]
+    """Return the fingerprint of what a part depends on besides its name.
+
+    Raises:
+      ValueError: more steps than a checkpoint has.
+    """
+    loaded = [denoisers.load(c) for c in config.checkpoints]
+    for denoiser in loaded:
+        for num_steps in (config.num_steps, *config.input_steps):
+            diffusion.ddim(denoiser.schedule, num_steps)  # refuses more than there are
     settings = dataclasses.asdict(config) | {"checkpoints": (), "input_steps": ()}
-    return results.fingerprint(settings, *map(np.asarray, jax.tree.leaves(loaded)))
+    leaves = jax.tree.leaves([denoiser.params for denoiser in loaded])
+    return results.fingerprint(settings, *map(np.asarray, leaves))
 
 
 def table(rows):

@@ -28,6 +28,7 @@ from experiments.number_formats import plots as number_formats
 from experiments.propagation_laws import plots as propagation_laws
 from experiments.random_trials import plots as random_trials
 from experiments.spectra import plots as spectra
+from qdiffjax._command import Parser, one_line
 
 OUTPUT = Path(__file__).parent / "output"
 FONTS: dict[Any, Any] = {"pdf.fonttype": 42, "font.size": 9}  # TrueType, which journals ask for
@@ -133,10 +134,9 @@ def write(name: str, results: Path, output: Path) -> list[Path]:
 def parse(argv=None) -> argparse.Namespace:
     """Read the command line."""
     captions = "\n".join(f"  {name:26}{caption}" for name, (*_, caption) in FIGURES.items())
-    parser = argparse.ArgumentParser(
-        prog="python -m paper_figures", description=__doc__, epilog=f"figures:\n{captions}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = Parser(
+        prog="python -m paper_figures", description=__doc__, epilog=f"figures:\n{captions}"
+    )
     parser.add_argument("--recompute", action="store_true", help="run the experiments first")
     parser.add_argument("--results", type=Path, default=store.RESULTS, help="folder to read")
     parser.add_argument("--output", type=Path, default=OUTPUT, help="folder to write")
@@ -152,10 +152,10 @@ def main(argv=None) -> int:
             recompute(sorted({experiment for experiment, *_ in FIGURES.values()}), results)
         for name in FIGURES:
             print(*write(name, results, args.output), sep="\n")
-    except (OSError, subprocess.CalledProcessError) as error:
+    except (OSError, ValueError, subprocess.CalledProcessError) as error:
         is_missing = isinstance(error, FileNotFoundError)
         remedy = " Or all at once: `python -m paper_figures --recompute`." if is_missing else ""
-        print(f"error: {error}{remedy}", file=sys.stderr)
+        print(f"error: {one_line(f'{error}{remedy}')}", file=sys.stderr)
         return 2
     return 0
 

@@ -37,8 +37,9 @@ class Config:
     """Options of the benchmark."""
 
     checkpoints: tuple[str, ...] = option(
-        ("fashion_unet", "fashion_dit"), "Folders of checkpoints, or names of shipped ones."
-    )
+        ("fashion_unet", "fashion_dit"), "Folders of checkpoints, or names of shipped ones.",
+        each=subject.check_checkpoint,
+    )  # fmt: skip
     batch: int = option(64, "Number of samples of a run.", least=1)
     num_steps: int = option(20, "Number of network calls of a run.", least=1)
     num_rounds: int = option(6, "Number of runs of each.", least=1)

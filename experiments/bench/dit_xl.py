@@ -75,7 +75,7 @@ class Config:
 
     network: str = option("dit_xl_2", "A DiT, by its shapes.", choices=networks.SIZES)
     batch: int = option(32, "Number of samples of a run.", least=1)
-    num_steps: int = option(4, "Number of network calls of a run.", least=1)
+    num_steps: int = option(4, "Number of network calls of a run.", least=1, most=1000)
     num_rounds: int = option(10, "Number of runs of each.", least=1)
     ways: tuple[str, ...] = option(tuple(WAYS), f"Ways to run it, {BASE} too.", choices=WAYS)
     stall: float = option(300.0, "Seconds to compile all ways, side by side.", above=0)

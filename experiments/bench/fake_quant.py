@@ -22,9 +22,7 @@ from qdiffjax.precision import full_call, quantized_call
 class Config:
     """Options of the benchmark."""
 
-    checkpoint: str = option(
-        "fashion_unet", "Folder of a checkpoint, or the name of a shipped one."
-    )
+    checkpoint: str = subject.checkpoint()
     num_steps: int = option(20, "Steps of DDIM.", least=1)
     num_samples: int = option(64, "Number of samples of a run.", least=1)
     num_pairs: int = option(10, "Number of pairs of runs.", least=1)

@@ -37,7 +37,7 @@ class Config:
 
     network: str = option("dit_xl_2", "A DiT, by its shapes.", choices=networks.SIZES)
     batches: tuple[int, ...] = option((1, 32), "Numbers of samples of a run.", least=1)
-    num_steps: int = option(4, "Number of network calls of a run.", least=1)
+    num_steps: int = option(4, "Number of network calls of a run.", least=1, most=1000)
     ways: tuple[str, ...] = option(
         (BASE, "W4A16", "W8A16", "W8A8 static", "W8A8 dynamic", "W4A8 dynamic", "fp8 static"),
         f"Ways to run it, {BASE} too.", choices=WAYS,

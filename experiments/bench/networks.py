@@ -31,9 +31,7 @@ from qdiffjax.sites import list_sites
 class Config:
     """Options of the benchmark."""
 
-    checkpoint: str = option(
-        "fashion_unet", "Folder of a checkpoint, or the name of a shipped one."
-    )
+    checkpoint: str = subject.checkpoint()
     batch: int = option(64, "Number of samples of a call.", least=1)
     num_steps: int = option(20, "Number of calls of a turn.", least=1)
     num_rounds: int = option(10, "Number of turns of each.", least=1)

@@ -37,8 +37,9 @@ class Config:
     """Options of the benchmark."""
 
     checkpoint: str = option(
-        "fashion_unet", "Network of the sweep: folder of a checkpoint, or name of a shipped one."
-    )
+        "fashion_unet", "Network of the sweep: folder of a checkpoint, or name of a shipped one.",
+        each=subject.check_checkpoint,
+    )  # fmt: skip
     num_recipes: int = option(
         16, "Number of recipes of the sweep, a multiple of the numbers of devices.", least=1
     )
@@ -52,7 +53,7 @@ class Config:
         "dit_xl_2", "A DiT whose memory is read, by its shapes.", choices=networks.SIZES
     )
     sides: tuple[int, ...] = option((32, 64), "Sides of its latents; a token is 2 x 2.", least=1)
-    steps: tuple[int, ...] = option((10, 50, 250), "Steps of its samplers.", least=1)
+    steps: tuple[int, ...] = option((10, 50, 250), "Steps of its samplers.", least=1, most=1000)
 
     def check(self) -> None:
         """Refuse recipes that the devices do not divide."""

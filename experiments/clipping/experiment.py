@@ -36,9 +36,7 @@ ENDS = ("input", "output")
 class Config:
     """What to run."""
 
-    checkpoint: str = option(
-        "fashion_unet", "Folder of a checkpoint, or the name of a shipped one."
-    )
+    checkpoint: str = subject.checkpoint()
     bits: int = option(8, "Width of weights and activations.", each=check_bits)
     num_steps: int = option(20, "Steps of DDIM.", least=1)
     num_samples: int = option(64, "Number of samples.", least=2)

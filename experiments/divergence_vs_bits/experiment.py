@@ -38,9 +38,7 @@ from qdiffjax.precision.recipe import check_bits
 class Config:
     """What to run."""
 
-    checkpoint: str = option(
-        "fashion_unet", "Folder of a checkpoint, or the name of a shipped one."
-    )
+    checkpoint: str = subject.checkpoint()
     bits: tuple[int, ...] = option(
         (8, 7, 6, 5, 4), "Widths of weights and activations.", each=check_bits
     )

@@ -19,7 +19,8 @@ one noise path. The columns:
   bounded     the tighter bound (named below) of the RMSE of the bounded samples, over that RMSE
   hold        whether no bound was violated by any sample at any step
   defect      what the attribution ledger leaves unexplained, relative, median over samples
-  path KL     nats, between the reverse chains of the eta = 1 companion sampler, last step left out
+  path KL     nats, between the reverse chains of the eta = 1 companion sampler, last step left out,
+              which is all of a single step's
   W2          bracket of the Wasserstein distance of the final samples: lower, upper
 
 Below it the 95 % interval of predicted / measured over samples; both bounds over the error of each
@@ -51,9 +52,7 @@ from qdiffjax.precision.recipe import check_bits
 class Config:
     """What to run; the command line is made from it. Sample counts are capped at num_samples."""
 
-    checkpoint: str = option(
-        "fashion_unet", "Folder of a checkpoint, or the name of a shipped one."
-    )
+    checkpoint: str = subject.checkpoint()
     model: str = option(
         "", "Your own network instead: package.module:make, a function that returns a "
         "qdiffjax.Denoiser, or the denoiser itself.",
@@ -142,7 +141,7 @@ def run(config: Config, *, progress: bool = False, keep: Callable | None = None,
         arrays: dict[str, np.ndarray] = {}
         start = time.perf_counter()
         q = full.subject.quantized(weight_bits, activation_bits)
-        pair = sample(q, full.x_T, full.run.xs)
+        pair = sample(q, full.x_T, full.run.states)
         with tqdm(columns.items(), disable=not progress, unit="column") as bar:
             for column_name, column in bar:
                 bar.set_description(f"{name} {column_name}")

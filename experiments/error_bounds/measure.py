@@ -44,9 +44,12 @@ def columns(config, full: subject.FullRun) -> dict[str, Callable[[Any, compariso
     Each is compiled at its first width, for all later ones.
     """
     here, steps, key, x_T, run_in_full = full
-    xs, denoiser, seed = run_in_full.xs, here.denoiser, config.seed
+    xs, denoiser, seed = run_in_full.states, here.denoiser, config.seed
     sites = [site.name for site in here.sites]
-    companion = diffusion.ddim(denoiser.schedule, config.num_steps, eta=1.0)
+    # A chain in discrete times, whose last step, which has no noise, is not its only one.
+    is_discrete = isinstance(denoiser.schedule, diffusion.DiscreteSchedule)
+    has_companion = is_discrete and config.num_steps > 1
+    companion = functools.partial(diffusion.ddim, denoiser.schedule, config.num_steps, eta=1.0)
     num_steps = min(config.num_steps, config.max_fan_steps)
     fan_steps = subject.SAMPLERS[config.sampler](denoiser.schedule, num_steps)
     num_ledger, num_bound, num_fan = (
@@ -65,7 +68,7 @@ def columns(config, full: subject.FullRun) -> dict[str, Callable[[Any, compariso
     some = denoiser.at(slice(num_bound))
     full_gains = functools.cache(lambda: gains(some, xs[:, :num_bound]))
     path_kl = compiled(lambda q, x, key: divergences.path_kl(
-        full_call(q), quantized_call(q), x, companion, key=key
+        full_call(q), quantized_call(q), x, companion(), key=key
     ))  # fmt: skip
     lower = compiled(divergences.w2_lower)
     bound = jax.jit(lambda run, parts, gains: comparisons.bounded(run, parts, gains, steps))
@@ -75,23 +78,27 @@ def columns(config, full: subject.FullRun) -> dict[str, Callable[[Any, compariso
         run, q = run.first(num_bound), q.at(slice(num_bound))
         ends = full_gains(), gains(some, run.xs_hat)  # of each segment
         larger = jax.tree.map(jnp.maximum, *ends)
-        return bounds_column(bound(run, propagate(q, run), larger.norms), larger, xs[0, 0].size)
+        return bounds_column(bound(run, propagate(q, run), larger.norms), larger, x_T[0].size)
 
     def attribution(q, run):
-        known = q.at(slice(num_ledger)), x_T[:num_ledger], xs[-1, :num_ledger]
+        known = q.at(slice(num_ledger)), x_T[:num_ledger], run_in_full.x_0[:num_ledger]
         whole, num_nodes = comparisons.attributed(functools.partial(attribute, *known),
                                               tolerance=config.tolerance,
                                               max_nodes=config.max_nodes)  # fmt: skip
         return ledger_column(whole, num_nodes, sites)
 
     def distances(q, run):
-        w2_lower = lower(run.xs[-1], run.xs_hat[-1], jax.random.key(seed + 4))
+        ends = run_in_full.x_0, steps.coeffs.current(run.xs_hat[-1])
+        arrays, row = distance_column(*ends, lower(*ends, jax.random.key(seed + 4)))
+        if not has_companion:
+            return arrays, row | dict.fromkeys(("path_kl", "path_kl_low", "path_kl_high"))
         terms = path_kl(q.at(slice(num_ledger)), x_T[:num_ledger], jax.random.key(seed + 3))
-        return divergence_column(terms, run, w2_lower)
+        kl = estimates.mean_interval(jnp.sum(terms, axis=0))
+        return arrays | {"path_kl_terms": jnp.mean(terms, axis=1)}, row | interval("path_kl", kl)
 
     columns = {
-        "error": lambda q, run: error_column(run),
-        "prediction": lambda q, run: prediction_column(predict(q, xs), run,
+        "error": lambda q, run: error_column(run, steps),
+        "prediction": lambda q, run: prediction_column(predict(q, xs), run, steps,
                                                        jax.random.key(seed + 5)),
         "bounds": bounds, "ledger": attribution, "divergences": distances,
     }  # fmt: skip
@@ -102,11 +109,12 @@ def columns(config, full: subject.FullRun) -> dict[str, Callable[[Any, compariso
     return columns
 
 
-def error_column(run: comparisons.Run) -> Part:
+def error_column(run: comparisons.Run, steps: diffusion.Steps) -> Part:
     """Return the measured error along the run."""
-    errors = run.errors
+    errors = comparisons.sampled(run.errors, steps)
     arrays = {
-        "error_rms": prediction.root_mean_square(errors), "samples_hat": run.xs_hat[-1, :8],
+        "error_rms": prediction.root_mean_square(errors),
+        "samples_hat": steps.coeffs.current(run.xs_hat[-1])[:8],
         "final_error_norms": runs.norms(errors)[-1],
     }  # fmt: skip
     return arrays, {"measured_rmse": arrays["error_rms"][-1]}
@@ -120,10 +128,12 @@ def over_measured(predicted, measured, key) -> estimates.Estimate:
     )
 
 
-def prediction_column(predicted: comparisons.Predicted, run: comparisons.Run, key) -> Part:
+def prediction_column(predicted: comparisons.Predicted, run: comparisons.Run, steps, key) -> Part:
     """Return the predicted error, and its ratio to the measured one with an interval."""
-    rms, first = map(prediction.root_mean_square, predicted)
-    norms, measured = (runs.norms(errors[-1:])[0] for errors in (predicted.errors, run.errors))
+    errors, by_first, measured = (comparisons.sampled(states, steps)
+                                  for states in (*predicted, run.errors))  # fmt: skip
+    rms, first = map(prediction.root_mean_square, (errors, by_first))
+    norms, measured = (runs.norms(values[-1:])[0] for values in (errors, measured))
     row = {"predicted_rmse": rms[-1], "first_order_rmse": first[-1],
            **interval("predicted_over_measured", over_measured(norms, measured, key))}  # fmt: skip
     return {"predicted_rms": rms, "first_order_rms": first, "predicted_final_norms": norms}, row
@@ -165,16 +175,14 @@ def ledger_column(whole: ledger.Ledger, num_nodes: int, sites: list[str]) -> Par
     return arrays, {"exact_relative_residual": jnp.median(defects), "num_nodes": num_nodes}
 
 
-def divergence_column(path_kl, run: comparisons.Run, w2_lower) -> Part:
-    """Return path KL from its terms [steps, batch], and the bracket of W2."""
-    kl = estimates.mean_interval(jnp.sum(path_kl, axis=0))
-    upper = divergences.w2_coupling(run.xs[-1], run.xs_hat[-1])
-    row = interval("path_kl", kl) | interval("w2", upper) | {"w2_lower": w2_lower}
-    return {"path_kl_terms": jnp.mean(path_kl, axis=1)}, row
+def distance_column(x_0, x_hat_0, w2_lower) -> Part:
+    """Return the bracket of W2 between the laws of final samples [batch, *shape]."""
+    return {}, interval("w2", divergences.w2_coupling(x_0, x_hat_0)) | {"w2_lower": w2_lower}
 
 
 def fan_column(steps: diffusion.Steps, terms, error) -> Part:
     """Return the exact fan [steps, batch, ...] on its own grid, and its defect."""
+    terms, error = comparisons.sampled(terms, steps), steps.coeffs.current(error)
     miss = runs.norms((terms.sum(0) - error)[None]) / runs.norms(error[None])
     return {"fan_norms": runs.norms(terms), "fan_t": steps.t}, {
         "fan_relative_residual": jnp.median(miss)

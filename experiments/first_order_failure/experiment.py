@@ -53,9 +53,7 @@ def parse_width(text: str) -> tuple[int | None, int | None]:
 class Config:
     """What to run."""
 
-    checkpoint: str = option(
-        "fashion_unet", "Folder of a checkpoint, or the name of a shipped one."
-    )
+    checkpoint: str = subject.checkpoint()
     sampler: str = option("ddim", "Sampler.", choices=subject.SAMPLERS)
     num_steps: int = option(20, "Steps of the sampler.", least=2)
     widths: tuple[str, ...] = option(

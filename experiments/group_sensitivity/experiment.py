@@ -49,9 +49,7 @@ NORMS = "normalization parameters"
 class Config:
     """What to run."""
 
-    checkpoint: str = option(
-        "fashion_unet", "Folder of a checkpoint, or the name of a shipped one."
-    )
+    checkpoint: str = subject.checkpoint()
     bits: tuple[int, ...] = option((8, 6, 4), "Widths of weights and activations.", each=check_bits)
     num_steps: int = option(20, "Steps of DDIM.", least=1)
     num_samples: int = option(32, "Number of samples.", least=2)

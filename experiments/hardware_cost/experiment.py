@@ -16,17 +16,16 @@ from functools import partial
 import jax
 
 from experiments.hardware_cost import measure, plots
-from experiments.harness import command, networks
+from experiments.harness import command, networks, subject
 from experiments.harness.command import option
 from qdiffjax import hardware, results
 from qdiffjax._checks import require
-from qdiffjax.networks import denoisers
 
 
 def check_network(name: str) -> None:
     """Refuse what is neither a checkpoint nor one of the sizes; raises FileNotFoundError."""
     if name not in networks.SIZES:
-        denoisers.find_checkpoint(name)
+        subject.check_checkpoint(name)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,12 +3,13 @@
 import dataclasses
 import re
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.harness.command import option
 from qdiffjax import diffusion, measures, precision, results
 from qdiffjax._checks import require
 from qdiffjax.compiling import compiled
@@ -19,15 +20,35 @@ from qdiffjax.sites import Site, match
 
 def _on(method: Callable, times_fn: Callable = diffusion.uniform_times, **options) -> Callable:
     """(schedule, num_steps) -> steps of a method that takes times."""
-    return lambda schedule, num_steps: method(
-        schedule, times_fn(schedule.num_train_steps, num_steps), **options
-    )
+
+    def steps_of(schedule, num_steps: int):
+        require(isinstance(schedule, diffusion.DiscreteSchedule), "schedule",
+                got=type(schedule).__name__, expected="discrete times",
+                remedy="choose the sampler ddim")  # fmt: skip
+        most = schedule.num_train_steps
+        require(1 <= num_steps <= most, "num_steps", got=num_steps, expected=f"1 to {most}")
+        return method(schedule, times_fn(most, num_steps), **options)
+
+    return steps_of
 
 
 def _quadratic(num_train_steps: int, num_steps: int) -> np.ndarray:
     """Distinct integer times near num_train_steps u^2, u from 1 to 0, as Song et al. 2021, D.3."""
     times = np.ceil(num_train_steps * np.linspace(1, 0, num_steps + 1) ** 2)
     return np.maximum(times, np.arange(num_steps, -1, -1))
+
+
+def checkpoint(default: str = "fashion_unet") -> Any:
+    """Return the option of a network, refused before any work where there is none."""
+    return option(
+        default, "Folder of a checkpoint, or the name of a shipped one.", each=check_checkpoint
+    )
+
+
+def check_checkpoint(name: str) -> None:
+    """Raise OSError or ValueError unless `name` is a checkpoint, or "package.module:make"."""
+    if ":" not in name:
+        denoisers.load_config(denoisers.find_checkpoint(name))
 
 
 # (schedule, num_steps) -> steps
@@ -143,6 +164,7 @@ def prepare(checkpoint: str, steps_of, globs, seed: int, *, takes_cond: bool = F
     # Full precision is float32 also where matrix units would rather take tf32 or bfloat16.
     jax.config.update("jax_default_matmul_precision", "highest")
     denoiser = denoisers.load(checkpoint)
+    steps = steps_of(denoiser.schedule)
     require(takes_cond or denoiser.cond is None, checkpoint, got="a network with conditions",
             expected="one without", remedy="use experiments.error_bounds")  # fmt: skip
     eps_fn, params, x, t = denoiser.eps_fn, denoiser.params, *zeros(denoiser)
@@ -152,7 +174,7 @@ def prepare(checkpoint: str, steps_of, globs, seed: int, *, takes_cond: bool = F
     match(sites, globs)
     weights = precision.weight_operands(eps_fn, params, x, t, *rest)
     calibration = precision.Calibration(denoiser, sites, weights, {})
-    return observed(Subject(denoiser, calibration, globs), steps_of(denoiser.schedule), seed)
+    return observed(Subject(denoiser, calibration, globs), steps, seed)
 
 
 def zeros(denoiser: Denoiser) -> tuple[jax.Array, jax.Array]:

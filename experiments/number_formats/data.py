@@ -27,17 +27,17 @@ class Tensor(NamedTuple):
 
 def tensors(config) -> Iterator[Tensor]:
     """Yield everything that is quantized."""
+    denoiser = denoisers.load(config.checkpoint)
+    steps = diffusion.ddim(denoiser.schedule, config.num_steps)  # refuses more than there are
     rng = np.random.default_rng(config.seed)
     for name, law in LAWS.items():
         # Stratified, one in each of equally likely intervals: few tail samples decide otherwise.
         p = rng.permutation(config.num_random) + rng.uniform(size=config.num_random)
         yield in_rows(name, name, law.quantile(p / config.num_random)[None])
-    denoiser = denoisers.load(config.checkpoint)
     eps_fn, params = denoiser.eps_fn, denoiser.params
     x_T = subject.noise(denoiser, config.num_samples, config.seed)
     for name, w in precision.weight_operands(eps_fn, params, x_T[:1], jnp.zeros(())).items():
         yield in_rows("weights", name, np.moveaxis(np.asarray(w), -1, 0).reshape(w.shape[-1], -1))
-    steps = diffusion.ddim(denoiser.schedule, config.num_steps)
     run = compiling.compiled(lambda p, x: diffusion.sample(diffusion.bind(eps_fn, p), x, steps).xs)
     xs = run(params, x_T)
     sites = {s.name: s for s in list_sites(eps_fn, params, x_T, jnp.zeros(()))}

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.harness import command
+from experiments.harness import command, subject
 from experiments.harness.command import option
 from experiments.number_formats import plots
 from experiments.number_formats.data import LAWS, ROW, Pool, pooled, tensors
@@ -36,9 +36,7 @@ RATIOS = np.geomspace(1.0, 1 / 8, 18)  # of the full range
 class Config:
     """What to quantize."""
 
-    checkpoint: str = option(
-        "fashion_unet", "Folder of a checkpoint, or the name of a shipped one."
-    )
+    checkpoint: str = subject.checkpoint()
     num_steps: int = option(50, "Steps of DDIM.", least=1)
     steps: tuple[int, ...] = option((0, 25, 49), "Steps to read activations at.", least=0)
     num_samples: int = option(8, "Number of samples.", least=1)

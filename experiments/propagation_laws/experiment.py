@@ -34,9 +34,7 @@ from qdiffjax.precision import check_bits
 class Config:
     """What to run."""
 
-    checkpoint: str = option(
-        "fashion_unet", "Folder of a checkpoint, or the name of a shipped one."
-    )
+    checkpoint: str = subject.checkpoint()
     num_steps: tuple[int, ...] = option(
         (10, 20, 50, 100, 200), "Steps of the law in N (DDIM).", least=2
     )

@@ -85,16 +85,24 @@ def prepare(config) -> Context:
     """Load the denoiser and draw the noise."""
     steps_of = lambda schedule: subject.SAMPLERS["ddim"](schedule, config.middle)  # noqa: E731
     study = subject.prepare(config.checkpoint, steps_of, config.sites, config.seed)
+    for name, num_calls in (*(("ddim", n) for n in config.num_steps),
+                            *((name, config.middle) for name in config.samplers)):  # fmt: skip
+        steps_within(study.denoiser.schedule, name, num_calls)  # refuses more than there are
     return Context(config, study, subject.noise(study.denoiser, config.num_samples, config.seed))
+
+
+def steps_within(schedule, sampler: str, num_calls: int) -> diffusion.Steps:
+    """Return the steps of a sampler that has about so many network calls."""
+    make = subject.SAMPLERS[sampler]
+    steps = make(schedule, num_calls)
+    # Two calls a step.
+    return steps if diffusion.nfe(steps) <= num_calls else make(schedule, num_calls // 2)
 
 
 def full_runs(context: Context, sampler: str, num_calls: int) -> Runs:
     """Run a sampler in full precision, and calibrate on it."""
     config, denoiser = context.config, context.subject.denoiser
-    make = subject.SAMPLERS[sampler]
-    steps = make(denoiser.schedule, num_calls)
-    if diffusion.nfe(steps) > num_calls:  # two calls a step
-        steps = make(denoiser.schedule, num_calls // 2)
+    steps = steps_within(denoiser.schedule, sampler, num_calls)
     key = subject.noise_key(steps, config.seed)
     full = diffusion.bind(denoiser.eps_fn, denoiser.params)
     sample = compiling.compiled(lambda x: diffusion.sample(full, x, steps, key=key).states)

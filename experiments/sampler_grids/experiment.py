@@ -99,7 +99,9 @@ class Config:
     """What to run; the flags of the command line."""
 
     checkpoints: tuple[str, ...] = option(
-        (), "Folders of checkpoints or names of shipped ones; none is every shipped one."
+        (),
+        "Folders of checkpoints or names of shipped ones; none is every shipped one.",
+        each=subject.check_checkpoint,
     )
     nfe: int = option(24, "Network calls of every sampler, about.", least=1)
     num_samples: int = option(10, "Columns of the picture.", least=1)

@@ -34,9 +34,7 @@ from qdiffjax.precision import check_bits
 class Config:
     """What to run."""
 
-    checkpoint: str = option(
-        "fashion_unet", "Folder of a checkpoint, or the name of a shipped one."
-    )
+    checkpoint: str = subject.checkpoint()
     num_steps: int = option(20, "Steps of DDIM.", least=2)
     num_samples: int = option(8, "Samples whose spectra are computed.", least=2)
     num_gain_samples: int = option(64, "Samples of the rms gains and of the errors.", least=2)

@@ -167,6 +167,8 @@ def load_params(path) -> tuple[ModelConfig, Any]:
         raise _not_a_description(path, error) from error
     params = _restore(path, expected)
     _check_fit(path, params, expected)
+    if not (path / _files.SUMS).is_file():
+        _files.say(f"{path} has no {_files.SUMS}: damage to it would not be seen")
     return config, params
 
 
@@ -178,8 +180,7 @@ def load_config(path) -> ModelConfig:
         got="no checkpoint", expected="config.json and a folder params",
         remedy="train one with `python -m experiments.train`", error=FileNotFoundError,
     )  # fmt: skip
-    if not _files.check_sums(path, SUMMED, REMEDY):
-        _files.say(f"{path} has no {_files.SUMS}: damage to it would not be seen")
+    _files.check_sums(path, SUMMED, REMEDY)
     try:
         raw = dict(json.loads((path / "config.json").read_text()))
         old = {name: raw.pop(name) for name in _OLD_UNET if name in raw}

@@ -87,54 +87,6 @@ def test_help_says_the_command_and_explains_every_flag(name, capsys):
         assert text.replace(" ", "").count("".join(words).replace("%%", "%"))
 
 
-def wrong_values(name):
-    """(flag, value) of all that a Config says it refuses, and of what has another type."""
-    for field in dataclasses.fields(config_of(name)):
-        default = field.default
-        kind = type(default[0] if isinstance(default, tuple) and default else default)
-        if kind in (int, float):
-            yield flag(field), "x"
-        limits = field.metadata["limits"]
-        for limit, outside in (("least", -1), ("most", 1), ("above", 0), ("below", 0)):
-            if limit in limits:
-                yield flag(field), limits[limit] + outside
-        if field.metadata["choices"]:
-            yield flag(field), "no_such_choice"
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_a_wrong_flag_is_one_line_and_exit_code_2_before_any_work(name, tmp_path, capsys):
-    idle = experiment(name)._replace(measure=lambda *a, **k: pytest.fail("work began"))
-    file = tmp_path / "file"
-    file.write_text("precious")
-    outputs = [("--output", file), ("--output", file / "x")]
-    for argv in [("--no-such-flag",), *wrong_values(name), *outputs]:
-        argv = argv if argv in outputs else (*argv, "--output", tmp_path / "out")
-        code, lines = outcome(functools.partial(command.main, idle), argv, capsys)
-        assert code == 2, argv
-        assert len(lines) == 1, argv
-        assert lines[0].startswith("error: "), argv
-        if argv in outputs:  # or a compiler that is missing, which is seen before
-            assert "cannot write" in lines[-1] or "pip install" in lines[-1], argv
-    assert file.read_text() == "precious"
-
-
-UNKNOWN = [
-    (name, field) for name in NAMES
-    for field in map(flag, dataclasses.fields(experiment(name).config))
-    if field in ("--checkpoint", "--checkpoints", "--network", "--networks")
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("name", "field"), UNKNOWN)
-def test_an_unknown_network_is_one_line_and_exit_code_2(name, field, tmp_path, capsys):
-    argv = (field, "no_such_network", "--output", tmp_path / "out")
-    code, lines = outcome(main(name), argv, capsys)
-    assert (code, len(lines)) == (2, 1)
-    assert "no_such_network" in lines[0]
-    assert "no checkpoint" in lines[0] or "expected one of" in lines[0]
-
-
 # ------------------------------------------------------------------ the second stage: runs
 
 DIT, UNET = worlds.TINY_DIT, worlds.TINY
@@ -148,7 +100,7 @@ MINIATURES = {
         "--num-resamples 4 --bits 8 3 --sites *attention*",
     ),
     "error_bounds": (
-        UNET, "checkpoint",
+        DIT, "checkpoint",
         "--num-steps 3 --num-samples 4 --weight-bits 8 4 --sites input output",
     ),
     "first_order_failure": (
@@ -229,21 +181,10 @@ def test_interrupted_after_its_first_part_a_run_resumes_to_the_same_arrays(
         np.testing.assert_array_equal(arrays[key], expected[key], err_msg=key)
 
 
-MEMORY = pytest.mark.xfail(
-    strict=True, reason="fails late where a state is more than x_t, or a step two calls"
-)
-SHORT = pytest.mark.xfail(strict=True, reason="path KL of a single step, the last, has no noise")
-FAILING = {"edm-heun", "dpmpp-2m", "dpmpp-3m", "dpmpp-2m-sde", "unipc", "deis", "plms"}
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "flags",
-    [
-        *(pytest.param(("--sampler", name), marks=MEMORY if name in FAILING else ())
-          for name in subject.SAMPLERS),
-        pytest.param(("--num-steps", "1"), marks=SHORT),
-    ],
+    [*(("--sampler", name) for name in subject.SAMPLERS), ("--num-steps", "1")],
     ids="=".join,
 )  # fmt: skip
 def test_a_documented_value_of_error_bounds_runs(flags, tmp_path):
