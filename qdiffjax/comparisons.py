@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from qdiffjax._typing import Array, Key
 from qdiffjax.analysis.bounds import pathwise
@@ -69,7 +70,7 @@ def measured(q: Quantized, x_T: Array, xs: Array, steps: Steps, *, key: Key | No
         eps, _, state = call(x, t, inputs, state)
         return eps, eps, state
 
-    quantized = sample(with_eps, x_T, steps, key=key)
+    quantized = sample(with_eps, x_T, steps, key=key, per_call=q.calls(steps))
     return Run(xs, quantized.states, quantized.outputs)
 
 
@@ -163,20 +164,27 @@ def attributed(
 ) -> tuple[ledger.Ledger, int]:
     """Return a ledger with as many quadrature nodes as its defect asks for, and their number.
 
+    One node, then 3, 7 and 15: each rule of `propagation.nested_rule` keeps the nodes before it.
+
     Args:
-      attribute: (nodes [2], weights [2]) -> `ledger.attribution` with that quadrature; the nodes
-        come two at a time, so that any number of them compiles once.
+      attribute: (nodes [1], weights [1]) -> `ledger.attribution` with that quadrature; the nodes
+        come one at a time, so that any number of them compiles once.
       tolerance: median defect that is good enough.
-      max_nodes: most nodes, 2 to 8.
+      max_nodes: most nodes, 1 to 15; a number between two rules means the smaller.
     """
-    for num_nodes in range(2, max(2, min(max_nodes, 8)) + 1, 2):
-        nodes, weights = propagation.gauss_legendre(num_nodes)
-        parts = [attribute(nodes[i : i + 2], weights[i : i + 2]) for i in range(0, num_nodes, 2)]
-        contributions = jax.tree.map(lambda *c: sum(c), *(part.contributions for part in parts))
-        whole = parts[0]._replace(contributions=contributions)
+    parts: list[ledger.Ledger] = []
+    for level in range(propagation.NUM_NESTED):
+        nodes, weights = propagation.nested_rule(level)
+        if parts and len(nodes) > max_nodes:
+            break
+        parts += [attribute(node[None], np.ones(1)) for node in nodes[len(parts) :]]
+        whole = parts[0]._replace(contributions=jax.tree.map(
+            lambda *c, weights=weights: sum(w * a for w, a in zip(weights, c, strict=True)),
+            *(part.contributions for part in parts),
+        ))  # fmt: skip
         if jnp.median(ledger.defect(whole)) <= tolerance:
             break
-    return whole, num_nodes
+    return whole, len(parts)
 
 
 def fanned(q: Quantized, x_T: Array, steps: Steps, *, key: Key | None = None):
@@ -186,5 +194,6 @@ def fanned(q: Quantized, x_T: Array, steps: Steps, *, key: Key | None = None):
       [N, batch, *shape] and [batch, *shape]; costs of the order of N^2 network calls.
     """
     full = full_call(q)
-    pair = runs.couple(full, quantized_call(q), x_T, steps, key=key)
+    quantized = quantized_call(q)
+    pair = runs.couple(full, quantized, x_T, steps, key=key, per_call=q.calls(steps))
     return propagation.fan(full, pair.xs_hat, steps, key=key), pair.errors[-1]

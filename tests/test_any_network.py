@@ -228,6 +228,7 @@ EVERY_NETWORK = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.slow
 @EVERY_NETWORK
 def test_the_entries_of_the_ledger_sum_to_the_change_of_the_users_own_batched_run(name):
     result = studied(name)

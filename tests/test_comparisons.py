@@ -5,14 +5,14 @@ import numpy as np
 import pytest
 
 from qdiffjax import comparisons, diffusion
-from qdiffjax.analysis.errors import ledger, propagation
+from qdiffjax.analysis.errors import ledger
 
 
 def ledger_of(fn):
     """attribute(nodes, weights) -> the ledger whose one entry is the integral of fn over [0, 1]."""
 
     def attribute(nodes, weights):
-        assert len(nodes) == len(weights) == 2
+        assert len(nodes) == len(weights) == 1
         entry = jnp.asarray([[float(np.sum(weights * fn(nodes)))]])
         return ledger.Ledger({"site": entry}, jnp.asarray([1.0]), None, None)
 
@@ -20,20 +20,20 @@ def ledger_of(fn):
 
 
 @pytest.mark.parametrize(
-    ("power", "max_nodes", "expected"), [(3, 8, 2), (7, 8, 4), (15, 8, 8), (15, 5, 4), (15, 1, 2)]
+    ("power", "max_nodes", "expected"), [(1, 8, 1), (5, 8, 3), (11, 8, 7), (11, 6, 3), (23, 15, 15)]
 )
 def test_nodes_are_added_until_the_quadrature_is_exact_or_no_more_are_allowed(
     power, max_nodes, expected
 ):
-    """Gauss-Legendre with K nodes integrates powers up to 2 K - 1 exactly."""
+    """Rules of 1, 3, 7 and 15 nodes integrate powers up to 1, 5, 11 and 23 exactly."""
     attribute = ledger_of(lambda s: (power + 1) * s**power)
     whole, num_nodes = comparisons.attributed(attribute, tolerance=1e-5, max_nodes=max_nodes)
     assert num_nodes == expected
-    nodes, weights = propagation.gauss_legendre(num_nodes)
-    exact = np.sum(weights * (power + 1) * nodes**power)
-    np.testing.assert_allclose(whole.contributions["site"][0, 0], exact, rtol=1e-6)
+    is_exact = power <= {1: 1, 3: 5, 7: 11, 15: 23}[expected]
+    assert is_exact == bool(abs(whole.contributions["site"][0, 0] - 1) < 1e-5)
 
 
+@pytest.mark.slow
 def test_bounds_of_aligned_errors_under_scalar_steps_are_attained():
     """x_{i+1} = 2 x_i: errors of one sign add up, so both bounds equal the error."""
     e = jnp.asarray([1.0, 3.0]).reshape(2, 1, 1)

@@ -65,6 +65,7 @@ CASES = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_the_function_is_the_same_with_every_kernel_in_one_layout(name):
     fn = CASES[name]
@@ -74,6 +75,7 @@ def test_the_function_is_the_same_with_every_kernel_in_one_layout(name):
     assert_close(jax.jit(canonical)(X), jax.jit(fn)(X), factor=64)
 
 
+@pytest.mark.slow
 def test_the_result_can_be_differentiated_in_both_modes_and_vmapped():
     fn, canonical = in_scan, canonical_convolutions(in_scan)
     v = jnp.ones_like(X)
@@ -83,6 +85,7 @@ def test_the_result_can_be_differentiated_in_both_modes_and_vmapped():
     assert_close(jax.vmap(canonical)(xs), jax.vmap(fn)(xs), factor=64)
 
 
+@pytest.mark.slow
 def test_a_function_without_such_convolutions_keeps_its_bits_and_its_tree():
     @jax.custom_jvp
     def odd(x):

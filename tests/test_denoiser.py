@@ -48,6 +48,7 @@ def predicted(word, process):
     return net_fn
 
 
+@pytest.mark.slow
 @EVERY_PROCESS
 @pytest.mark.parametrize("word", ["eps", "x_0", "v", "score", "flow"])
 def test_networks_that_predict_different_things_of_one_law_have_one_eps(name, word):
@@ -68,6 +69,7 @@ def raw_edm_fn(params, u, noise, d=0.5):
     return (x_0 - d**2 / total**2 * x) / (s * d / total)
 
 
+@pytest.mark.slow
 @EVERY_PROCESS
 def test_a_raw_network_in_edms_preconditioning_is_the_same_denoiser_on_every_process(name):
     process, t = PROCESSES[name]
@@ -109,6 +111,7 @@ def test_a_network_of_one_time_for_each_sample_is_its_twin_of_one_time():
     assert_close(eps_of(denoise(each_fn), LABELS), eps_of(denoise(net_fn), LABELS))
 
 
+@pytest.mark.slow
 def test_times_of_each_sample_reach_the_network_as_they_are():
     times = jnp.array([1.0, 10.0, 20.0, 40.0])
     found = denoise(each_fn, prediction="v").eps_fn(PARAMS, X, times)
@@ -177,6 +180,7 @@ def test_conditions_are_one_argument_several_or_named():
 # ------------------------------------------------------------------ draws
 
 
+@pytest.mark.slow
 def test_a_sample_and_its_condition_do_not_depend_on_how_many_are_drawn():
     denoiser = denoise(net_fn, cond=(LABELS[:3], normal(5, 3, 1)))
     few, many = denoiser.draw(KEY, 2), denoiser.draw(KEY, 5)
@@ -215,6 +219,7 @@ def test_conditions_that_are_drawn_are_not_the_noise():
 W, NULL = 2.5, 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prediction", ["eps", "v"])
 @pytest.mark.parametrize("fn", [net_fn, each_fn])
 def test_guidance_is_the_combination_of_two_calls(prediction, fn):

@@ -25,6 +25,7 @@ HEAVY = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_name_of_the_front_door_has_an_example_that_runs_as_printed(
     name, users_defaults, compile_fast

@@ -29,6 +29,7 @@ def test_the_code_passes(name):
     assert run.returncode == 0, run.stdout + run.stderr
 
 
+@pytest.mark.slow
 def test_the_example_of_the_readme_runs_as_printed(users_defaults, compile_fast):
     result = doctest.testfile(str(ROOT / "README.md"), module_relative=False)
     assert result.attempted > 10
@@ -85,6 +86,7 @@ def names_of_door(path: Path) -> set[str]:
     return {a.asname or a.name for n in ours for a in n.names}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ["doors first", "modules first"])
 def test_no_module_bears_the_name_of_what_the_door_of_its_room_lists(order):
     doors = {}
@@ -107,6 +109,7 @@ def test_a_file_is_one_idea_of_at_most_400_lines():
         assert not path.stem.endswith("_parts"), path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LIGHT)
 def test_what_lowers_nothing_loads_no_kernel_no_framework_and_no_plots(name):
     code = LIGHT[name] + f"\nimport sys\nsys.exit(str([m for m in {HEAVY} if m in sys.modules]))"

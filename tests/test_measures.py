@@ -45,6 +45,7 @@ def quantized(sampler="ddim", bits=5):
     return qd.quantize(calibration, recipe), steps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_every_number_of_a_study_is_of_one_run(sampler):
     q, steps = quantized(sampler)
@@ -70,6 +71,7 @@ def test_without_quantized_sites_both_runs_are_equal():
     np.testing.assert_array_equal(run.errors, 0)
 
 
+@pytest.mark.slow
 def test_samples_in_chunks_are_those_of_the_whole_batch():
     q, steps = quantized()
     whole, parts = (qd.couple(q, steps, KEY, 5, batch_size=size) for size in (5, 2))
@@ -111,6 +113,7 @@ def test_prediction_and_propagation_are_of_the_run_that_is_given():
     assert bounded.measured.shape == (5, 5)
 
 
+@pytest.mark.slow
 def test_what_cannot_work_is_refused_before_it_starts():
     q, steps = quantized("ddpm")
     with pytest.raises(ValueError, match="got 5 samples in chunks, expected one chunk"):

@@ -136,6 +136,7 @@ def test_trials_show_the_saved_ratios_their_tail_and_the_finite_share():
     assert side.texts[0].get_text() == "3 of 1,234"
 
 
+@pytest.mark.slow
 def test_the_same_figure_gives_the_same_bytes(results, tmp_path):
     loaded = store.load(results / "error_bounds")
     first, again = (paper.save(plots.draw_errors(*loaded), name, tmp_path) for name in "ab")

@@ -85,10 +85,9 @@ class Config:
     )
     max_fan_steps: int = option(20, "Most steps of the fan's own grid.", least=1)
     max_nodes: int = option(
-        4,
-        "Most quadrature nodes of the ledger, 2 to 8; raised while the defect is large.",
-        least=2,
-        most=8,
+        7,
+        "Most quadrature nodes of the ledger (1, 3, 7, 15), added while the defect is large.",
+        least=1,
     )
     tolerance: float = option(1e-3, "Defect of the ledger that is good enough.", least=0)
 

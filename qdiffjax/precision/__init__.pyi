@@ -31,6 +31,7 @@ from .rules import quantize_site as quantize_site
 from .rules import round_activation as round_activation
 from .rules import token_axes as token_axes
 from .settings import Settings as Settings
+from .shaping import shaped as shaped
 from .weights import keep_channel_sums as keep_channel_sums
 from .weights import output_channels as output_channels
 from .weights import round_weights as round_weights

@@ -113,6 +113,7 @@ def calibrate(
     *,
     num_samples: int = NUM_SAMPLES,
     x_T=None,
+    progress: bool = False,
 ) -> Calibration:
     """Measure what every recipe needs, on one full-precision sampling run.
 
@@ -125,6 +126,7 @@ def calibrate(
         None only if nothing is to be drawn.
       num_samples: number of calibration samples.
       x_T: initial noise of the calibration samples [num_samples, *shape]; None draws it.
+      progress: show a progress bar: the look at the network, its weights, the sampling run.
 
     Raises:
       ValueError: a network that cannot be sampled.
@@ -149,14 +151,20 @@ def calibrate(
         draw = denoiser.draw(key_start, num_samples, steps.t[0])
     else:
         draw = Draw(x_T, denoiser.draw_cond(key_start, len(x_T)))
-    diagnosis = diagnose(denoiser, steps, draw=draw)
-    diagnosis.warn()
+    from tqdm import tqdm
+
     first = jax.tree.map(lambda leaf: leaf[:1], draw)
-    weights = weight_operands(*arguments(denoiser, first, steps.times(first.x_T)[0]))
     observe = jax.jit(lambda d, x, key, cond: observe_ranges(
         d.eps_fn, d.params, steps, x, key=key, cond=cond
     ))  # fmt: skip
-    ranges = observe(denoiser, draw.x_T, key_noise, draw.cond)
+    with tqdm(total=3, desc="calibrate", disable=not progress, unit="part") as bar:
+        diagnosis = diagnose(denoiser, steps, draw=draw)
+        diagnosis.warn()
+        bar.update()
+        weights = weight_operands(*arguments(denoiser, first, steps.times(first.x_T)[0]))
+        bar.update()
+        ranges = jax.block_until_ready(observe(denoiser, draw.x_T, key_noise, draw.cond))
+        bar.update()
     return Calibration(denoiser, diagnosis.sites, weights, ranges)
 
 
@@ -191,8 +199,8 @@ def quantize(
       activations: "dynamic" or "static".
       edge_margin: factor on static ranges of what enters and leaves the network, see
         `Calibration.widened`; None is 1.2 for words and 1 for a `Recipe`.
-      rounding: `calibrate_fn`, `granularity`, `format_fn`, `adjust_fn` of the weights, see
-        `round_weights`.
+      rounding: `round_fn`, `calibrate_fn`, `granularity`, `format_fn`, `adjust_fn` of the weights,
+        see `round_weights`; `round_fn=shaped(key)` is a rounding for each call of the sampler.
 
     Raises:
       ValueError: a recipe in words, a glob or an option that does not fit; nothing to quantize; a

@@ -77,6 +77,9 @@ def lower(
       >>> qd.precision.lowering_of(denoiser.sites(), q.site_inputs)
       {'input': 'plain', 'in': 'codes', 'out': 'plain', 'output': 'plain'}
     """
+    require("round_fn" not in rounding, "lower", got="round_fn",
+            expected="codes that stay from call to call",
+            remedy="simulate it by `quantize`")  # fmt: skip
     chosen = assign(calibration, recipe, rounding, sites=sites, activations=activations,
                     edge_margin=edge_margin)  # fmt: skip
     c, recipe = chosen.calibration, chosen.recipe

@@ -4,13 +4,16 @@ import dataclasses
 from typing import Any
 
 import jax
+import numpy as np
 
 from qdiffjax._checks import require
 from qdiffjax._typing import CallFn, EpsFn
 from qdiffjax.denoiser import Denoiser
+from qdiffjax.diffusion import Steps
 from qdiffjax.precision.printing import quantized_table
 from qdiffjax.precision.rules import SiteQuant, quantize_site
 from qdiffjax.precision.settings import Settings
+from qdiffjax.quant import RoundingSequence
 from qdiffjax.sites import rules
 from qdiffjax.sites.absent import absent_like, is_absent
 from qdiffjax.sites.listing import expand, trace
@@ -79,6 +82,17 @@ class Quantized:
         """Return it with other full-precision parameters; quantized weights stay as they are."""
         return dataclasses.replace(self, denoiser=dataclasses.replace(self.denoiser, params=params))
 
+    def calls(self, steps: Steps, per_call: Any = None) -> Any:
+        """Return the `per_call` of a sampler, leaves [N, ...]: what varies from call to call.
+
+        The number of the call, at sites whose rounding is a sequence, under what `per_call` holds
+        already; None if there is nothing.
+        """
+        numbers = np.arange(len(steps.t))
+        names = [name for name, inputs in self.site_inputs.items() if _is_sequence(inputs)]
+        sequences = {name: SiteQuant(call=numbers) for name in names}
+        return merge(sequences, per_call) if sequences else per_call
+
     def at(self, index) -> "Quantized":
         """Return it with the conditions of some of its samples, an index or slice of them."""
         return dataclasses.replace(self, denoiser=self.denoiser.at(index))
@@ -110,6 +124,10 @@ def drop_weights(q: Quantized, x, t) -> Quantized:
         for name, leaf in zip(names, leaves, strict=True)
     ]
     return q.with_params(jax.tree.unflatten(tree, kept))
+
+
+def _is_sequence(inputs) -> bool:
+    return isinstance(inputs, SiteQuant) and isinstance(inputs.weight, RoundingSequence)
 
 
 def _has_weight(inputs) -> bool:
@@ -178,7 +196,8 @@ def merge(base: dict[str, Any], override: dict[str, Any] | None) -> dict[str, An
         old = base.get(name)
         if isinstance(new, SiteQuant) and isinstance(old, SiteQuant):
             weight = old.weight if new.weight is None else new.weight
-            new = SiteQuant(weight, new.activations or old.activations)
+            call = old.call if new.call is None else new.call
+            new = SiteQuant(weight, new.activations or old.activations, call)
         merged[name] = new
     return merged
 

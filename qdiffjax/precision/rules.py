@@ -7,19 +7,21 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from qdiffjax.quant import ActivationGrid, rounding
+from qdiffjax.quant import ActivationGrid, RoundingSequence, rounding
 from qdiffjax.sites import Site
 
 
 class SiteQuant(NamedTuple):
     """Inputs of `quantize_site` at one site.
 
-    weight: the quantized weight operand, in real units, or None to leave it alone;
-    activations: an `ActivationGrid` or None for each activation operand, in order; () for none.
+    weight: the quantized weight operand, in real units, a `RoundingSequence` of it, or None to
+    leave it alone; activations: an `ActivationGrid` or None for each activation operand, in order;
+    () for none; call: number of the sampler's network call, which a sequence needs.
     """
 
     weight: Any = None
     activations: tuple = ()
+    call: Any = None
 
 
 def quantize_site(site: Site, op: Callable, operands: tuple, inputs: SiteQuant | None):
@@ -34,7 +36,10 @@ def quantize_site(site: Site, op: Callable, operands: tuple, inputs: SiteQuant |
         return op(*operands), None
     values = list(operands)
     if site.weight is not None and inputs.weight is not None:
-        values[site.weight] = inputs.weight.astype(values[site.weight].dtype)
+        weight = inputs.weight
+        if isinstance(weight, RoundingSequence):
+            weight = weight.at(inputs.call)
+        values[site.weight] = weight.astype(values[site.weight].dtype)
     for index, grid in zip(site.activations, inputs.activations, strict=False):
         if grid is not None:
             values[index] = round_activation(values[index], grid, axes=token_axes(site, index))

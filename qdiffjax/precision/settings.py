@@ -88,7 +88,8 @@ def assign(
     if edge_margin is None:
         edge_margin = EDGE_MARGIN if in_words and grids == STATIC else 1.0
     table = _table(calibration.sites, recipe, sites)
-    rounding = ({"adjust_fn": keep_channel_sums} if in_words else {}) | dict(rounding)
+    if in_words and "round_fn" not in rounding:
+        rounding = {"adjust_fn": keep_channel_sums} | dict(rounding)
     settings = Settings(
         recipe.strip().upper() if isinstance(recipe, str) else "recipe",
         _activations_text(table, grids, edge_margin), _edges_text(calibration.sites, table),
@@ -97,7 +98,7 @@ def assign(
     )  # fmt: skip
     return Assignment(
         table, calibration if edge_margin == 1 else calibration.widened(edge_margin),
-        static_grid if grids == STATIC else dynamic_grid, rounding, settings,
+        static_grid if grids == STATIC else dynamic_grid, dict(rounding), settings,
     )  # fmt: skip
 
 
@@ -147,5 +148,8 @@ def _edges_text(all_sites, table: Recipe) -> str:
 def _weights_text(rounding: Mapping[str, Any]) -> str:
     granularity = rounding.get("granularity", output_channels)
     by = getattr(granularity, "__name__", "granularity of its own").replace("_", " ")
+    if "round_fn" in rounding:
+        name = getattr(rounding["round_fn"], "__name__", "a function of its own")
+        return f"{by}, rounded by {name}"
     keeps = rounding.get("adjust_fn") is keep_channel_sums
     return f"{by}, rounded to nearest{' with the sum of each output channel kept' if keeps else ''}"

@@ -163,6 +163,14 @@ from qdiffjax.quant.rounding import (
     triangular_like,
     uniform_like,
 )
+from qdiffjax.quant.sequences import (
+    RoundingSequence,
+    ToggleFn,
+    fresh_bits,
+    golden_ratio,
+    rounding_sequence,
+    sigma_delta,
+)
 from qdiffjax.quant.straight_through import (
     fake_quant,
     fake_quant_codes,

@@ -49,12 +49,14 @@ def exact(name):
     return gaussian.log_prob(gaussian.marginal(LAW, process(first)), X_0)
 
 
+@pytest.mark.slow
 @cases
 def test_the_likelihood_of_gaussian_data_is_exact_to_a_ten_thousandth_of_a_bit(name):
     bits = d.bits_per_dim(likelihood(name).log_prob, 3)
     assert np.max(np.abs(bits - d.bits_per_dim(exact(name), 3))) < 1e-4
 
 
+@pytest.mark.slow
 def test_runge_kutta_converges_with_slope_minus_four():
     num = np.array([20, 40, 80])
     gaps = [np.max(np.abs(likelihood("EDM", int(n)).log_prob - exact("EDM"))) for n in num]
@@ -62,6 +64,7 @@ def test_runge_kutta_converges_with_slope_minus_four():
     assert abs(2 * fine - coarse - 4) < 0.3
 
 
+@pytest.mark.slow
 def test_the_code_of_a_sample_is_its_standardized_self():
     """For N(m, c^2) the flow keeps (x - alpha m) / sqrt(alpha^2 c^2 + sigma^2)."""
     process, m, c = d.VP(), jnp.array([[1.0, -1.0]]), 0.5
@@ -79,6 +82,7 @@ def test_the_code_of_a_sample_is_its_standardized_self():
     np.testing.assert_allclose(back, x, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_all_signs_as_probes_give_the_exact_trace():
     """Hutchinson's mean over all 2^n sign vectors is the trace itself."""
     signs = np.array([[(i >> k) & 1 for k in range(3)] for i in range(8)]) * 2.0 - 1
@@ -87,6 +91,7 @@ def test_all_signs_as_probes_give_the_exact_trace():
     assert_close(both[0].log_prob, both[1].log_prob, factor=1e3)
 
 
+@pytest.mark.slow
 def test_one_probe_is_an_estimate_that_knows_no_sign():
     probe = np.broadcast_to(np.array([1.0, -1.0, 1.0]), (1, 4, 3))
     one, other = (likelihood("VP", 20, probes=sign * probe).log_prob for sign in (1.0, -1.0))
@@ -94,6 +99,7 @@ def test_one_probe_is_an_estimate_that_knows_no_sign():
     assert np.max(np.abs(one - exact("VP"))) > 1e-2  # and not the trace
 
 
+@pytest.mark.slow
 def test_the_default_prior_is_the_noise_of_the_last_time():
     _, _, last = CASES["EDM"]
     result = likelihood("EDM", prior_fn=None)
@@ -114,6 +120,7 @@ def test_probes_of_another_shape_are_refused():
         likelihood("VP", probes=np.ones((4, 3)))
 
 
+@pytest.mark.slow
 def test_the_flow_ode_is_the_interpolation_of_its_two_ends():
     """dx/dt = eps - x_0 for rectified flow, alpha' x_0 + sigma' eps for every process."""
     for process, t in ((d.Flow(), 0.3), (d.VP(), 0.4), (d.EDM(), 2.0)):
@@ -124,6 +131,7 @@ def test_the_flow_ode_is_the_interpolation_of_its_two_ends():
         assert_close(field(jnp.float64(t), X_0), speed.alpha * x_0 + speed.sigma * eps, factor=64)
 
 
+@pytest.mark.slow
 def test_an_adaptive_solver_agrees_with_the_exact_likelihood():
     pytest.importorskip("diffrax")
     solver = d.diffrax_solver(rtol=1e-8, atol=1e-8)
@@ -131,6 +139,7 @@ def test_an_adaptive_solver_agrees_with_the_exact_likelihood():
     assert np.max(np.abs(bits - d.bits_per_dim(exact("VP"), 3))) < 1e-4
 
 
+@pytest.mark.slow
 def test_an_adaptive_solver_samples_the_probability_flow():
     pytest.importorskip("diffrax")
     process = d.EDM()

@@ -93,6 +93,7 @@ def test_runs_that_differ_in_data_share_one_compilation_and_one_scan():
     assert str(jax.make_jaxpr(run)(*first)).count("scan[") == 1
 
 
+@pytest.mark.slow
 def test_a_batch_of_recipes_under_vmap_is_each_recipe_alone():
     tables = [diffusion.ddim(SCHEDULE, N, eta=eta) for eta in (0.0, 0.5, 1.0)]
     key = jax.random.key(2)

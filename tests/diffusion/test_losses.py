@@ -79,6 +79,7 @@ def test_the_optimal_error_of_gaussian_data_is_its_posterior_variance():
     assert abs(errors.mean() - expected) < 5 * expected * np.sqrt(2 / (n * num))
 
 
+@pytest.mark.slow
 def test_the_loss_draws_every_time_but_zero():
     seen = []
 

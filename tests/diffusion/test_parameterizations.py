@@ -69,6 +69,7 @@ def test_v_and_flow_predictions_mean_something_in_pure_noise():
         assert_close(parts.eps, noise)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("t", [700, np.array([3, 500, 1000])], ids=["scalar", "batch"])
 @pytest.mark.parametrize("prediction", PREDICTIONS, ids=lambda p: p.__name__)
 def test_as_eps_of_a_network_that_predicts_otherwise_is_the_eps_network(prediction, t):

@@ -45,6 +45,7 @@ def test_ve_edm_and_flow_are_their_definitions():
     assert_close(np.array(d.Cosine().exact(1 / 3)), np.array([np.sqrt(3) / 2, 0.5]))
 
 
+@pytest.mark.slow
 @processes
 def test_velocity_is_the_derivative_of_the_level(process):
     def level(t):
@@ -54,6 +55,7 @@ def test_velocity_is_the_derivative_of_the_level(process):
     assert_close(np.stack(process.velocity(TIMES)), slopes, factor=64)
 
 
+@pytest.mark.slow
 @processes
 def test_the_rates_are_those_of_the_sde_that_has_these_levels(process):
     """f = d log alpha / dt and g^2 = d sigma^2 / dt - 2 f sigma^2; Karras et al. 2022, eq. 30."""
@@ -141,6 +143,7 @@ def test_a_learned_log_snr_falls_from_one_end_to_the_other_whatever_its_weights(
     assert_close(log_snr[[0, -1]], np.array([13.3, -5.0]), factor=1e3)
 
 
+@pytest.mark.slow
 def test_a_learned_schedule_with_a_flat_hidden_layer_is_linear_in_log_snr():
     params = d.LogSNRParams(np.array([10.0, -6.0]), 0.3, np.full(3, -800.0), np.ones(3), np.ones(3))
     t = jnp.linspace(0, 1, 9)
@@ -150,6 +153,7 @@ def test_a_learned_schedule_with_a_flat_hidden_layer_is_linear_in_log_snr():
     assert_close(level.alpha**2, 1 / (1 + np.exp(-(10.0 - 16.0 * np.asarray(t)))), factor=64)
 
 
+@pytest.mark.slow
 def test_a_learned_schedule_trains_in_both_modes():
     """Forward, reverse and finite differences agree in every parameter."""
     params, t = jax.tree.map(jnp.asarray, learned()), jnp.asarray(TIMES)

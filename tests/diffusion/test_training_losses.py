@@ -51,6 +51,7 @@ def test_the_unweighted_loss_of_eps_is_the_simple_loss():
     np.testing.assert_array_equal(got, simple)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("process", [SCHEDULE, d.Flow()], ids=["linear", "flow"])
 def test_a_weighted_loss_does_not_depend_on_what_the_network_predicts(process):
     def loss(name, weight_fn):

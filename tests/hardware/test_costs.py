@@ -129,6 +129,7 @@ def test_no_element_of_a_parameter_is_stored_twice(fn, shape, stored):
     np.testing.assert_array_equal(c.stored, stored)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_bytes_of_weights_are_those_of_packed_storage(bits):
     sites, c, _ = unet()
@@ -178,6 +179,7 @@ def test_traffic_of_one_product_is_what_the_compiler_reads_and_writes():
     assert found.outputs == hardware.output_bytes(c, hardware.uniform(32, 32))[0]
 
 
+@pytest.mark.slow
 def test_dit_xl_2_has_the_published_size():
     # Peebles & Xie 2023, table 4: 675 million parameters, 118.64 G multiply-adds at 32 x 32 x 4.
     net = dit.dit_xl_2(num_classes=1000, learn_sigma=True)
@@ -222,6 +224,7 @@ def test_traced_costs_are_the_exact_ones_within_a_byte_a_site():
         assert ((gap >= -1e-6) & (gap < slack + 1e-6)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("traced", ["weight", "activation"])
 def test_one_traced_width_beside_one_that_is_not(traced):
     _, c, _ = unet()

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from jax.experimental.pallas import tpu as pltpu
@@ -38,6 +39,7 @@ def test_one_block_holds_all_columns_while_memory_does():
     assert held == [(512, 512), (256, 512), (128, 512), (128, 256), None]
 
 
+@pytest.mark.slow
 def test_memory_that_nobody_wrote_does_not_reach_the_product():
     x, w = normal32(0, 40, 24), weight((24, 150))
     params = pltpu.InterpretParams(uninitialized_memory="nan")

@@ -37,6 +37,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @fast_paths
 @pytest.mark.parametrize("name", CASES)
 def test_both_modes_give_the_derivative_of_the_simulation(path, name):

@@ -150,11 +150,13 @@ def test_gpu_convolves_what_the_codes_stand_for(name):
     assert relative_error(y, np.asarray(expected)) < allowed(format)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MATMULS)
 def test_each_product_takes_the_kernel_made_for_it(name):
     assert compiler(matmul, *operands(MATMULS[name])) == MATMULS[name][-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONVS)
 def test_each_convolution_takes_the_kernel_made_for_it(name):
     shape, w_shape, how, format, stride, dilation, expected = CONVS[name]
@@ -214,6 +216,7 @@ def test_only_hopper_gets_its_kernels_by_default(monkeypatch, platform, capabili
     assert chip.num_cores() == (114 if expected == "gpu" else 132)
 
 
+@pytest.mark.slow
 def test_what_falls_back_is_what_xla_computes():
     x, w, how = operands(MATMULS["ragged channels"])
     ours = matmul(x, w, how)

@@ -23,6 +23,7 @@ def instructions(request, monkeypatch):
     monkeypatch.setattr(integers, "multiplies_unsigned", lambda: request.param)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("instructions")
 @pytest.mark.parametrize(
     ("equation", "dims", "shapes"),
@@ -50,6 +51,7 @@ def test_sums_of_the_lowest_codes_do_not_overflow():
     np.testing.assert_array_equal(y, np.full((2, 2), 30_000 * 128**2))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("instructions")
 @pytest.mark.parametrize("axes", [(0, None), (None, 1), (2, 1), (1, 0)])
 def test_vmap_maps_any_axis_of_either_operand(axes):
@@ -79,6 +81,7 @@ WINDOWS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("window", WINDOWS, ids=str)
 @pytest.mark.parametrize("kernel", [(1, 1), (2, 3)], ids=str)
 def test_convolution_is_that_of_whole_numbers(window, kernel, monkeypatch):
@@ -91,6 +94,7 @@ def test_convolution_is_that_of_whole_numbers(window, kernel, monkeypatch):
     np.testing.assert_array_equal(y, wide)
 
 
+@pytest.mark.slow
 def test_negative_padding_crops(monkeypatch):
     monkeypatch.setattr(integers, "multiplies_unsigned", lambda: True)
     window = {"window_strides": (1, 1), "dimension_numbers": ("NHWC", "HWIO", "NHWC")}
@@ -100,6 +104,7 @@ def test_negative_padding_crops(monkeypatch):
     np.testing.assert_array_equal(y, cropped)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("instructions")
 @pytest.mark.parametrize("space", ["W", "DHW"])
 def test_convolution_in_one_and_three_dimensions(space):
@@ -135,6 +140,7 @@ def test_a_cpu_is_given_bytes_and_others_a_product_that_they_know():
     assert "(tensor<4x8xi32>, tensor<8x2xi32>) -> tensor<4x2xi32>" in elsewhere
 
 
+@pytest.mark.slow
 def test_convolution_has_the_same_bits_with_either_instructions(monkeypatch):
     x = jnp.asarray(RNG.normal(size=(2, 6, 6, 8)), jnp.float32)
     w = jnp.asarray(RNG.normal(size=(3, 3, 8, 4)), jnp.float32)
@@ -161,6 +167,7 @@ def test_sums_of_codes_are_those_of_whole_numbers(axes, batch):
     np.testing.assert_array_equal(integers.sums(values, axes, batch), expected)
 
 
+@pytest.mark.slow
 def test_a_sampler_keeps_no_wider_copy_of_its_weights(monkeypatch):
     """What XLA moves out of the loop is smaller than the codes of the weights."""
     monkeypatch.setattr(integers, "multiplies_unsigned", lambda: True)

@@ -65,6 +65,7 @@ def matmul_case(name):
     return x, w, how, exact_operand(x, how, (2,)) @ exact(w)
 
 
+@pytest.mark.slow
 @fast_paths
 @pytest.mark.parametrize("name", MATMULS)
 def test_matmul_multiplies_what_the_codes_stand_for(path, name):
@@ -86,6 +87,7 @@ def test_matmul_of_codes_of_tokens(path):
     assert_close(product(path, x, w, None), exact(x) @ exact(w))
 
 
+@pytest.mark.slow
 @all_paths
 def test_epilogue_is_bias_then_function_then_dtype(path):
     x, w, bias = normal32(0, 7, 16), weight((16, 9)), normal32(5, 9)
@@ -110,6 +112,7 @@ def test_integer_sums_are_exact(path):
     np.testing.assert_array_equal(product(path, left, right, None), integers.astype(np.float32))
 
 
+@pytest.mark.slow
 @fast_paths
 @pytest.mark.parametrize(
     "how",
@@ -131,6 +134,7 @@ def test_codes_of_the_prologue_are_those_of_quantize(path, how):
     np.testing.assert_array_equal(got, exact_operand(x, how, (1,)).astype(np.float32))
 
 
+@pytest.mark.slow
 @fast_paths
 def test_matmul_under_vmap_and_scan(path):
     x, w = normal32(0, 3, 4, 16), weight((16, 9))
@@ -182,6 +186,7 @@ def conv_case(name):
     return (x, w, how), options, expected_conv(x, w, how, **options)
 
 
+@pytest.mark.slow
 @fast_paths
 @pytest.mark.parametrize("name", CONVS)
 def test_conv_convolves_what_the_codes_stand_for(path, name):
@@ -250,6 +255,7 @@ def test_a_missing_number_is_missing_in_all_that_sums_it_and_there_alone(how):
     assert np.isnan(y).all(-1).tolist() == [False, True, False]
 
 
+@pytest.mark.slow
 @fast_paths
 def test_conv_of_codes_of_samples(path):
     scale, zero = (np.reshape(a, (2, 1, 1, 1)) for a in ([0.01, 0.03], [3, 120]))

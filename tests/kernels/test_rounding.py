@@ -20,6 +20,7 @@ GRIDS = {
 }
 
 
+@pytest.mark.slow
 @fast_paths
 @pytest.mark.parametrize("name", GRIDS)
 def test_rounded_is_fake_quant(path, name):

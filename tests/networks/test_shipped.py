@@ -33,6 +33,7 @@ def test_a_shipped_checkpoint_is_found_by_name_and_where_it_once_was(before):
         denoisers.find_checkpoint(before + "fashion")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_of_pure_noise_a_trained_network_says_that_it_is_noise(name):
     """alpha_T is .006, so the optimum E[eps | x_T] is x_T up to about that."""

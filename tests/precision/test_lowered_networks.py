@@ -36,6 +36,7 @@ from tests.worlds import NETWORKS, dot, normal, quick_jit
 pytestmark = pytest.mark.usefixtures("compile_fast")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "bits"),
     [ ("nnx_net", (4, 8)), ("eqx_net", (8, 8)), ("handwritten", (8, 8)),

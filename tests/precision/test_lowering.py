@@ -96,6 +96,7 @@ CONVS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONVS)
 def test_convolutions_of_any_layout_are_the_simulation_padding_included(name):
     spec, x, w, window = CONVS[name]

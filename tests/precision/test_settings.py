@@ -105,6 +105,7 @@ def test_widths_and_settings_share_a_compilation():
     assert run._cache_size() == 1
 
 
+@pytest.mark.slow
 def test_codes_with_dynamic_grids_are_the_simulation_and_have_its_derivatives():
     net, sites = worlds.handwritten(), ("*",)
     both = [
@@ -129,6 +130,7 @@ def test_samples_keep_apart_under_dynamic_grids():
     assert_close(jnp.concatenate([run(x[:1]), run(x[1:])]), run(x), factor=64)
 
 
+@pytest.mark.slow
 def test_a_ledger_of_dynamic_grids_sums_to_the_change():
     q = precision.quantize(calibrated(), "W8A8", sites=("*",))
     net = worlds.handwritten()

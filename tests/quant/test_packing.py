@@ -88,6 +88,7 @@ def test_empty_and_single_codes_pack(shape, bytes_):
     assert np.all(np.asarray(unpack_codes(packed, 3, True, shape)) == -3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_code_of_every_format_survives_packing_bit_for_bit(name):
     format = FORMATS[name]

@@ -24,6 +24,7 @@ def granule_sums(x, shape):
     return np.asarray(x).reshape(split).sum(tuple(range(1, 2 * x.ndim, 2)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHAPES)
 @pytest.mark.parametrize(("calibrate_fn", "signed"), [(absmax, True), (minmax, False)])
 def test_each_sum_stays_to_half_a_step_and_each_element_moves_by_less_than_a_step(

@@ -26,6 +26,7 @@ def assert_plain_is_bit_identical(fn, *args):
         assert np.asarray(got).tobytes() == np.asarray(want).tobytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "network",
     [

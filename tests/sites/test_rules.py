@@ -92,6 +92,7 @@ def test_the_adjoint_of_a_tap_is_the_sensitivity_to_an_added_constant():
         np.testing.assert_allclose(slope, numeric, rtol=1e-7, atol=1e-7, err_msg=site.name)
 
 
+@pytest.mark.slow
 def test_a_tap_adds_to_the_result_of_its_operation_and_nowhere_else():
     tap = normal(8, 2, 3, 3, 2)
     out, _ = apply(NET, rules.perturb, {"output": tap})
@@ -111,6 +112,7 @@ def test_a_tap_adds_to_the_result_of_its_operation_and_nowhere_else():
     assert_close(out, jax.jit(shifted)(*NET.args), factor=64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", [worlds.handwritten, worlds.layers], ids=["attn", "scan"])
 def test_local_errors_injected_into_the_plain_run_reproduce_the_quantized_run(network):
     """Induction over sites: equal operands, plus the recorded error, give equal results."""
@@ -146,6 +148,7 @@ def test_only_sites_with_inputs_commit_errors():
     assert set(errors) == {"attn/dot_0"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", [worlds.handwritten, worlds.layers], ids=["attn", "scan"])
 def test_a_gate_is_the_rule_when_on_and_plain_when_off(network):
     net = network()

@@ -94,7 +94,7 @@ def forecast(
                 cells = cells.at[largest].set(jax.lax.map(effect_of, largest))
             return before, dict(zip(taps_bar, cells, strict=True))
 
-        table = (steps.times(x_T), steps.coeffs, z, per_call)
+        table = (steps.times(x_T), steps.coeffs, z, q.calls(steps, per_call))
         x, xs = full_run(q, x_T, table, steps)
         adjoint = jax.grad(lambda x: functional(current(x, steps)[0]))(x)
         _, cells = jax.lax.scan(backward, adjoint, (table, xs), reverse=True)

@@ -257,7 +257,7 @@ def attribution(
                 for name, bar in taps_bar.items()
             }
 
-        table = (steps.times(x_T), steps.coeffs, z, per_call)
+        table = (steps.times(x_T), steps.coeffs, z, q.calls(steps, per_call))
         x = steps.coeffs.start(x_T)
         first = (x, x, jnp.broadcast_to(x, (len(nodes), *x.shape)))
         (x, x_hat, ends), saved = jax.lax.scan(forward, first, table)
@@ -307,7 +307,8 @@ def inject(
         taps = {name: amount[name].astype(r[name].dtype) * r[name] for name in r}
         return (step_map(tapped, t, coeffs, z, taps)(x), x_hat), None
 
-    table = (steps.times(x_T), steps.coeffs, noises(key, steps, x_T), per_call, amounts)
+    table = (steps.times(x_T), steps.coeffs, noises(key, steps, x_T), q.calls(steps, per_call),
+             amounts)  # fmt: skip
     x = steps.coeffs.start(x_T)
     (x, _), _ = jax.lax.scan(body, (x, x), table)
     return current(x, steps)

@@ -77,7 +77,7 @@ def predict_errors(
         e = local_error(partly, quantized, y, t, coeffs, inputs, own)
         return add(difference(g(add(x, d)), f(x)), e)
 
-    return _predict(move, full, xs, steps, per_call)
+    return _predict(move, full, xs, steps, q.calls(steps, per_call))
 
 
 def predict_first_order(q: Quantized, xs, steps: Steps, *, per_call: PyTree = None) -> Any:
@@ -94,7 +94,7 @@ def predict_first_order(q: Quantized, xs, steps: Steps, *, per_call: PyTree = No
         e = local_error(full, quantized, x, t, coeffs, inputs)
         return add(jax.jvp(f, (x,), (v,))[1], e)
 
-    return _predict(push, full, xs, steps, per_call)
+    return _predict(push, full, xs, steps, q.calls(steps, per_call))
 
 
 def _predict(fn: Callable, full: CallFn, xs, steps: Steps, per_call: PyTree) -> Any:

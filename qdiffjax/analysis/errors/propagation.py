@@ -15,6 +15,7 @@ run and x^(1) the quantized one, for any quantizer, differentiable or not. The s
 Only the full-precision network is differentiated.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -180,6 +181,37 @@ def gauss_legendre(num_nodes: int) -> tuple[np.ndarray, np.ndarray]:
     """Return nodes and weights [num_nodes] of the Gauss-Legendre rule on [0, 1]; one: midpoint."""
     nodes, weights = np.polynomial.legendre.leggauss(num_nodes)
     return (nodes + 1) / 2, weights / 2
+
+
+NUM_NESTED = 4  # rules of `nested_rule`, of 1, 3, 7 and 15 nodes
+
+
+@functools.cache
+def nested_rule(level: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return nodes and weights on [0, 1] of a rule that holds the nodes of all rules before it.
+
+    From the midpoint on, each rule adds to its n nodes x_j the n + 1 roots of the polynomial E with
+    int prod_j (x - x_j) E(x) x^k dx = 0 for k <= n: 1 and 3 nodes are Gauss-Legendre, 7 Kronrod's.
+    Exact for polynomials of degree 1, 5, 11 and 23. The old nodes come first, in their order.
+
+    Source: Patterson, The optimum addition of points to quadrature formulae, 1968.
+
+    Args:
+      level: 0 to 3.
+    """
+    nodes = np.zeros(1)
+    points, masses = np.polynomial.legendre.leggauss(32)  # exact for all integrals below
+    for _ in range(level):
+        size = len(nodes) + 1
+        old = np.prod(points[:, None] - nodes, axis=1)
+        basis = np.polynomial.legendre.legvander(points, size)
+        moments = basis[:, :size].T @ (basis * (masses * old)[:, None])  # [size, size + 1]
+        added = np.linalg.solve(moments[:, :size], -moments[:, size])
+        nodes = np.append(nodes, np.polynomial.legendre.legroots([*added, 1.0]).real)
+    integrals = np.zeros(len(nodes))
+    integrals[0] = 1.0  # of the Legendre polynomials over [-1, 1], halved
+    vander = np.polynomial.legendre.legvander(nodes, len(nodes) - 1)
+    return (nodes + 1) / 2, np.linalg.solve(vander.T, integrals)
 
 
 class SecondOrder(NamedTuple):

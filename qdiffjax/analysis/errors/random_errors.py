@@ -174,7 +174,7 @@ def activation_variances(
             before, bars = jax.lax.map(vjp, ls)
             return before, {name: _total(bars[name], variances[name]) for name in grids}
 
-        table = (steps.times(x_T), steps.coeffs, z, per_call)
+        table = (steps.times(x_T), steps.coeffs, z, q.calls(steps, per_call))
         x, xs = full_run(q, x_T, table, steps)
         ls = jax.vmap(lambda v: covector(v, x, steps))(vs[0][:, None])
         _, cells = jax.lax.scan(backward, ls, (table, xs), reverse=True)

@@ -166,6 +166,7 @@ def test_one_iteration_cannot_be_gauged():
         step_norms.spectral_norm(lambda v: v, np.ones((1, 3)), 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [STEPS, diffusion.ddpm(SCHEDULE, 10)], ids=["ddim", "ddpm"])
 @pytest.mark.parametrize("index", [0, 8])
 def test_step_gains_are_the_norms_of_the_dense_jacobians(index, steps):
@@ -372,6 +373,7 @@ def test_the_log_concave_bound_holds_and_tends_to_the_integral_gaussians_attain(
     np.testing.assert_allclose(bound, integral, rtol=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_steps", [1, 2, 5, 20])
 def test_the_log_concave_bound_holds_on_any_grid(num_steps):
     """Data N(0, diag) with smallest precision m and errors in random directions."""

@@ -119,6 +119,7 @@ def encloser(name):
     return lambda *args: tuple(map(np.asarray, compiled(*args)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["skips", "attention", "convolutions in a scan"])
 def test_every_input_and_rounding_outcome_is_inside(name):
     fn, params, shape = NETWORKS[name]

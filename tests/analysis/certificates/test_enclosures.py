@@ -104,6 +104,7 @@ def test_the_library_is_as_accurate_as_certificates_assume(name):
     assert np.max(np.abs(found - truth) / (1 + np.abs(truth))) < functions.ACCURACY / 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMOOTH)
 def test_slopes_are_derivatives_and_their_ranges_are_tight(name):
     f = functions.SCALARS[name]
@@ -125,6 +126,7 @@ def test_slopes_are_derivatives_and_their_ranges_are_tight(name):
                 assert most <= inside.max() + slack
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMOOTH)
 def test_lines_enclose_the_function_and_are_nearly_the_best_of_their_slope(name):
     f = functions.SCALARS[name]
@@ -143,6 +145,7 @@ def test_lines_enclose_the_function_and_are_nearly_the_best_of_their_slope(name)
             assert line.rad[k] <= 1.5 * best + 1e-12
 
 
+@pytest.mark.slow
 def test_the_mean_slope_times_the_change_is_the_change():
     rng = np.random.default_rng(3)
     for name in ("tanh", "logistic", "exp", "square"):

@@ -188,6 +188,7 @@ def plain_sinkhorn(x, y, epsilon):
     return np.sum(plan * cost) + epsilon * np.sum(plan * np.log(plan * n * n))
 
 
+@pytest.mark.slow
 def test_the_sinkhorn_divergence_is_the_debiased_cost():
     pytest.importorskip("ott")
     x, y = np.random.default_rng(8).normal(size=(2, 8, 2))

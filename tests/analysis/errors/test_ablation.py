@@ -65,6 +65,7 @@ def derivative(q, steps):
     return jax.jacfwd(final)({name: jnp.zeros(worlds.NUM_STEPS) for name in errors})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", coupled.ALL_SAMPLERS)
 def test_an_entry_is_the_derivative_of_the_run_in_the_amount_of_that_cell_s_error(sampler):
     steps, q = coupled.ALL_SAMPLERS[sampler][0], coupled.quantized(6, 6)

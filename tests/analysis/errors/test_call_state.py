@@ -136,6 +136,7 @@ def test_every_way_to_the_final_error_counts_what_the_state_carried(filtered):
     np.testing.assert_allclose(np.sum(grams(pair), axis=(1, 2)), squares, rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_gains_are_those_of_the_step_of_the_pair(filtered):
     table, _, _, pair = filtered
     size = jax.tree.leaves(pair.xs)[0][0, 0].size + 2

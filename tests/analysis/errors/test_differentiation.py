@@ -163,6 +163,7 @@ SUBJECTS = pytest.mark.parametrize("make", [network, unet], ids=["network", "une
 ALONG = pytest.mark.parametrize("along", ["x_T", "params", "both"])
 
 
+@pytest.mark.slow
 @SUBJECTS
 def test_the_replayed_sampler_is_the_quantized_one_on_the_reference_run(make):
     s, frozen, x_0, derivative, replayed = studied(make)

@@ -157,6 +157,7 @@ def test_the_ledger_is_complete_and_the_bounds_hold(name, sampler):
     check(run(q, x_T, single(tables()[sampler])))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", CLD_SAMPLERS)
 def test_the_same_holds_for_a_process_on_position_and_velocity(sampler):
     q, u_T, run = pair_network()

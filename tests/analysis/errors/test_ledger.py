@@ -61,6 +61,7 @@ def made(sampler="ddim", chosen="linear"):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
 def test_known_final_samples_give_the_same_ledger(sampler):
     q, steps = coupled.quantized(), coupled.ALL_SAMPLERS[sampler][0]
@@ -83,6 +84,7 @@ def test_errors_that_are_kept_are_those_recorded_again():
 # ------------------------------------------------------------------ completeness
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("functional", FUNCTIONALS)
 @pytest.mark.parametrize("sampler", coupled.ALL_SAMPLERS)
 def test_the_entries_sum_to_the_change_of_the_functional(sampler, functional):

@@ -143,6 +143,7 @@ def test_what_is_followed_is_exact_however_coarse(widths, followed):
     assert_close(predicted(q, worlds.X_T, followed), actual, factor=1024)
 
 
+@pytest.mark.slow
 def test_a_sample_alone_takes_its_own_frozen_errors():
     """As if the other sample had no error: e_i at x_i itself."""
     q = coupled.quantized(4, 4)

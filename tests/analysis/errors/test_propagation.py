@@ -235,6 +235,26 @@ def test_local_errors_injected_at_full_strength_turn_one_run_into_the_other(fann
     assert_close(end, pair.xs_hat[-1], factor=256)
 
 
+@pytest.mark.parametrize(("level", "degree"), [(0, 1), (1, 5), (2, 11), (3, 23)])
+def test_nested_rules_keep_their_nodes_and_are_exact_to_their_degree(level, degree):
+    nodes, weights = propagation.nested_rule(level)
+    before, _ = propagation.nested_rule(max(0, level - 1))
+    np.testing.assert_array_equal(nodes[: len(before)], before)
+    assert np.all((nodes > 0) & (nodes < 1) & (weights > 0))
+    powers = np.arange(degree + 1)
+    np.testing.assert_allclose(weights @ nodes[:, None] ** powers, 1 / (powers + 1), atol=1e-14)
+    assert abs(weights @ nodes ** (degree + 1) - 1 / (degree + 2)) > 1e-16
+
+
+def test_the_first_nested_rules_are_those_of_gauss_and_kronrod():
+    nodes, weights = (np.sort(a) for a in propagation.nested_rule(1))
+    gauss = propagation.gauss_legendre(3)
+    np.testing.assert_allclose([nodes, weights], [gauss[0], np.sort(gauss[1])], atol=1e-14)
+    kronrod = 0.434243749346802, 0.774596669241483, 0.960491268708020  # published to 15 digits
+    np.testing.assert_allclose(np.sort(2 * propagation.nested_rule(2)[0] - 1)[4:], kronrod,
+                               atol=1e-14)  # fmt: skip
+
+
 @pytest.mark.parametrize("num_nodes", [1, 2, 4])
 def test_gauss_legendre_integrates_monomials_up_to_degree_2k_minus_1(num_nodes):
     nodes, weights = propagation.gauss_legendre(num_nodes)

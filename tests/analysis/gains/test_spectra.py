@@ -73,6 +73,7 @@ def test_values_come_from_below_and_the_first_is_the_spectral_norm_of_the_other_
         np.testing.assert_allclose(found[0], norm, rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_the_derivative_of_a_singular_value_is_the_product_of_its_vectors():
     """d sigma = u^T dA v, in both modes, through matfree's iteration."""
     matrix, v0, tangent = normal(4, 5, 4), normal(5, 4), normal(6, 5, 4)
@@ -212,6 +213,7 @@ VP = diffusion.VP()
 TS = np.array([0.9, 0.5, 0.2])
 
 
+@pytest.mark.slow
 def test_log_norms_of_the_flow_of_gaussian_data_are_their_closed_form():
     """A = f I + g^2 C_t^-1 / 2 with eigenvalues f + g^2 / (2 v)."""
     variances = np.array([2.0, 0.5, 0.1])
@@ -228,6 +230,7 @@ def test_log_norms_of_the_flow_of_gaussian_data_are_their_closed_form():
         np.testing.assert_allclose(mine, np.repeat(expected[:, None], 2, 1), rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_the_one_sided_quotient_is_the_rate_of_separation_and_lies_between_the_log_norms():
     def field(t, x):
         return jnp.tanh(x @ MATRIX + t) @ MATRIX.T - x

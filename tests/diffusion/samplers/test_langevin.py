@@ -27,6 +27,7 @@ def law(process, t):
     return MEAN * level.alpha, spread + level.sigma @ level.sigma.T
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("process", [d.CLD(), d.CLD(8.0, 1.5, 1.0)])
 def test_the_levels_solve_the_moment_equations(process):
     """dm = A m dt and dC = (A C + C A^T + G G^T) dt, integrated numerically."""
@@ -61,12 +62,14 @@ def test_position_without_noise_at_the_start_and_equilibrium_at_the_end():
     assert np.all(np.abs(last.alpha) < 1e-30)
 
 
+@pytest.mark.slow
 def test_single_precision_levels_are_accurate_near_the_data():
     t = np.float32(1e-3)
     exact = PROCESS.exact(t)
     np.testing.assert_allclose(PROCESS(t).sigma, exact.sigma, rtol=1e-5, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_the_denoiser_is_that_of_the_joint_gaussian_law():
     """eps = sigma^-1 (u - alpha E[x_0 | u]) by the normal equations, x_0 of two dimensions."""
     mean, cov, t = np.array([0.5, -1.0]), np.array([[0.6, 0.3], [0.3, 0.9]]), 0.4
@@ -92,6 +95,7 @@ def test_the_velocity_half_of_eps_is_its_score():
     np.testing.assert_allclose(eps[0, 1, 0], -PROCESS.exact(t).sigma[1, 1] * slope, rtol=1e-7)
 
 
+@pytest.mark.slow
 def test_the_exact_denoiser_has_the_posterior_variance_as_its_loss():
     """E (eps_v - E[eps_v | u])^2 = 1 - (sigma^T C^-1 sigma)_vv, averaged over uniform times."""
 
@@ -147,6 +151,7 @@ def euler(process, times):
     return d.cld_euler_maruyama(process, times, eta=0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [d.cld_euler_maruyama, euler, d.sscs])
 def test_moments_converge_with_order_one(method):
     coarse, fine = -np.diff(np.log2(errors(method, [256, 512, 1024])))

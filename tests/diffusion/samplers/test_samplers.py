@@ -154,6 +154,7 @@ def test_every_sampler_ends_without_noise():
         np.testing.assert_array_equal(steps.s, [8, 6, 4, 2, 0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("c", [0.5, 2.0])
 def test_ddim_converges_to_the_probability_flow_of_gaussian_data_with_slope_minus_one(c):
     schedule, mean = diffusion.linear(), jnp.array([1.0, -0.5])
@@ -171,6 +172,7 @@ def test_ddim_converges_to_the_probability_flow_of_gaussian_data_with_slope_minu
     assert abs(slope(num_steps, errors) + 1) < 0.1
 
 
+@pytest.mark.slow
 def test_ddim_converges_to_the_monotone_rearrangement_of_a_1d_mixture():
     schedule = diffusion.linear()
     w, mu, s = np.array([0.3, 0.7]), np.array([-1.0, 1.5]), np.array([0.4, 0.6])
@@ -196,6 +198,7 @@ def test_ddim_converges_to_the_monotone_rearrangement_of_a_1d_mixture():
     assert abs(slope(num_steps, errors) + 1) < 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_steps", [1, 7, 100])
 def test_the_ddpm_mean_map_of_gaussian_data_telescopes(num_steps):
     schedule, c = diffusion.linear(100, 1e-3, 0.1), 0.6

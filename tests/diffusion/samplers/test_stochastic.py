@@ -93,6 +93,7 @@ def test_a_stochastic_sampler_has_its_weak_order(errors, name):
 STRONG = ["euler-maruyama", "ancestral", "ddim eta 0.5", "reverse diffusion", "sde-dpmpp-1"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STRONG)
 @pytest.mark.parametrize("process", PROCESSES)
 def test_a_first_order_stochastic_sampler_has_strong_order_one(process, name):

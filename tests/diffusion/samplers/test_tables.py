@@ -45,6 +45,7 @@ def test_a_sampler_makes_its_number_of_calls_and_ends_at_time_zero(name):
     assert all(leaf.shape[0] == num_calls for leaf in jax.tree.leaves(steps))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [n for n in METHODS if isinstance(METHODS[n][0].coeffs, d.SlotCoeffs)]
 )
@@ -78,6 +79,7 @@ def sample_point(process, steps):
 EXACT = [name for name in METHODS if name not in ("euler", "heun", "pc")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EXACT)
 def test_data_at_one_point_is_reached_exactly_in_any_number_of_steps(name):
     steps, _ = METHODS[name]
@@ -87,6 +89,7 @@ def test_data_at_one_point_is_reached_exactly_in_any_number_of_steps(name):
     assert_close(last, POINT, factor=1e4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sde-2m", "pndm", "euler"])
 def test_padding_changes_nothing(name):
     steps, num_calls = METHODS[name]

@@ -96,6 +96,7 @@ CASES = pytest.mark.parametrize(
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @CASES
 def test_the_function_is_the_module_and_its_sites_have_the_names_of_its_layers(adapt, network):
     module, batched, names = network()
@@ -121,6 +122,7 @@ def test_sampling_through_it_is_the_samplers_recursion_on_the_module(adapt, netw
     assert_close(found, x, factor=256)
 
 
+@pytest.mark.slow
 def test_a_random_module_is_a_pure_function_that_leaves_the_module_alone():
     module = NnxNet(nnx.Rngs(0))
     state = nnx.state(module, nnx.Not(nnx.RngKey))

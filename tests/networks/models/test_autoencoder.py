@@ -33,6 +33,7 @@ class Undecoded(Autoencoder):
         return z
 
 
+@pytest.mark.slow
 def test_the_latent_is_the_mean_or_a_gaussian_draw_around_it():
     net, key = Undecoded(channels=(8,), latent_channels=3, image_channels=2), jax.random.key(1)
     run, params = quick_jit(net.apply), random_params(net, X, scale=0.1)

@@ -23,6 +23,7 @@ def count(shapes) -> int:
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("network", "width", "millions"),
     [(dit.dit_s_2, 384, 33), (dit.dit_b_2, 768, 130), (dit.dit_l_2, 1024, 458),
@@ -50,6 +51,7 @@ def test_the_output_has_the_shape_and_dtype_of_x_and_parameters_are_float32(shap
     assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype(jnp.float32)}
 
 
+@pytest.mark.slow
 def test_a_fresh_block_is_the_identity_and_a_fresh_network_predicts_zero():
     block, x, emb = Block(2), normal32(0, 2, 3, 8), normal32(1, 2, 8)
     out, _ = quick_jit(block.init_with_output)(jax.random.key(0), x, emb, normal32(2, 1, 2, 5))
@@ -135,6 +137,7 @@ def test_each_image_is_denoised_alone_at_its_own_time_class_and_tokens(params):
         assert not np.allclose(other[1], both[1])
 
 
+@pytest.mark.slow
 def test_no_condition_is_the_null_class_and_the_learned_token(params):
     null = jnp.broadcast_to(params["params"]["tokens"]["null"], TOKENS.shape)  # three are one
     assert_close(run(params, X, TIMES, LABELS * 0 + 3, null), run(params, X, TIMES), factor=256)

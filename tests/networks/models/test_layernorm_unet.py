@@ -87,6 +87,7 @@ def images():
     return jnp.asarray(np.random.default_rng(1).normal(size=(2, 28, 28, 1)), jnp.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arrays_fn", [random_arrays, trained_arrays])
 def test_the_sources_name_every_array_of_the_file(arrays_fn):
     arrays, params = load(arrays_fn())
@@ -94,6 +95,7 @@ def test_the_sources_name_every_array_of_the_file(arrays_fn):
     assert sum(a.size for a in jax.tree.leaves(params)) == 591_172
 
 
+@pytest.mark.slow
 def test_eps_is_blind_to_the_mean_and_scale_of_the_image(network):
     """Its first operation standardizes the one-channel image (up to the norm's epsilon, 1e-5)."""
     _, params = network

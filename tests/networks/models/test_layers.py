@@ -15,6 +15,7 @@ def _flax():
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_flax")
 @pytest.mark.parametrize("shape", [(3, 5, 4, 16), (2, 7, 24), (2, 3, 4, 5, 8)])
 def test_group_norm_is_flax_s(shape):
@@ -37,6 +38,7 @@ def test_group_norm_is_flax_s(shape):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_flax")
 def test_group_norm_has_flax_s_parameters():
     x = jnp.zeros((1, 2, 2, 8))
@@ -44,6 +46,7 @@ def test_group_norm_has_flax_s_parameters():
     assert jax.tree.map(jnp.shape, theirs) == jax.tree.map(jnp.shape, ours)
 
 
+@pytest.mark.slow
 def test_statistics_of_bfloat16_are_float32():
     x = (100 + jax.random.normal(jax.random.key(0), (1, 64, 64, 8))).astype(jnp.bfloat16)
     y, _ = GroupNorm(8, jnp.bfloat16).init_with_output(jax.random.key(1), x)

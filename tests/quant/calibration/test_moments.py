@@ -56,6 +56,7 @@ def test_gaussian_clip_is_nearly_the_best_scale_for_gaussian_data():
     assert abs(np.mean(error.astype(np.float64) ** 2) / 0.0128894 - 1) < 0.02
 
 
+@pytest.mark.slow
 def test_traced_bits_look_up_the_static_constants():
     x = X[0]
     widths = jnp.arange(2, 17)

@@ -82,6 +82,7 @@ def _probes(format, dtype=np.float32):
     return np.concatenate([v, up, down, np.array(special, dtype)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TWINS)
 def test_every_code_means_what_ml_dtypes_says_in_float32_and_float64(name):
     format, dtype = TWINS[name]
@@ -106,6 +107,7 @@ def test_named_constants_are_those_of_ml_dtypes(name):
     assert format.smallest_subnormal == float(info.smallest_subnormal)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TWINS)
 def test_rounding_is_the_saturated_cast_of_ml_dtypes_bit_for_bit(name):
     """Numbers, ties, neighbours of ties, subnormals of the format and of float32, NaN, overflow."""

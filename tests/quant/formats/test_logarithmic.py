@@ -113,6 +113,7 @@ def test_signed_codes_are_sign_and_exponent_with_the_last_for_zero():
     np.testing.assert_array_equal(dequantize(q), [1, -1, 0.5, -0.5, 0, 0.25, -0.25, 0, -1])
 
 
+@pytest.mark.slow
 @ALL
 def test_levels_are_all_powers_once_and_survive_storage(format):
     assert isinstance(format, Format)

@@ -137,6 +137,7 @@ def assert_scatter_is_standard(z):
     assert abs(np.mean(np.abs(z) < 1) - 0.683) < 4 * math.sqrt(0.683 * 0.317 / (z.size / 2))
 
 
+@pytest.mark.slow
 def test_monte_carlo_scatters_as_its_standard_error_says():
     assert_scatter_is_standard(z_scores(predictions()))
 
@@ -167,6 +168,7 @@ def test_block_formats_on_a_gaussian_have_the_tabulated_errors(name):
     np.testing.assert_allclose(noise.predict_blocks(format, GAUSSIAN).mse, monte_carlo, rtol=4e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("law", [LAPLACIAN, noise.Gaussian(0.01)], ids=["laplace", "gaussian"])
 @pytest.mark.parametrize("scale_fn", [floor_scale, e4m3_scale, absmax_scale])
 def test_block_prediction_agrees_with_monte_carlo(law, scale_fn):

@@ -124,6 +124,7 @@ def test_floats_on_a_gaussian_have_the_tabulated_errors(format, unit_mse, clip, 
 TRIED = np.geomspace(0.02, 20, 250)  # 2.8 % apart
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rounding", [noise.nearest, noise.floor, noise.stochastic])
 def test_no_scale_is_better_than_the_optimal_one(rounding):
     for format in (IntFormat(3), IntFormat(4, signed=False), floats.E2M1, LogFormat(4, 1.0, True)):

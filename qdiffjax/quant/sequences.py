@@ -1,0 +1,150 @@
+"""Roundings that change from call to call, so that their mean over calls is finer than a step."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from qdiffjax._checks import require
+from qdiffjax._typing import Array, Key
+from qdiffjax.quant.formats import Format, IntFormat
+from qdiffjax.quant.granularity import compute_dtype, expand, in_steps
+
+# (call [], fraction [*shape] in [0, 1), phase) -> whether the call takes the upper code [*shape].
+ToggleFn = Callable[[Any, Array, Any], Array]
+
+GOLDEN = 0.6180339887498949  # (sqrt 5 - 1) / 2, the rotation whose points are spread most evenly
+
+
+def sigma_delta(call, fraction: Array, phase: Array) -> Array:
+    """Say which calls take the upper code, such that what was lost is made up for at once.
+
+        upper_i = floor((i + 1) f + phase) - floor(i f + phase)
+
+    Error feedback q_i = round(u + r_i), r_{i+1} = u + r_i - q_i of a constant u with fraction f
+    and r_0 = phase - 1/2, in closed form: the error of call i is r_i - r_{i+1}, and the sum over
+    any number of calls is off by less than a step. With phase uniform every call by itself is an
+    unbiased rounding of variance f (1 - f), and Cov(r_i, r_{i+m}) = B_2(frac(m f)) / 2.
+
+    Source: Inose and Yasuda, A unity bit coding method by negative feedback, 1963 (the modulator);
+    docs/findings.md for its use along a sampler.
+    """
+    return jnp.floor((call + 1) * fraction + phase) - jnp.floor(call * fraction + phase) > 0.5
+
+
+def golden_ratio(call, fraction: Array, phase: Array) -> Array:
+    """Say which calls take the upper code: those with frac(phase + i g) < f, g the golden ratio.
+
+    One rotation for all elements, so their errors are alike where their phases are. A sequence of
+    low discrepancy: the sum over n calls is off by O(log n) steps.
+    """
+    position = phase + call * GOLDEN
+    return position - jnp.floor(position) < fraction
+
+
+def fresh_bits(call, fraction: Array, phase: Key) -> Array:
+    """Say which calls take the upper code: each by itself with probability f, phase being a key.
+
+    Stochastic rounding, whose sum over n calls is off by sqrt(n f (1 - f)).
+    """
+    uniform = jax.random.uniform(jax.random.fold_in(phase, call), fraction.shape, fraction.dtype)
+    return uniform < fraction
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("lower", "fraction", "phase", "scale"), meta_fields=("toggle_fn",),
+)  # fmt: skip
+@dataclasses.dataclass(frozen=True)
+class RoundingSequence:
+    """An array whose rounding is a function of the number of the call.
+
+        x_hat_i = scale * (lower + toggle_fn(i, fraction, phase))
+
+    lower: real numbers of the code below, in steps [*shape]; fraction: what is left, in [0, 1);
+    phase: [*shape], or a key for `fresh_bits`; scale [*groups].
+    """
+
+    lower: Array
+    fraction: Array
+    phase: Any
+    scale: Array
+    toggle_fn: ToggleFn = sigma_delta
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the array."""
+        return self.lower.shape
+
+    def at(self, call) -> Array:
+        """Return the rounding at a call [], in real units [*shape].
+
+        Raises:
+          ValueError: no number of the call.
+        """
+        require(call is not None, "rounding sequence", got="no number of the call",
+                expected="which call of the sampler this is",
+                remedy="pass per_call=q.calls(steps) to whatever runs the sampler")  # fmt: skip
+        call = jnp.asarray(call).astype(self.fraction.dtype if self._is_real else jnp.int32)
+        upper = self.toggle_fn(call, self.fraction, self.phase)
+        return (self.lower + upper.astype(self.lower.dtype)) * expand(self.scale, self.shape)
+
+    @property
+    def _is_real(self) -> bool:
+        return not jnp.issubdtype(jnp.asarray(self.phase).dtype, jax.dtypes.prng_key)
+
+
+def rounding_sequence(
+    x: Array,
+    scale: Array,
+    zero_point: Array | None = None,
+    *,
+    format: Format,
+    key: Key,
+    toggle_fn: ToggleFn = sigma_delta,
+    extra_bits: int | None = None,
+) -> RoundingSequence:
+    """Return roundings of x to a grid, one for each call, whose mean over calls is x.
+
+    What saturates stays at the end of the grid, at every call.
+
+    Args:
+      x: real array [*shape].
+      scale: positive steps [*groups]; the shape is the granularity.
+      zero_point: integers [*groups], or None for symmetric.
+      format: an `IntFormat` of at least 2 bits; its width may be traced.
+      key: of the phases, uniform and one for each element.
+      toggle_fn: `sigma_delta`, `golden_ratio` or `fresh_bits`.
+      extra_bits: k, for fractions that are multiples of 2^-k and phases halfway between them: then
+        `sigma_delta` has period 2^k, and a mean that is exactly the rounding of x to steps of
+        scale / 2^k. An element is stored in bits + k bits, its phase made up from its place. None
+        keeps fractions as they are.
+
+    Raises:
+      TypeError: a format that is not of integers.
+      ValueError: one bit; extra_bits outside 0..16.
+    """
+    require(isinstance(format, IntFormat), "format", got=type(format).__name__,
+            expected="an IntFormat, whose codes are one step apart", error=TypeError)  # fmt: skip
+    require(not format.is_binary, "format", got="1 bit", expected="at least 2, a code for zero")
+    require(extra_bits is None or 0 <= extra_bits <= 16, "extra_bits", got=extra_bits,
+            expected="0..16, or None")  # fmt: skip
+    x, scale = x.astype(compute_dtype(x)), scale.astype(compute_dtype(x))
+    zero = jnp.zeros((), x.dtype) if zero_point is None else zero_point.astype(x.dtype)
+    low, high = (
+        expand(jnp.asarray(end).astype(x.dtype) - zero, x.shape)
+        for end in (format.low, format.high)
+    )
+    steps = jnp.clip(in_steps(x, scale), low, high)
+    if extra_bits is not None:
+        steps = jnp.round(steps * 2**extra_bits) / 2**extra_bits
+    lower = jnp.floor(steps)
+    if toggle_fn is fresh_bits:
+        return RoundingSequence(lower, steps - lower, key, scale, toggle_fn)
+    phase = jax.random.uniform(key, x.shape, x.dtype)
+    if extra_bits is not None:
+        phase = (jnp.floor(phase * 2**extra_bits) + 0.5) / 2**extra_bits
+    return RoundingSequence(lower, steps - lower, phase, scale, toggle_fn)

@@ -1,0 +1,137 @@
+"""Weights that are rounded anew at every call: what it does to a sampler, and that all see it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from qdiffjax import comparisons, diffusion, precision, quant
+from qdiffjax.analysis.errors import ledger, prediction
+from qdiffjax.denoiser import Denoiser
+from tests import worlds
+from tests.tolerances import assert_close
+
+SCHEDULE = diffusion.linear(200)
+BITS = 4
+
+
+def network(dtype=jnp.float64):
+    """A weight before and after a bend, in [batch, 3]."""
+    params = {"in": worlds.normal(1, 3, 6, scale=0.7), "out": worlds.normal(2, 6, 3, scale=0.4)}
+    params = jax.tree.map(lambda a: a.astype(dtype), params)
+    return Denoiser(lambda p, x, t: jnp.tanh(x @ p["in"]) @ p["out"], params, SCHEDULE, (3,))
+
+
+@jax.jit
+def run_of(q, x_T, steps):
+    """Both runs, in float64."""
+    xs = diffusion.sample(precision.full_call(q), x_T, steps).states
+    return comparisons.measured(q, x_T, xs, steps)
+
+
+def quantized(num_steps, seed=5, toggle_fn=quant.sigma_delta, **options):
+    denoiser, steps = network(), diffusion.ddim(SCHEDULE, num_steps)
+    calibration = precision.calibrate(denoiser, steps, x_T=worlds.normal(3, 8, 3))
+    round_fn = precision.shaped(jax.random.key(seed), toggle_fn, **options)
+    q = precision.quantize(calibration, f"W{BITS}", sites=("*",), round_fn=round_fn)
+    return q, steps
+
+
+def test_the_error_of_a_network_that_is_its_weight_is_a_sum_by_parts():
+    """eps = w for every x: error = sum_i G_i (q_i - w), at most the variation of the gains."""
+    num = 40
+    w = worlds.normal(4, 5, 3)
+    denoiser = Denoiser(lambda p, x, t: (0 * x[:, :1] + jnp.ones((1, 5))) @ p["w"], {"w": w},
+                        SCHEDULE, (3,))  # fmt: skip
+    steps = diffusion.ddim(SCHEDULE, num)
+    calibration = precision.calibrate(denoiser, steps, x_T=worlds.normal(3, 2, 3))
+    q = precision.quantize(calibration, "W4", sites=("*",),
+                           round_fn=precision.shaped(jax.random.key(0)))  # fmt: skip
+    run = run_of(q, worlds.normal(3, 2, 3), steps)
+    c_x, c_eps = np.asarray(steps.coeffs.x), np.asarray(steps.coeffs.eps)
+    gains = c_eps * np.append(np.cumprod(c_x[::-1])[::-1][1:], 1.0)
+    weights = np.stack([q.site_inputs["w"].weight.at(i) for i in range(num)])
+    errors = (weights - np.asarray(w)).sum(1)  # [N, 3]
+    assert_close(run.errors[-1], np.broadcast_to(gains @ errors, (2, 3)), factor=1024)
+    scale = np.asarray(q.site_inputs["w"].weight.scale)
+    variation = abs(gains[0]) + abs(gains[-1]) + np.abs(np.diff(gains)).sum()
+    bound = 5 * scale[0] / 2 * variation
+    assert np.all(np.abs(np.asarray(run.errors[-1])) <= bound * (1 + 1e-9))
+    once = precision.quantize(calibration, "W4", sites=("*",), adjust_fn=None)
+    coherent = run_of(once, worlds.normal(3, 2, 3), steps)
+    assert np.linalg.norm(run.errors[-1]) < 0.25 * np.linalg.norm(coherent.errors[-1])
+
+
+def test_what_is_left_falls_with_the_number_of_calls():
+    """Shaped errors are O(1/N) to first order where one rounding is O(1); here 8 bits."""
+    sizes = {}
+    for num in (10, 40):
+        denoiser, steps = network(), diffusion.ddim(SCHEDULE, num)
+        calibration = precision.calibrate(denoiser, steps, x_T=worlds.normal(3, 8, 3))
+        norms = []
+        for seed in range(6):
+            round_fn = precision.shaped(jax.random.key(seed))
+            q = precision.quantize(calibration, "W8", sites=("*",), round_fn=round_fn)
+            run = run_of(q, worlds.normal(6, 16, 3), steps)
+            norms.append(float(jnp.sqrt(jnp.mean(run.errors[-1] ** 2))))
+        sizes[num] = np.mean(norms)
+    assert sizes[40] < 0.6 * sizes[10]
+
+
+@pytest.mark.parametrize(
+    "toggle_fn", [quant.sigma_delta, quant.golden_ratio, quant.fresh_bits],
+    ids=lambda fn: fn.__name__,
+)  # fmt: skip
+def test_ledger_and_prediction_see_every_call_as_it_runs(toggle_fn):
+    q, steps = quantized(12, toggle_fn=toggle_fn)
+    x_T = worlds.normal(7, 4, 3)
+    run = run_of(q, x_T, steps)
+    entries = ledger.attribution(q, x_T, steps, num_nodes=4)
+    np.testing.assert_allclose(entries.x_hat_0, run.xs_hat[-1], rtol=1e-9)
+    assert float(jnp.max(ledger.defect(entries))) < 1e-3
+    ones = {name: jnp.ones(12) for name in q.site_inputs}
+    np.testing.assert_allclose(ledger.inject(q, x_T, steps, ones), run.xs_hat[-1], rtol=1e-9)
+    predicted = prediction.predict_errors(q, run.xs, steps)[-1]
+    error = run.errors[-1]
+    assert float(jnp.linalg.norm(predicted - error)) < 0.3 * float(jnp.linalg.norm(error))
+
+
+def test_layers_of_a_scan_have_phases_of_their_own():
+    kernel = worlds.normal(8, 3, 4, 4, scale=0.4)
+    denoiser = Denoiser(
+        lambda p, x, t: jax.lax.scan(lambda h, w: (jnp.tanh(h @ w), None), x, p["k"])[0],
+        {"k": jnp.stack([kernel[0]] * 3)}, SCHEDULE, (4,),
+    )  # fmt: skip
+    steps = diffusion.ddim(SCHEDULE, 6)
+    calibration = precision.calibrate(denoiser, steps, x_T=worlds.normal(3, 8, 4))
+    round_fn = precision.shaped(jax.random.key(2))
+    q = precision.quantize(calibration, "W4", sites=("*",), round_fn=round_fn)
+    values = [q.site_inputs[f"k[{i}]"].weight.at(3) for i in range(3)]
+    assert not np.array_equal(values[0], values[1])
+    run = run_of(q, worlds.normal(9, 2, 4), steps)
+    x = run.xs_hat[0]
+    for i in range(6):
+        h = x
+        for layer in range(3):
+            h = jnp.tanh(h @ q.site_inputs[f"k[{layer}]"].weight.at(i))
+        x = steps.coeffs.x[i] * x + steps.coeffs.eps[i] * h
+        assert_close(run.xs_hat[i + 1], x, factor=64)
+
+
+def test_the_settings_say_how_weights_are_rounded():
+    q, _ = quantized(4)
+    assert q.settings.weights == "output channels, rounded by sigma delta"
+
+
+def test_a_plain_recipe_adds_nothing_to_the_calls():
+    denoiser, steps = network(), diffusion.ddim(SCHEDULE, 3)
+    q = precision.quantize(precision.calibrate(denoiser, steps, x_T=worlds.normal(3, 8, 3)), "W4")
+    assert q.calls(steps) is None
+    assert q.calls(steps, {"in": 1}) == {"in": 1}
+
+
+def test_lowering_a_sequence_is_refused_with_the_way_out():
+    q, steps = quantized(4)
+    calibration = precision.calibrate(q.denoiser, steps, x_T=worlds.normal(3, 8, 3))
+    with pytest.raises((TypeError, ValueError), match="got round_fn, expected codes that stay"):
+        precision.lower(calibration, "W4A8", round_fn=precision.shaped(jax.random.key(0)))

@@ -1,0 +1,154 @@
+"""Roundings that change from call to call: their sums, their laws, and their period."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from qdiffjax import quant
+from qdiffjax.quant import IntFormat, RoundingSequence
+from tests import worlds
+from tests.tolerances import assert_close
+
+CALLS = jnp.arange(40)
+TOGGLES = [quant.sigma_delta, quant.golden_ratio, quant.fresh_bits]
+KEY = jax.random.key(7)
+make = functools.partial(quant.rounding_sequence, key=KEY)
+
+
+def codes_of(toggle_fn, fraction, phase, calls=CALLS):
+    return jax.vmap(lambda i: toggle_fn(i, fraction, phase))(calls.astype(fraction.dtype))
+
+
+def test_sigma_delta_is_the_closed_form_of_error_feedback():
+    """q_i = round(u + r_i), r_{i+1} = u + r_i - q_i, run as a loop."""
+    u, phase = worlds.normal(1, 200) * 3, jnp.asarray(np.random.default_rng(2).uniform(size=200))
+    residual, expected = phase - 0.5, []
+    for _ in CALLS:
+        code = jnp.floor(u + residual + 0.5)
+        residual = u + residual - code
+        expected.append(code)
+    lower = jnp.floor(u)
+    upper = codes_of(quant.sigma_delta, u - lower, phase)
+    np.testing.assert_array_equal(np.asarray(lower) + np.asarray(upper), np.stack(expected))
+
+
+@pytest.mark.parametrize("toggle_fn", TOGGLES)
+def test_a_call_takes_a_neighbour_and_the_mean_over_calls_is_the_number(toggle_fn):
+    x, scale = worlds.normal(3, 6, 8), jnp.full((6, 1), 0.5)
+    sequence = make(x, scale, format=IntFormat(8), toggle_fn=toggle_fn)
+    values = np.asarray(jax.vmap(sequence.at)(jnp.arange(2000)))
+    assert np.max(np.abs(values - np.asarray(x))) < 0.5
+    np.testing.assert_array_equal(2 * values, np.round(2 * values))
+    within = {quant.sigma_delta: 1, quant.golden_ratio: 8, quant.fresh_bits: 120}[toggle_fn]
+    sums = np.cumsum(values - np.asarray(x), axis=0)
+    assert np.max(np.abs(sums)) <= within * 0.5
+
+
+@pytest.mark.parametrize("toggle_fn", [quant.sigma_delta, quant.golden_ratio])
+def test_over_phases_each_call_is_an_unbiased_rounding(toggle_fn):
+    """Mean f and variance f (1 - f), on a grid of phases that integrates steps to 1 / num."""
+    num = 20_000
+    phase = jnp.asarray((np.arange(num) + 0.5) / num)
+    for f in (0.0, 0.13, 0.5, 0.9):
+        upper = np.float64(codes_of(toggle_fn, jnp.full(num, f), phase, CALLS[:7]))
+        np.testing.assert_allclose(upper.mean(1), f, atol=2 / num)
+        np.testing.assert_allclose(upper.var(1), f * (1 - f), atol=4 / num)
+
+
+def test_residuals_of_sigma_delta_covary_as_bernoulli_polynomials():
+    """Cov(r_i, r_{i+m}) = B_2(frac(m f)) / 2, B_2(x) = x^2 - x + 1/6, in steps squared."""
+    num = 20_000
+    phase, f = jnp.asarray((np.arange(num) + 0.5) / num), 0.37
+    upper = codes_of(quant.sigma_delta, jnp.full(num, f), phase)
+    residuals = np.concatenate([np.zeros((1, num)), np.cumsum(f - np.asarray(upper), axis=0)])
+    residuals = residuals + np.asarray(phase) - 0.5
+    for lag in (0, 1, 2, 5, 11):
+        part = lag * f % 1
+        expected = (part**2 - part + 1 / 6) / 2
+        found = np.mean(residuals[3] * residuals[3 + lag])
+        np.testing.assert_allclose(found, expected, atol=4 / num)
+
+
+def test_fresh_bits_of_two_calls_are_independent():
+    f = jnp.full(40_000, 0.3)
+    first, second = codes_of(quant.fresh_bits, f, KEY, CALLS[:2].astype(jnp.int32))
+    for upper in (first, second):
+        np.testing.assert_allclose(upper.mean(), 0.3, atol=0.01)
+    np.testing.assert_allclose(np.mean(np.asarray(first) & np.asarray(second)), 0.09, atol=0.006)
+
+
+@pytest.mark.parametrize("extra_bits", [0, 1, 3])
+def test_extra_bits_give_a_period_and_the_mean_of_a_finer_rounding(extra_bits):
+    x, scale = worlds.normal(4, 5, 7), jnp.full((1, 7), 0.25)
+    period = 2**extra_bits
+    sequence = make(x, scale, format=IntFormat(8), extra_bits=extra_bits)
+    values = jax.vmap(sequence.at)(jnp.arange(3 * period))
+    np.testing.assert_array_equal(values[:period], values[period : 2 * period])
+    fine = jnp.round(x / 0.25 * period) / period * 0.25
+    assert_close(jnp.mean(values[:period], axis=0), fine)
+
+
+@pytest.mark.parametrize("toggle_fn", TOGGLES)
+def test_what_saturates_stays_at_the_end_at_every_call(toggle_fn):
+    x = jnp.array([[-9.0, -3.0, 3.0, 9.0]])
+    sequence = make(x, jnp.ones((1, 1)), format=IntFormat(3), toggle_fn=toggle_fn)
+    values = jax.vmap(sequence.at)(CALLS)
+    np.testing.assert_array_equal(values, np.broadcast_to([[-3.0, -3.0, 3.0, 3.0]], (40, 1, 4)))
+
+
+def test_an_affine_grid_of_groups_is_reached_on_both_sides():
+    x = worlds.normal(5, 4, 6)
+    scale, zero = quant.minmax(x, format=IntFormat(4, signed=False), scale_shape=(4, 2))
+    sequence = make(x, scale, zero, format=IntFormat(4, signed=False))
+    values = np.asarray(jax.vmap(sequence.at)(jnp.arange(500)))
+    steps = values / np.asarray(quant.granularity.expand(scale, x.shape))
+    codes = np.round(steps) + np.asarray(quant.granularity.expand(zero, x.shape))
+    assert_close(steps, np.round(steps), factor=64)
+    assert codes.min() >= 0
+    assert codes.max() <= 15
+    inside = (
+        np.abs(values.mean(0) - np.asarray(x))
+        <= np.asarray(quant.granularity.expand(scale, x.shape)) / 500
+    )
+    ends = (np.asarray(x) == x.min()) | (np.asarray(x) == x.max())
+    assert np.all(inside | ends | (codes.min(0) == codes.max(0)))
+
+
+def test_widths_are_data():
+    count = []
+
+    @jax.jit
+    def run(bits):
+        count.append(1)
+        x = worlds.normal(6, 3, 3)
+        format = IntFormat(bits)
+        scale, zero = quant.absmax(x, format=format, scale_shape=(3, 1))
+        return make(x, scale, zero, format=format).at(2) - x
+
+    sizes = [float(jnp.max(jnp.abs(run(bits)))) for bits in np.int32([3, 5, 8])]
+    assert len(count) == 1
+    assert sizes == sorted(sizes, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "match"),
+    [
+        ({"format": quant.E4M3FN}, TypeError, "expected an IntFormat"),
+        ({"format": IntFormat(1)}, ValueError, "at least 2"),
+        ({"extra_bits": 17}, ValueError, "expected 0..16"),
+        ({"extra_bits": -1}, ValueError, "expected 0..16"),
+    ],
+)
+def test_refusals(change, error, match):
+    with pytest.raises(error, match=match):
+        make(jnp.ones((2, 2)), jnp.ones((1, 1)), **{"format": IntFormat(4), **change})
+
+
+def test_a_sequence_wants_the_number_of_its_call():
+    sequence = make(jnp.ones((2, 2)), jnp.ones((1, 1)), format=IntFormat(4))
+    assert isinstance(sequence, RoundingSequence)
+    with pytest.raises(ValueError, match=r"per_call=q\.calls"):
+        sequence.at(None)
