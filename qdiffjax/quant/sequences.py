@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from qdiffjax._checks import require
 from qdiffjax._typing import Array, Key
-from qdiffjax.quant.formats import Format, IntFormat
+from qdiffjax.quant.formats import Format, IntFormat, is_binary
 from qdiffjax.quant.granularity import compute_dtype, expand, in_steps
 
 # (call [], fraction [*shape] in [0, 1), phase) -> whether the call takes the upper code [*shape].
@@ -129,7 +129,7 @@ def rounding_sequence(
     """
     require(isinstance(format, IntFormat), "format", got=type(format).__name__,
             expected="an IntFormat, whose codes are one step apart", error=TypeError)  # fmt: skip
-    require(not format.is_binary, "format", got="1 bit", expected="at least 2, a code for zero")
+    require(not is_binary(format), "format", got="1 bit", expected="at least 2, a code for zero")
     require(extra_bits is None or 0 <= extra_bits <= 16, "extra_bits", got=extra_bits,
             expected="0..16, or None")  # fmt: skip
     x, scale = x.astype(compute_dtype(x)), scale.astype(compute_dtype(x))
