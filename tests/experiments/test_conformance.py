@@ -10,11 +10,13 @@ import importlib
 import io
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from experiments.harness import command, store, subject
-from qdiffjax import results
+from qdiffjax import diffusion, results
+from qdiffjax.denoiser import Denoiser
 from tests import worlds
 
 ROOT = Path(command.__file__).parents[1]
@@ -181,6 +183,18 @@ def test_interrupted_after_its_first_part_a_run_resumes_to_the_same_arrays(
         np.testing.assert_array_equal(arrays[key], expected[key], err_msg=key)
 
 
+def small_network(params, x, t):
+    hidden = jnp.tanh(x.reshape(x.shape[0], -1) @ params["in"])
+    return (hidden @ params["out"]).reshape(x.shape)
+
+
+WEIGHTS = np.random.default_rng(0).normal(size=(2, 16, 16)).astype(np.float32) / 4
+SMALL = Denoiser(  # so that a run of every sampler costs its compilation, and that little
+    small_network, {"in": jnp.asarray(WEIGHTS[0]), "out": jnp.asarray(WEIGHTS[1])},
+    diffusion.linear(50), (4, 4, 1),
+)  # fmt: skip
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "flags",
@@ -188,6 +202,12 @@ def test_interrupted_after_its_first_part_a_run_resumes_to_the_same_arrays(
     ids="=".join,
 )  # fmt: skip
 def test_a_documented_value_of_error_bounds_runs(flags, tmp_path):
-    argv = miniature("error_bounds", tmp_path)
-    argv = [*argv, "--weight-bits", "8", *flags, "--output", str(tmp_path / "out")]
-    assert quietly(main("experiments.error_bounds"), argv) == 0
+    flags = ("--num-steps", "3", *flags)
+    argv = ["--model", f"{__name__}:SMALL", "--num-samples", "4", "--weight-bits", "8", *flags]
+    assert quietly(main("experiments.error_bounds"), [*argv, "--output", str(tmp_path)]) == 0
+    _, arrays, (row,) = store.load(tmp_path)
+    assert row["bounds_hold"]
+    assert np.sum(arrays["W8A8/ledger"]) == pytest.approx(row["measured_rmse"] ** 2, rel=1e-2)
+    assert row["fan_relative_residual"] < 1e-4
+    np.testing.assert_allclose(arrays["W8A8/error_rms"][-1], row["measured_rmse"], rtol=1e-6)
+    assert arrays["W8A8/samples_hat"].shape == arrays["samples"].shape == (4, 4, 4, 1)
