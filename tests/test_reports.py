@@ -185,6 +185,21 @@ def test_a_calibration_prints_the_widest_range_of_each_activation(calibration):
     assert f"in dot 6 6 {number(float(low.min()))} .. {number(float(high.max()))}" in text
 
 
+def test_tables_count_tied_weights_once_and_slices_of_one_parameter_each():
+    def eps_fn(params, x, t):
+        q, k = jnp.split(params["qk"], 2, 1)
+        return x @ params["tied"] @ params["tied"] + x @ q @ k
+
+    params = {"tied": jnp.eye(2, dtype=jnp.float32), "qk": jnp.ones((2, 4), jnp.float32)}
+    denoiser = Denoiser(eps_fn, params, diffusion.linear(), (2,))
+    assert "12 weights" in words(denoiser.sites())
+    sites = ("tied", "tied#2", "qk", "qk#2")
+    steps = diffusion.ddim(denoiser.schedule, 2)
+    calibration = precision.calibrate(denoiser, steps, jax.random.key(0), num_samples=2)
+    q = precision.quantize(calibration, "W8", sites=sites)
+    assert "12 quantized, 1.20e-05 MB at their widths, 4.80e-05 MB in float32" in words(q)
+
+
 @pytest.mark.parametrize("kind", ["quantize", "lower"])
 def test_a_quantized_denoiser_says_widths_what_is_left_out_and_how_it_rounds(calibration, kind):
     recipe = Recipe({"in": SiteBits(4, 8), "output": SiteBits(None, 8)})

@@ -6,11 +6,9 @@ allocation of bits chooses. NumPy widths give exact integers. JAX widths, which 
 floats, linear in the bits of an array, so that a real-valued width has a derivative.
 """
 
-import collections
 import dataclasses
 import functools
 import math
-import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -20,10 +18,9 @@ import numpy as np
 
 from qdiffjax._checks import require
 from qdiffjax.precision import Recipe, SiteBits, output_channels
-from qdiffjax.sites import Site
+from qdiffjax.sites import Site, stored_elements
 
 SCALE_BYTES = 4  # a float32
-LAYER = re.compile(r"(?:\[\d+\])*$")  # iteration of the loops around a site, at the end of its name
 
 
 class Counts(NamedTuple):
@@ -77,7 +74,7 @@ def count(
       granularity: the shape of a weight's scale.
     """
     products = [s for s in sites if s.kind in ("dot", "conv")]
-    stored = _stored(products)
+    stored = stored_elements(products)
     columns = (
         [s.macs for s in products], [s.parameters for s in products], stored,
         [0 if s.weight is None else math.prod(granularity(s)) for s in products],
@@ -85,20 +82,6 @@ def count(
         [math.prod(s.out_shape) for s in products],
     )  # fmt: skip
     return Counts(tuple(s.name for s in products), *(np.array(c, np.int64) for c in columns))
-
-
-def _stored(products: Sequence[Site]) -> list[int]:
-    """Return the elements of each site's weight that no earlier site stores."""
-    stored, seen = [], set()
-    used: collections.Counter[str | None] = collections.Counter()
-    for s in products:
-        key = (s.weight_path, LAYER.findall(s.name)[0], s.part)
-        is_new = not s.is_constant and (s.part is None or key not in seen)
-        left = s.weight_size - used[s.weight_path] if used[s.weight_path] else s.parameters
-        stored.append(min(s.parameters, max(left, 0)) if is_new else 0)
-        used[s.weight_path] += stored[-1]
-        seen.add(key)
-    return stored
 
 
 def widths(counts: Counts, recipe: Recipe, *, full: int = 32) -> Widths:

@@ -10,7 +10,7 @@ import numpy as np
 from qdiffjax._tables import Table, number, numbers_of
 from qdiffjax.precision.rules import quantize_site
 from qdiffjax.quant.grids import is_affine
-from qdiffjax.sites import Site
+from qdiffjax.sites import Site, stored_elements
 from qdiffjax.sites.printing import counts, out_of_reach
 
 BYTES = 1e6  # of a megabyte
@@ -107,9 +107,14 @@ def _sites(q) -> tuple[Site, ...] | None:
 
 
 def weights_text(q, bits: Mapping[str, Any]) -> str:
-    """Say how many parameters are quantized, and their size at their widths and in float32."""
+    """Say how many parameters are quantized, and their size at their widths and in float32.
+
+    Each parameter counts once, however many sites share it, where the network can be traced.
+    """
     weights = {name: _size(getattr(inputs, "weight", None))
                for name, inputs in q.site_inputs.items()}  # fmt: skip
+    sites = [s for s in _sites(q) or () if weights.get(s.name)]
+    weights |= {s.name: n for s, n in zip(sites, stored_elements(sites), strict=True)}
     num = sum(weights.values())
     known = {name: numbers_of(b.weight) for name, b in bits.items() if b.weight is not None}
     held = [size * float(b.max()) / 8 for name, size in weights.items()

@@ -12,4 +12,5 @@ does not come from `params` is data; a constant that multiplies data is named by
 from qdiffjax.sites import rules
 from qdiffjax.sites.listing import edge, list_sites, match, site
 from qdiffjax.sites.records import Site, Sites
+from qdiffjax.sites.storage import stored_elements
 from qdiffjax.sites.transforming import transform

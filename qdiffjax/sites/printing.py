@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from qdiffjax._tables import Table
+from qdiffjax.sites.storage import stored_elements
 
 if TYPE_CHECKING:
     from qdiffjax.sites.records import Site
@@ -22,7 +23,7 @@ def sites_table(sites: "Sequence[Site]", opaque: Iterable[str] | None = None) ->
     rows = tuple(
         (s.name, s.kind, operands(s), *counts(s), *((remarks(s),) if marked else ())) for s in sites
     )
-    macs, parameters = sum(s.macs for s in sites), sum(s.parameters for s in sites)
+    macs, parameters = sum(s.macs for s in sites), sum(stored_elements(sites))
     total = (f"{macs:,} multiply-accumulates a call at these shapes, {parameters:,} weights; a "
              "star marks the weight among the operands.")  # fmt: skip
     return Table(f"{len(sites)} sites, in the order of evaluation", columns, rows,
