@@ -154,7 +154,7 @@ def saturated(x: Array, dtype) -> Array:
 
     A grid reaches up to half a step past the data that it covers, which float16 may not.
     """
-    largest = jnp.finfo(dtype).max.astype(x.dtype)
+    largest = jnp.asarray(min(float(jnp.finfo(d).max) for d in (dtype, x.dtype)), x.dtype)
     return jnp.clip(x, -largest, largest).astype(dtype)
 
 
