@@ -123,6 +123,11 @@ MINIATURES = {
         "--num-steps 2 3 4 --middle 4 --bits 8 6 4 --samplers dpmpp-2m --num-samples 3 "
         "--num-checked 2 --num-draws 2 --sites conv_in*",
     ),
+    "shaping": (
+        DIT, "checkpoint",
+        "--num-steps 2 --weight-bits 4 --num-samples 4 --num-seeds 1 --num-predicted 2 "
+        "--sites *attention*",
+    ),
     "spectra": (
         DIT, "checkpoint",
         "--num-steps 2 --num-samples 2 --num-gain-samples 3 --num-values 12 --num-shown 2 "

@@ -1,0 +1,1 @@
+"""Experiment `clipping`: see `experiment`."""

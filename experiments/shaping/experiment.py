@@ -1,0 +1,138 @@
+"""A weight rounded once, or anew at every call of the sampler: errors of the samples.
+
+    python -m experiments.shaping                                 the shipped UNet
+    python -m experiments.shaping --checkpoint fashion_dit
+
+Weights alone are rounded, by output channel; every product is of weights of `bits` bits. Ways to
+round them:
+
+  nearest         once, to the nearest code; scales of the largest weight
+  clipped         once, scales of least squared error
+  sums kept       once, such that the sum of each output channel stays (`quant.keep_sums`)
+  nearest + k     once, at bits + k bits: what periodic rounding stores, but wider products
+  fresh bits      at each call one of the two neighbours at random, the weight in the mean
+  golden ratio    the same with a sequence of low discrepancy
+  sigma-delta     the same such that what was lost is made up for at once: the error is high-pass
+                  in the number of the call, and the sampler is a low-pass filter
+  periodic k      sigma-delta of period 2^k, stored in bits + k bits
+
+All methods see the same noises. Those that draw phases are run with several seeds of them.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.harness import command, subject
+from experiments.harness.command import option
+from experiments.shaping import plots
+from qdiffjax import compiling, diffusion, estimates, precision, quant, results
+from qdiffjax.analysis.errors import prediction
+from qdiffjax.precision import quantized_call
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What to run."""
+
+    checkpoint: str = subject.checkpoint()
+    weight_bits: tuple[int, ...] = option((3, 4, 6, 8), "Widths of the products' weights.",
+                                          least=2, most=8)  # fmt: skip
+    num_steps: tuple[int, ...] = option((10, 20, 50), "Steps of DDIM.", least=1)
+    num_samples: int = option(64, "Number of samples.", least=2)
+    num_seeds: int = option(3, "Seeds of phases.", least=1)
+    extra_bits: int = option(2, "k of periodic rounding.", least=1, most=8)
+    num_predicted: int = option(16, "Samples whose error is predicted.", least=2)
+    sites: tuple[str, ...] = option(
+        subject.ALL_BUT_LAST, "Globs of sites to quantize, see `sites.match`."
+    )
+    seed: int = command.seed()
+
+
+SHAPED = {"fresh bits": quant.fresh_bits, "golden ratio": quant.golden_ratio,
+          "sigma-delta": quant.sigma_delta}  # fmt: skip
+
+
+def methods(bits: int, extra: int) -> dict[str, tuple[str, dict[str, Any], Any]]:
+    """Return {method: (recipe, options of `quantize`, seed of phases -> `round_fn` or None)}."""
+    once = {"adjust_fn": None}
+
+    def drawn(toggle_fn, **options):
+        return lambda seed: precision.shaped(jax.random.key(seed), toggle_fn, **options)
+
+    return {
+        "nearest": (f"W{bits}", once, None),
+        "clipped": (f"W{bits}", once | {"calibrate_fn": quant.mse}, None),
+        "sums kept": (f"W{bits}", {}, None),
+        f"nearest + {extra}": (f"W{bits + extra}", once, None),
+        **{name: (f"W{bits}", {}, drawn(fn)) for name, fn in SHAPED.items()},
+        f"periodic {extra}": (f"W{bits}", {}, drawn(quant.sigma_delta, extra_bits=extra)),
+    }
+
+
+def run(config: Config, **options):
+    """Return arrays and rows of every (steps, bits, method); touches no file.
+
+    Arrays of each: errors, the RMSE of each sample [seeds, samples]. Options as `command.parts`.
+    """
+    most = max(config.num_steps)
+    steps_of = functools.partial(diffusion.ddim, num_steps=most)
+    here = subject.prepare(config.checkpoint, steps_of, config.sites, config.seed)
+    calibration, denoiser = here.calibration, here.denoiser
+    x_T = subject.noise(denoiser, config.num_samples, config.seed)
+    full = precision.full_call(precision.Quantized(denoiser, {}))
+
+    @functools.cache
+    def programs(num_steps: int):
+        steps = diffusion.ddim(denoiser.schedule, num_steps)
+        xs = compiling.compiled(lambda x: diffusion.sample(full, x, steps).states)(x_T)
+
+        @compiling.compiled
+        def errors(q):
+            x_0 = diffusion.sample(quantized_call(q), x_T, steps, per_call=q.calls(steps),
+                                   keep_trajectory=False).x_0  # fmt: skip
+            return prediction.root_mean_square(x_0 - xs[-1])
+
+        @compiling.compiled
+        def predicted(q):
+            some = xs[:, : config.num_predicted]
+            return prediction.root_mean_square(prediction.predict_errors(q, some, steps)[-1])
+
+        return errors, predicted
+
+    def measure(part: str):
+        num_steps, bits, method = part.split(", ")
+        recipe, chosen, round_of = methods(int(bits[1:]), config.extra_bits)[method]
+        errors, predicted = programs(int(num_steps.removesuffix(" steps")))
+        seeds = range(config.seed, config.seed + (config.num_seeds if round_of else 1))
+        rounded = [chosen | ({"round_fn": round_of(seed)} if round_of else {}) for seed in seeds]
+        qs = [precision.quantize(calibration, recipe, sites=config.sites, **each)
+              for each in rounded]  # fmt: skip
+        values = jnp.stack([errors(q) for q in qs])
+        ours = _rms(predicted(qs[0])) / _rms(values[0, : config.num_predicted])
+        rmse = estimates.bootstrap(
+            lambda e: _rms(e), values.T, key=jax.random.key(config.seed), num=1000
+        )
+        row = {"num_steps": int(num_steps.removesuffix(" steps")), "bits": int(bits[1:]),
+               "method": method, "rmse": float(rmse.value), "low": float(rmse.low),
+               "high": float(rmse.high), "median": float(jnp.median(values)),
+               "of_seeds": [float(_rms(e)) for e in values],
+               "predicted_over_measured": float(ours)}  # fmt: skip
+        return {"errors": np.asarray(values)}, row
+
+    parts = [f"{n} steps, W{b}, {m}" for n in config.num_steps for b in config.weight_bits
+             for m in methods(b, config.extra_bits)]  # fmt: skip
+    mark = results.fingerprint(dataclasses.asdict(config), here.mark())
+    done = command.parts(parts, measure, mark, **options)
+    return command.by_part(done), [row for _, row in done.values()]
+
+
+def _rms(values) -> jax.Array:
+    return jnp.sqrt(jnp.mean(values**2))
+
+
+EXPERIMENT = command.experiment(Config, run, plots=plots)
