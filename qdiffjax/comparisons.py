@@ -4,6 +4,7 @@ Pure functions, which nothing here compiles: a caller compiles each once, for ev
 `measures` and `experiments.error_bounds` do. `q` is the quantized denoiser, `steps` the sampler.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from qdiffjax.analysis.bounds import pathwise
 from qdiffjax.analysis.errors import ledger, prediction, propagation, runs
 from qdiffjax.diffusion import Steps, sample
 from qdiffjax.precision import Quantized, full_call, quantized_call
+from qdiffjax.sites import Sites
 
 
 class Run(NamedTuple):
@@ -115,7 +117,9 @@ def propagated(q: Quantized, run: Run, steps: Steps) -> Propagated:
 class Bounded(NamedTuple):
     """Norms of each sample's error and its bounds along the run [N+1, batch], in units of x.
 
-    local: of the local errors [N, batch]; miss: relative error of first order at the end [batch].
+    local: of the local errors [N, batch]; miss: relative error of first order at the end [batch];
+    slack: what the arithmetic of the runs themselves may add to any of them, see
+    `rounding_slack` [N+1, batch].
     """
 
     measured: Array
@@ -123,6 +127,14 @@ class Bounded(NamedTuple):
     gronwall: Array
     remainder: Array
     miss: Array
+    slack: Array | float = 0.0
+
+    def holds(self) -> tuple[bool, bool]:
+        """Return whether both bounds, with the slack of rounding, hold at every step and sample."""
+        return tuple(
+            bool(jnp.all(bound + self.slack >= self.measured))
+            for bound in (self.gronwall, self.remainder)
+        )  # type: ignore[return-value]
 
     def norms(self) -> dict[str, Array]:
         """Return the error and its bounds along the run by name, each [N+1, batch]."""
@@ -139,7 +151,44 @@ def sampled(states: Array, steps: Steps) -> Array:
     return jax.vmap(steps.coeffs.current)(states)
 
 
-def bounded(run: Run, propagated: Propagated, gains, steps: Steps) -> Bounded:
+def network_roundings(sites: Sites) -> float:
+    """Return about how many units of roundoff a network's result is off by, relative to its size.
+
+        (sum_l 8 + log2 K_l)^(1/2)
+
+    over products of inner length K_l: sums in blocks round about log2 K times, eight stand for the
+    elementwise functions between two products, and roundings are taken to be independent, so that
+    the root of their number counts (Higham & Mary 2019, section 2).
+    """
+    lengths = [s.macs / math.prod(s.out_shape) for s in sites if s.macs]
+    return math.sqrt(sum(8 + math.log2(length) for length in lengths))
+
+
+def rounding_slack(run: Run, gains, steps: Steps, num_roundings: float) -> Array:
+    """Return what rounding of the runs' own arithmetic may add to the error [N+1, batch].
+
+        slack_{i+1}^2 = gains_i^2 slack_i^2 + rho_i^2,   slack_0 = 0
+        rho_i^2 = u^2 sum over both runs of
+                  |c.x|^2 |x_i|^2 + |x_{i+1}|^2 + (1 + num_roundings^2) |c.eps eps|^2
+
+    u is the unit roundoff of the states: two products and their sum, and an eps that is off by
+    `num_roundings` of them. What a step adds travels as a local error does, and steps add in
+    squares, as their roundings are taken to be independent. At 12 bits and more the error is so
+    small that this shows: a bound can then be missed by it.
+    """
+    u, c = float(jnp.finfo(run.xs.dtype).eps) / 2, steps.coeffs
+    gain = jnp.sum(jnp.square(c.x).reshape(c.x.shape[0], -1), 1)[:, None].astype(run.xs.dtype)
+    update = runs.norms(jax.vmap(lambda c, eps: c.commit(eps))(c, run.eps_hat)) ** 2
+    rho = 2 * (1 + num_roundings**2) * update
+    for xs in (run.xs, run.xs_hat):
+        sizes = runs.norms(xs) ** 2
+        rho += gain * sizes[:-1] + sizes[1:]
+    return jnp.sqrt(pathwise.gronwall(jnp.square(gains), u**2 * rho))
+
+
+def bounded(
+    run: Run, propagated: Propagated, gains, steps: Steps, *, num_roundings: float = 0.0
+) -> Bounded:
     """Bound the error of a measured run.
 
     With a sampler that has memory the bounds are of its whole state, and so of its x_t, which is
@@ -150,13 +199,15 @@ def bounded(run: Run, propagated: Propagated, gains, steps: Steps) -> Bounded:
       propagated: of the same run.
       gains: of its segments [N, batch], see `pathwise.gronwall`.
       steps: the sampler, leaves [N].
+      num_roundings: of the network, see `network_roundings`.
     """
     errors, local = sampled(run.errors, steps), runs.norms(propagated.local_errors)
     first, rho = propagated.first_order, runs.norms(propagated.remainders)
     size = runs.norms(errors)
     remainder, _ = pathwise.remainder_bound(gains, rho, first)
     miss = runs.norms((sampled(first, steps) - errors)[-1:])[0] / size[-1]
-    return Bounded(size, local, pathwise.gronwall(gains, local), remainder, miss)
+    slack = rounding_slack(run, gains, steps, num_roundings)
+    return Bounded(size, local, pathwise.gronwall(gains, local), remainder, miss, slack)
 
 
 def attributed(
@@ -179,7 +230,7 @@ def attributed(
             break
         parts += [attribute(node[None], np.ones(1)) for node in nodes[len(parts) :]]
         whole = parts[0]._replace(contributions=jax.tree.map(
-            lambda *c, weights=weights: sum(w * a for w, a in zip(weights, c, strict=True)),
+            lambda *c, weights=weights: sum(float(w) * a for w, a in zip(weights, c, strict=True)),
             *(part.contributions for part in parts),
         ))  # fmt: skip
         if jnp.median(ledger.defect(whole)) <= tolerance:

@@ -10,7 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from qdiffjax import diffusion
-from qdiffjax._checks import require
+from qdiffjax._checks import (
+    check_callable,
+    check_count,
+    check_key,
+    check_number,
+    require,
+    suggest,
+)
+from qdiffjax._conditions import check_cond, check_labels, checked_shape
 from qdiffjax._signature import uniform_call
 from qdiffjax._typing import EpsFn
 from qdiffjax.diffusion import NoiseLevel
@@ -75,6 +83,7 @@ def edm_preconditioning(sigma_data: float = 0.5) -> Preconditioning:
       >>> round(float(qd.edm_preconditioning(0.5).scale(level)), 4)  # 1 / sqrt(2^2 + 0.5^2)
       0.4851
     """
+    check_number("sigma_data", sigma_data, above=0)
 
     def total(level):  # alpha sqrt(s^2 + d^2)
         return jnp.sqrt(level.sigma**2 + (level.alpha * sigma_data) ** 2)
@@ -155,14 +164,22 @@ class Denoiser:
     guidance: Guidance | None = None
 
     def __post_init__(self):
-        if isinstance(self.prediction, str):
-            words = f"one of {sorted(PREDICTIONS)}, a function or a Preconditioning"
-            require(self.prediction in PREDICTIONS, "prediction", got=repr(self.prediction),
-                    expected=words)  # fmt: skip
+        check_callable("net_fn", self.net_fn, "(params, x, t) -> prediction")
+        require(self.schedule is None or hasattr(self.schedule, "exact"), "schedule",
+                got=f"a {type(self.schedule).__name__}",
+                expected="a DiscreteSchedule or a Process", remedy="such as linear() or Flow()",
+                error=TypeError)  # fmt: skip
+        is_word = isinstance(self.prediction, str)
+        is_known = self.prediction in PREDICTIONS if is_word else (
+            callable(self.prediction) or isinstance(self.prediction, Preconditioning)
+        )  # fmt: skip
+        require(is_known, "prediction", got=repr(self.prediction),
+                expected=f"one of {sorted(PREDICTIONS)}, a function or a Preconditioning",
+                remedy=suggest(str(self.prediction), sorted(PREDICTIONS)))  # fmt: skip
         if self.shape is not None:
-            object.__setattr__(self, "shape", _checked_shape(self.shape))
+            object.__setattr__(self, "shape", checked_shape(self.shape))
         if self.cond is not None and not callable(self.cond):
-            _check_cond(self.cond)
+            check_cond(self.cond)
 
     def __repr__(self):
         num = sum(np.size(leaf) for leaf in jax.tree.leaves(self.params))
@@ -211,6 +228,8 @@ class Denoiser:
           scale: w, a number or a function of t.
           null: the empty condition, leaves that broadcast to those of cond.
         """
+        if not callable(scale):
+            check_number("scale", scale)
         return dataclasses.replace(self, guidance=Guidance(scale, null))
 
     def sites(self, batch: int = 1) -> Sites:
@@ -225,6 +244,7 @@ class Denoiser:
         """Return the shapes of x, t and, if there is one, the condition of a batch of samples."""
         require(self.shape is not None, "denoiser", got="no shape", expected="that of a sample",
                 remedy="Denoiser(net_fn, params, schedule, shape)")  # fmt: skip
+        check_count("batch", batch)
         x, t = (jax.ShapeDtypeStruct(s, jnp.float32) for s in ((batch, *self.shape), ()))
         cond = jax.eval_shape(lambda: self.draw_cond(jax.random.key(0), batch))
         return (x, t) if cond is None else (x, t, cond)
@@ -239,7 +259,7 @@ class Denoiser:
             require(key is not None, "draw_cond", got="no key", expected="one, for the function "
                     "that draws conditions", remedy="pass jax.random.key(seed)")  # fmt: skip
             cond = self.cond(jax.random.fold_in(key, COND_STREAM), num)
-            _check_cond(cond, num)
+            check_cond(cond, num)
             return cond
         return jax.tree.map(lambda leaf: jnp.asarray(leaf)[jnp.arange(num) % len(leaf)], self.cond)
 
@@ -260,6 +280,8 @@ class Denoiser:
         """
         require(self.shape is not None, "denoiser", got="no shape", expected="that of a sample",
                 remedy="Denoiser(net_fn, params, schedule, shape)")  # fmt: skip
+        check_key("key", key)
+        check_count("num", num)
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(num))
         z = jax.vmap(lambda k: jax.random.normal(k, self.shape, jnp.float32))(keys)
         return Draw(z * jnp.float32(self.noise_scale(t)), self.draw_cond(key, num))
@@ -356,39 +378,3 @@ def _prediction_fn(prediction) -> PredictionFn:
     if isinstance(prediction, Preconditioning):
         return prediction.prediction
     return PREDICTIONS[prediction] if isinstance(prediction, str) else prediction
-
-
-def _checked_shape(shape) -> tuple[int, ...]:
-    sizes = tuple(shape)
-    is_shape = all(isinstance(n, (int, np.integer)) and n >= 1 for n in sizes)
-    require(sizes and is_shape, "shape", got=shape, expected="positive integers, without the batch")
-    return tuple(map(int, sizes))
-
-
-def _check_cond(cond, num: int | None = None) -> None:
-    """Refuse conditions without a common leading axis, of `num` samples if that is said."""
-    sizes = {jnp.shape(leaf)[0] if jnp.ndim(leaf) else None for leaf in jax.tree.leaves(cond)}
-    expected = "a leading axis" if num is None else f"a leading axis of {num}"
-    is_one = len(sizes) == 1 and None not in sizes and (num is None or sizes == {num})
-    require(is_one or not sizes, "cond", got=f"leading axes {sorted(map(str, sizes))}",
-            expected=f"{expected} of samples, the same in every leaf",
-            remedy="repeat what all samples share, or close over it")  # fmt: skip
-
-
-def check_labels(label, num_classes: int) -> None:
-    """Refuse labels that are no integers or, if they can be looked at, out of range.
-
-    Raises:
-      ValueError: says what was got.
-    """
-    is_traced = isinstance(label, jax.core.Tracer)
-    values = label if is_traced else np.asarray(label)  # constant, even where the rest is traced
-    require(jnp.issubdtype(values.dtype, jnp.integer), got=f"labels of type {values.dtype}",
-            expected="integers", remedy="round them first")  # fmt: skip
-    if not is_traced:
-        low, high = values.min(), values.max()
-        require(
-            low >= 0 and high <= num_classes, got=f"labels from {low} to {high}",
-            expected=f"0 ... {num_classes - 1}, or {num_classes} for no class",
-            remedy="count classes from 0",
-        )  # fmt: skip

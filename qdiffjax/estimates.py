@@ -1,12 +1,21 @@
 """Numbers from samples with their uncertainty, and the level at which nothing was changed."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from qdiffjax._checks import require
+from qdiffjax._checks import (
+    FROM_2,
+    FUNCTION,
+    check_count,
+    check_key,
+    check_numbers,
+    checked,
+    require,
+)
 from qdiffjax._typing import Array, Key, float_dtype
 
 
@@ -25,6 +34,7 @@ class BesideFloor(NamedTuple):
     floor: Any
 
 
+@checked(samples=functools.partial(check_numbers, least_rank=1, least_size=2, finite=False))
 def mean_interval(samples) -> Estimate:
     """Return the mean over the first axis, +- 1.96 standard errors: [num, *shape] -> [*shape].
 
@@ -33,14 +43,12 @@ def mean_interval(samples) -> Estimate:
     """
     samples = jnp.asarray(samples).astype(float_dtype(samples))
     num = samples.shape[0]
-    require(
-        num >= 2, got=f"{num} sample(s)", expected="at least 2 for an interval", remedy="draw more"
-    )
     mean = jnp.mean(samples, axis=0)
     width = 1.96 * jnp.std(samples, axis=0, ddof=1) / num**0.5
     return Estimate(mean, mean - width, mean + width)
 
 
+@checked(stat_fn=FUNCTION, key=check_key, num=check_count, block=check_count)
 def bootstrap(stat_fn, *arrays, key: Key, num: int = 200, block: int = 1) -> Estimate:
     """Return stat_fn(*arrays) with its percentile bootstrap interval (Efron 1979).
 
@@ -62,8 +70,9 @@ def bootstrap(stat_fn, *arrays, key: Key, num: int = 200, block: int = 1) -> Est
     """
     size = _common_size(arrays)
     require(
-        1 <= block <= size,
-        got=f"block = {block} of {size} rows",
+        block <= size,
+        "block",
+        got=f"{block} of {size} rows",
         expected=f"1 ... {size}",
         remedy="shorten it",
     )
@@ -75,6 +84,7 @@ def bootstrap(stat_fn, *arrays, key: Key, num: int = 200, block: int = 1) -> Est
     return Estimate(jnp.asarray(stat_fn(*arrays)), low, high)
 
 
+@checked(stat_fn=FUNCTION, num_blocks=FROM_2)
 def block_mean(stat_fn, *arrays, num_blocks: int = 10) -> Estimate:
     """Return the mean of stat_fn over disjoint blocks of rows, with Student's 95 % interval.
 
@@ -88,6 +98,8 @@ def block_mean(stat_fn, *arrays, num_blocks: int = 10) -> Estimate:
       num_blocks: at least 2.
     """
     size = _common_size(arrays) // num_blocks
+    require(size >= 1, "num_blocks", got=f"{num_blocks} of {_common_size(arrays)} rows",
+            expected="at most as many as rows", remedy="take fewer blocks")  # fmt: skip
     blocks = [jnp.asarray(a)[: size * num_blocks] for a in arrays]
     blocks = [a.reshape(num_blocks, size, *a.shape[1:]) for a in blocks]
     mean, low, high = mean_interval(jax.lax.map(lambda block: stat_fn(*block), tuple(blocks)))
@@ -95,6 +107,7 @@ def block_mean(stat_fn, *arrays, num_blocks: int = 10) -> Estimate:
     return Estimate(mean, mean - width, mean + width)
 
 
+@checked(num=FROM_2)
 def student_quantile(num: int) -> float:
     """Return the factor of the standard error of num values, 1.96 for many."""
     from scipy import stats
@@ -102,6 +115,7 @@ def student_quantile(num: int) -> float:
     return float(stats.t.ppf(0.975, num - 1))
 
 
+@checked(distance_fn=FUNCTION, key=check_key)
 def beside_floor(distance_fn: Callable, x, y, *, key: Key) -> BesideFloor:
     """Return distance_fn of x against y, and of x against itself: the noise floor.
 
@@ -127,6 +141,7 @@ def _common_size(arrays) -> int:
     sizes = {len(a) for a in arrays}
     require(
         len(sizes) == 1,
+        "samples",
         got=f"first axes {sorted(sizes)}",
         expected="one size",
         remedy="pass paired samples",

@@ -6,30 +6,28 @@ in widths share what was compiled.
 """
 
 import functools
-import math
-import os
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from qdiffjax import comparisons
-from qdiffjax._checks import require
+from qdiffjax._checks import check_callable, check_count, check_number, check_type, require
 from qdiffjax._typing import Array, Key
 from qdiffjax.analysis.errors import ledger
 from qdiffjax.analysis.errors.ledger import Functional, Ledger, squared_error_share
 from qdiffjax.analysis.gains import step_gains
+from qdiffjax.chunks import MEMORY_SHARE, chunks_of, device_memory, elements_of, fitting
 from qdiffjax.comparisons import Bounded, Predicted, Propagated, Run
 from qdiffjax.compiling import compiled
 from qdiffjax.denoiser import Denoiser
 from qdiffjax.diffusion import Steps
 from qdiffjax.diffusion import sample as run_sampler
 from qdiffjax.precision import Quantized, full_call, quantized_call
+from qdiffjax.precision.refusals import check_quantized, check_run, check_sampling
 
-MEMORY_SHARE = 0.2  # of what the device has, for one chunk
 NUM_SAMPLES = 64
 
 
@@ -63,6 +61,7 @@ def sample(
       >>> qd.sample(denoiser, steps, jax.random.key(0), 2).shape
       (2, 28, 28, 1)
     """
+    check_type("model", model, (Denoiser, Quantized), remedy="such as load('fashion_unet')")
     q = model if isinstance(model, Quantized) else Quantized(model, {})
     call_of = quantized_call if isinstance(model, Quantized) else full_call
     parts = []
@@ -112,6 +111,7 @@ def couple(
       >>> run.xs.shape, run.xs_hat.shape  # both runs: [steps + 1, samples, *shape]
       ((5, 8, 2), (5, 8, 2))
     """
+    check_quantized(q)
     parts = []
     for start in _starts(q, steps, key, num_samples, x_T, batch_size, progress):
         run = program(_coupled)(*start, steps)
@@ -171,8 +171,9 @@ def predict(
       >>> 0.5 < float(ratio) < 2
       True
     """
+    check_run(q, steps, run, batch_size=batch_size)
     q, num = q.given(run.cond), run.xs.shape[1]
-    chunks = _chunks(num, batch_size or _fitting(q, steps))
+    chunks = chunks_of(num, batch_size or fitting(q, steps))
     parts = [program(comparisons.predicted)(q.at(chunk), run.xs[:, chunk], steps)
              for chunk in _bar(chunks, progress)]  # fmt: skip
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves, axis=1), *parts)
@@ -193,6 +194,7 @@ def propagate(q: Quantized, steps: Steps, run: Run) -> Propagated:
       >>> bool(jnp.allclose(parts.first_order, run.errors, atol=1e-5))  # exact for a linear network
       True
     """
+    check_run(q, steps, run)
     return program(comparisons.propagated)(q.given(run.cond), run, steps)
 
 
@@ -242,15 +244,19 @@ def attribute(
       >>> bool(jnp.isclose(total, ledger.change.sum(), rtol=1e-2))
       True
     """
+    check_run(q, steps, run, num_samples=num_samples, batch_size=batch_size)
+    check_number("tolerance", tolerance, least=0)
+    check_count("max_nodes", max_nodes, most=15)
+    check_callable("functional", functional, "(x, x_0, x_hat_0) -> a number")
     run = run if num_samples is None else run.first(num_samples)
     q, num = q.given(run.cond), run.xs.shape[1]
     elements = elements_of(q)
     # A node with all it keeps for the adjoint takes at most six times a sampling run's memory.
-    size = batch_size or max(1, _fitting(q, steps, elements) // 6)
+    size = batch_size or max(1, fitting(q, steps, elements) // 6)
     x_T, x_0 = (steps.coeffs.current(run.xs[i]) for i in (0, -1))
-    chunks = _chunks(num, size if run.key is None else num)
+    chunks = chunks_of(num, size if run.key is None else num)
     kept = 4 * len(steps.t) * elements
-    keep_errors = kept * (chunks[0].stop - chunks[0].start) <= MEMORY_SHARE * _memory()
+    keep_errors = kept * (chunks[0].stop - chunks[0].start) <= MEMORY_SHARE * device_memory()
     entries_of = program(_attributed, functional, keep_errors)
 
     def part(chunk: slice) -> Ledger:
@@ -317,14 +323,21 @@ def bound(
       >>> q = qd.quantize(qd.calibrate(denoiser, steps, jax.random.key(0)), "W8A8")
       >>> run = qd.couple(q, steps, jax.random.key(1), 8)
       >>> bounded = qd.bound(q, steps, run)
-      >>> all(bool((ratio * (1 + 1e-4) >= 1).all()) for ratio in bounded.over_measured())
-      True
+      >>> bounded.holds()
+      (True, True)
     """
+    check_run(q, steps, run, num_samples=num_samples)
+    check_count("num_iterations", num_iterations, least=2)
     run = run if num_samples is None else run.first(num_samples)
     parts, q = propagate(q, steps, run), q.given(run.cond)
     gains = program(_gains, num_iterations)
     ends = [gains(q, xs, steps) for xs in (run.xs, run.xs_hat)]
-    return program(comparisons.bounded)(run, parts, jnp.maximum(*ends), steps)
+    roundings = comparisons.network_roundings(q.denoiser.sites()) if q.denoiser.shape else 0.0
+    return program(_bounded)(run, parts, jnp.maximum(*ends), steps, roundings)
+
+
+def _bounded(run, parts, gains, steps, num_roundings):
+    return comparisons.bounded(run, parts, gains, steps, num_roundings=num_roundings)
 
 
 def _gains(num_iterations, q, xs, steps):
@@ -357,14 +370,14 @@ def noise_key(steps: Steps, key: Key) -> Key | None:
 
 def _starts(q, steps, key, num_samples, x_T, batch_size, progress) -> Iterator[tuple]:
     """Yield (q with its conditions, x_T, noise key) of each chunk."""
-    require(num_samples >= 1, "num_samples", got=num_samples, expected="at least 1")
+    check_sampling(q.denoiser, steps, key, num_samples, x_T=x_T, batch_size=batch_size)
     key_start, key_noise = jax.random.split(key)
     if x_T is None:
         x_T, cond = q.denoiser.draw(key_start, num_samples, steps.t[0])
     else:
         x_T, cond = jnp.asarray(x_T), q.denoiser.draw_cond(key_start, len(x_T))
     q, noise = q.given(cond), noise_key(steps, key_noise)
-    chunks = _chunks(len(x_T), batch_size or _fitting(q, steps))
+    chunks = chunks_of(len(x_T), batch_size or fitting(q, steps))
     for i, chunk in enumerate(_bar(chunks, progress)):
         own = noise if noise is None or not i else jax.random.fold_in(noise, i)
         yield q.at(chunk), x_T[chunk], own
@@ -375,49 +388,3 @@ def _bar(chunks: list[slice], progress: bool):
     from tqdm import tqdm
 
     return tqdm(chunks, disable=not progress, unit="chunk")
-
-
-def _chunks(num: int, size: int) -> list[slice]:
-    """Return slices of nearly equal length, at most `size`, that cover num samples."""
-    size = math.ceil(num / math.ceil(num / max(1, size)))
-    return [slice(i, min(i + size, num)) for i in range(0, num, size)]
-
-
-def _fitting(q: Quantized, steps: Steps, elements: int | None = None) -> int:
-    """Return how many samples a run may hold at a time; see `bytes_per_sample`."""
-    return max(1, int(MEMORY_SHARE * _memory() / bytes_per_sample(q, steps, elements)))
-
-
-def elements_of(q: Quantized) -> int:
-    """Return the number of elements of all sites' results, of one sample; traces the network."""
-    return sum(math.prod(site.out_shape) for site in q.denoiser.sites())
-
-
-def bytes_per_sample(q: Quantized, steps: Steps, elements: int | None = None) -> int:
-    """Return an estimate of a coupled run's bytes for each sample: states and activations.
-
-    States of both runs and predictions at every step, and the results of all sites twice, which
-    no compiler keeps at once. Counted from shapes, in float32. `elements` is `elements_of(q)` where
-    it is known.
-    """
-    elements = elements_of(q) if elements is None else elements
-    states = (2 * steps.coeffs.num_slots + 1) * (len(steps.t) + 1) * math.prod(q.denoiser.shape)
-    return 4 * (states + 2 * elements)
-
-
-def cost(q: Quantized, steps: Steps, num_samples: int, num_ledger: int, num_bound: int) -> str:
-    """Return what a study will cost, in words: sampling runs, operations, memory."""
-    runs = 10 * num_samples + 15 * num_ledger + 28 * num_bound
-    sites = q.denoiser.sites()
-    macs = runs * len(steps.t) * sum(site.macs for site in sites)
-    elements = sum(math.prod(site.out_shape) for site in sites)
-    size = min(num_samples, _fitting(q, steps, elements)) * bytes_per_sample(q, steps, elements)
-    return (f"{num_samples} samples, {len(steps.t)} network calls each: the work of about {runs} "
-            f"sampling runs of one sample, {macs / 1e12:.3g} TMAC; chunks of up to "
-            f"{size / 1e9:.2g} GB; compilation comes first")  # fmt: skip
-
-
-def _memory() -> int:
-    stats: Any = jax.devices()[0].memory_stats() or {}
-    pages = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return stats.get("bytes_limit", pages)

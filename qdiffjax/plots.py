@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from qdiffjax import reports
 from qdiffjax._cells import Cells
+from qdiffjax._checks import check_names, require
 from qdiffjax._looks import BLUE, GREEN, GREY, ORANGE, SMALL, panels, tidy
 
 if TYPE_CHECKING:
@@ -52,6 +54,9 @@ def plot_ledger(ledger, sites=(), title: str = "Where the error is made") -> "Fi
       >>> len(figure.axes)
       3
     """
+    require(isinstance(ledger, Cells) or hasattr(ledger, "cells"), "ledger",
+            got=f"a {type(ledger).__name__}", expected="a Ledger or its cells",
+            remedy="attribute(q, steps, run)", error=TypeError)  # fmt: skip
     cells: Cells = ledger if isinstance(ledger, Cells) else ledger.cells()
     cells = cells.ordered([getattr(site, "name", site) for site in sites])
     shares = cells.shares()
@@ -116,7 +121,7 @@ def plot_sites(sites, title: str = "Where the network multiplies") -> "Figure":
       >>> len(figure.axes)
       2
     """
-    fig, axes = by_site([s.name for s in sites], title, width=4.6, width_ratios=[1, 1])
+    fig, axes = by_site(names_of(sites), title, width=4.6, width_ratios=[1, 1])
     colors = [KINDS.get(s.kind, GREY) for s in sites]
     for ax, counted, noun in zip(axes, ("macs", "parameters"),
                                  ("multiply-accumulates", "parameters"), strict=True):  # fmt: skip
@@ -142,7 +147,11 @@ def plot_recipe(recipe, sites, title: str = "Recipe") -> "Figure":
       >>> len(figure.axes)
       2
     """
-    names = [s.name for s in sites]
+    names = names_of(sites)
+    require(hasattr(recipe, "bits"), "recipe", got=repr(recipe), expected="a Recipe",
+            remedy="precision.uniform(sites, weight_bits=8, activation_bits=8)",
+            error=TypeError)  # fmt: skip
+    check_names("recipe", recipe.bits, names)
     fig, (ax, side) = by_site(names, title, width=3.4, width_ratios=[1.2, 1])
     bits = np.full((len(names), 2), np.nan)
     for row, name in enumerate(names):
@@ -189,6 +198,7 @@ def plot_errors(study, title: str | None = None) -> "Figure":
       >>> len(figure.axes)
       1
     """
+    reports.check_study(study)
     title = f"Accumulated quantization error: {study.name}" if title is None else title
     fig, ax = panels(1, 1, (6.2, 4.0), title=title)
     root_size = study.samples[0].size ** 0.5
@@ -199,6 +209,14 @@ def plot_errors(study, title: str | None = None) -> "Figure":
     fig.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=2,
                frameon=False, **SMALL)  # fmt: skip
     return fig
+
+
+def names_of(sites) -> list[str]:
+    """Return the names of sites; refuse what are none."""
+    are_sites = isinstance(sites, (tuple, list)) and all(hasattr(s, "macs") for s in sites)
+    require(are_sites, "sites", got=f"a {type(sites).__name__}", expected="sites of a network",
+            remedy="denoiser.sites() or those of a Calibration", error=TypeError)  # fmt: skip
+    return [s.name for s in sites]
 
 
 def error_panel(ax, error_rms, predicted_rms, signal_rms, norms: Mapping[str, Any]) -> None:

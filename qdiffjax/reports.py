@@ -9,6 +9,7 @@ import numpy as np
 
 from qdiffjax import _files
 from qdiffjax._cells import Cell, top_cells
+from qdiffjax._checks import require
 from qdiffjax._tables import Page, Table, data_frame, number
 
 WIDTH = 80
@@ -49,6 +50,7 @@ def report(study, folder=None) -> Page:
       >>> "Study of W6A6" in str(page)
       True
     """
+    check_study(study)
     page = study_page(study)
     if folder is not None:
         folder = _files.check_writable(folder)
@@ -61,6 +63,13 @@ def report(study, folder=None) -> Page:
         _files.write_figure(folder / "errors.png", plots.plot_errors(study), dpi=150)
         _files.write_figure(folder / "ledger.png", ledger, dpi=150)
     return page
+
+
+def check_study(study) -> None:
+    """Refuse what has not the fields of a study."""
+    require(hasattr(study, "error_rms"), "study", got=f"a {type(study).__name__}",
+            expected="a Study", remedy="study(q, steps, key), or Study.load(folder)",
+            error=TypeError)  # fmt: skip
 
 
 def numbers_table(study) -> Table:

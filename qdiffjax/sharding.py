@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from qdiffjax._checks import require
+from qdiffjax._checks import FUNCTION, check_count, checked, optional, require
 
 BATCH, WEIGHTS = "batch", "weights"  # axes of a mesh
 MIN_ELEMENTS = 2**14  # of a parameter that is worth splitting
@@ -50,11 +50,12 @@ def initialize(
     require(
         len({a is None for a in (address, num_processes, process_id)}) == 1,
         got=f"address={address}, num_processes={num_processes}, process_id={process_id}",
-        expected="all three, or none of them on a TPU pod or under a job scheduler",
+        expected="all three, or none of them",
+        remedy="none is for a TPU pod or a job scheduler",
     )
     if num_processes is not None:
         require(process_id in range(num_processes), "process_id", got=process_id,
-                expected=f"0 ... {num_processes - 1}")  # fmt: skip
+                expected=f"0 ... {num_processes - 1}", remedy="count from 0")  # fmt: skip
     try:
         jax.distributed.initialize(address, num_processes, process_id)
     except (RuntimeError, ValueError) as error:
@@ -64,6 +65,7 @@ def initialize(
         ) from error
 
 
+@checked(num_batch=optional(check_count), num_weights=check_count)
 def make_mesh(num_batch: int | None = None, num_weights: int = 1) -> Mesh:
     """A table [num_batch, num_weights] of the first devices of all processes.
 
@@ -156,6 +158,7 @@ def shard_params(params, mesh: Mesh, *, min_elements: int = MIN_ELEMENTS):
     return jax.device_put(params, param_shardings(params, mesh, min_elements=min_elements))
 
 
+@checked(fn=FUNCTION, batch_size=optional(check_count))
 def sweep(
     fn: Callable[..., Any], mesh: Mesh | None = None, *, batch_size: int | None = None
 ) -> Callable[..., Any]:
@@ -194,7 +197,7 @@ def _length(configs) -> int:
     lengths = {np.shape(leaf)[0] if np.ndim(leaf) else 0 for leaf in jax.tree.leaves(configs)}
     require(len(lengths) == 1 and 0 not in lengths, "configs",
             got=f"leading axes {sorted(lengths)}",
-            expected="one length of at least 1")  # fmt: skip
+            expected="one length of at least 1", remedy="stack what is swept")  # fmt: skip
     return lengths.pop()
 
 

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qdiffjax import estimates, labels, measures, reports, results
+from qdiffjax import chunks, estimates, labels, measures, reports, results
+from qdiffjax._checks import check_count
 from qdiffjax._typing import Key
 from qdiffjax.analysis import divergences
 from qdiffjax.analysis.bounds import pathwise
@@ -21,8 +22,7 @@ from qdiffjax.diffusion import DiscreteSchedule, Steps, ddim
 from qdiffjax.estimates import Estimate
 from qdiffjax.measures import NUM_SAMPLES
 from qdiffjax.precision import Quantized, full_call, quantized_call
-
-SLACK = 1 + 1e-4  # float32 rounding of norms that are compared
+from qdiffjax.precision.refusals import check_quantized, check_sampling
 
 
 class BoundRow(NamedTuple):
@@ -179,11 +179,15 @@ def study(
     """
     from tqdm import tqdm
 
+    check_quantized(q)
+    check_sampling(q.denoiser, steps, key, num_samples, batch_size=batch_size)
+    check_count("num_ledger", num_ledger)
+    check_count("num_bound", num_bound)
     key_run, key_probe = jax.random.split(key)
     seconds: dict[str, float] = {}
     if progress:
         num_of = functools.partial(min, num_samples)
-        words = measures.cost(q, steps, num_samples, num_of(num_ledger), num_of(num_bound))
+        words = chunks.cost(q, steps, num_samples, num_of(num_ledger), num_of(num_bound))
         tqdm.write(words, file=sys.stderr)
     bar = tqdm(total=5, disable=not progress, unit="part")
 
@@ -248,12 +252,13 @@ def _ratios(measured, predicted, key) -> dict[str, Estimate]:
 def bound_rows(bounded: Bounded) -> tuple[BoundRow, ...]:
     """Return both bounds of the final error, the tightest that holds first."""
     gronwall, remainder = map(np.asarray, bounded.over_measured())
+    gronwall_holds, remainder_holds = bounded.holds()
     rows = [
         BoundRow(name, labels.label(fn), float(np.min(ratio[-1])), float(np.median(ratio[-1])),
-                 bool(np.all(ratio * SLACK >= 1)))
-        for name, fn, ratio in (
-            ("first order + remainder", pathwise.remainder_bound, remainder),
-            ("Grönwall", pathwise.gronwall, gronwall),
+                 holds)
+        for name, fn, ratio, holds in (
+            ("first order + remainder", pathwise.remainder_bound, remainder, remainder_holds),
+            ("Grönwall", pathwise.gronwall, gronwall, gronwall_holds),
         )
     ]  # fmt: skip
     return tuple(sorted(rows, key=lambda row: (not row.holds, row.median)))

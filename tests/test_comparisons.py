@@ -1,11 +1,15 @@
 """Columns of the main job on runs made by hand; networks are in the tests of `error_bounds`."""
 
+import math
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from qdiffjax import comparisons, diffusion
 from qdiffjax.analysis.errors import ledger
+from tests import worlds
 
 
 def ledger_of(fn):
@@ -52,3 +56,27 @@ def test_a_run_of_fewer_samples_is_a_slice_of_the_whole():
     run = comparisons.Run(*(jnp.arange(12.0).reshape(2, 3, 2) + i for i in range(3)))
     np.testing.assert_array_equal(run.first(2).errors, run.errors[:, :2])
     assert run.first(2).eps_hat.shape == (2, 2, 2)
+
+
+def test_the_slack_of_a_run_holds_what_float32_does_to_it(users_defaults):
+    """x_{i+1} = (c.x + c.eps W) x_i: in float64 the run is exact, beside that of float32."""
+    num_steps, n = 100, 16
+    schedule = diffusion.linear()
+    with jax.enable_x64(True):
+        steps = diffusion.ddim(schedule, num_steps)
+    weight = worlds.normal32(0, n, n, scale=0.25)
+    narrow = jax.tree.map(lambda a: jnp.asarray(np.asarray(a), jnp.float32), steps)
+    x_T = worlds.normal32(1, 32, n)
+    eps_fn = lambda x, t, inputs, state: (x @ weight, x @ weight, state)  # noqa: E731
+    run = diffusion.sample(eps_fn, x_T, narrow)
+    xs, matrix = [np.float64(x_T)], np.float64(weight)
+    coeffs = [np.float64(c) for c in narrow.coeffs]
+    for a, b in zip(*coeffs[:2], strict=True):
+        xs.append(a * xs[-1] + b * xs[-1] @ matrix)
+    missed = np.linalg.norm(np.float64(run.states) - np.stack(xs), axis=-1)
+    maps = coeffs[0][:, None, None] * np.eye(n) + coeffs[1][:, None, None] * matrix
+    gains = jnp.float32(np.linalg.norm(maps, 2, axis=(1, 2)))[:, None]
+    both = comparisons.Run(run.states, run.states, run.outputs)
+    slack = comparisons.rounding_slack(both, gains + jnp.zeros((1, 32)), narrow, math.sqrt(8 + 4))
+    assert np.all(missed <= slack)
+    assert np.all(np.median(missed, 1)[1:] * 30 >= np.median(slack, 1)[1:])

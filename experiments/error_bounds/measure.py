@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.harness import subject
-from qdiffjax import comparisons, diffusion, estimates, studies
+from qdiffjax import comparisons, diffusion, estimates
 from qdiffjax.analysis import divergences
 from qdiffjax.analysis.errors import ledger, prediction, runs
 from qdiffjax.analysis.gains import Gains, step_gains
@@ -71,7 +71,10 @@ def columns(config, full: subject.FullRun) -> dict[str, Callable[[Any, compariso
         full_call(q), quantized_call(q), x, companion(), key=key, per_call=q.calls(companion())
     ))  # fmt: skip
     lower = compiled(divergences.w2_lower)
-    bound = jax.jit(lambda run, parts, gains: comparisons.bounded(run, parts, gains, steps))
+    roundings = comparisons.network_roundings(denoiser.sites())
+    bound = jax.jit(lambda run, parts, gains: comparisons.bounded(
+        run, parts, gains, steps, num_roundings=roundings
+    ))  # fmt: skip
     fan = compiled(lambda q, x: comparisons.fanned(q, x, fan_steps, key=key))
 
     def bounds(q, run):
@@ -160,7 +163,7 @@ def bounds_column(bounded: comparisons.Bounded, gains: Gains, size: int) -> Part
     tightest = min((name for name in rms if name != "measured"), key=rms.__getitem__)
     row |= {"bounded_rmse": rms["measured"], "tightest_bound_rmse": rms[tightest],
             "tightest_bound": tightest}  # fmt: skip
-    row["bounds_hold"] = all(bool(np.all(np.asarray(r) * studies.SLACK >= 1)) for r in ratios)
+    row["bounds_hold"] = all(bounded.holds())
     return arrays, row
 
 

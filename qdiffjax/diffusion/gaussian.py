@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from qdiffjax._checks import require
+from qdiffjax._checks import check_count, check_key, check_numbers, checked, concrete, require
 from qdiffjax._typing import Array, EpsFn, Key, float_dtype
 from qdiffjax.diffusion.loop import SlotCoeffs, Steps, stack
 from qdiffjax.diffusion.schedules import NoiseLevel
@@ -48,6 +49,7 @@ def score(mixture: GaussianMixture, x) -> Array:
     return _pointwise(mixture, x, _score, "(n)->(n)")
 
 
+@checked(key=check_key, num=check_count)
 def sample_mixture(key: Key, mixture: GaussianMixture, num: int) -> Array:
     """Draw x [num, n] from the mixture; singular covariances are welcome."""
     mixture = cast(mixture, float_dtype(mixture.means))
@@ -243,6 +245,7 @@ def gaussian_kl(mean_1, cov_1, mean_2, cov_2) -> Array:
     u_i the eigenvalues of L^-1 (cov_1 - cov_2) L^-T: the textbook form
     (tr cov_2^-1 cov_1 - n - log det ...) / 2 without its cancellation between close laws.
     """
+    check_gaussians(mean_1, cov_1, mean_2, cov_2)
     mean_1, cov_1, mean_2, cov_2 = cast((mean_1, cov_1, mean_2, cov_2), float_dtype(mean_1))
     chol = jnp.linalg.cholesky(cov_2)
 
@@ -263,12 +266,35 @@ def gaussian_w2_squared(mean_1, cov_1, mean_2, cov_2) -> Array:
     Computed as |mean_1 - mean_2|^2 + min over orthogonal Q of |cov_1^.5 - cov_2^.5 Q|^2 (Bhatia,
     Jain & Lim 2019, theorem 1), which does not cancel between close laws.
     """
+    check_gaussians(mean_1, cov_1, mean_2, cov_2)
     mean_1, cov_1, mean_2, cov_2 = cast((mean_1, cov_1, mean_2, cov_2), float_dtype(mean_1))
     root_1, root_2 = symmetric_root(cov_1), symmetric_root(cov_2)
     left, _, right = jnp.linalg.svd(jnp.matmul(root_2, root_1, precision="highest"))
     q = jnp.matmul(left, right, precision="highest")
     gap = root_1 - jnp.matmul(root_2, q, precision="highest")
     return jnp.sum((mean_1 - mean_2) ** 2) + jnp.sum(gap**2)
+
+
+def check_gaussians(mean_1, cov_1, mean_2, cov_2) -> None:
+    """Refuse means that are no [n] of one n, and what are no covariances [n, n] of finite numbers.
+
+    Raises:
+      TypeError: no arrays of real numbers.
+      ValueError: other shapes; concrete numbers that are not finite; a negative variance.
+    """
+    n = jnp.shape(mean_2)[-1] if jnp.ndim(mean_2) else 0
+    for name, mean in (("mean_1", mean_1), ("mean_2", mean_2)):
+        check_numbers(name, mean, least_rank=1)
+        require(jnp.shape(mean) == (n,), name, got=f"shape {jnp.shape(mean)}",
+                expected=f"[{n}]", remedy="take both means of one space")  # fmt: skip
+    for name, cov in (("cov_1", cov_1), ("cov_2", cov_2)):
+        check_numbers(name, cov, least_rank=2)
+        require(jnp.shape(cov) == (n, n), name, got=f"shape {jnp.shape(cov)}",
+                expected=f"[{n}, {n}]", remedy="pass a covariance, not variances")  # fmt: skip
+        values = concrete(cov)
+        require(values is None or bool(np.all(np.diagonal(values) >= 0)), name,
+                got="a negative variance", expected="a covariance",
+                remedy="check its sign and symmetry")  # fmt: skip
 
 
 def _congruence(matrix, cov) -> Array:

@@ -7,13 +7,14 @@ diffusers names, in our times 1 ... T, one more than its timesteps, and end at 0
 
 import numpy as np
 
-from qdiffjax._checks import require
+from qdiffjax._checks import POSITIVE, check_count, check_number, checked, require
 from qdiffjax.diffusion.processes import Process, half_log_snr
 from qdiffjax.diffusion.schedules import DiscreteSchedule, uniform_times
 
 SIGMA_MAX, SIGMA_MIN = 80.0, 0.002  # of sigma_edm; Karras et al. 2022, table 1
 
 
+@checked(t_max=check_number, t_min=check_number, num_steps=check_count, power=POSITIVE)
 def power_times(t_max: float, t_min: float, num_steps: int, power: float = 1.0) -> np.ndarray:
     """Return (t_max^(1/power) + i / N (t_min^(1/power) - t_max^(1/power)))^power, i = 0 ... N.
 
@@ -22,10 +23,8 @@ def power_times(t_max: float, t_min: float, num_steps: int, power: float = 1.0) 
     Raises:
       ValueError: unless t_max > t_min >= 0 and num_steps >= 1.
     """
-    require(t_max > t_min >= 0, got=f"t_max = {t_max}, t_min = {t_min}",
+    require(t_max > t_min >= 0, "t_max, t_min", got=(t_max, t_min),
             expected="t_max > t_min >= 0", remedy="change the ends")  # fmt: skip
-    require(num_steps >= 1, got=f"num_steps = {num_steps}", expected="at least 1",
-            remedy="change the number of steps")  # fmt: skip
     ends = t_max ** (1 / power), t_min ** (1 / power)
     times = np.linspace(float(ends[0]), float(ends[1]), num_steps + 1) ** power
     times[0], times[-1] = t_max, t_min
@@ -47,7 +46,7 @@ def default_times(schedule, num_steps: int) -> np.ndarray:
     require(isinstance(schedule, Process), "schedule", got=repr(schedule),
             expected="a DiscreteSchedule or a Process",
             remedy="such as linear() or Flow()")  # fmt: skip
-    require(num_steps >= 1, "num_steps", got=num_steps, expected="at least 1")
+    check_count("num_steps", num_steps)
     largest = min(SIGMA_MAX, getattr(schedule, "sigma_max", SIGMA_MAX))
     smallest = max(SIGMA_MIN, getattr(schedule, "sigma_min", SIGMA_MIN))
     ends = schedule.time(-2 * np.log(np.array([largest, smallest])))
@@ -59,6 +58,7 @@ def quadratic_times(t_max: float, t_min: float, num_steps: int) -> np.ndarray:
     return power_times(t_max, t_min, num_steps, 2.0)
 
 
+@checked(t_max=check_number, t_min=check_number, num_steps=check_count)
 def log_snr_times(process: Process, t_max: float, t_min: float, num_steps: int) -> np.ndarray:
     """Return times of equispaced log-SNR, the grid of DPM-Solver; Lu et al. 2022a, section 3.3."""
     ends = half_log_snr(process.exact(np.array([t_max, t_min])))
@@ -69,6 +69,7 @@ def log_snr_times(process: Process, t_max: float, t_min: float, num_steps: int) 
     return times
 
 
+@checked(t_max=check_number, t_min=check_number, num_steps=check_count, rho=POSITIVE)
 def karras_times(
     process: Process, t_max: float, t_min: float, num_steps: int, rho: float = 7.0
 ) -> np.ndarray:
@@ -112,6 +113,7 @@ def leading_times(num_train_steps: int, num_steps: int, offset: int = 0) -> np.n
     """
     _check_count(num_train_steps, num_steps)
     ratio = num_train_steps // num_steps
+    check_count("offset", offset, least=0)
     return _to_zero(1.0 + offset + ratio * np.arange(num_steps - 1, -1, -1), num_train_steps)
 
 
@@ -137,18 +139,19 @@ def multistep_leading_times(num_train_steps: int, num_steps: int, offset: int = 
     N < T, for floor(T/(N+1)) not to be 0.
     """
     _check_count(num_train_steps, num_steps)
+    check_count("offset", offset, least=0)
     times = 1.0 + offset + num_train_steps // (num_steps + 1) * np.arange(num_steps, 0, -1)
     return _to_zero(times, num_train_steps)
 
 
 def _check_count(num_train_steps: int, num_steps: int) -> None:
-    require(1 <= num_steps <= num_train_steps, got=f"num_steps = {num_steps}",
-            expected=f"1 ... {num_train_steps}", remedy="change the number of steps")  # fmt: skip
+    check_count("num_train_steps", num_train_steps)
+    check_count("num_steps", num_steps, most=num_train_steps)
 
 
 def _to_zero(times: np.ndarray, num_train_steps: int) -> np.ndarray:
     """Return the grid with a last step to 0; raise unless its times differ and are at most T."""
-    require(np.all(np.diff(times) < 0) and times[0] <= num_train_steps,
+    require(np.all(np.diff(times) < 0) and times[0] <= num_train_steps, "num_steps, offset",
             got=f"num_steps = {times.size}, whose times begin {times[:3]}",
             expected=f"distinct times of at most {num_train_steps}",
             remedy="take fewer steps, or trailing_times, which has up to all")  # fmt: skip

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qdiffjax._checks import require
+from qdiffjax._checks import check_count, check_key, checked, require
 from qdiffjax._typing import Array, Key, float_dtype
 from qdiffjax.diffusion.processes import Process
 from qdiffjax.diffusion.schedules import NoiseLevel
@@ -27,6 +27,7 @@ class LogSNRParams(NamedTuple):
     out_weight: Any
 
 
+@checked(key=check_key, width=check_count)
 def init_log_snr(
     key: Key, *, width: int = 64, first: float = 13.3, last: float = -5.0
 ) -> LogSNRParams:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qdiffjax._checks import require
+from qdiffjax._checks import POSITIVE, check_count, check_numbers, checked, require
 from qdiffjax._typing import Array, EpsFn, PyTree, float_dtype
 from qdiffjax.diffusion.ode import Field, Solver, pf_ode, rk4
 from qdiffjax.diffusion.processes import Process
@@ -54,6 +54,8 @@ def log_likelihood(
     Raises:
       ValueError: if probes do not have the shape of x_0 after their first axis.
     """
+    check_numbers("x_0", x_0, least_rank=1)
+    check_numbers("times", times, least_size=2, least_rank=1)
     x_0 = jnp.asarray(x_0).astype(float_dtype(x_0))
     require(
         probes is None or jnp.shape(probes)[1:] == x_0.shape,
@@ -69,6 +71,7 @@ def log_likelihood(
     return LogLikelihood(prior + change, x_T)
 
 
+@checked(num_dims=check_count, bin_width=POSITIVE)
 def bits_per_dim(log_prob, num_dims: int, bin_width: float = 1.0) -> Array:
     """Return -(log_prob + num_dims log bin_width) / (num_dims log 2), any shape.
 

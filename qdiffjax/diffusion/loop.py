@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qdiffjax._checks import require
+from qdiffjax._checks import check_callable, check_key, check_numbers, check_type, checked, require
 from qdiffjax._typing import Array, CallFn, EpsFn, Key, PyTree, float_dtype
 
 
@@ -186,6 +186,7 @@ class Trajectory(NamedTuple):
         return states[:, :, 0]
 
 
+@checked(key=check_key)
 def step_noise(key: Key, index, like) -> Array:
     """Return the noise z of step `index` (0 = noisiest), with the shape of `like`.
 
@@ -233,6 +234,11 @@ def sample(
     Raises:
       ValueError: if steps that add noise get no key, or per_call has not N slices.
     """
+    check_callable("call_fn", call_fn, "(x, t, inputs, state) -> (eps, outputs, state)")
+    check_type("steps", steps, Steps, remedy="such as ddim(schedule, 50)")
+    check_state("x_T", x_T)
+    if key is not None:
+        check_key("key", key)
     num_steps = steps.t.shape[0]
     _check_per_call(per_call, num_steps)
     if not _adds_noise(steps.coeffs.noise, key):
@@ -262,6 +268,21 @@ def stack(first: PyTree, rest: PyTree, *, reverse: bool = False) -> PyTree:
     return jax.tree.map(join, first, rest)
 
 
+def check_state(what: str, x) -> None:
+    """Refuse what is no array of finite floating-point numbers [batch, *shape].
+
+    An integer state has no derivative: a ledger of it would be of zeros.
+
+    Raises:
+      TypeError: another dtype, or no array.
+      ValueError: concrete numbers that are not finite.
+    """
+    check_numbers(what, x, least_rank=1)
+    require(jnp.issubdtype(jnp.result_type(x), jnp.floating), what,
+            got=f"an array of {jnp.result_type(x)}", expected="floating-point numbers",
+            remedy=f"{what}.astype(jnp.float32)", error=TypeError)  # fmt: skip
+
+
 def _adds_noise(noise, key: Key | None) -> bool:
     """Say whether noise must be drawn; raise if it must and there is no key."""
     if isinstance(noise, jax.core.Tracer):
@@ -270,6 +291,7 @@ def _adds_noise(noise, key: Key | None) -> bool:
     noisy = bool(np.any(noise != 0.0))
     require(
         not noisy or key is not None,
+        "key",
         got=f"key=None for steps with noise coefficients up to {np.max(noise):.3g}",
         expected="a PRNG key",
         remedy="pass key=jax.random.key(seed) or use deterministic steps such as ddim(eta=0)",
@@ -281,7 +303,8 @@ def _check_per_call(per_call: PyTree, num_steps: int) -> None:
     for leaf in jax.tree.leaves(per_call):
         require(
             jnp.ndim(leaf) != 0 and jnp.shape(leaf)[0] == num_steps,
-            got=f"a per_call leaf of shape {jnp.shape(leaf)}",
+            "per_call",
+            got=f"a leaf of shape {jnp.shape(leaf)}",
             expected=f"leading axis {num_steps}",
             remedy="give one slice per network call",
         )

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from qdiffjax._checks import POSITIVE, check_count, check_numbers, checked
 from qdiffjax._typing import Array, EpsFn, PyTree, float_dtype
 from qdiffjax.diffusion.processes import Process
 
@@ -40,6 +41,7 @@ def rk4(field: Field, y: PyTree, times) -> PyTree:
       y: pytree at times[0].
       times: monotone [M+1].
     """
+    check_numbers("times", times, least_size=2, least_rank=1)
     times = jnp.asarray(times).astype(float_dtype(jax.tree.leaves(y)[0]))
     table = jnp.asarray(_RK4, times.dtype)
 
@@ -64,6 +66,7 @@ def _add(y: PyTree, h, slope: PyTree) -> PyTree:
     return jax.tree.map(lambda a, b: a + h * b, y, slope)
 
 
+@checked(rtol=POSITIVE, atol=POSITIVE, max_steps=check_count)
 def diffrax_solver(rtol: float = 1e-5, atol: float = 1e-5, max_steps: int = 4096) -> Solver:
     """Return an adaptive solver, diffrax's Dopri5 with a PI controller; needs the `ode` extra.
 
@@ -107,5 +110,6 @@ def solve_pf_ode(
       times: monotone [M+1], positive, alpha > 0.
       solver: `rk4`, or `diffrax_solver(...)`.
     """
+    check_numbers("times", times, least_size=2, least_rank=1)
     x = jnp.asarray(x).astype(float_dtype(x))
     return solver(pf_ode(eps_fn, params, process), x, times)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qdiffjax._checks import require
+from qdiffjax._checks import SHARE, check_callable, check_number, checked, require
 from qdiffjax._typing import Array, EpsFn, PyTree, float_dtype
 from qdiffjax.diffusion.loop import StepCoeffs, Steps
 from qdiffjax.diffusion.schedules import NoiseLevel
@@ -66,6 +66,7 @@ def denoise(x, out, level: NoiseLevel, prediction: PredictionFn = eps_prediction
       level: leaves that broadcast with x.
       prediction: what the network predicts.
     """
+    check_callable("prediction", prediction, "level -> (p, q)")
     p, q = prediction(level)
     det = level.alpha * q - level.sigma * p
     # A table in which a division by zero counts is refused as a whole, with its remedy.
@@ -134,6 +135,10 @@ def thresholded(eps_fn: EpsFn, level_fn: LevelFn, threshold_fn: Callable[[Array]
 
 def clipped(eps_fn: EpsFn, level_fn: LevelFn, low: float = -1.0, high: float = 1.0) -> EpsFn:
     """Return eps_fn with x_0 clipped to [low, high]; Ho et al. 2020, code."""
+    for name, end in (("low", low), ("high", high)):
+        check_number(f"low, high: {name}", end)
+    require(low < high, "low, high", got=(low, high), expected="low < high",
+            remedy="swap them")  # fmt: skip
     return thresholded(eps_fn, level_fn, lambda x_0: jnp.clip(x_0, low, high))
 
 
@@ -188,6 +193,7 @@ def clipped_x0(
     return thresholded_x0(eps_fn, level_fn, steps, lambda x_0: jnp.clip(x_0, low, high))
 
 
+@checked(quantile=SHARE)
 def dynamic_threshold(quantile: float = 0.995, largest: float = jnp.inf):
     """Return x_0 [batch, *shape] -> clip(x_0, -s, s) / s; Saharia et al. 2022, section 2.3.
 
@@ -222,6 +228,8 @@ def guided(eps_fn: EpsFn, null: PyTree, scale, *, map_branches: bool = False) ->
       scale: w [], traced or not, or a function of t (guidance in an interval of noise levels).
       map_branches: whether to share the random bits of an eps_fn that rounds stochastically.
     """
+    if not callable(scale):
+        check_number("scale", scale)
 
     def guided_fn(params, x, t, cond):
         empty = jax.tree.map(lambda n, c: jnp.broadcast_to(jnp.asarray(n, c.dtype), c.shape),

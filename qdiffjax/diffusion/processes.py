@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from qdiffjax._checks import require
+from qdiffjax._checks import check_number, check_type, require
 from qdiffjax._typing import Array, float_dtype
 from qdiffjax.diffusion.schedules import DiscreteSchedule, NoiseLevel
 
@@ -101,6 +101,10 @@ class VP(Process):
     beta_min: float = 0.1
     beta_max: float = 20.0
 
+    def __post_init__(self):
+        check_number("beta_min", self.beta_min, least=0)
+        check_number("beta_max", self.beta_max, least=max(self.beta_min, 1e-12))
+
     def beta(self, t):
         """Return beta_min + t (beta_max - beta_min)."""
         return self.beta_min + (self.beta_max - self.beta_min) * t
@@ -164,6 +168,10 @@ class VE(Process):
 
     sigma_min: float = 0.01
     sigma_max: float = 50.0
+
+    def __post_init__(self):
+        check_number("sigma_min", self.sigma_min, above=0)
+        check_number("sigma_max", self.sigma_max, above=self.sigma_min)
 
     @property
     def log_ratio(self) -> float:
@@ -262,6 +270,7 @@ class Interpolated(Process):
     schedule: DiscreteSchedule
 
     def __post_init__(self):
+        check_type("schedule", self.schedule, DiscreteSchedule, remedy="such as cosine()")
         require(
             self.schedule.alpha_bar[-1] != 0,
             got="a schedule of zero terminal SNR",

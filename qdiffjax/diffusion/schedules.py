@@ -7,7 +7,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qdiffjax._checks import require
+from qdiffjax._checks import (
+    NOT_NEGATIVE,
+    OPEN_SHARE,
+    POSITIVE,
+    check_count,
+    check_numbers,
+    check_type,
+    checked,
+    require,
+)
 from qdiffjax._typing import float_dtype
 
 
@@ -38,6 +47,7 @@ class DiscreteSchedule:
     alpha_bar: np.ndarray
 
     def __post_init__(self):
+        check_numbers("alpha_bar", self.alpha_bar)
         table = np.array(self.alpha_bar, dtype=np.float64)
         _check_alpha_bar(table)
         table.setflags(write=False)
@@ -65,6 +75,7 @@ class DiscreteSchedule:
         Raises:
           ValueError: if a concrete t is outside 0 ... T.
         """
+        check_numbers("times", t, least_size=0)
         dtype = float_dtype(t)
         if not isinstance(t, jax.core.Tracer):
             self._check_times(np.asarray(t))
@@ -74,6 +85,7 @@ class DiscreteSchedule:
 
     def exact(self, times) -> NoiseLevel:
         """Return the noise level at integer times [*times] in NumPy float64, for tables."""
+        check_numbers("times", times, least_size=0)
         self._check_times(np.asarray(times))
         index = np.asarray(times).astype(np.int64)
         alpha_bar = self.alpha_bar[index]
@@ -82,13 +94,15 @@ class DiscreteSchedule:
     def _check_times(self, times: np.ndarray) -> None:
         require(
             not times.size or (times.min() >= 0 and times.max() <= self.num_train_steps),
-            got=f"times {times}",
+            "times",
+            got=times,
             expected=f"0 ... {self.num_train_steps}",
             remedy="use times of this schedule (see uniform_times)",
         )
         require(
             not np.any(times != np.floor(times)),
-            got=f"times {times}",
+            "times",
+            got=times,
             expected="integers",
             remedy="round them, or read the schedule at real times with Interpolated(schedule)",
         )
@@ -97,13 +111,15 @@ class DiscreteSchedule:
 def _check_alpha_bar(table: np.ndarray) -> None:
     require(
         table.ndim == 1 and table.size >= 2,
-        got=f"alpha_bar of shape {table.shape}",
+        "alpha_bar",
+        got=f"shape {table.shape}",
         expected="[T+1] with T >= 1",
         remedy="pass 1 followed by the cumulative products of 1 - beta",
     )
     require(
         table[0] == 1.0 and np.all(np.diff(table) < 0) and table[-1] >= 0,
-        got=f"alpha_bar from {table[0]} to {table[-1]}",
+        "alpha_bar",
+        got=f"numbers from {table[0]} to {table[-1]}",
         expected="1 at time 0, strictly decreasing and not negative",
         remedy="prepend 1 to the cumulative products of 1 - beta and keep every beta in (0, 1)",
     )
@@ -113,6 +129,7 @@ def _from_betas(betas: np.ndarray) -> DiscreteSchedule:
     return DiscreteSchedule(np.concatenate([np.ones(1), np.cumprod(1.0 - betas)]))
 
 
+@checked(num_train_steps=check_count, beta_min=OPEN_SHARE, beta_max=OPEN_SHARE)
 def linear(
     num_train_steps: int = 1000, beta_min: float = 1e-4, beta_max: float = 0.02
 ) -> DiscreteSchedule:
@@ -129,6 +146,7 @@ def linear(
     return _from_betas(np.linspace(beta_min, beta_max, num_train_steps))
 
 
+@checked(num_train_steps=check_count, offset=NOT_NEGATIVE, max_beta=OPEN_SHARE)
 def cosine(
     num_train_steps: int = 1000, offset: float = 0.008, max_beta: float = 0.999
 ) -> DiscreteSchedule:
@@ -149,6 +167,7 @@ def cosine(
     return _from_betas(np.minimum(1.0 - f[1:] / f[:-1], max_beta))
 
 
+@checked(num_train_steps=check_count, offset=NOT_NEGATIVE, max_beta=OPEN_SHARE)
 def sqrt(
     num_train_steps: int = 1000, offset: float = 1e-4, max_beta: float = 0.999
 ) -> DiscreteSchedule:
@@ -164,6 +183,7 @@ def sqrt(
     return _from_betas(np.minimum(1.0 - table[1:] / table[:-1], max_beta))
 
 
+@checked(num_train_steps=check_count, temperature=POSITIVE, max_beta=OPEN_SHARE)
 def sigmoid(
     num_train_steps: int = 1000, start: float = -3.0, end: float = 3.0, temperature: float = 1.0,
     max_beta: float = 0.999,
@@ -179,15 +199,15 @@ def sigmoid(
     Raises:
       ValueError: unless start < end and temperature > 0.
     """
-    require(start < end and temperature > 0, got=f"start = {start}, end = {end}, "
-            f"temperature = {temperature}", expected="start < end and a positive temperature",
-            remedy="such as -3, 3 and 1")  # fmt: skip
+    require(start < end, "start, end", got=f"start = {start}, end = {end}",
+            expected="start < end", remedy="such as -3 and 3")  # fmt: skip
     times = np.arange(num_train_steps + 1) / num_train_steps
     v = 1 / (1 + np.exp(-(start + times * (end - start)) / temperature))
     table = (v[-1] - v) / (v[-1] - v[0])
     return _from_betas(np.minimum(1.0 - table[1:] / table[:-1], max_beta))
 
 
+@checked(num_train_steps=check_count, beta_min=OPEN_SHARE, beta_max=OPEN_SHARE)
 def sigmoid_betas(
     num_train_steps: int = 1000, beta_min: float = 1e-4, beta_max: float = 0.02
 ) -> DiscreteSchedule:
@@ -199,6 +219,7 @@ def sigmoid_betas(
     return _from_betas(beta_min + (beta_max - beta_min) / (1 + np.exp(-u)))
 
 
+@checked(num_train_steps=check_count, beta_min=OPEN_SHARE, beta_max=OPEN_SHARE)
 def scaled_linear(
     num_train_steps: int = 1000, beta_min: float = 0.00085, beta_max: float = 0.012
 ) -> DiscreteSchedule:
@@ -214,11 +235,13 @@ def zero_terminal_snr(schedule: DiscreteSchedule) -> DiscreteSchedule:
     At T alpha is zero, so eps there says nothing about x_0: use v- or x_0-prediction and a
     sampler that is given it, such as `dpmpp_1(..., prediction=v_prediction)`.
     """
+    check_type("schedule", schedule, DiscreteSchedule, remedy="such as linear()")
     alpha = np.sqrt(schedule.alpha_bar[1:])
     stretched = alpha[0] * (alpha - alpha[-1]) / (alpha[0] - alpha[-1])
     return DiscreteSchedule(np.concatenate([np.ones(1), stretched**2]))
 
 
+@checked(num_train_steps=check_count)
 def uniform_times(num_train_steps: int, num_steps: int) -> np.ndarray:
     """Return num_steps + 1 times from num_train_steps down to 0, spacing as equal as integers can.
 
@@ -227,10 +250,6 @@ def uniform_times(num_train_steps: int, num_steps: int) -> np.ndarray:
     Raises:
       ValueError: if num_steps is not in 1 ... num_train_steps.
     """
-    require(
-        1 <= num_steps <= num_train_steps,
-        got=f"num_steps = {num_steps}",
-        expected=f"1 ... {num_train_steps}",
-        remedy="a discrete schedule has one step per training time at most",
-    )
+    check_count("num_steps", num_steps, most=num_train_steps,
+                remedy="a discrete schedule has one step per training time at most")  # fmt: skip
     return num_train_steps * np.arange(num_steps, -1, -1) // num_steps

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from qdiffjax._checks import require
+from qdiffjax._checks import check_count, check_number, check_type, require
 
 GIBI = 2**30
 # Narrowest first: what each family of codes can be multiplied as.
@@ -42,10 +42,15 @@ class Chip:
 
     def __post_init__(self):
         require(
-            set(self.rates) <= set(FORMATS) and "f32" in self.rates, self.name,
-            got=f"rates of {list(self.rates)}",
+            set(self.rates) <= set(FORMATS) and "f32" in self.rates, f"rates of {self.name}",
+            got=list(self.rates),
             expected=f"some of {list(FORMATS)}, f32 among them",
+            remedy="count operations a second by format",
         )  # fmt: skip
+        for name, rate in self.rates.items():
+            check_number(f"rates of {name}", rate, above=0)
+        check_number("bandwidth", self.bandwidth, above=0)
+        check_number("capacity", self.capacity, above=0)
 
 
 def _hopper(name, bandwidth, capacity, source):
@@ -116,9 +121,17 @@ def find_chip(device_kind: str) -> Chip | None:
     "TPU v5e" and "v5e" are the chip that JAX calls "TPU v5 lite". A variant with less memory or
     power (PCIe, NVL) is taken for its SXM form. One device of a v7x is half of it.
     """
+    require(isinstance(device_kind, str), "device_kind", got=repr(device_kind),
+            expected="a name", remedy="jax.devices()[0].device_kind", error=TypeError)  # fmt: skip
     by_name = {chip.name: chip for chip in CHIPS}
     known = next((chip for kind, chip in _KINDS if kind in device_kind), None)
     return known or by_name.get(device_kind)
+
+
+def check_full(what: str, full: int) -> None:
+    """Refuse a width that is none of full precision."""
+    require(full in FULL, what, got=repr(full), expected=f"one of {sorted(FULL)}",
+            remedy="32 is float32, 16 is bfloat16")  # fmt: skip
 
 
 def multiplied_as(chip: Chip, bits: int, *, full: int = 32, family=INTEGER) -> str:
@@ -136,7 +149,11 @@ def multiplied_as(chip: Chip, bits: int, *, full: int = 32, family=INTEGER) -> s
     Raises:
       ValueError: another full width.
     """
-    require(full in FULL, "full", got=full, expected=f"one of {sorted(FULL)}")
+    check_type("chip", chip, Chip, remedy="find_chip(name)")
+    check_full("full", full)
+    check_count("bits", bits, least=0, most=full)
+    require(set(family) <= set(FORMATS), "family", got=family, expected=f"some of {list(FORMATS)}",
+            remedy="chips.INTEGER or chips.FLOAT")  # fmt: skip
     holds = {"int4": 4, "int8": 8, "f8": 8}
     fitting = [f for f in family if bits <= holds[f] and bits < full]
     return next(f for f in (*fitting, *FULL[full]) if f in chip.rates)
@@ -148,6 +165,8 @@ def rate_table(chip: Chip, *, full: int = 32, family=INTEGER) -> np.ndarray:
 
     A table, so that traced widths can look their rate up.
     """
+    check_type("chip", chip, Chip, remedy="find_chip(name)")
+    check_full("full", full)
     return np.array([
         chip.rates[multiplied_as(chip, bits, full=full, family=family)]
         for bits in range(full + 1)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import jax
 
-from qdiffjax._checks import require
+from qdiffjax._checks import FUNCTION, checked, require
 from qdiffjax.labels import Kind
 
 
@@ -39,6 +39,7 @@ class CompiledCost(NamedTuple):
         return self.arguments + self.outputs + self.temporaries - self.aliased
 
 
+@checked(fn=FUNCTION)
 def compiled_cost(fn: Callable, *args, **options) -> CompiledCost:
     """Compile fn(*args) for JAX's default backend and read its cost.
 

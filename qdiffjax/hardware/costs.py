@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qdiffjax._checks import require
+from qdiffjax._checks import FROM_0, check_count, check_names, check_type, checked, require
+from qdiffjax.hardware.chips import check_full
 from qdiffjax.precision import Recipe, SiteBits, output_channels
 from qdiffjax.sites import Site, stored_elements
 
@@ -37,6 +38,7 @@ class Counts(NamedTuple):
       scales: of a quantized weight.
       activations: elements of the other operands.
       outputs: elements of the result.
+      marks: names of the sites that multiply nothing, which a recipe may name too.
     """
 
     names: tuple[str, ...]
@@ -46,6 +48,7 @@ class Counts(NamedTuple):
     scales: Any
     activations: Any
     outputs: Any
+    marks: tuple[str, ...] = ()
 
 
 @functools.partial(
@@ -73,7 +76,11 @@ def count(
       sites: of `list_sites`; their shapes hold the batch.
       granularity: the shape of a weight's scale.
     """
+    are_sites = isinstance(sites, tuple | list) and all(isinstance(s, Site) for s in sites)
+    require(are_sites, "sites", got=f"a {type(sites).__name__}", expected="sites of a network",
+            remedy="denoiser.sites()", error=TypeError)  # fmt: skip
     products = [s for s in sites if s.kind in ("dot", "conv")]
+    marks = tuple(s.name for s in sites if s.kind not in ("dot", "conv"))
     stored = stored_elements(products)
     columns = (
         [s.macs for s in products], [s.parameters for s in products], stored,
@@ -81,11 +88,16 @@ def count(
         [sum(math.prod(s.shapes[i]) for i in s.activations) for s in products],
         [math.prod(s.out_shape) for s in products],
     )  # fmt: skip
-    return Counts(tuple(s.name for s in products), *(np.array(c, np.int64) for c in columns))
+    names = tuple(s.name for s in products)
+    arrays: list[Any] = [np.array(c, np.int64) for c in columns]
+    return Counts(names, *arrays)._replace(marks=marks)
 
 
+@checked(full=check_full)
 def widths(counts: Counts, recipe: Recipe, *, full: int = 32) -> Widths:
     """Return the widths [S] of a recipe; what it does not name has `full` bits."""
+    check_type("recipe", recipe, Recipe, remedy="precision.uniform(sites, ...)")
+    check_names("recipe", recipe.bits, (*counts.names, *counts.marks))
     bits = [recipe.bits.get(name, SiteBits()) for name in counts.names]
     return Widths(
         np.array([full if b.weight is None else b.weight for b in bits]),
@@ -94,8 +106,11 @@ def widths(counts: Counts, recipe: Recipe, *, full: int = 32) -> Widths:
     )
 
 
+@checked(full=check_full)
 def uniform(weight: int, activation: int, *, full: int = 32) -> Widths:
     """Return the same widths at every site [1]."""
+    check_count("weight", weight, most=full)
+    check_count("activation", activation, most=full)
     return Widths(np.array([weight]), np.array([activation]), full)
 
 
@@ -170,10 +185,12 @@ def other_elements(params, counts: Counts) -> int:
     require(
         rest >= 0, "params", got=f"{total} parameters for sites that store {total - rest}",
         expected="the parameters that the sites were listed with",
+        remedy="list the sites of this network",
     )  # fmt: skip
     return rest
 
 
+@checked(other=FROM_0)
 def model_bytes(counts: Counts, w: Widths, other: int = 0):
     """Return the bytes of the whole network [...]: packed weights, and `other` full elements."""
     return weight_bytes(counts, w).sum(-1) + other * w.full // 8

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from qdiffjax._checks import FUNCTION, POSITIVE, checked
 from qdiffjax.hardware import costs
 from qdiffjax.hardware.chips import FLOAT, INTEGER
 from qdiffjax.labels import Kind
@@ -125,6 +126,7 @@ class MeasuredEnergy(NamedTuple):
         return self.joules / self.calls
 
 
+@checked(fn=FUNCTION, seconds=POSITIVE, interval=POSITIVE)
 def measured_energy(
     fn: Callable,
     *args,

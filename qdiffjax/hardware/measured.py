@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from qdiffjax._checks import require
+from qdiffjax._checks import FROM_0, FUNCTION, OPEN_SHARE, check_count, check_numbers, checked
 from qdiffjax.labels import Kind
 
 
@@ -37,6 +37,7 @@ class Measured(NamedTuple):
         return Kind.MEASURED
 
 
+@checked(fn=FUNCTION, num_rounds=check_count, num_warmup=FROM_0, confidence=OPEN_SHARE)
 def measure(
     fn: Callable,
     *args,
@@ -58,7 +59,6 @@ def measure(
     Raises:
       ValueError: fewer than one round.
     """
-    require(num_rounds >= 1, "num_rounds", got=num_rounds, expected="at least 1")
     for _ in range(num_warmup):
         jax.block_until_ready(fn(*args))
     seconds = np.zeros(num_rounds)
@@ -71,6 +71,7 @@ def measure(
     return Measured(float(np.median(seconds)), *interval, seconds, peak_bytes(), device)
 
 
+@checked(values=check_numbers, confidence=OPEN_SHARE)
 def median_interval(values, confidence: float = 0.95) -> tuple[float, float, float]:
     """Return (low, high, coverage): two order statistics around the median, whatever the law.
 

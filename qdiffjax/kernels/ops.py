@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
-from qdiffjax._checks import require
+from qdiffjax._checks import check_count, check_numbers, checked, require
 from qdiffjax._typing import Array
 from qdiffjax.kernels import xla
 from qdiffjax.kernels.backends import Path, default
@@ -19,7 +19,14 @@ from qdiffjax.kernels.derivatives import (
     with_derivative,
 )
 from qdiffjax.kernels.operands import check_format, cropped, mark_missing, missing
-from qdiffjax.quant import ActivationGrid, Format, IntFormat, QTensor, fake_quant
+from qdiffjax.quant import (
+    ActivationGrid,
+    Format,
+    IntFormat,
+    QTensor,
+    check_arguments,
+    fake_quant,
+)
 
 
 def matmul(
@@ -52,10 +59,10 @@ def matmul(
       ValueError: shapes that do not fit, a format that no kernel multiplies.
     """
     check_weight(w, 2)
-    check_operand(x, activation)
+    check_operand(x, activation, least_rank=1)
     require(
         x.shape[-1] == w.shape[0], "x, w", got=(x.shape, w.shape),
-        expected="x [..., K] and w [K, N]",
+        expected="x [..., K] and w [K, N]", remedy="transpose one of them",
     )  # fmt: skip
     operands = Operands(_flattened(x, x.shape[-1]), w, activation, bias)
     of_path = (path or default()).matmul
@@ -82,6 +89,7 @@ def _multiplied(kernel, simulation, operands: Operands, act_fn, out_dtype) -> Ar
     return with_derivative(run, functools.partial(simulation, act_fn, out_dtype), operands)
 
 
+@checked(feature_group_count=check_count)
 def conv(
     x: Array | QTensor,
     w: QTensor,
@@ -118,15 +126,19 @@ def conv(
         points or with scales that vary along what is summed.
     """
     check_weight(w, 3, 4, 5, 6)
-    check_operand(x, activation)
+    check_operand(x, activation, least_rank=3)
+    _check_window(w.ndim - 2, strides, padding, rhs_dilation)
     require(
         all(n == 1 for n in w.scale.shape[:-1]) and w.zero_point is None, "w",
         got=f"scales {w.scale.shape}, zero point {w.zero_point is not None}",
         expected="one scale for each output channel [1, ..., N] and no zero point",
+        remedy="quantize it symmetrically, by output channel",
     )  # fmt: skip
     require(
-        x.ndim == w.ndim and x.shape[-1] == w.shape[-2] * feature_group_count, "x, w",
-        got=(x.shape, w.shape), expected="NHWC and HWIO",
+        x.ndim == w.ndim and x.shape[-1] == w.shape[-2] * feature_group_count
+        and w.shape[-1] % feature_group_count == 0, "x, w, feature_group_count",
+        got=(x.shape, w.shape, feature_group_count), expected="NHWC and HWIO of that many groups",
+        remedy="transpose, or count the groups anew",
     )  # fmt: skip
     space = "HWDT"[: x.ndim - 2]
     window = {
@@ -169,6 +181,7 @@ def rounded(
     path: Path | None = None,
 ) -> Array:  # fmt: skip
     """Return Q(x) [*shape] in one pass over memory: `quant.fake_quant`, with its derivative."""
+    check_arguments(x, scale, zero_point, format)
 
     def run(operands):
         return (path or default()).rounded(*operands, format=format)
@@ -198,6 +211,7 @@ def stochastic_codes(
     Raises:
       ValueError: bits of another shape or dtype, or the binary format.
     """
+    check_numbers("bits", bits, least_size=0)
     bits = jnp.asarray(bits)
     require(
         bits.shape == jnp.shape(x) and bits.dtype == jnp.uint32, "bits",
@@ -207,7 +221,7 @@ def stochastic_codes(
     )  # fmt: skip
     require(
         isinstance(format, IntFormat) and not format.is_binary, "format", got=format,
-        expected="integers of at least 2 bits",
+        expected="integers of at least 2 bits", remedy="such as IntFormat(8)",
     )  # fmt: skip
     return (path or default()).stochastic_codes(x, scale, bits, format=format)
 
@@ -220,14 +234,41 @@ def check_weight(w: QTensor, *ndims: int) -> None:
     )  # fmt: skip
     check_format(w.format)
     ranks = " or ".join(map(str, ndims))
-    require(w.ndim in ndims, "w", got=f"shape {w.shape}", expected=f"{ranks} axes")
+    require(w.ndim in ndims, "w", got=f"shape {w.shape}", expected=f"{ranks} axes",
+            remedy="reshape before quantizing")  # fmt: skip
 
 
-def check_operand(x, activation: ActivationGrid | None) -> None:
+def _check_window(num_axes: int, strides, padding, rhs_dilation) -> None:
+    """Raise unless strides and dilation are a count an axis, and padding a word or a pair an axis.
+
+    None is 1 on every axis.
+    """
+    for name, counts in (("strides", strides), ("rhs_dilation", rhs_dilation)):
+        if counts is not None:
+            require(len(counts) == num_axes, name, got=counts, expected=f"{num_axes} counts",
+                    remedy="one for each axis of the window")  # fmt: skip
+            for count in counts:
+                check_count(name, count)
+    is_word = isinstance(padding, str) and padding.upper() in ("SAME", "VALID", "SAME_LOWER")
+    is_pairs = isinstance(padding, tuple | list) and len(padding) == num_axes and all(
+        isinstance(pair, tuple | list) and len(pair) == 2 for pair in padding
+    )  # fmt: skip
+    require(is_word or is_pairs, "padding", got=repr(padding),
+            expected=f"'SAME', 'VALID' or (low, high) of {num_axes} axes",
+            remedy="such as ((1, 1), (1, 1))")  # fmt: skip
+
+
+def check_operand(x, activation: ActivationGrid | None, *, least_rank: int) -> None:
     """Raise unless x is codes, or real with or without a way to round it."""
+    if not isinstance(x, QTensor):
+        check_numbers("x", x, least_size=0, least_rank=least_rank, finite=False)
+        require(jnp.issubdtype(x.dtype, jnp.floating), "x", got=f"an array of {x.dtype}",
+                expected="floating-point numbers, or codes as a QTensor",
+                remedy="x.astype(jnp.float32)", error=TypeError)  # fmt: skip
     if isinstance(x, QTensor):
         check_format(x.format)
-        require(activation is None, "activation", got="one for an x of codes", expected="None")
+        require(activation is None, "activation", got="one for an x of codes", expected="None",
+                remedy="codes are rounded already")  # fmt: skip
     elif activation is not None:
         check_format(activation.format)
         require(activation.key is None, "activation", got="a key", expected="None",

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from qdiffjax._checks import require
+from qdiffjax._checks import check_count, check_number, require, suggest
 from qdiffjax._typing import EpsFn
 from qdiffjax.denoiser import PREDICTIONS
 from qdiffjax.diffusion import processes, schedules
@@ -57,18 +57,19 @@ class ModelConfig:
             ("network", NETWORKS), ("prediction", PREDICTIONS), ("schedule", SCHEDULES)
         ):  # fmt: skip
             word = getattr(self, name)
-            require(word in words, name, got=repr(word), expected=f"one of {sorted(words)}")
+            require(word in words, name, got=repr(word), expected=f"one of {sorted(words)}",
+                    remedy=suggest(str(word), sorted(words)))  # fmt: skip
         axes = ["frames"] * (self.network == "video") + ["height", "width", "channels"]
         require(
-            len(self.shape) == len(axes) and min(self.shape) >= 1, f"shape of {self.network}",
-            got=self.shape, expected=f"{len(axes)} positive numbers: ({', '.join(axes)})",
+            len(self.shape) == len(axes), f"shape of {self.network}", got=self.shape,
+            expected=f"{len(axes)} positive numbers: ({', '.join(axes)})",
+            remedy="leave the batch out",
         )  # fmt: skip
-        numbers = self.num_classes, self.num_train_steps, self.latent_scale
-        require(
-            numbers[0] >= 0 and numbers[1] >= 1 and numbers[2] > 0,
-            "num_classes, num_train_steps, latent_scale", got=numbers,
-            expected="at least 0, at least 1, and positive",
-        )  # fmt: skip
+        for size in self.shape:
+            check_count(f"shape of {self.network}", size)
+        check_count("num_classes", self.num_classes, least=0)
+        check_count("num_train_steps", self.num_train_steps)
+        check_number("latent_scale", self.latent_scale, above=0)
 
 
 def build(config: ModelConfig, *, dtype=jnp.float32):

@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import importlib
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from qdiffjax import _files
-from qdiffjax._checks import require
+from qdiffjax._checks import require, suggest
 from qdiffjax.denoiser import Codec, Denoiser
 from qdiffjax.networks.configs import (
     ModelConfig,
@@ -37,11 +38,17 @@ def find_checkpoint(name) -> Path:
     Raises:
       FileNotFoundError: neither; lists the shipped ones.
     """
+    require(isinstance(name, str | os.PathLike) and str(name), "path", got=repr(name),
+            expected="a folder or a name", remedy="such as 'fashion_unet'",
+            error=TypeError)  # fmt: skip
     for path in (Path(name), SHIPPED / _OLD_FOLDER.sub("", str(name))):
         if (path / "config.json").is_file():
             return path
-    shipped = ", ".join(sorted(p.parent.name for p in SHIPPED.glob("*/config.json"))) or "none"
-    raise FileNotFoundError(f"no checkpoint {name!r}: expected a folder or one of: {shipped}.")
+    shipped = sorted(p.parent.name for p in SHIPPED.glob("*/config.json"))
+    require(False, "path", got=f"no checkpoint {str(name)!r}",
+            expected=f"a folder or one of: {', '.join(shipped) or 'none'}",
+            remedy=suggest(str(name), shipped), error=FileNotFoundError)  # fmt: skip
+    raise AssertionError
 
 
 def save(path, params, config: ModelConfig, *, dtype=jnp.float32) -> None:
@@ -90,9 +97,10 @@ def load(path) -> Denoiser:
       >>> denoiser.shape, len(denoiser.sites())
       ((28, 28, 1), 43)
     """
-    if ":" in str(path) and not Path(path).exists():
+    if ":" in str(path) and not Path(str(path)).exists():
         return made_by(str(path))
-    path = Path(path) if Path(path).is_dir() else find_checkpoint(path)
+    is_folder = isinstance(path, str | os.PathLike) and Path(path).is_dir()
+    path = Path(path) if is_folder else find_checkpoint(path)
     config, params = load_params(path)
     return make_denoiser(config, params, codec_at(path / "autoencoder"))
 

@@ -8,14 +8,14 @@ import jax
 import jax.numpy as jnp
 
 from qdiffjax import diffusion
-from qdiffjax._checks import require
+from qdiffjax._checks import check_count, check_key, check_names, check_number, check_type, require
 from qdiffjax._typing import EpsFn
 from qdiffjax.denoiser import Denoiser, Draw
 from qdiffjax.precision.diagnosis import diagnose
 from qdiffjax.precision.printing import calibration_table
 from qdiffjax.precision.quantized import Quantized
 from qdiffjax.precision.recipe import Recipe
-from qdiffjax.precision.refusals import arguments
+from qdiffjax.precision.refusals import arguments, check_noise, check_steps
 from qdiffjax.precision.rules import SiteQuant
 from qdiffjax.precision.settings import assign, static_grid
 from qdiffjax.precision.weights import round_weights, weight_operands
@@ -93,9 +93,8 @@ class Calibration:
         Raises:
           ValueError: a name without ranges.
         """
-        missing = [name for name in names if name not in self.ranges]
-        require(not missing, got=f"no ranges of {missing}",
-                expected=f"names among {sorted(self.ranges)}")  # fmt: skip
+        check_number("factor", factor, above=0)
+        check_names("names", names, self.ranges)
         ends = [self.ranges[name][0] for name in names]
 
         def wider(operand):
@@ -144,13 +143,19 @@ def calibrate(
       >>> sorted(calibration.ranges)
       ['in', 'input', 'out', 'output']
     """
+    check_type("denoiser", denoiser, Denoiser, remedy="such as load('fashion_unet')")
+    check_steps(denoiser, steps)
+    check_count("num_samples", num_samples)
+    if key is not None:
+        check_key("key", key)
     key_start, key_noise = (None, None) if key is None else jax.random.split(key)
     if x_T is None:
-        require(key is not None, "calibrate", got="neither key nor x_T", expected="one of them",
+        require(key is not None, "key, x_T", got="neither", expected="one of them",
                 remedy="pass jax.random.key(seed)")  # fmt: skip
         draw = denoiser.draw(key_start, num_samples, steps.t[0])
     else:
-        draw = Draw(x_T, denoiser.draw_cond(key_start, len(x_T)))
+        check_noise(denoiser, x_T)
+        draw = Draw(jnp.asarray(x_T), denoiser.draw_cond(key_start, len(x_T)))
     from tqdm import tqdm
 
     first = jax.tree.map(lambda leaf: leaf[:1], draw)
@@ -296,6 +301,7 @@ def site_inputs(
     for name, bits in recipe.bits.items():
         width, grids = bits.activation, []
         if width is not None:
+            check_names("ranges", (name,), ranges)
             grids = [grid_fn(low, high, width) for low, high in ranges[name]]
         inputs[name] = SiteQuant(weights.get(name), tuple(grids))
     return inputs

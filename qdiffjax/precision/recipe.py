@@ -9,12 +9,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from qdiffjax._checks import require
+from qdiffjax._checks import check_names, concrete, require
 from qdiffjax._tables import data_frame
 from qdiffjax.precision.printing import recipe_table
 from qdiffjax.quant import MAX_BITS, MIN_BITS
 from qdiffjax.sites import Site, match
-from qdiffjax.sites.listing import suggest
 
 HASH = "sha256"  # in the JSON of a recipe
 
@@ -50,6 +49,15 @@ class Recipe:
 
     bits: dict[str, SiteBits]
 
+    def __post_init__(self):
+        for name, bits in self.bits.items():
+            require(isinstance(name, str) and isinstance(bits, SiteBits), "recipe",
+                    got=f"{name!r}: {bits!r}", expected="a name and its SiteBits",
+                    remedy=f"{{{name!r}: SiteBits(weight=8, activation=8)}}",
+                    error=TypeError)  # fmt: skip
+            for width in bits:
+                check_bits(width)
+
     def __repr__(self):
         return str(recipe_table(self.bits))
 
@@ -83,23 +91,17 @@ class Recipe:
           ValueError: a name that is no site or comes twice, a key that is no width, bits outside
             1..16, or a text that was changed after its hash was written.
         """
-        try:
-            table = json.loads(text, object_pairs_hook=_each_once)
-        except ValueError as error:
-            raise ValueError(f"recipe: got no JSON ({error}), expected what `to_json` "
-                             "wrote.") from error  # fmt: skip
-        require(isinstance(table, dict), "recipe", got=type(table).__name__,
-                expected="an object of sites")  # fmt: skip
+        table = _table_of(text)
         is_hashed = isinstance(table.get(HASH), str)
         if is_hashed:
             del table[HASH]
         names, bits = [s.name for s in sites], {}
         for name, entry in table.items():
-            if name not in names:
-                raise ValueError(f"The recipe names no site: {name!r}. {suggest(name, names)}")
-            require(isinstance(entry, dict) and set(entry) <= set(SiteBits._fields),
-                    f"recipe of {name}", got=entry,
-                    expected=f"an object of {' and '.join(SiteBits._fields)}")  # fmt: skip
+            check_names("recipe", (name,), names)
+            require(isinstance(entry, dict), "recipe", got=f"{name!r}: {entry!r}",
+                    expected="an object of weight and activation",
+                    remedy="write it with Recipe.to_json()")  # fmt: skip
+            check_names(f"recipe, {name}", entry, SiteBits._fields)
             bits[name] = SiteBits(*(check_bits(entry.get(k)) for k in SiteBits._fields))
         recipe = cls(bits)
         require(not is_hashed or text.strip() == recipe.to_json(), "recipe",
@@ -108,9 +110,23 @@ class Recipe:
         return recipe
 
 
-def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    table = dict(pairs)
-    require(len(table) == len(pairs), got=[name for name, _ in pairs], expected="each name once")
+def _table_of(text: str) -> dict[str, Any]:
+    """Read {site: {...}} from JSON, each name once."""
+
+    def each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        table = dict(pairs)
+        require(len(table) == len(pairs), "recipe", got=[name for name, _ in pairs],
+                expected="each name once", remedy="delete the others")  # fmt: skip
+        return table
+
+    remedy = "write it with Recipe.to_json()"
+    try:
+        table = json.loads(text, object_pairs_hook=each_once)
+    except (json.JSONDecodeError, TypeError) as error:
+        require(False, "recipe", got=f"no JSON ({error})", expected="an object of sites",
+                remedy=remedy)  # fmt: skip
+    require(isinstance(table, dict), "recipe", got=type(table).__name__,
+            expected="an object of sites", remedy=remedy)  # fmt: skip
     return table
 
 
@@ -118,12 +134,14 @@ def _as_data(bits):
     return np.asarray(bits, np.int32) if isinstance(bits, int) else bits
 
 
-def check_bits(bits: int | None) -> int | None:
-    """Return `bits` if it is a width or None; raise ValueError otherwise."""
-    is_width = isinstance(bits, int) and not isinstance(bits, bool)
+def check_bits(bits: int | None, what: str = "bits") -> int | None:
+    """Return `bits` if it is a width, traced, or None; raise ValueError otherwise."""
+    values = None if bits is None else concrete(bits)
     require(
-        bits is None or (is_width and MIN_BITS <= bits <= MAX_BITS), got=f"{bits!r} bits",
-        expected=f"{MIN_BITS}..{MAX_BITS}, or none for float",
+        values is None or (values.dtype.kind in "iu" and bool(
+            np.all((values >= MIN_BITS) & (values <= MAX_BITS))
+        )), what, got=f"{bits!r} bits", expected=f"{MIN_BITS}..{MAX_BITS}, or none for float",
+        remedy="wider formats are not quantized at all",
     )  # fmt: skip
     return bits
 
@@ -169,11 +187,13 @@ def _is_named(site: Site, globs: Sequence[str]) -> bool:
 
 
 def check_recipe(recipe: Recipe, sites: Iterable[Site]) -> None:
-    """Refuse a recipe that rounds numbers which cannot be.
+    """Refuse a recipe that names no site, or rounds numbers which cannot be.
 
     Raises:
-      ValueError: a site whose numbers are not real.
+      ValueError: a name that is no site; a site whose numbers are not real.
     """
+    sites = tuple(sites)
+    check_names("recipe", recipe.bits, [site.name for site in sites])
     for site in sites:
         bits = recipe.bits.get(site.name, SiteBits())
         require(
@@ -189,7 +209,9 @@ def parse_shorthand(text: str) -> SiteBits:
     Raises:
       ValueError: anything else.
     """
-    widths = re.fullmatch(r"(?=.)(?:W(\d+))?(?:A(\d+))?", text.strip().upper())
-    if not widths:
-        raise ValueError(f"got the recipe {text!r}, expected a form like W4A8, W4 or A8.")
-    return SiteBits(*(None if b is None else check_bits(int(b)) for b in widths.groups()))
+    form = r"(?=.)(?:W(\d+))?(?:A(\d+))?"
+    widths = re.fullmatch(form, text.strip().upper()) if isinstance(text, str) else None
+    require(widths, "recipe", got=repr(text), expected="a form like W4A8, W4 or A8",
+            remedy="pass a Recipe for widths by site")  # fmt: skip
+    assert widths is not None
+    return SiteBits(*(None if b is None else check_bits(int(b), "recipe") for b in widths.groups()))

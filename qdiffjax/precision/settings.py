@@ -4,9 +4,9 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
-from qdiffjax._checks import require
+from qdiffjax._checks import check_names, check_number, require
 from qdiffjax.precision.recipe import Recipe, check_recipe, parse_shorthand, uniform
-from qdiffjax.precision.weights import keep_channel_sums, output_channels
+from qdiffjax.precision.weights import OPTIONS, keep_channel_sums, output_channels
 from qdiffjax.quant import ActivationGrid, IntFormat, activation_grid
 from qdiffjax.sites import match
 
@@ -78,14 +78,19 @@ def assign(
       ValueError: a recipe in words, a glob or an option that does not fit; nothing to quantize; a
         site whose numbers are not real.
     """
+    check_calibration(calibration)
+    check_names("options", rounding, OPTIONS)
     in_words = isinstance(recipe, str)
     grids = activations or (DYNAMIC if in_words else STATIC)
     require(grids in (DYNAMIC, STATIC), "activations", got=repr(activations),
-            expected=f"{DYNAMIC!r} or {STATIC!r}")  # fmt: skip
+            expected=f"{DYNAMIC!r} or {STATIC!r}",
+            remedy="leave it out for the default")  # fmt: skip
     require(edge_margin is None or grids == STATIC, "edge_margin",
             got=f"{edge_margin} for dynamic activations", expected="static ones, whose ranges are "
             "known beforehand", remedy="activations='static'")  # fmt: skip
-    if edge_margin is None:
+    if edge_margin is not None:
+        check_number("edge_margin", edge_margin, above=0)
+    else:
         edge_margin = EDGE_MARGIN if in_words and grids == STATIC else 1.0
     table = _table(calibration.sites, recipe, sites)
     if in_words and "round_fn" not in rounding:
@@ -102,6 +107,33 @@ def assign(
     )  # fmt: skip
 
 
+def check_calibration(calibration) -> None:
+    """Refuse ranges and weights of another network.
+
+    Raises:
+      TypeError: no `Calibration`.
+      ValueError: names that are no sites; another number of activations; weights of another shape.
+    """
+    is_one = all(hasattr(calibration, name) for name in ("sites", "weights", "ranges"))
+    require(is_one, "calibration", got=f"a {type(calibration).__name__}",
+            expected="a Calibration", remedy="calibrate(denoiser, steps, key)",
+            error=TypeError)  # fmt: skip
+    sites = {site.name: site for site in calibration.sites}
+    for what in ("ranges", "weights"):
+        check_names(what, getattr(calibration, what), sites)
+    for name, ranges in calibration.ranges.items():
+        num = len(sites[name].activations)
+        require(len(ranges) == num, "ranges", got=f"{len(ranges)} for {name!r}",
+                expected=f"one for each of its {num} activations",
+                remedy="calibrate this network")  # fmt: skip
+    for name, site in sites.items():
+        weight = calibration.weights.get(name)
+        shape = None if site.weight is None or weight is None else site.shapes[site.weight]
+        require(shape is None or weight.shape == shape, "weights",
+                got=f"{list(getattr(weight, 'shape', ()))} for {name!r}", expected=f"{shape}",
+                remedy="calibrate this network")  # fmt: skip
+
+
 def static_grid(low, high, bits: int) -> ActivationGrid:
     """Return the affine unsigned grid over a range, as kernels take it."""
     return activation_grid(low, high, IntFormat(bits, signed=False))
@@ -115,10 +147,12 @@ def dynamic_grid(low, high, bits: int) -> ActivationGrid:
 def _table(all_sites, recipe: Recipe | str, globs: Iterable[str] | None) -> Recipe:
     if isinstance(recipe, Recipe):
         check_recipe(recipe, all_sites)
+        require(recipe.bits, "recipe", got="no sites", expected="widths of some site",
+                remedy="use the denoiser itself where nothing is rounded")  # fmt: skip
         chosen = recipe.bits if globs is None else match(all_sites, globs)
         return Recipe({name: bits for name, bits in recipe.bits.items() if name in chosen})
     require(isinstance(recipe, str), "recipe", got=type(recipe).__name__,
-            expected="a Recipe or words such as 'W4A8'", error=TypeError)  # fmt: skip
+            expected="a Recipe or words", remedy="such as 'W4A8'", error=TypeError)  # fmt: skip
     bits = parse_shorthand(recipe)
     table = uniform(
         all_sites, weight_bits=bits.weight, activation_bits=bits.activation,

@@ -1,9 +1,11 @@
 """AdaRound: learn for each weight whether it rounds up or down (Nagel et al. 2020)."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
-from qdiffjax._checks import require
+from qdiffjax._checks import POSITIVE, check_count, check_number, checked
 from qdiffjax._typing import Array
 from qdiffjax.quant.formats import IntFormat, check_equal_steps
 from qdiffjax.quant.granularity import check_like, compute_dtype, expand, in_steps, saturated
@@ -94,6 +96,10 @@ def fake_quant_adaround(
     return saturated(expand(scale, x.shape) * code, x.dtype)
 
 
+WARMUP = functools.partial(check_number, least=0, below=1)
+
+
+@checked(beta=POSITIVE)
 def adaround_regularizer(logits: Array, beta: Array | float) -> Array:
     """Return the price of being undecided: sum of 1 - |2 h(V) - 1|^beta, a scalar.
 
@@ -105,6 +111,12 @@ def adaround_regularizer(logits: Array, beta: Array | float) -> Array:
     return jnp.sum(1 - jnp.abs(2 * h - 1) ** beta)
 
 
+@checked(
+    num_steps=check_count,
+    warmup=functools.partial(check_number, least=0, below=1),
+    start=POSITIVE,
+    end=POSITIVE,
+)
 def adaround_schedule(
     step: Array | int,
     num_steps: int,
@@ -125,10 +137,6 @@ def adaround_schedule(
     Raises:
       ValueError: num_steps below 1, or a warmup outside 0..1.
     """
-    require(
-        num_steps >= 1 and 0 <= warmup < 1, "num_steps, warmup", got=(num_steps, warmup),
-        expected="at least 1 step and a fraction 0 <= warmup < 1",
-    )  # fmt: skip
     past = jnp.asarray(step).astype(jnp.float32) - warmup * num_steps
     left = jnp.clip(1 - past / ((1 - warmup) * num_steps), 0, 1)
     return (past >= 0).astype(jnp.float32), end + (start - end) * left

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from qdiffjax._checks import require
 from qdiffjax._typing import Array
 from qdiffjax.quant import calibration, qtensor, rounding
+from qdiffjax.quant.calibration import ranges
 from qdiffjax.quant.formats import (
     BlockFormat,
     CodebookFormat,
@@ -24,9 +25,9 @@ from qdiffjax.quant.formats import (
     check_equal_steps,
     level_index,
 )
+from qdiffjax.quant.formats.base import check_number_format
 from qdiffjax.quant.granularity import (
     Shape,
-    check_finite,
     check_like,
     compute_dtype,
     divide_small,
@@ -107,9 +108,8 @@ def dual_absmax(
       ValueError: shapes that do not divide, NaN or infinity, or a static format without
         negative numbers.
     """
-    x = jnp.asarray(x)
     _check_two_sided(format)
-    check_finite(x)
+    x, _ = ranges.prepare(x, scale_shape)
     parts, axes = granules(x, (1,) * x.ndim if scale_shape is None else scale_shape)
 
     def scale(end, limit):
@@ -120,6 +120,7 @@ def dual_absmax(
 
 
 def _check_two_sided(format: Format) -> None:
+    check_number_format("format", format)
     require(
         not format.is_static or format.low < 0 < format.high, "format", got=format,
         expected="numbers of both signs",
@@ -299,6 +300,7 @@ def quantize_gradient(
         "format",
         got=format,
         expected="signed with at least 2 bits",
+        remedy="such as IntFormat(8)",
     )
     qmin, qmax = (jnp.asarray(q).astype(jnp.float32) for q in (format.qmin, format.qmax))
     shape = calibration.per_tensor(x) if scale_shape is None else scale_shape

@@ -1,12 +1,12 @@
 """Granularity: how the shape of a scale divides an array, and the checks every quantizer shares."""
 
-import operator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from qdiffjax._checks import require
+from qdiffjax._checks import check_count, check_numbers, require
 from qdiffjax._typing import Array
 
 Shape = tuple[int, ...]
@@ -39,8 +39,8 @@ def per_channel(x: Array, channel_axis: int | tuple[int, ...]) -> Shape:
     Raises:
       ValueError: x has no such axis.
     """
-    axes = (channel_axis,) if isinstance(channel_axis, int) else channel_axis
-    kept = {axis_of(jnp.shape(x), operator.index(a)) for a in axes}
+    axes = channel_axis if isinstance(channel_axis, tuple | list) else (channel_axis,)
+    kept = {axis_of(jnp.shape(x), a) for a in axes}
     return tuple(n if a in kept else 1 for a, n in enumerate(jnp.shape(x)))
 
 
@@ -67,9 +67,10 @@ def divided(shape: Shape, axis: int, size: int, name: str) -> Shape:
     Raises:
       ValueError: there is no such axis, or the size does not divide it.
     """
+    check_count(name, size)
     groups, axis = list(shape), axis_of(shape, axis)
     require(
-        size >= 1 and groups[axis] % size == 0, name, got=f"{size} for axis {axis} of x {shape}",
+        groups[axis] % size == 0, name, got=f"{size} for axis {axis} of x {shape}",
         expected=f"a divisor of {groups[axis]}",
         remedy="pad the axis with zeros (jnp.pad), or choose another size",
     )  # fmt: skip
@@ -80,20 +81,21 @@ def divided(shape: Shape, axis: int, size: int, name: str) -> Shape:
 def axis_of(shape: Shape, axis: int) -> int:
     """Return the axis counted from the front; raises ValueError if there is none."""
     require(
-        -len(shape) <= axis < len(shape),
-        "axis",
-        got=f"{axis} for x of shape {shape}",
+        isinstance(axis, int | np.integer) and -len(shape) <= axis < len(shape),
+        "axis, channel_axis",
+        got=f"{axis!r} for x of shape {shape}",
         expected="one of its axes",
+        remedy="count them from 0, or from -1 at the end",
     )
     return axis % len(shape)
 
 
-def check_divides(shape: Shape, scale_shape: Shape) -> None:
+def check_divides(shape: Shape, scale_shape: Shape, name: str = "scale") -> None:
     """Raise ValueError unless scale_shape has the rank of shape and each axis divides it."""
     require(
         len(shape) == len(scale_shape) and all(
         g >= 1 and n % g == 0 for n, g in zip(shape, scale_shape, strict=True)
-    ), "scale", got=f"shape {scale_shape} for x of shape {shape}",
+    ), name, got=f"shape {scale_shape} for x of shape {shape}",
         expected="the same rank and every axis a divisor of that of x",
         remedy="use per_tensor, per_channel, per_group or per_token (per tensor is "
         f"{(1,) * len(shape)})",
@@ -102,6 +104,7 @@ def check_divides(shape: Shape, scale_shape: Shape) -> None:
 
 def check_like(name: str, a: Array, x: Array, remedy: str) -> None:
     """Raise ValueError unless there is an element of a for each element of x [*shape]."""
+    check_numbers(name, a, least_size=0, finite=False)
     require(
         jnp.shape(a) == jnp.shape(x),
         name,
@@ -192,6 +195,11 @@ def granules(x: Array, scale_shape: Shape) -> tuple[Array, Shape]:
 def normal_or_one(scale: Array) -> Array:
     """Replace scales that are not normal floats by 1: dividing by a subnormal may give inf."""
     return jnp.where(scale >= jnp.finfo(scale.dtype).tiny, scale, jnp.ones_like(scale))
+
+
+def normal_or_least(scale: Array) -> Array:
+    """Replace scales that are not normal floats by the least that is, for a grid without zero."""
+    return jnp.maximum(scale, jnp.finfo(scale.dtype).tiny)
 
 
 def in_steps(x: Array, scale: Array) -> Array:

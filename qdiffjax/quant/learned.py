@@ -8,11 +8,13 @@ function, or says where the published rule is not. Damp the gradient of a parame
 import jax
 import jax.numpy as jnp
 
-from qdiffjax._checks import require
+from qdiffjax._checks import checked, require
 from qdiffjax._typing import Array
 from qdiffjax.quant import rounding
 from qdiffjax.quant.calibration import moments, ranges, search
 from qdiffjax.quant.formats import MAX_BITS, IntFormat, check_equal_steps
+from qdiffjax.quant.formats.base import check_number_format
+from qdiffjax.quant.formats.integers import usable_scale
 from qdiffjax.quant.granularity import (
     Shape,
     check_divides,
@@ -108,7 +110,8 @@ def fake_quant_pact_residual(x: Array, alpha: Array, *, format: IntFormat) -> Ar
         isinstance(format, IntFormat) and not format.signed,
         "format",
         got=format,
-        expected="IntFormat(bits, signed=False)",
+        expected="IntFormat without sign",
+        remedy="IntFormat(bits, signed=False)",
     )
     x, alpha = jnp.asarray(x), jnp.asarray(alpha)
     alpha = alpha.astype(compute_dtype(x))
@@ -116,6 +119,7 @@ def fake_quant_pact_residual(x: Array, alpha: Array, *, format: IntFormat) -> Ar
     return fake_quant(x, scale, format=format)
 
 
+@checked(format=check_number_format)
 def lsq_init(x: Array, *, format: IntFormat, scale_shape: Shape | None = None) -> Array:
     """Return the initial scale of LSQ [*scale_shape]: 2 mean|x| / sqrt(qmax); Esser et al. 2020,
     section 2.1.
@@ -123,11 +127,11 @@ def lsq_init(x: Array, *, format: IntFormat, scale_shape: Shape | None = None) -
     Arguments and errors as for `calibration.absmax`.
     """
     mean = moments.mean_magnitude(*ranges.prepare(x, scale_shape))
-    return normal_or_one(
-        divide_small(2 * mean, jnp.sqrt(jnp.asarray(format.qmax).astype(mean.dtype)))
-    )
+    root = jnp.sqrt(jnp.asarray(format.qmax).astype(mean.dtype))
+    return usable_scale(divide_small(2 * mean, root), format)
 
 
+@checked(format=check_number_format)
 def lsq_plus_weight_init(x: Array, *, format: IntFormat, scale_shape: Shape | None = None) -> Array:
     """Return the initial scale of LSQ+ for weights [*scale_shape], which have no offset.
 
@@ -139,7 +143,7 @@ def lsq_plus_weight_init(x: Array, *, format: IntFormat, scale_shape: Shape | No
     grouped, axes = granules(*ranges.prepare(x, scale_shape))
     end = jnp.abs(jnp.mean(grouped, axes)) + 3 * jnp.std(grouped, axes)
     codes = jnp.ldexp(jnp.ones((), end.dtype), jnp.asarray(format.bits).astype(jnp.int32) - 1)
-    return normal_or_one(divide_small(end, codes))
+    return usable_scale(divide_small(end, codes), format)
 
 
 def lsq_plus_activation_init(
@@ -298,7 +302,8 @@ def scale_at(clip: Array, bits: Array) -> Array:
         concrete_all(lambda b: b > 1, bits),
         "bits",
         got=bits,
-        expected="more than 1, the sign's own",
+        expected="more than 1",
+        remedy="one bit is the sign's own",
     )
     return clip / (jnp.exp2(bits - 1) - 1)
 

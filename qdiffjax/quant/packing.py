@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from qdiffjax._checks import require
+from qdiffjax._checks import check_numbers, check_type, require
 from qdiffjax._typing import Array
 from qdiffjax.quant import qtensor, rounding
 from qdiffjax.quant.formats import Format, check_static_integer, is_binary
@@ -88,6 +88,7 @@ def pack_codes(codes: Array, bits: int) -> Array:
       ValueError: bits out of range, or codes without an axis.
     """
     check_static_integer("bits", bits, MAX_BITS)
+    check_numbers("codes", codes, least_size=0)
     is_integer, remedy = jnp.issubdtype(codes.dtype, jnp.integer), "call format.encode first"
     require(
         is_integer, "codes", got=codes.dtype, expected="integers", remedy=remedy, error=TypeError
@@ -117,6 +118,7 @@ def unpack_codes(packed: Array, bits: int, signed: bool, shape: tuple[int, ...])
       ValueError: bits out of range, or a number of bytes that does not fit the shape.
     """
     check_static_integer("bits", bits, MAX_BITS)
+    check_numbers("packed", packed, least_size=0)
     expected = (*shape[:-1], -(-shape[-1] * bits // 8))
     require(
         packed.shape == expected and packed.dtype == jnp.uint8, "packed",
@@ -152,12 +154,14 @@ def pack(
       ValueError: concrete scales that are not such numbers, or a tensor_scale without
         scale_format.
     """
+    check_type("q", q, qtensor.QTensor, remedy="quantize(x, scale, format=format)")
     if tensor_scale is not None:
         tensor_scale = jnp.asarray(tensor_scale).astype(jnp.float32)
         require(
             scale_format is not None and tensor_scale.ndim == 0, "tensor_scale",
             got=f"shape {tensor_scale.shape} with scale_format {scale_format}",
-            expected="a scalar, and the format of the scales in units of it, such as E4M3FN",
+            expected="a scalar, and the format of the scales in units of it",
+            remedy="such as scale_format=E4M3FN",
         )  # fmt: skip
         check_positive(tensor_scale)
     scale = q.scale if scale_format is None else _encode_scale(q.scale, scale_format, tensor_scale)
@@ -168,6 +172,7 @@ def pack(
 
 def unpack(p: PackedQTensor) -> qtensor.QTensor:
     """Return the QTensor that was packed, bit for bit."""
+    check_type("p", p, PackedQTensor, remedy="pack(q)")
     dtype = p.format.storage_dtype
     is_sign = is_binary(p.format)
     is_signed = dtype.kind == "i" and not is_sign
@@ -189,6 +194,7 @@ def footprint(
     Survey, eq. 13, M(b) ~ b / 32, counts codes alone. Shapes suffice: q may hold
     ShapeDtypeStructs, as from jax.eval_shape.
     """
+    check_type("q", q, qtensor.QTensor, remedy="quantize(x, scale, format=format)")
     n = math.prod(q.shape)
     scale_dtype = q.scale.dtype if scale_format is None else scale_format.storage_dtype
     return Footprint(
@@ -211,7 +217,7 @@ def _column(codes):
 
 def _encode_scale(scale, format, tensor_scale):
     is_float32, expected = scale.dtype == jnp.float32, f"float32 to store as {format}"
-    require(is_float32, "scale", got=scale.dtype, expected=expected)
+    require(is_float32, "scale", got=scale.dtype, expected=expected, remedy="cast it first")
     codes = _scale_codes(scale, format, tensor_scale)
     require(
         concrete_all(lambda c: _decode_scale(c, format, tensor_scale) == scale, codes), "scale",

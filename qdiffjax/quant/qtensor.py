@@ -6,10 +6,11 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from qdiffjax._checks import require
+from qdiffjax._checks import check_numbers, check_type, checked, require
 from qdiffjax._typing import Array
 from qdiffjax.quant import rounding
 from qdiffjax.quant.formats import Format, has_equal_steps
+from qdiffjax.quant.formats.base import check_number_format
 from qdiffjax.quant.granularity import (
     check_divides,
     check_positive,
@@ -57,6 +58,7 @@ class QTensor:
         return self.codes.ndim
 
 
+@checked(format=check_number_format)
 def quantize(
     x: Array,
     scale: Array,
@@ -108,6 +110,7 @@ def dequantize(q: QTensor, dtype=jnp.float32) -> Array:
     Codes are shifted and scaled in float32 (float64 if the scale is float64), then cast once; what
     dtype cannot hold is its largest number.
     """
+    check_type("q", q, QTensor, remedy="quantize(x, scale, format=format)")
     zero = zero_like(q.zero_point, q.scale, q.shape)
     shifted = q.format.decode(q.codes, q.scale.dtype) - zero
     return saturated(expand(q.scale, q.shape) * shifted, dtype)
@@ -149,12 +152,17 @@ def check_arguments(
       TypeError: x is not real.
       ValueError: a scale or zero point that does not fit x or the format.
     """
+    check_numbers("x", x, least_size=0, finite=False)
+    check_numbers("scale", scale, finite=False)
+    if format is not None:
+        check_number_format("format", format)
     x, scale = jnp.asarray(x), jnp.asarray(scale)
     compute_dtype(x)
     check_divides(x.shape, scale.shape)
     check_positive(scale)
     if zero_point is not None:
-        check_divides(x.shape, jnp.shape(zero_point))
+        check_numbers("zero_point", zero_point)
+        check_divides(x.shape, jnp.shape(zero_point), "zero_point")
         require(
             format is None or has_equal_steps(format), "zero_point",
             got=f"one for {format}", expected="None",

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from qdiffjax._checks import NOT_NEGATIVE, check_key, checked
 from qdiffjax._typing import Array, Key
 
 RoundFn = Callable[[Array], Array]
@@ -80,6 +81,7 @@ def dithered(x: Array, dither: Array) -> Array:
     return near + jnp.where(jnp.isinf(x), 0, jnp.round(x - near + dither.astype(x.dtype)))
 
 
+@checked(threshold=NOT_NEGATIVE)
 def ternary(x: Array, threshold: Array) -> Array:
     """Return sign(x) [*shape] where |x| > threshold, else 0; NaN stays NaN.
 
@@ -95,6 +97,7 @@ def binary(x: Array) -> Array:
     return jnp.where(x >= 0, one, jnp.where(x < 0, -one, x))
 
 
+@checked(key=check_key)
 def uniform_like(key: Key, x: Array) -> Array:
     """Draw the float32 randomness [*shape] that `stochastic` needs for x [*shape]."""
     return jax.random.uniform(key, jnp.shape(x), jnp.float32)
@@ -105,6 +108,7 @@ def rectangular_like(key: Key, x: Array) -> Array:
     return uniform_like(key, x) - 0.5
 
 
+@checked(key=check_key)
 def triangular_like(key: Key, x: Array) -> Array:
     """Draw float32 noise [*shape of x] in (-1, 1) with density 1 - |d|: triangular dither.
 

@@ -21,13 +21,15 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
-from qdiffjax._checks import require
+from qdiffjax._checks import NOT_NEGATIVE, checked, optional, require
 from qdiffjax._typing import Array
 from qdiffjax.quant import qtensor, rounding
 from qdiffjax.quant.formats import Format, IntFormat, is_binary
+from qdiffjax.quant.formats.base import check_number_format
 from qdiffjax.quant.granularity import check_like, compute_dtype, concrete_all, expand, inverse
 
 
+@checked(format=check_number_format)
 def fake_quant(
     x: Array,
     scale: Array,
@@ -107,6 +109,7 @@ def fake_quant_stochastic(
     return fake_quant(x, scale, zero_point, format=format, round_fn=round_fn)
 
 
+@checked(grad_scale=optional(NOT_NEGATIVE))
 def fake_quant_lsq(
     x: Array,
     scale: Array,

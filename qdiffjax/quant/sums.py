@@ -4,7 +4,14 @@ import jax.numpy as jnp
 
 from qdiffjax._typing import Array
 from qdiffjax.quant.formats import IntFormat
-from qdiffjax.quant.granularity import Shape, compute_dtype, expand, granules, in_steps
+from qdiffjax.quant.granularity import (
+    Shape,
+    check_divides,
+    compute_dtype,
+    expand,
+    granules,
+    in_steps,
+)
 
 
 def keep_sums(
@@ -32,6 +39,8 @@ def keep_sums(
       Real numbers on the grid [*shape], float32 (float64 for float64 x): rounding them to nearest
       gives their own codes.
     """
+    shape = tuple(sum_shape) if isinstance(sum_shape, tuple | list) else ()
+    check_divides(x.shape, shape, "sum_shape")
     x = x.astype(compute_dtype(x))
     zero = jnp.zeros((), x.dtype) if zero_point is None else zero_point.astype(x.dtype)
     low, high = (

@@ -1,7 +1,6 @@
 """List the named sites of a function."""
 
 import dataclasses
-import difflib
 import fnmatch
 import itertools
 from collections.abc import Iterable, Sequence
@@ -11,7 +10,7 @@ import jax
 from jax.ad_checkpoint import checkpoint_name
 
 from qdiffjax import _compat
-from qdiffjax._checks import require
+from qdiffjax._checks import check_callable, require, suggest
 from qdiffjax.sites.absent import shapes
 from qdiffjax.sites.naming import EDGES, Names, parameter_names
 from qdiffjax.sites.plan import EDGE, MARK, Place, Plan, identity_site, make_plan
@@ -48,12 +47,14 @@ def edge(x, name: str):
     For a function around a network: what converts its prediction or scales its input stays in full
     precision, and the site is where the network itself begins or ends. The identity, as `site`.
     """
-    require(name in EDGES, "edge", got=repr(name), expected=f"one of {EDGES}")
+    require(name in EDGES, "edge", got=repr(name), expected=f"one of {EDGES}",
+            remedy="use `site` for other places")  # fmt: skip
     return checkpoint_name(x, EDGE + name)
 
 
 def trace(fn, args) -> Traced:
     """Trace fn(params, x, ...) and plan its sites."""
+    check_callable("fn", fn, "(params, x, ...) -> result")
     args = shapes(args)
     closed, out_shape = jax.make_jaxpr(fn, return_shape=True)(*args)
     jaxpr, consts = _compat.open_jaxpr(closed)
@@ -151,15 +152,8 @@ def match(all_sites: Sequence[Site], globs: Iterable[str]) -> tuple[str, ...]:
         if pattern == PRODUCTS and not hits:
             hits = [s.name for s in all_sites if s.weight is None and s.product is not None]
         elif not hits:
-            raise ValueError(f"No site matches {pattern!r}. {suggest(pattern, names)}")
+            require(False, "sites", got=f"{pattern!r}, which no site matches",
+                    expected=f"a glob of some of {len(names)} names",
+                    remedy=suggest(pattern, names))  # fmt: skip
         chosen = chosen - set(hits) if glob.startswith("!") else chosen | set(hits)
     return tuple(name for name in names if name in chosen)
-
-
-def suggest(name: str, names: Sequence[str]) -> str:
-    """Offer, in a sentence, the names nearest to a wrong one."""
-    near = difflib.get_close_matches(name.strip("*"), names, n=3, cutoff=0.3)
-    parts = [p for p in name.strip("*/").split("/") if p]
-    near += [n for n in names if any(p in n for p in parts) and n not in near][: 3 - len(near)]
-    offered = ", ".join((near or list(names))[:5])
-    return f"Did you mean: {offered}? ({len(names)} sites in all)"

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from qdiffjax import _compat
-from qdiffjax._checks import require
+from qdiffjax._checks import check_names, require
 from qdiffjax.sites import absent
-from qdiffjax.sites.listing import Traced, expand, suggest, trace
+from qdiffjax.sites.listing import Traced, expand, trace
 from qdiffjax.sites.plan import CALLS, Plan
 from qdiffjax.sites.records import Site
 
@@ -138,9 +138,7 @@ def _scan(eqn, plan: Plan, values, rule, inputs) -> tuple[list, dict]:
 def _stack_loops(traced: Traced, site_inputs: dict) -> dict:
     """Gather what the caller passed per iteration into arrays that scans can slice."""
     names = [s.name for t in traced.sites for s in expand(t)]
-    for name in site_inputs:
-        if name not in names:
-            raise ValueError(f"site_inputs names no site: {name!r}. {suggest(name, names)}")
+    check_names("site_inputs", site_inputs, names)
     stacked = {}
     for template in traced.sites:
         inputs = [site_inputs[s.name] for s in expand(template) if s.name in site_inputs]

@@ -176,5 +176,5 @@ def test_uniform_times_descend_with_spacings_that_differ_by_one_at_most(num_trai
 
 @pytest.mark.parametrize("num_steps", [0, -3, 1001])
 def test_impossible_numbers_of_steps_are_refused(num_steps):
-    with pytest.raises(ValueError, match=r"expected 1 \.\.\. 1000"):
+    with pytest.raises(ValueError, match=r"expected 1 to 1000"):
         diffusion.uniform_times(1000, num_steps)

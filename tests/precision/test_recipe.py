@@ -61,12 +61,15 @@ def test_a_recipe_that_was_changed_after_it_was_written_is_refused_unless_it_say
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"conv/kernal": {"weight": 4}}', r"no site: 'conv/kernal'.*conv/kernel"),
+        ('{"conv/kernal": {"weight": 4}}', r"recipe: got 'conv/kernal'.*conv/kernel"),
         ('{"conv/kernel": {"weight": 17}}', r"got 17 bits, expected 1\.\.16"),
         ('{"conv/kernel": {"activation": "8"}}', r"got '8' bits"),
         ('{"conv/kernel": {"weight": true}}', r"got True bits"),
-        ('{"conv/kernel": {"weights": 4}}', r"{'weights': 4}, expected an object of weight and"),
-        ('{"conv/kernel": 4}', r"recipe of conv/kernel: got 4, expected an object"),
+        (
+            '{"conv/kernel": {"weights": 4}}',
+            r"got 'weights', expected one of 2 names; perhaps weight",
+        ),
+        ('{"conv/kernel": 4}', r"got 'conv/kernel': 4, expected an object"),
         ('{"conv/kernel": {}, "conv/kernel": {}}', "expected each name once"),
         ('{"sha256": "0", "conv/kernel": {}}', "damaged or changed"),
         ("[]", "got list, expected an object of sites"),

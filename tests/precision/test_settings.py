@@ -147,7 +147,7 @@ def test_a_ledger_of_dynamic_grids_sums_to_the_change():
         ("W8A8", {"activations": "sometimes"}, "expected 'dynamic' or 'static'"),
         ("W8A8", {"edge_margin": 1.2}, "activations='static'"),
         ("8 bits", {}, "expected a form like W4A8"),
-        ("W8A8", {"sites": ("convolution*",)}, "No site matches"),
+        ("W8A8", {"sites": ("convolution*",)}, "no site matches"),
         ("W8A8", {"sites": ("attn/*", "!attn/*")}, "for no site"),
     ],
 )

@@ -185,14 +185,14 @@ def test_an_energy_gradient_can_be_a_denoiser():
 
 def test_an_unknown_site_is_refused_and_the_nearest_named():
     g = transform(dense_fn, precision.quantize_site)
-    with pytest.raises(ValueError, match=r"no site: 'inptu'\. Did you mean: input"):
+    with pytest.raises(ValueError, match=r"site_inputs: got 'inptu'.*perhaps input"):
         g(PARAMS, X, T, site_inputs={"inptu": precision.SiteQuant()})
 
 
 def test_a_scanned_site_named_without_its_iteration_is_refused():
     net = worlds.layers()
     g = transform(net.fn, precision.quantize_site)
-    with pytest.raises(ValueError, match=r"no site: 'layers/kernel'.*layers/kernel\[0\]"):
+    with pytest.raises(ValueError, match=r"site_inputs: got 'layers/kernel'.*layers/kernel\[0\]"):
         g(*net.args, site_inputs={"layers/kernel": precision.SiteQuant()})
 
 

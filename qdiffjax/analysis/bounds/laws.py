@@ -7,6 +7,7 @@ are those at the states of the *quantized* sampler.
 
 import jax.numpy as jnp
 
+from qdiffjax._checks import NOT_NEGATIVE, checked, require
 from qdiffjax._typing import Array
 from qdiffjax.analysis.bounds.pathwise import gronwall
 from qdiffjax.diffusion import Process
@@ -16,6 +17,7 @@ from qdiffjax.labels import Kind, bound
 
 
 @bound(Kind.DISTRIBUTIONAL, "gains valid at every x; same noise; local errors at quantized states")
+@checked(gains=NOT_NEGATIVE, local_norms=NOT_NEGATIVE)
 def minkowski_bound(gains, local_norms) -> Estimate:
     """Return the bound of W2 between the laws after every step, in units of x [N+1].
 
@@ -29,6 +31,8 @@ def minkowski_bound(gains, local_norms) -> Estimate:
       gains: sup over x of |J_i| [N], such as `bounds.posterior_gains`.
       local_norms: |e_i| of independent samples [N, batch].
     """
+    require(jnp.ndim(local_norms) == 2, "local_norms", got=f"shape {jnp.shape(local_norms)}",
+            expected="[N, batch]", remedy="see errors.norms")  # fmt: skip
     squares = mean_interval(jnp.swapaxes(jnp.asarray(local_norms), 0, 1) ** 2)
     roots = (jnp.sqrt(jnp.maximum(leaf, 0)) for leaf in squares)
     gains = jnp.asarray(gains)

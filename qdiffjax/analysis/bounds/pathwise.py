@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qdiffjax._checks import require
+from qdiffjax._checks import FROM_2, NOT_NEGATIVE, POSITIVE, check_numbers, checked, require
 from qdiffjax._typing import Array, float_dtype
 from qdiffjax.analysis.errors.runs import accumulate, norms
 from qdiffjax.analysis.gains.steps import (
@@ -25,6 +25,7 @@ from qdiffjax.labels import Kind, bound
 
 
 @bound(Kind.ALONG_RUN, "gains_i >= |F_i(x_hat_i) - F_i(x_i)| / |x_hat_i - x_i|")
+@checked(gains=NOT_NEGATIVE, local_norms=NOT_NEGATIVE)
 def gronwall(gains, local_norms) -> Array:
     """Return the bound r of the accumulated error along the run, in units of x [N+1, batch].
 
@@ -44,11 +45,18 @@ def gronwall(gains, local_norms) -> Array:
       local_norms: |e_i| [N, batch].
     """
     local_norms = jnp.asarray(local_norms).astype(float_dtype(local_norms))
+    is_fit = jnp.ndim(gains) == local_norms.ndim and all(
+        g in (1, n) for g, n in zip(jnp.shape(gains), local_norms.shape, strict=True)
+    )  # fmt: skip
+    require(is_fit, "gains, local_norms, remainder_norms",
+            got=(jnp.shape(gains), local_norms.shape), expected="[N, batch], or gains [N, 1]",
+            remedy="add the missing axis")  # fmt: skip
     gains = jnp.broadcast_to(jnp.asarray(gains).astype(local_norms.dtype), local_norms.shape)
     zero = jnp.zeros_like(local_norms[0])
     return accumulate(lambda r, gain, local: gain * r + local, zero, gains, local_norms)
 
 
+@checked(gains=NOT_NEGATIVE, curvature=NOT_NEGATIVE, lengths=NOT_NEGATIVE, num_nodes=FROM_2)
 def gains_between_nodes(gains, curvature, lengths, num_nodes: int) -> Array:
     """Return gains that hold on whole segments, not only at their nodes [N, batch].
 
@@ -67,6 +75,7 @@ def gains_between_nodes(gains, curvature, lengths, num_nodes: int) -> Array:
 
 
 @bound(Kind.ALONG_RUN, "gains_i >= |J_i|_2 at the full-precision states")
+@checked(gains=NOT_NEGATIVE, remainder_norms=NOT_NEGATIVE, first_order=check_numbers)
 def remainder_bound(gains, remainder_norms, first_order) -> tuple[Array, Array]:
     """Return the bound of the error around its first-order prediction E, in units of x.
 
@@ -91,6 +100,7 @@ def remainder_bound(gains, remainder_norms, first_order) -> tuple[Array, Array]:
 
 
 @bound(Kind.CERTIFIED, "optimal denoiser; N <= posterior at every x")
+@checked(posterior=NOT_NEGATIVE)
 def posterior_gains(schedule: DiscreteSchedule, steps: Steps, posterior) -> Array:
     """Return sup over x of |J_i|_2 of the optimal denoiser's steps [N], any first-order sampler.
 
@@ -116,6 +126,7 @@ def posterior_gains(schedule: DiscreteSchedule, steps: Steps, posterior) -> Arra
 
 
 @bound(Kind.CERTIFIED, "m-strongly log-concave data")
+@checked(strength=POSITIVE)
 def log_concave_posterior(sigma_edm, strength) -> Array:
     """Return the bound 1 / (1 + m s^2) of N = Cov[x_0 | x_t] / s^2 for m-strongly log-concave data.
 
@@ -126,6 +137,7 @@ def log_concave_posterior(sigma_edm, strength) -> Array:
 
 
 @bound(Kind.CERTIFIED, "mixture of N(mu_k, r^2 I) with |mu_k| <= R")
+@checked(radius=NOT_NEGATIVE, std=NOT_NEGATIVE)
 def mixture_posterior(sigma_edm, radius, std) -> Array:
     """Return the bound of N = Cov[x_0 | x_t] / s^2 for a mixture of N(mu_k, r^2 I), |mu_k| <= R.
 
@@ -142,6 +154,7 @@ def mixture_posterior(sigma_edm, radius, std) -> Array:
     Kind.CERTIFIED,
     "m-strongly log-concave data; optimal denoiser; DDIM to level 0; eta_i at quantized states",
 )
+@checked(sigma_edm=NOT_NEGATIVE, eps_errors=NOT_NEGATIVE, strength=POSITIVE)
 def log_concave_bound(sigma_edm, eps_errors, strength) -> Array:
     """Return the bound of the final error of DDIM on m-strongly log-concave data [*batch].
 
@@ -167,6 +180,10 @@ def log_concave_bound(sigma_edm, eps_errors, strength) -> Array:
         require(levels[-1] == 0 and np.all(np.diff(levels) < 0), "sigma_edm",
                 got=f"levels from {levels[0]:.3g} to {levels[-1]:.3g}",
                 expected="strictly descending to 0", remedy="append the last step")  # fmt: skip
+    num = jnp.shape(sigma_edm)[0] - 1
+    require(eps_errors.ndim >= 1 and eps_errors.shape[0] == num, "eps_errors",
+            got=f"shape {eps_errors.shape}", expected=f"[{num}, ...], one for each step",
+            remedy="levels are one more than steps")  # fmt: skip
     sigma = jnp.asarray(sigma_edm).astype(eps_errors.dtype)
     weights: Any = (sigma[:-1] - sigma[1:]) / jnp.sqrt(1 + strength * sigma[1:] ** 2)
     return jnp.tensordot(weights, eps_errors, axes=1, precision="highest")

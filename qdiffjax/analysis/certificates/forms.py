@@ -18,7 +18,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from qdiffjax._checks import check_numbers, concrete, require
 from qdiffjax._typing import Array
 
 U = 2.0**-53
@@ -91,6 +93,15 @@ def bounds(form: Form) -> tuple[Array, Array]:
     return form.mid - width, form.mid + width
 
 
+def check_ends(low, high) -> None:
+    """Refuse ends that are not finite, or descend; traced ones are trusted."""
+    for end in (low, high):
+        check_numbers("low, high", end)
+    gap = concrete(high - low)
+    require(gap is None or bool(np.all(gap >= 0)), "low, high", got="low above high",
+            expected="low <= high", remedy="swap them")  # fmt: skip
+
+
 def between(low, high) -> Form:
     """Return the interval [low, high] [*shape] without symbols."""
     mid = low / 2 + high / 2
@@ -99,7 +110,12 @@ def between(low, high) -> Form:
 
 
 def box(low, high) -> Form:
-    """Return the box [low, high] [*shape] with one symbol for each element, in order."""
+    """Return the box [low, high] [*shape] with one symbol for each element, in order.
+
+    Raises:
+      ValueError: concrete ends that descend, or are not finite.
+    """
+    check_ends(low, high)
     return symbolize(between(jnp.asarray(low), jnp.asarray(high)), 0)
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from qdiffjax import _compat
-from qdiffjax._checks import require
+from qdiffjax._checks import check_names, require
 from qdiffjax.analysis.certificates import forms, pairs, primitives
 from qdiffjax.analysis.certificates.forms import Form
 from qdiffjax.analysis.certificates.pairs import Pair
@@ -16,7 +16,7 @@ from qdiffjax.labels import Kind, bound
 from qdiffjax.precision import Quantized, condition, quantize_site
 from qdiffjax.quant import ActivationGrid
 from qdiffjax.quant import expand as expand_scale
-from qdiffjax.sites.listing import expand, suggest, trace
+from qdiffjax.sites.listing import expand, trace
 from qdiffjax.sites.plan import CALLS, Plan
 from qdiffjax.sites.records import Site
 
@@ -56,7 +56,7 @@ def enclose(q: Quantized, x: Pair | Form, t, *, max_symbols: int = 4096) -> Pair
     as_t = jax.ShapeDtypeStruct(jnp.shape(t), dtype)
     cond = condition(q, x)
     traced = trace(q.eps_fn, (q.params, jax.ShapeDtypeStruct(x.shape, dtype), as_t, *cond))
-    _check_names(q.site_inputs, [s.name for s in traced.sites for s in expand(s)])
+    check_names("site_inputs", q.site_inputs, [s.name for s in traced.sites for s in expand(s)])
     first = max(len(x.z), len(x.difference))
     walk = Walk(q.site_inputs, first, max_symbols)
     edges = traced.edges
@@ -83,12 +83,6 @@ def _check(q: Quantized) -> None:
         expected="quantize_site, which is enclosed here",
         error=TypeError,
     )
-
-
-def _check_names(given, names) -> None:
-    for name in given:
-        if name not in names:
-            raise ValueError(f"site_inputs names no site: {name!r}. {suggest(name, names)}")
 
 
 def _float_dtype(params):

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from qdiffjax._checks import require
+from qdiffjax._checks import check_count, checked, require
 from qdiffjax._typing import Array, Key
 from qdiffjax.analysis.certificates import forms
 from qdiffjax.analysis.certificates.forms import Form
@@ -33,6 +33,7 @@ class Tube(NamedTuple):
     Kind.CERTIFIED,
     "every x_T of the set, every outcome of every rounding; real arithmetic of both networks",
 )
+@checked(max_symbols=check_count)
 def sample_tube(
     q: Quantized, x_T: Form, steps: Steps, *, key: Key | None = None, max_symbols: int = 4096
 ) -> Tube:

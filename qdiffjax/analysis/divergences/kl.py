@@ -1,11 +1,12 @@
 """KL from densities and from samples alone, in nats; total variation from KL."""
 
+import functools
 import warnings
 
 import jax.numpy as jnp
 import numpy as np
 
-from qdiffjax._checks import require
+from qdiffjax._checks import FROM_2, SAMPLES, check_count, check_numbers, checked, require
 from qdiffjax._typing import Array
 from qdiffjax.diffusion.gaussian import gaussian_kl
 from qdiffjax.estimates import Estimate, mean_interval, student_quantile
@@ -14,6 +15,7 @@ from qdiffjax.labels import Kind, bound
 MAX_NEIGHBOUR_DIMS = 10
 
 
+@checked(log_p=SAMPLES, log_q=SAMPLES)
 def log_ratio_kl(log_p, log_q, *, control: bool = False) -> Estimate:
     """Return KL(p || q) = E_p[log p - log q] from log-densities at samples of p, with interval [].
 
@@ -27,10 +29,14 @@ def log_ratio_kl(log_p, log_q, *, control: bool = False) -> Estimate:
       control: add q / p - 1, whose mean is 0. Between close laws, where the log-ratio is r and
         the KL about E r^2 / 2, the spread falls from r to r^2; but E_p[(q / p)^2] must be finite.
     """
+    require(jnp.shape(log_p) == jnp.shape(log_q), "log_p, log_q",
+            got=(jnp.shape(log_p), jnp.shape(log_q)), expected="equal shapes",
+            remedy="both at the same samples")  # fmt: skip
     ratio = jnp.asarray(log_q).astype(jnp.result_type(float)) - jnp.asarray(log_p)
     return mean_interval(jnp.expm1(ratio) - ratio if control else -ratio)
 
 
+@checked(x=SAMPLES, y=SAMPLES, num_neighbours=check_count, num_blocks=check_count)
 def knn_kl(x, y, *, num_neighbours: int = 5, num_blocks: int = 10) -> Estimate:
     """Estimate KL(p || q) from samples x ~ p [n, *shape], y ~ q [m, *shape], independent.
 
@@ -53,12 +59,15 @@ def knn_kl(x, y, *, num_neighbours: int = 5, num_blocks: int = 10) -> Estimate:
       ValueError: if a set has no k-th neighbour, or points coincide.
     """
     x, y = (np.asarray(a, np.float64).reshape(len(a), -1) for a in (x, y))
+    require(x.shape[1] == y.shape[1], "x, y", got=f"{x.shape[1]} and {y.shape[1]} dimensions",
+            expected="the same", remedy="take samples of one space")  # fmt: skip
     if x.shape[1] > MAX_NEIGHBOUR_DIMS:
         warnings.warn(f"nearest neighbours in {x.shape[1]} dimensions are biased beyond use; "
                       f"project to at most {MAX_NEIGHBOUR_DIMS}", stacklevel=2)  # fmt: skip
     smallest = min(len(x) - 1, len(y))
     require(
         smallest >= num_neighbours,
+        "x, y, num_neighbours",
         got=f"{len(x)} and {len(y)} samples",
         expected=f"more than {num_neighbours}",
         remedy="draw more",
@@ -87,6 +96,7 @@ def _neighbour_kl(x: np.ndarray, y: np.ndarray, num_neighbours: int) -> float:
     return x.shape[1] * float(np.mean(np.log(nu / rho))) + float(np.log(len(y) / (len(x) - 1)))
 
 
+@checked(x=check_numbers, y=check_numbers, num_bins=FROM_2)
 def histogram_kl(x, y, *, num_bins: int = 16) -> Array:
     """Estimate KL between two laws on the line, binned: samples x, y [num] -> [].
 
@@ -135,6 +145,7 @@ def gaussian_projected_kl(mean_1, cov_1, mean_2, cov_2, frame) -> Array:
     return gaussian_kl(*seen(mean_1, cov_1), *seen(mean_2, cov_2))
 
 
+@checked(x=SAMPLES, y=SAMPLES, frames=functools.partial(check_numbers, least_rank=3))
 def projected_kl(x, y, frames, *, num_neighbours: int = 5) -> Estimate:
     """Estimate the KL of projections of samples by nearest neighbours, nats, leaves [num_frames].
 
@@ -149,5 +160,9 @@ def projected_kl(x, y, frames, *, num_neighbours: int = 5) -> Estimate:
       num_neighbours: see `knn_kl`.
     """
     x, y = (np.asarray(a, np.float64).reshape(len(a), -1) for a in (x, y))
+    n = jnp.shape(frames)[-1]
+    require(x.shape[1] == y.shape[1] == n, "x, y, frames", got=(x.shape[1], y.shape[1], n),
+            expected="one dimension", remedy="frames [num_frames, k, n] of samples [num, n]"
+            )  # fmt: skip
     found = [knn_kl(x @ a.T, y @ a.T, num_neighbours=num_neighbours) for a in np.asarray(frames)]
     return Estimate(*(jnp.stack(leaf) for leaf in zip(*found, strict=True)))

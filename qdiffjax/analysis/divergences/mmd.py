@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qdiffjax._checks import require
+from qdiffjax._checks import check_number, check_numbers, require
 from qdiffjax._typing import Array, float_dtype
 
 KernelFn = Callable[[Array], Array]  # squared distances [*shape], positive -> values [*shape]
@@ -19,6 +19,8 @@ def rbf_mixture(bandwidths) -> KernelFn:
     Characteristic: MMD = 0 only between equal laws. A factor 4 between bandwidths around
     `median_distance` covers most scales.
     """
+    check_numbers("bandwidths", bandwidths)
+    check_number("bandwidths", bandwidths, above=0)
     widths = jnp.atleast_1d(jnp.asarray(bandwidths))
 
     def kernel(squared):
@@ -135,8 +137,11 @@ def _diagonal(n: int, m: int) -> np.ndarray:
 
 def _flat(x, y) -> tuple[Array, Array]:
     """Return both as [num, dims] in the float dtype of x."""
+    check_numbers("x", x, least_rank=1, least_size=0)
+    check_numbers("y", y, least_rank=1, least_size=0)
     require(
         jnp.shape(x)[1:] == jnp.shape(y)[1:] and min(len(x), len(y)) >= 2,
+        "x, y",
         got=f"samples of shapes {jnp.shape(x)} and {jnp.shape(y)}",
         expected="at least two each of one shape [num, *shape]",
         remedy="draw more",

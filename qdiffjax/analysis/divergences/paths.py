@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qdiffjax._checks import require
+from qdiffjax._checks import POSITIVE, check_count, check_number, check_type, checked, require
 from qdiffjax._typing import Array, CallFn, Key, PyTree, float_dtype
 from qdiffjax.analysis.errors.propagation import gauss_legendre
 from qdiffjax.diffusion import (
@@ -158,14 +158,19 @@ def _check_stochastic(noise) -> None:
 
 def girsanov_weights(process: Process, times) -> np.ndarray:
     """Return g^2 / (2 sigma^2), nats per time and squared error of eps, float64 [*times]."""
+    check_type("process", process, Process, remedy="Interpolated(schedule) of a discrete one")
+    check_number("times", times, above=0)
     return process.exact_rates(times).diffusion_squared / (2 * process.exact(times).sigma ** 2)
 
 
+@checked(t_min=POSITIVE, t_max=POSITIVE, num_panels=check_count, num_nodes=check_count)
 def quadrature(t_min: float, t_max: float, num_panels: int = 8, num_nodes: int = 4):
     """Return times and weights [num_panels * num_nodes] of a composite Gauss-Legendre rule.
 
     Panels are equally long in log t, since the integrand grows like 1 / t towards the data.
     """
+    require(t_min < t_max, "t_min, t_max", got=(t_min, t_max), expected="t_min < t_max",
+            remedy="swap them")  # fmt: skip
     edges = np.geomspace(t_min, t_max, num_panels + 1)
     nodes, weights = gauss_legendre(num_nodes)
     widths = np.diff(edges)

@@ -4,13 +4,14 @@ Samples are paired: both samplers start from the same x_T and use the same noise
 """
 
 import contextlib
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qdiffjax._checks import require
+from qdiffjax._checks import POSITIVE, check_count, check_key, check_numbers, checked, require
 from qdiffjax._typing import Array, Key, float_dtype
 from qdiffjax.diffusion.gaussian import gaussian_w2_squared
 from qdiffjax.estimates import Estimate, bootstrap, mean_interval
@@ -100,12 +101,14 @@ def squared_costs(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.stack([np.sum((row - y) ** 2, axis=1) for row in x])
 
 
+@checked(key=check_key, num_frames=check_count, n=check_count)
 def orthonormal_frames(key: Key, num_frames: int, n: int, dtype=None) -> Array:
     """Return uniformly random orthonormal frames of R^n, stacked [num_frames * n, n]."""
     gauss = jax.random.normal(key, (num_frames, n, n), dtype or jnp.result_type(float))
     return jnp.swapaxes(jnp.linalg.qr(gauss)[0], 1, 2).reshape(num_frames * n, n)
 
 
+@checked(directions=functools.partial(check_numbers, least_rank=2))
 def sliced_w2_squared(x, y, directions) -> Array:
     """Return the mean squared W2 of the projections on unit directions [] (Rabin et al. 2012).
 
@@ -120,11 +123,15 @@ def sliced_w2_squared(x, y, directions) -> Array:
     """
     x, y = paired(x, y)
     directions = jnp.asarray(directions).astype(x.dtype)
+    require(directions.shape[-1] == x.shape[1], "directions", got=f"shape {directions.shape}",
+            expected=f"[num_directions, {x.shape[1]}]",
+            remedy="see orthonormal_frames")  # fmt: skip
     projected = (jnp.matmul(a, directions.T, precision="highest") for a in (x, y))
     return jnp.mean(w2_squared_1d(*projected))
 
 
 @bound(Kind.DISTRIBUTIONAL, "none, of the two empirical laws: a lower bound")
+@checked(key=check_key, num_frames=check_count)
 def w2_lower(x, y, key: Key, num_frames: int = 1) -> Array:
     """Return max(Gelbrich, sliced) <= W2 of the two empirical laws [], samples [num, *shape].
 
@@ -137,6 +144,7 @@ def w2_lower(x, y, key: Key, num_frames: int = 1) -> Array:
     return jnp.sqrt(jnp.maximum(gelbrich_squared(x, y), sliced))
 
 
+@checked(key=check_key, num_frames=check_count, num=check_count)
 def w2_bracket(x, y, *, key: Key, num_frames: int = 1, num: int = 200) -> Bracket:
     """Return both sides of W2 with paired bootstrap intervals, samples [num_samples, *shape].
 
@@ -162,8 +170,11 @@ def paired(x, y) -> tuple[Array, Array]:
     Raises:
       ValueError: if the shapes differ.
     """
+    check_numbers("x", x, least_rank=1)
+    check_numbers("y", y, least_rank=1)
     require(
-        jnp.shape(x) == jnp.shape(y) and jnp.ndim(x) >= 1,
+        jnp.shape(x) == jnp.shape(y),
+        "x, y",
         got=f"samples of shapes {jnp.shape(x)} and {jnp.shape(y)}",
         expected="equal [num, *shape]",
         remedy="generate both from the same noise",
@@ -172,6 +183,7 @@ def paired(x, y) -> tuple[Array, Array]:
     return x.reshape(x.shape[0], -1), y.reshape(y.shape[0], -1)
 
 
+@checked(epsilon=POSITIVE, threshold=POSITIVE, max_iterations=check_count)
 def sinkhorn_divergence(
     x, y, epsilon: float, *, threshold: float = 1e-4, max_iterations: int = 2000
 ) -> Array:

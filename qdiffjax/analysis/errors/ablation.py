@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from qdiffjax._checks import require
+from qdiffjax._checks import check_callable, check_count, check_names, concrete, require
 from qdiffjax._typing import Array, Key, PyTree
 from qdiffjax.analysis.errors.ledger import Ledger, contract, full_run, per_sample, zeros_of
 from qdiffjax.analysis.errors.propagation import run_suffix
@@ -17,6 +17,7 @@ from qdiffjax.analysis.errors.runs import (
     step_with_outputs,
 )
 from qdiffjax.diffusion import Steps, as_point
+from qdiffjax.diffusion.loop import check_state
 from qdiffjax.precision.quantized import Quantized, full_call, gated_call, merge, ruled_call
 from qdiffjax.sites import rules
 
@@ -57,8 +58,12 @@ def forecast(
     Raises:
       ValueError: num_exact outside 0..number of sites.
     """
-    require(0 <= num_exact <= len(q.site_inputs), "num_exact", got=num_exact,
-            expected=f"0..{len(q.site_inputs)} sites")  # fmt: skip
+    check_state("x_T", x_T)
+    check_callable("functional", functional, "x -> a number")
+    check_count("num_exact", num_exact, least=0, most=len(q.site_inputs),
+                remedy="no more than the sites that are quantized")  # fmt: skip
+    require(q.site_inputs, "q", got="no quantized sites", expected="some",
+            remedy="quantize(calibration, recipe)")  # fmt: skip
 
     def both(site, op, operands, inputs):
         if inputs is None:
@@ -115,6 +120,9 @@ def rerun(q: Quantized, xs, steps: Steps, first: Array | int, on: dict[str, Arra
       first: the step whose network call is quantized; may be traced.
       on: {site: whether it is quantized}; may be traced, so that all cells share a compilation.
     """
+    check_names("on", on, q.site_inputs)
+    if concrete(first) is not None:
+        check_count("first", first, least=0, most=steps.t.shape[0] - 1)
     x, t, coeffs = at((xs, steps.times(as_point(xs).x), steps.coeffs), first)
     x = step_map(gated_call(q), t, coeffs, None, on)(x)
     return current(run_suffix(full_call(q), x, first + 1, steps), steps)

@@ -9,13 +9,14 @@ is in the Gram matrix G_ij = <a_i, a_j>, which one adjoint pass a probe estimate
 """
 
 import dataclasses
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from qdiffjax import precision
-from qdiffjax._checks import require
+from qdiffjax._checks import check_number, checked, require
 from qdiffjax._typing import Array, CallFn, Key, PyTree
 from qdiffjax.analysis.errors.propagation import gauss_legendre
 from qdiffjax.analysis.errors.runs import (
@@ -85,7 +86,7 @@ def weights_only(q: Quantized) -> Quantized:
     """
     for name, value in q.site_inputs.items():
         require(isinstance(value, precision.SiteQuant), f"site {name}", got=type(value),
-                expected="SiteQuant inputs")  # fmt: skip
+                expected="SiteQuant inputs", remedy="see precision.quantize")  # fmt: skip
     inputs = {name: value._replace(activations=()) for name, value in q.site_inputs.items()}
     return dataclasses.replace(q, site_inputs=inputs)
 
@@ -168,6 +169,7 @@ def error_profile(terms) -> Array:
     return jnp.mean(jnp.sum(products, axis=tuple(range(2, terms.ndim))), axis=1)
 
 
+@checked(fraction=functools.partial(check_number, above=0, most=1))
 def end_shares(profile, fraction: float = 0.1) -> EndShares:
     """Return the shares of the first and of the last `fraction` of the steps, profile [N].
 
@@ -176,8 +178,6 @@ def end_shares(profile, fraction: float = 0.1) -> EndShares:
     Raises:
       ValueError: if the fraction is not in (0, 1].
     """
-    require(0 < fraction <= 1, got=f"fraction = {fraction}",
-            expected="a part of the steps in (0, 1]")  # fmt: skip
     profile = jnp.asarray(profile)
     steps_before = jnp.arange(profile.size).astype(profile.dtype)
     counted = jnp.clip(fraction * profile.size - steps_before, 0, 1)

@@ -11,12 +11,13 @@ that), G_i / N the gain of incoherent errors, tau the `coherence` of what neares
 beyond its coherent part.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
-from qdiffjax._checks import require
+from qdiffjax._checks import POSITIVE, SHARE, check_number, checked, require
 from qdiffjax._typing import Array
 
 
@@ -37,6 +38,7 @@ class Floor(NamedTuple):
     slope_error: Array
 
 
+@checked(sizes=POSITIVE, values=POSITIVE)
 def fit_exponent(sizes, values) -> Exponent:
     """Fit log value = log prefactor + exponent log size by least squares.
 
@@ -50,17 +52,13 @@ def fit_exponent(sizes, values) -> Exponent:
       ValueError: fewer than three sizes, or sizes or values that are not positive.
     """
     sizes, values = np.asarray(sizes, np.float64), np.asarray(values, np.float64)
-    require(
-        sizes.size >= 3 and (np.all(sizes > 0) and np.all(values > 0)),
-        got=f"{sizes.size} sizes and values down to {values.min()}",
-        expected="at least three, all positive",
-        remedy="for errors that vanish fit absolute values of what is left",
-    )
+    _check_fit("sizes", sizes, values)
     design = np.stack([np.ones_like(sizes), np.log(sizes)], axis=1)
     (offset, slope), (_, error) = _least_squares(design, np.log(values))
     return Exponent(slope, error, np.exp(offset))
 
 
+@checked(num_steps=POSITIVE, squared_errors=POSITIVE)
 def fit_floor(num_steps, squared_errors) -> Floor:
     """Fit MSE = floor + slope / N by least squares of relative residuals.
 
@@ -73,9 +71,17 @@ def fit_floor(num_steps, squared_errors) -> Floor:
     """
     num_steps = np.asarray(num_steps, np.float64)
     squares = np.asarray(squared_errors, np.float64)
+    _check_fit("num_steps", num_steps, squares)
     design = np.stack([1 / squares, 1 / (num_steps * squares)], axis=1)
     (floor, slope), (floor_error, slope_error) = _least_squares(design, np.ones_like(squares))
     return Floor(floor, slope, floor_error, slope_error)
+
+
+def _check_fit(what: str, sizes: np.ndarray, values: np.ndarray) -> None:
+    is_fit = values.shape[:1] == sizes.shape and np.unique(sizes).size >= 3
+    require(is_fit, what, got=f"{sizes.size} for {values.shape} values",
+            expected="at least three that differ, one for each value",
+            remedy="two parameters and their errors need three")  # fmt: skip
 
 
 def _least_squares(design, targets) -> tuple[np.ndarray, np.ndarray]:
@@ -88,6 +94,7 @@ def _least_squares(design, targets) -> tuple[np.ndarray, np.ndarray]:
     return fitted.reshape(shape), spread.reshape(shape)
 
 
+@checked(scale=check_number, correlation=functools.partial(check_number, least=-1, most=1))
 def guidance_gain(scale, correlation) -> Array:
     """Return E|d|^2 / E|d_branch|^2 of guided errors d = (1 - w) d_u + w d_c.
 
@@ -101,6 +108,7 @@ def guidance_gain(scale, correlation) -> Array:
     return 1 + 2 * w * (w - 1) * (1 - jnp.asarray(correlation))
 
 
+@checked(fraction_u=SHARE, fraction_c=SHARE)
 def shared_rounding_covariance(fraction_u, fraction_c) -> Array:
     """Return the covariance of two stochastic roundings with the same random bits, in steps^2.
 

@@ -27,13 +27,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from qdiffjax._cells import MAX_DEFECT, Cells
-from qdiffjax._checks import require
+from qdiffjax._checks import check_callable, check_names, check_numbers, require
 from qdiffjax._tables import Table, numbers_of
 from qdiffjax._typing import Array, Key, PyTree
 from qdiffjax.analysis.errors.propagation import gauss_legendre
 from qdiffjax.analysis.errors.runs import current, noises, step_map, step_with_outputs
 from qdiffjax.compiling import canonical_convolutions
 from qdiffjax.diffusion import Steps
+from qdiffjax.diffusion.loop import check_state
 from qdiffjax.precision.quantized import Quantized, full_call, merge, ruled_call
 from qdiffjax.sites import rules
 
@@ -155,8 +156,9 @@ def defect(ledger: Ledger) -> Array:
     Raises:
       ValueError: the ledger has no change (an ablation ledger).
     """
-    if ledger.change is None:
-        raise ValueError("an ablation ledger forecasts, it has no change to be complete about.")
+    require(ledger.change is not None, "ledger", got="a forecast", expected="an attribution",
+            remedy="a forecast has no change to be complete about")  # fmt: skip
+    assert ledger.change is not None
     return jnp.abs(total(ledger) - ledger.change) / jnp.abs(ledger.change)
 
 
@@ -219,6 +221,8 @@ def attribution(
       keep_errors: keep the recorded errors of all steps, N times the results of all sites, instead
         of recording them a second time on the way back.
     """
+    check_state("x_T", x_T)
+    check_callable("functional", functional, "(x, x_0, x_hat_0) -> a number")
     rule = gauss_legendre(num_nodes) if quadrature is None else quadrature
     nodes, weights = (jnp.asarray(a).astype(x_T.dtype) for a in rule)
 
@@ -296,6 +300,13 @@ def inject(
     Returns:
       x_0 [batch, *shape].
     """
+    check_state("x_T", x_T)
+    check_names("amounts", amounts, q.site_inputs)
+    for name, amount in amounts.items():
+        check_numbers("amounts", amount, least_rank=1)
+        require(jnp.shape(amount)[0] == steps.t.shape[0], "amounts",
+                got=f"{jnp.shape(amount)[0]} of {name!r}", expected=f"{steps.t.shape[0]}",
+                remedy="one for each step")  # fmt: skip
     record = ruled_call(q, rules.local_errors(q.rule, follow_rule=True))
     tapped = ruled_call(q, rules.perturb)
 

@@ -7,12 +7,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from qdiffjax._checks import check_names, require
 from qdiffjax._typing import Array, CallFn, PyTree
 from qdiffjax.analysis.errors.runs import (
     Path,
     add,
     along,
     at,
+    check_points,
     difference,
     local_error,
     step_map,
@@ -65,6 +67,7 @@ def predict_errors(
     Returns:
       Predicted errors [N+1, batch, *shape].
     """
+    _check_followed(followed, q)
     names = set(followed) & set(q.site_inputs)
     part = dataclasses.replace(q, site_inputs={n: q.site_inputs[n] for n in names})
     full, quantized, partly = full_call(q), quantized_call(q), quantized_call(part)
@@ -78,6 +81,18 @@ def predict_errors(
         return add(difference(g(add(x, d)), f(x)), e)
 
     return _predict(move, full, xs, steps, q.calls(steps, per_call))
+
+
+def _check_followed(followed: Sequence[str], q: Quantized) -> None:
+    """Refuse names that are no sites; those of sites that q leaves plain are passed by."""
+    require(not isinstance(followed, str), "followed", got=repr(followed), expected="names",
+            remedy=f"({followed!r},) for one", error=TypeError)  # fmt: skip
+    others = [name for name in followed if name not in (*q.site_inputs, *EDGES)]
+    if others:
+        known = [*q.site_inputs, *EDGES]
+        check_names("followed", others,
+                    known if q.denoiser.shape is None else [s.name for s in q.denoiser.sites()]
+                    )  # fmt: skip
 
 
 def predict_first_order(q: Quantized, xs, steps: Steps, *, per_call: PyTree = None) -> Any:
@@ -99,6 +114,7 @@ def predict_first_order(q: Quantized, xs, steps: Steps, *, per_call: PyTree = No
 
 def _predict(fn: Callable, full: CallFn, xs, steps: Steps, per_call: PyTree) -> Any:
     """Return the errors [N+1, ...] of the recursion fn(d, F, x, t, coeffs, inputs) from zero."""
+    check_points("xs", xs, steps)
     times = steps.times(as_point(xs).x)
     run = Path(full, xs, steps)
     return along(fn, run, zeros(at(xs, 0)), times, steps.coeffs, per_call)

@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from qdiffjax._checks import check_count, checked, concrete
 from qdiffjax._typing import Array, CallFn, Key
 from qdiffjax.analysis.errors.runs import (
     Path,
@@ -144,6 +145,8 @@ def run_suffix(call: CallFn, x, first, steps: Steps, *, key: Key | None = None) 
 
     `first` may be traced: the loop does exactly N - first steps.
     """
+    if concrete(first) is not None:  # N steps leave N + 1 states, of which the last is the end
+        check_count("first", first, least=0, most=steps.t.shape[0])
     state = as_point(x).x
     table = (steps.times(state), steps.coeffs, noises(key, steps, steps.coeffs.current(state)))
 
@@ -177,6 +180,7 @@ def fan(call: CallFn, xs_hat, steps: Steps, *, key: Key | None = None) -> Any:
     return difference(at(ends, slice(1, None)), at(ends, slice(-1)))
 
 
+@checked(num_nodes=check_count)
 def gauss_legendre(num_nodes: int) -> tuple[np.ndarray, np.ndarray]:
     """Return nodes and weights [num_nodes] of the Gauss-Legendre rule on [0, 1]; one: midpoint."""
     nodes, weights = np.polynomial.legendre.leggauss(num_nodes)

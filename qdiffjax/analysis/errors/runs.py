@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from qdiffjax._checks import require
+from qdiffjax._checks import check_count, check_key, check_numbers, checked, require
 from qdiffjax._typing import Array, CallFn, Key, PyTree, float_dtype
 from qdiffjax.compiling import canonical_convolutions
 from qdiffjax.diffusion import (
@@ -78,6 +78,23 @@ def at(points, index) -> Any:
     return jax.tree.map(lambda leaf: leaf[index], points)
 
 
+def check_points(what: str, points, steps: Steps) -> None:
+    """Refuse what are no states of a run, of the N that steps leave or with the last one.
+
+    Raises:
+      TypeError: no arrays of real numbers.
+      ValueError: another number of states.
+    """
+    leaves, num = jax.tree.leaves(points), steps.t.shape[0]
+    require(leaves, what, got="none", expected=f"states [{num + 1}, batch, *shape]",
+            remedy="Trajectory.states or Run.xs", error=TypeError)  # fmt: skip
+    for leaf in leaves:
+        check_numbers(what, leaf, least_rank=1, finite=False)
+        require(leaf.shape[0] in (num, num + 1), what, got=f"{leaf.shape[0]} states",
+                expected=f"{num + 1} for {num} steps",
+                remedy="take the run of these steps")  # fmt: skip
+
+
 def wide(points) -> Any:
     """Return points in the dtype to compute in: float64 stays, other floats float32."""
     return jax.tree.map(lambda leaf: jnp.asarray(leaf).astype(float_dtype(leaf)), points)
@@ -92,7 +109,7 @@ def noises(key: Key | None, steps: Steps, like: Array) -> Array | None:
     if key is None:
         noise = steps.coeffs.noise
         silent = isinstance(noise, jax.core.Tracer) or not np.any(np.asarray(noise) != 0)
-        require(silent, got="key=None for steps with noise",
+        require(silent, "key", got="None for steps with noise",
                 expected="the key of the runs to be analysed",
                 remedy="pass key= or use deterministic steps such as ddim(eta=0)")  # fmt: skip
         return None
@@ -193,6 +210,7 @@ def along(fn: Callable, run: Path, first, *slices, reverse: bool = False) -> Any
     def move(carry, x, t, coeffs, z, inputs, *rest):
         return fn(carry, step_map(run.call, t, coeffs, z, inputs), x, *rest)
 
+    check_points("xs", run.xs, run.steps)
     times = run.steps.times(as_point(run.xs).x)
     table = (at(run.xs, slice(-1)), times, run.steps.coeffs, run.noise, run.per_call, *slices)
     return accumulate(move, first, *table, reverse=reverse)
@@ -262,6 +280,7 @@ class Probed(NamedTuple):
     standard_error: Any
 
 
+@checked(key=check_key, num=check_count)
 def signs(key: Key, num: int, like) -> Array:
     """Return random signs [num, *like.shape], of least variance among independent entries."""
     return jax.random.rademacher(key, (num, *jnp.shape(like))).astype(like.dtype)
@@ -276,7 +295,7 @@ def probed(fn: Callable[[Array], Any], probes) -> Probed:
       ValueError: fewer than two probes.
     """
     num = probes.shape[0]
-    require(num >= 2, got=f"{num} probe(s)", expected="at least 2 for an error bar",
+    require(num >= 2, "probes", got=num, expected="at least 2 for an error bar",
             remedy="draw more")  # fmt: skip
     values = jax.lax.map(fn, probes)
     mean = jax.tree.map(lambda v: jnp.mean(v, axis=0), values)

@@ -10,6 +10,7 @@ steps of a sampler are in bounds/pathwise.py.
 
 import jax.numpy as jnp
 
+from qdiffjax._checks import NOT_NEGATIVE, POSITIVE, checked
 from qdiffjax._typing import Array, float_dtype
 from qdiffjax.labels import Kind, bound
 
@@ -17,6 +18,7 @@ from qdiffjax.labels import Kind, bound
 @bound(
     Kind.CERTIFIED, "m-strongly log-concave data; |eps errors| <= eps_errors at every x; exact flow"
 )
+@checked(sigma_edm=NOT_NEGATIVE, eps_errors=NOT_NEGATIVE, strength=POSITIVE)
 def log_concave_flow_bound(sigma_edm, eps_errors, strength) -> Array:
     """Return the bound of the final error of the flow on m-strongly log-concave data [*batch].
 
@@ -42,6 +44,7 @@ def log_concave_flow_bound(sigma_edm, eps_errors, strength) -> Array:
 
 
 @bound(Kind.CERTIFIED, "mixture of N(mu_k, r^2 I) with |mu_k| <= R; exact flow")
+@checked(radius=NOT_NEGATIVE, std=NOT_NEGATIVE)
 def mixture_flow_gain(sigma_edm, sigma_edm_end, radius, std) -> Array:
     """Return sup over x of |d x_s' / d x_s|_2 of the flow from level s down to s' [*levels].
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from matfree import decomp
 
-from qdiffjax._checks import require
+from qdiffjax._checks import check_count, check_key, checked, concrete
 from qdiffjax._typing import Array, CallFn, Key, float_dtype
 from qdiffjax.analysis.errors.runs import (
     Path,
@@ -67,8 +67,8 @@ def singular_values(linear_map: LinearMap, v0, num: int) -> Singular:
     image = jax.eval_shape(linear_map, v0)
     wide = jnp.result_type(float)
     most = min(v0.size, image.size)
-    require(1 <= num <= most, f"singular values of a map from {v0.shape} to {image.shape}",
-            got=f"num = {num}", expected=f"1 to {most}", remedy="ask for fewer")  # fmt: skip
+    check_count("num", num, most=most,
+                remedy=f"a map from {v0.shape} to {image.shape} has no more")  # fmt: skip
 
     def flat(v):
         return linear_map(v.reshape(v0.shape).astype(v0.dtype)).ravel().astype(wide)
@@ -108,6 +108,7 @@ def _combine(weights, vectors) -> Array:
     return jnp.matmul(weights, vectors, precision="highest")
 
 
+@checked(key=check_key)
 def step_spectra(call: CallFn, xs, steps: Steps, *, num: int, key: Key) -> Singular:
     """Return the largest singular values of every step's Jacobian J_i [N, batch, num].
 
@@ -128,6 +129,7 @@ def step_spectra(call: CallFn, xs, steps: Steps, *, num: int, key: Key) -> Singu
     return _by_step(one, draw, call, wide(xs), steps)
 
 
+@checked(key=check_key)
 def probed_log_volumes(call: CallFn, xs, steps: Steps, *, num: int, key: Key) -> Array:
     """Estimate log|det J_i| of every step, the log of the volume it leaves [N, batch].
 
@@ -175,12 +177,15 @@ def _by_step(fn: Callable, draw: Callable, call: CallFn, xs, steps: Steps) -> An
     return sweep(body, at(xs, slice(-1)), times, steps.coeffs, jnp.arange(num_steps))
 
 
+@checked(key=check_key, num=check_count)
 def sampler_spectrum(call: CallFn, xs, steps: Steps, *, num: int, key: Key, first=0) -> Singular:
     """Return the largest singular values of J_{first->N} = d x_0 / d state_first [batch, num].
 
     Arguments as `step_spectra`; `first` may be traced: earlier steps are replaced by identities.
     Costs about 2.5 + 3 sampling runs for each of the num products.
     """
+    if concrete(first) is not None:
+        check_count("first", first, least=0, most=steps.t.shape[0] - 1)
     xs = wide(xs)
     times, used = steps.times(as_point(xs).x), jnp.arange(steps.t.shape[0]) >= first
 
@@ -230,6 +235,7 @@ def squared_frobenius(call: CallFn, xs, steps: Steps, probes) -> Probed:
     return probed(squares, probes)
 
 
+@checked(key=check_key, num=check_count, every=check_count)
 def stretches(call: CallFn, xs, steps: Steps, *, num: int, key: Key, every: int = 1) -> Array:
     """Return the cumulative log stretch of `num` directions along a run [N+1, batch, num].
 

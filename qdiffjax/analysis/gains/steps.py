@@ -10,9 +10,17 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from qdiffjax._checks import require
+from qdiffjax._checks import (
+    FROM_0,
+    check_count,
+    check_key,
+    check_number,
+    check_numbers,
+    checked,
+    require,
+)
 from qdiffjax._typing import Array, CallFn, Key, PyTree
-from qdiffjax.analysis.errors.runs import add, at, step_map, vectorized, wide, zeros
+from qdiffjax.analysis.errors.runs import add, at, check_points, step_map, vectorized, wide, zeros
 from qdiffjax.compiling import canonical_convolutions, sweep
 from qdiffjax.diffusion import Steps, as_point
 
@@ -88,6 +96,7 @@ def symmetric_extremes(linear_map: LinearMap, v0, num_iterations: int) -> tuple[
     return values[:, 0], values[:, -1]
 
 
+@checked(key=check_key, num_burn_in=FROM_0)
 def step_gains(
     call: CallFn,
     xs,
@@ -114,6 +123,8 @@ def step_gains(
         with num_iterations more.
       per_call: pytree with leaves [N, ...]; call i gets slice i as `inputs`.
     """
+    _check_iterations(num_iterations)
+    check_points("xs", xs, steps)
     xs = at(wide(xs), slice(steps.t.shape[0]))
     # Burning in within the same loop keeps the program to one copy of the network.
     order = jnp.concatenate([jnp.zeros(num_burn_in, int), jnp.arange(steps.t.shape[0])])
@@ -152,6 +163,8 @@ def segment_gains(
     """
     xs = wide(xs)
     gap = jax.tree.map(lambda a, x: jnp.asarray(a).astype(x.dtype) - x, xs_hat, xs)
+    check_numbers("nodes", nodes, least_rank=1)
+    check_number("nodes", nodes, least=0, most=1)
     nodes = jnp.asarray(nodes, as_point(xs).x.dtype)
 
     def between(u):
@@ -246,5 +259,5 @@ def _random_like(key: Key, v) -> Array:
 
 
 def _check_iterations(num_iterations: int) -> None:
-    require(num_iterations >= 2, "num_iterations", got=num_iterations, expected="at least 2",
-            remedy="the last iteration's change is the gauge of convergence")  # fmt: skip
+    check_count("num_iterations", num_iterations, least=2,
+                remedy="the last iteration's change is the gauge of convergence")  # fmt: skip

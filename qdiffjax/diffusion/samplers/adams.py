@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from qdiffjax._checks import require
+from qdiffjax._checks import check_count, checked, require
 from qdiffjax.diffusion.loop import Steps
 from qdiffjax.diffusion.parameterizations import PredictionFn, denoise, eps_prediction
 from qdiffjax.diffusion.processes import half_log_snr
@@ -45,6 +45,7 @@ def in_time(schedule, log_rho):
     return schedule.time(-2 * log_rho)
 
 
+@checked(order=check_count)
 def deis(
     schedule,
     times,

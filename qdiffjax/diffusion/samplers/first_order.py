@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qdiffjax._checks import require
+from qdiffjax._checks import FUNCTION, SHARE, check_number, check_numbers, checked, require
 from qdiffjax.diffusion.grids import default_times, linspace_times
 from qdiffjax.diffusion.loop import StepCoeffs, Steps
 from qdiffjax.diffusion.schedules import DiscreteSchedule, NoiseLevel
@@ -57,12 +57,7 @@ def ddim_coeffs(level_t: NoiseLevel, level_s: NoiseLevel, *, eta=0.0) -> StepCoe
     Raises:
       ValueError: if eta is a Python number outside [0, 1].
     """
-    require(
-        not isinstance(eta, (int, float)) or 0.0 <= eta <= 1.0,
-        got=f"eta = {eta}",
-        expected="0 (DDIM) to 1 (DDPM ancestral)",
-        remedy="clip it",
-    )
+    check_number("eta", eta, least=0, most=1, remedy="0 is DDIM, 1 is DDPM ancestral")
     scale = level_s.alpha / level_t.alpha
     fresh = 1.0 - _noise_ratio(level_t, level_s) ** 2
     # sigma_s factored out: in this form the root's argument cannot round below zero.
@@ -102,11 +97,13 @@ def make_steps(schedule: Any, times, coeffs_fn: CoeffsFn) -> Steps:
     Raises:
       ValueError: if times do not descend strictly, or start at alpha = 0.
     """
+    check_numbers("times", times)
     times = np.asarray(times)
     require(
         times.ndim == 1 and times.size >= 2 and np.all(np.diff(times) < 0),
-        got=f"times {times}",
-        expected="strictly descending",
+        "times",
+        got=times,
+        expected="two or more, strictly descending",
         remedy="see uniform_times",
     )
     t, s = times[:-1], times[1:]
@@ -123,6 +120,7 @@ def _as_data(steps: Steps) -> Steps:
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(float)), steps)
 
 
+@checked(eta=SHARE)
 def ddim(schedule, num_steps: int, *, eta: float = 0.0) -> Steps:
     """Return `num_steps` DDIM steps at `default_times`; Song, Meng & Ermon 2021, eq. 12.
 
@@ -160,6 +158,7 @@ def ddim_linspace(schedule: DiscreteSchedule, num_steps: int, *, eta: float = 0.
     return _as_data(Steps(jnp.asarray(t), jnp.asarray(s), coeffs))
 
 
+@checked(variance_fn=FUNCTION)
 def ddpm(schedule, num_steps: int, *, variance_fn: VarianceFn = posterior_variance) -> Steps:
     """Return `num_steps` ancestral steps at `default_times`; Ho et al. 2020, algorithm 2.
 

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qdiffjax._checks import require
+from qdiffjax._checks import check_number, require
 from qdiffjax._typing import Array, EpsFn, Key, PyTree, float_dtype
 from qdiffjax.diffusion import gaussian
 from qdiffjax.diffusion.gaussian import cast
@@ -41,6 +41,10 @@ class CLD:
     beta: float = 4.0
     rate: float = 2.0
     start: float = 0.04
+
+    def __post_init__(self):
+        for name in ("beta", "rate", "start"):
+            check_number(name, getattr(self, name), above=0)
 
     def __call__(self, t) -> NoiseLevel:
         """Return the level at t [*times] in JAX: the dtype of t, or the default for integers."""
@@ -196,9 +200,10 @@ def _intervals(process: CLD, times):
     t = np.asarray(times, np.float64)
     require(
         t.ndim == 1 and t.size >= 2 and np.all(np.diff(t) < 0) and t[-1] >= 0,
-        got=f"times {t}",
-        expected="strictly descending to 0 or more",
-        remedy="see grids.py",
+        "times",
+        got=t,
+        expected="two or more, strictly descending to 0 or more",
+        remedy="see diffusion.grids",
     )
     return t, -process.beta * np.diff(t), lambda at: process.exact(at).sigma[..., 1, 1]
 

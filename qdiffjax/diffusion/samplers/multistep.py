@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from qdiffjax._checks import require
+from qdiffjax._checks import check_count, check_number
 from qdiffjax.diffusion.loop import Steps
 from qdiffjax.diffusion.parameterizations import PredictionFn, denoise, eps_prediction
 from qdiffjax.diffusion.samplers.table import Call, Interval, Vector, assemble, basis, intervals
@@ -149,12 +149,8 @@ def dpmpp_multistep(
     Raises:
       ValueError: if order is not 1, 2 or 3 or eta not in [0, 1].
     """
-    require(
-        order in (1, 2, 3) and 0 <= eta <= 1,
-        got=f"order = {order}, eta = {eta}",
-        expected="order 1, 2 or 3 and eta from 0 (ODE) to 1 (SDE)",
-        remedy="see unipc and deis for more",
-    )
+    check_count("order", order, most=3, remedy="see unipc and deis for more")
+    check_number("eta", eta, least=0, most=1, remedy="0 is the ODE, 1 the SDE")
     (x, *past), out, z = basis(order)
     steps, calls = intervals(schedule, times), []
     for step in steps:

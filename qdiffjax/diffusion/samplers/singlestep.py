@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from qdiffjax._checks import OPEN_SHARE, checked
 from qdiffjax.diffusion.loop import Steps
 from qdiffjax.diffusion.parameterizations import Denoised, PredictionFn, denoise, eps_prediction
 from qdiffjax.diffusion.processes import Process, half_log_snr
@@ -56,6 +57,7 @@ def _between(schedule: Process, step: Interval, ratio: float) -> tuple[float, No
     return t, schedule.exact(np.array(t))
 
 
+@checked(ratio=OPEN_SHARE)
 def dpm_solver_2(
     schedule: Process, times, *, ratio: float = 0.5, prediction: PredictionFn = eps_prediction
 ) -> Steps:
@@ -118,6 +120,7 @@ def dpm_solver_3(
     return _each(schedule, times, 3, calls, prediction)
 
 
+@checked(ratio=OPEN_SHARE)
 def dpmpp_2s(
     schedule: Process, times, *, ratio: float = 0.5, prediction: PredictionFn = eps_prediction
 ) -> Steps:

@@ -6,6 +6,7 @@ StepCoeffs. The reverse SDE is dx = (f x - g^2 score) dt + g dw, with score = -e
 
 import numpy as np
 
+from qdiffjax._checks import FROM_0, NOT_NEGATIVE, POSITIVE, checked
 from qdiffjax.diffusion.loop import StepCoeffs, Steps
 from qdiffjax.diffusion.parameterizations import PredictionFn, denoise, eps_prediction
 from qdiffjax.diffusion.processes import Process, half_log_snr
@@ -79,6 +80,7 @@ def euler_maruyama(process: Process, times, *, denoise_last: bool = True) -> Ste
     return assemble(calls)
 
 
+@checked(snr=POSITIVE)
 def langevin_coeffs(level: NoiseLevel, snr: float) -> StepCoeffs:
     """Return the coefficients of a Langevin step at one level; Song et al. 2021, algorithm 4.
 
@@ -92,6 +94,7 @@ def langevin_coeffs(level: NoiseLevel, snr: float) -> StepCoeffs:
     return StepCoeffs(np.ones_like(e), -e / level.sigma, (2 * e) ** 0.5)
 
 
+@checked(num_corrector=FROM_0, snr=POSITIVE)
 def predictor_corrector(
     schedule,
     times,
@@ -117,6 +120,7 @@ def predictor_corrector(
     return assemble(calls)
 
 
+@checked(sigma_min=NOT_NEGATIVE)
 def consistency(
     schedule, times, *, sigma_min: float = 0.0, prediction: PredictionFn = eps_prediction
 ) -> Steps:
@@ -142,6 +146,7 @@ def one_step(schedule, t, *, prediction: PredictionFn = eps_prediction) -> Steps
     return consistency(schedule, [t, 0.0], prediction=prediction)
 
 
+@checked(churn=NOT_NEGATIVE, noise_scale=NOT_NEGATIVE)
 def edm(
     schedule,
     times,

@@ -11,6 +11,7 @@ new slots are the rows of the matrices of `SlotCoeffs`.
 """
 
 import math
+import operator
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -18,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qdiffjax._checks import require
+from qdiffjax._checks import check_count, check_numbers, require
 from qdiffjax.diffusion.grids import default_times
 from qdiffjax.diffusion.loop import SlotCoeffs, StepCoeffs, Steps
 from qdiffjax.diffusion.processes import half_log_snr
@@ -72,19 +73,26 @@ def intervals(schedule, times) -> list[Interval]:
     Raises:
       ValueError: if times do not descend strictly, or a step starts without noise.
     """
+    require(hasattr(schedule, "exact"), "schedule", got=repr(schedule),
+            expected="a DiscreteSchedule or a Process", remedy="such as linear() or Flow()",
+            error=TypeError)  # fmt: skip
+    check_numbers("times", times)
     if np.ndim(times) == 0:
-        times = default_times(schedule, int(times))
+        check_count("times", times)
+        times = default_times(schedule, operator.index(times))
     times = np.asarray(times, np.float64)
     require(
         times.ndim == 1 and times.size >= 2 and np.all(np.diff(times) < 0),
-        got=f"times {times}",
-        expected="strictly descending",
-        remedy="see grids.py",
+        "times",
+        got=times,
+        expected="two or more, strictly descending",
+        remedy="see diffusion.grids",
     )
     level = schedule.exact(times)
     require(
         np.all(level.sigma[:-1] > 0),
-        got=f"sigma = 0 before the last of times {times}",
+        "times",
+        got=f"sigma = 0 before the last of {times}",
         expected="positive",
         remedy="end the grid at the first time without noise",
     )

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from qdiffjax._checks import check_count, checked
 from qdiffjax.diffusion.loop import Steps
 from qdiffjax.diffusion.parameterizations import PredictionFn, denoise, eps_prediction
 from qdiffjax.diffusion.samplers.multistep import step_order, width_ratios
@@ -22,6 +23,7 @@ bh1 = Scale("bh1", lambda hh: hh)
 bh2 = Scale("bh2", np.expm1)
 
 
+@checked(order=check_count)
 def unipc(
     schedule,
     times,

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qdiffjax._checks import require
+from qdiffjax._checks import check_type, require
 
 Adapted = tuple[Callable[..., Any], Any]
 
@@ -54,6 +54,9 @@ def from_linen(module, variables=None, **apply_kwargs) -> Adapted:
             collections["batch_stats"] = module.batch_stats
         collections |= {} if variables is None else _collections(variables)
     else:
+        require(hasattr(module, "apply"), "module", got=f"a {type(module).__name__}",
+                expected="a Flax linen module", remedy="any function is a Denoiser as it is",
+                error=TypeError)  # fmt: skip
         require(variables is not None, "from_linen", got="a module without variables",
                 expected="those that its `init` or a checkpoint gives",
                 remedy="from_linen(module, variables) or from_linen(train_state)")  # fmt: skip
@@ -97,6 +100,8 @@ def from_nnx(module) -> Adapted:
       ['input', 'out/kernel', 'output']
     """
     from flax import nnx
+
+    check_type("module", module, nnx.Module, remedy="any function is a Denoiser as it is")
 
     def is_float(path, variable):
         return isinstance(variable, nnx.Param) or _is_float(jax.tree.leaves(variable))
@@ -142,6 +147,7 @@ def from_equinox(module, call: Callable[..., Any] | None = None) -> Adapted:
     """
     import equinox as eqx
 
+    check_type("module", module, eqx.Module, remedy="any function is a Denoiser as it is")
     params, rest = eqx.partition(
         module,
         lambda leaf: (

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from qdiffjax._checks import require
-from qdiffjax.denoiser import check_labels
+from qdiffjax._conditions import check_labels
 
 
 def time_features(t, num_features: int, max_period: float = 10_000.0):

@@ -10,17 +10,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qdiffjax._checks import require
+from qdiffjax._checks import NOT_NEGATIVE, POSITIVE, checked, require
 from qdiffjax._typing import Array
 from qdiffjax.quant.calibration.ranges import Grid, grid_of, prepare
 from qdiffjax.quant.formats import MAX_BITS, Format, IntFormat
+from qdiffjax.quant.formats.base import check_number_format
+from qdiffjax.quant.formats.integers import usable_scale
 from qdiffjax.quant.granularity import (
     Shape,
     check_positive,
-    concrete_all,
     expand,
     granules,
     group,
+    normal_or_least,
     normal_or_one,
 )
 from qdiffjax.quant.noise import Folded, Gaussian, Laplace, optimal_scale
@@ -28,6 +30,7 @@ from qdiffjax.quant.noise import Folded, Gaussian, Laplace, optimal_scale
 GAUSSIAN, LAPLACE = Gaussian(), Laplace(math.sqrt(2))  # unit root mean square; unit mean magnitude
 
 
+@checked(format=check_number_format, multiple=POSITIVE, overhang=NOT_NEGATIVE)
 def rms(
     x: Array,
     *,
@@ -55,17 +58,12 @@ def rms(
         multiple that is not positive.
     """
     x, shape = prepare(x, scale_shape)
-    require(
-        concrete_all(lambda m: m > 0, multiple),
-        "multiple",
-        got=multiple,
-        expected="positive, such as 3 for a Gaussian",
-    )
     end = _root_mean_square(x, shape)
     end = end * jnp.asarray(multiple).astype(end.dtype)
     return grid_of((-end, end), format, symmetric=True, overhang=overhang)
 
 
+@checked(format=check_number_format)
 def gaussian_clip(x: Array, *, format: Format, scale_shape: Shape | None = None) -> Grid:
     """Return the symmetric scale of least mean squared error for a Gaussian of the data's size.
 
@@ -89,6 +87,7 @@ def gaussian_clip(x: Array, *, format: Format, scale_shape: Shape | None = None)
     return _times_optimal(_root_mean_square(*prepare(x, scale_shape)), format, GAUSSIAN), None
 
 
+@checked(format=check_number_format)
 def laplace_clip(x: Array, *, format: Format, scale_shape: Shape | None = None) -> Grid:
     """Return the symmetric scale of least mean squared error for a Laplace law of the data's size.
 
@@ -108,9 +107,10 @@ def binary_fit(x: Array, *, scale_shape: Shape | None = None) -> Grid:
 
     Rastegari et al. 2016, eq. 6. Arguments, results and errors as for `absmax`.
     """
-    return normal_or_one(mean_magnitude(*prepare(x, scale_shape))), None
+    return normal_or_least(mean_magnitude(*prepare(x, scale_shape))), None
 
 
+@checked(ratio=NOT_NEGATIVE)
 def ternary_fit(
     x: Array, *, scale_shape: Shape | None = None, ratio: float = 0.7
 ) -> tuple[Array, Array]:
@@ -136,9 +136,6 @@ def ternary_fit(
       ValueError: as `rms`, and for a negative ratio.
     """
     x, shape = prepare(x, scale_shape)
-    require(
-        ratio >= 0, "ratio", got=ratio, expected="at least 0", remedy="0.7 is that of the paper"
-    )
     mean = mean_magnitude(x, shape)
     threshold = mean * jnp.asarray(ratio, mean.dtype)
     size = jnp.abs(x)
@@ -183,7 +180,7 @@ def _constant(format: Any, law: Gaussian | Laplace) -> Array:
         return jnp.asarray(_unit_scale(format, law))
     require(
         isinstance(format, IntFormat), "format", got=format, expected="static fields or IntFormat",
-        error=TypeError,
+        remedy="use rms, whose multiple is given", error=TypeError,
     )  # fmt: skip
     widths = range(2, MAX_BITS + 1)
     scales = [_unit_scale(dataclasses.replace(format, bits=b), law) for b in widths]
@@ -193,7 +190,7 @@ def _constant(format: Any, law: Gaussian | Laplace) -> Array:
 def _times_optimal(size: Array, format: Format, law: Gaussian | Laplace) -> Array:
     # The constant is hidden, lest the compiler merge it with that of a mean if it is static.
     constant = jax.lax.optimization_barrier(_constant(format, law).astype(size.dtype))
-    return normal_or_one(size * constant)
+    return usable_scale(size * constant, format)
 
 
 def _root_mean_square(x: Array, shape: Shape) -> Array:

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from qdiffjax._checks import require
+from qdiffjax._checks import SHARE, check_callable, check_count, check_number, checked, require
 from qdiffjax._typing import Array
 from qdiffjax.quant.calibration import ranges, search
 from qdiffjax.quant.formats import Format, check_equal_steps
@@ -71,7 +71,7 @@ def ema_minmax(momentum: float = 0.95) -> Observer:
     Raises:
       ValueError: momentum outside [0, 1).
     """
-    require(0 <= momentum < 1, "momentum", got=momentum, expected="0 <= momentum < 1, such as 0.95")
+    check_number("momentum", momentum, least=0, below=1, remedy="such as 0.95")
 
     def update(state, x):
         ends = _range_of(x, state.low.shape)
@@ -146,16 +146,15 @@ def histogram_observer(
     Raises:
       ValueError: num_bins odd or below 2.
     """
-    require(
-        num_bins >= 2 and num_bins % 2 == 0,
-        "num_bins",
-        got=num_bins,
-        expected="an even number, such as 4096",
-    )
+    check_callable("finalize", finalize, "state -> (low, high)")
+    check_count("num_bins", num_bins, least=2)
+    require(num_bins % 2 == 0, "num_bins", got=num_bins, expected="an even number",
+            remedy="such as 4096")  # fmt: skip
     init = functools.partial(_empty_histogram, num_bins=num_bins)
     return Observer(init, _count, finalize, _merge_histograms)
 
 
+@checked(quantile=SHARE)
 def percentile_range(
     state: HistogramState, *, quantile: float = 0.999, symmetric: bool = False
 ) -> tuple[Array, Array]:
@@ -167,7 +166,6 @@ def percentile_range(
     Raises:
       ValueError: quantile outside 0..1.
     """
-    ranges.check_quantile(quantile)
     if symmetric:
         counts, width = _magnitudes(state)
         high = jnp.minimum(_quantile(counts, quantile) * width, _absmax(state))

@@ -2,12 +2,15 @@
 
 import jax.numpy as jnp
 
-from qdiffjax._checks import require
+from qdiffjax._checks import NOT_NEGATIVE, SHARE, check_numbers, checked, require
 from qdiffjax._typing import Array
-from qdiffjax.quant.formats import Format, IntFormat, check_equal_steps
+from qdiffjax.quant.formats import Format, IntFormat, check_equal_steps, is_binary
+from qdiffjax.quant.formats.base import check_number_format
+from qdiffjax.quant.formats.integers import usable_scale
 from qdiffjax.quant.granularity import (
     Shape,
     check_finite,
+    compute_dtype,
     concrete_all,
     divide_small,
     granules,
@@ -94,18 +97,19 @@ def minmax_range(x: Array, scale_shape: Shape) -> tuple[Array, Array]:
     return jnp.min(grouped, axes), jnp.max(grouped, axes)
 
 
+@checked(quantile=SHARE)
 def quantile_range(x: Array, scale_shape: Shape, quantile: float) -> tuple[Array, Array]:
     """Return the quantiles 1 - quantile and quantile of each granule [*scale_shape], interpolated.
 
     Raises:
       ValueError: quantile outside 0..1.
     """
-    check_quantile(quantile)
     grouped, axes = granules(x, scale_shape)
     low, high = jnp.quantile(grouped, jnp.asarray([1 - quantile, quantile], grouped.dtype), axes)
     return low, high
 
 
+@checked(format=check_number_format, overhang=NOT_NEGATIVE)
 def absmax(
     x: Array, *, format: Format, scale_shape: Shape | None = None, overhang: float = 0.0
 ) -> Grid:
@@ -127,6 +131,7 @@ def absmax(
     return grid_of(minmax_range(x, shape), format, symmetric=True, overhang=overhang)
 
 
+@checked(format=check_number_format)
 def covering(x: Array, *, format: Format, scale_shape: Shape | None = None) -> Grid:
     """Return the least symmetric scale whose own two ends cover the data.
 
@@ -143,9 +148,10 @@ def covering(x: Array, *, format: Format, scale_shape: Shape | None = None) -> G
         jnp.where(end == 0, 0, divide_small(value, jnp.where(end == 0, 1, end)))
         for value, end in zip((low, high), ends, strict=True)
     )
-    return normal_or_one(jnp.maximum(below, above)), None
+    return usable_scale(jnp.maximum(below, above), format), None
 
 
+@checked(format=check_number_format, overhang=NOT_NEGATIVE)
 def minmax(
     x: Array,
     *,
@@ -168,6 +174,7 @@ def minmax(
     return grid_of(minmax_range(x, shape), format, symmetric=False, **ends)
 
 
+@checked(format=check_number_format, quantile=SHARE, overhang=NOT_NEGATIVE)
 def percentile(
     x: Array,
     *,
@@ -193,21 +200,26 @@ def percentile(
 
 
 def grid_of(ends: tuple[Array, Array], format: Format, **kwargs) -> Grid:
-    """Apply `scale_from_range` with the ends of a format."""
-    return scale_from_range(*ends, qmin=format.low, qmax=format.high, **kwargs)
+    """Apply `scale_from_range` with the ends of a format; see `usable_scale` for the binary one."""
+    scale, zero_point = scale_from_range(*ends, qmin=format.low, qmax=format.high, **kwargs)
+    if is_binary(format):
+        absmax = jnp.maximum(*map(jnp.abs, ends))
+        scale = jnp.where(absmax > 0, scale, usable_scale(jnp.zeros_like(scale), format))
+    return scale, zero_point
 
 
 def prepare(x, scale_shape: Shape | None) -> tuple[Array, Shape]:
     """Refuse no data, and concrete data that are not finite; fill in the default granularity."""
+    check_numbers("x", x, least_size=0, finite=False)
     x = jnp.asarray(x)
-    require(x.size > 0, "x", got=f"shape {x.shape}", expected="data to calibrate on, not none")
+    require(x.size > 0, "x", got=f"shape {x.shape}", expected="data to calibrate on, not none",
+            remedy="leave empty sites out")  # fmt: skip
+    compute_dtype(x)
     check_finite(x)
-    return x, per_tensor(x) if scale_shape is None else tuple(scale_shape)
-
-
-def check_quantile(quantile: float) -> None:
-    """Raise ValueError unless quantile is in 0..1."""
-    require(0 <= quantile <= 1, "quantile", got=quantile, expected="0..1, such as 0.999 for 99.9 %")
+    shape = per_tensor(x) if scale_shape is None else scale_shape
+    require(isinstance(shape, tuple | list), "scale_shape", got=repr(shape), expected="a shape",
+            remedy="see per_tensor and per_channel", error=TypeError)  # fmt: skip
+    return x, tuple(shape)
 
 
 def check_ascend(names: str, low, high) -> None:
@@ -217,6 +229,7 @@ def check_ascend(names: str, low, high) -> None:
         names,
         got="NaN or infinity",
         expected="finite ends",
+        remedy="look for the layer that overflows",
     )
     gap = jnp.subtract(*jnp.broadcast_arrays(high, low))
     require(

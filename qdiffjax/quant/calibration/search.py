@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qdiffjax._checks import require
+from qdiffjax._checks import NOT_NEGATIVE, POSITIVE, check_count, checked, require
 from qdiffjax._typing import Array
 from qdiffjax.quant import qtensor, rounding
 from qdiffjax.quant.calibration import moments, ranges
 from qdiffjax.quant.formats import Format, check_equal_steps, is_binary
+from qdiffjax.quant.formats.base import check_number_format
 from qdiffjax.quant.granularity import (
     Shape,
     compute_dtype,
@@ -23,6 +24,7 @@ from qdiffjax.quant.granularity import (
 RATIOS = np.arange(80, 0, -1) / 80  # widest first, so that ties keep the wider range
 
 
+@checked(format=check_number_format)
 def mse(x: Array, *, format: Format, scale_shape: Shape | None = None, **options) -> ranges.Grid:
     """Return the grid with the least mean squared error among shrunken ranges: `lp` with p = 2.
 
@@ -34,6 +36,7 @@ def mse(x: Array, *, format: Format, scale_shape: Shape | None = None, **options
     return lp(x, format=format, scale_shape=scale_shape, p=2.0, **options)
 
 
+@checked(format=check_number_format, p=POSITIVE, ratios=POSITIVE, overhang=NOT_NEGATIVE)
 def lp(
     x: Array,
     *,
@@ -72,7 +75,6 @@ def lp(
         for a format that is not an integer grid or is binary, ratios or p that are not positive.
     """
     x, shape = ranges.prepare(x, scale_shape)
-    require(p > 0, "p", got=p, expected="a positive power of the error, such as 2 or 2.4")
     if not symmetric:
         check_equal_steps(format, ranges.UNSHIFTABLE)
     full = ranges.minmax_range(x, shape)
@@ -107,6 +109,7 @@ def best_ratio(
         "ratios",
         got=ratios,
         expected="positive fractions of the full range",
+        remedy="such as numpy.arange(80, 0, -1) / 80",
     )
 
     def keep_better(best, ratio):
@@ -119,6 +122,7 @@ def best_ratio(
     return ratio
 
 
+@checked(format=check_number_format, num_bins=check_count, overhang=NOT_NEGATIVE)
 def kl(
     x: Array,
     *,

@@ -79,6 +79,12 @@ def check_integer(
     )
 
 
+def check_number_format(name: str, format: Any) -> None:
+    """Raise TypeError unless format is a number format; none of its fields is looked at."""
+    require(hasattr(format, "is_static"), name, got=repr(format), expected="a number format",
+            remedy="such as IntFormat(8) or E4M3FN", error=TypeError)  # fmt: skip
+
+
 def check_static_integer(name: str, value: Any, most: int) -> None:
     """Raise ValueError unless value is an int in 1..most, known before tracing."""
     require(
@@ -86,6 +92,7 @@ def check_static_integer(name: str, value: Any, most: int) -> None:
         name,
         got=repr(value),
         expected=f"an int in 1..{most}",
+        remedy="it must be known before tracing",
     )
 
 

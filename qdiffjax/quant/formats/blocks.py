@@ -12,12 +12,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from qdiffjax._checks import require
+from qdiffjax._checks import check_count, require
 from qdiffjax._typing import Array
 from qdiffjax.quant import rounding
-from qdiffjax.quant.formats.base import Format, check_static_integer
+from qdiffjax.quant.formats.base import Format, check_number_format, check_static_integer
 from qdiffjax.quant.formats.floats import E2M1, E2M3, E3M2, E4M3FN, E5M2, power_of_two
-from qdiffjax.quant.formats.integers import IntFormat
+from qdiffjax.quant.formats.integers import IntFormat, usable_scale
 from qdiffjax.quant.granularity import (
     Shape,
     compute_dtype,
@@ -78,7 +78,8 @@ def even_scale(absmax: Array, element: Any) -> Array:
         hasattr(element, "mantissa_bits"),
         "element",
         got=element,
-        expected="a FloatFormat for the rule 'even'",
+        expected="a FloatFormat",
+        remedy="the rule 'even' rounds to its mantissa",
         error=TypeError,
     )
     carry = 1 - power_of_two(-element.mantissa_bits - 2, absmax.dtype)
@@ -87,7 +88,9 @@ def even_scale(absmax: Array, element: Any) -> Array:
 
 def absmax_scale(absmax: Array, element: Format) -> Array:
     """Return absmax / high [*groups], not rounded."""
-    return normal_or_one(divide_small(absmax, jnp.asarray(element.high).astype(absmax.dtype)))
+    return usable_scale(
+        divide_small(absmax, jnp.asarray(element.high).astype(absmax.dtype)), element
+    )
 
 
 def e4m3_scale(absmax: Array, element: Format) -> Array:
@@ -158,12 +161,8 @@ class BlockFormat:
     scale_bits: int = 8
 
     def __post_init__(self):
-        require(
-            isinstance(self.block_size, int) and self.block_size >= 1,
-            "block_size",
-            got=self.block_size,
-            expected="an int, at least 1",
-        )
+        check_number_format("element", self.element)
+        check_count("block_size", self.block_size)
 
     @property
     def bits(self) -> Any:

@@ -9,7 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qdiffjax._checks import require
+from qdiffjax._checks import (
+    NOT_NEGATIVE,
+    check_count,
+    check_number,
+    check_numbers,
+    checked,
+    require,
+)
 from qdiffjax._typing import Array
 from qdiffjax.quant.formats import base, codebooks
 from qdiffjax.quant.granularity import check_finite, compute_dtype
@@ -92,7 +99,9 @@ def lloyd_max(bits: int, source: Source = GAUSSIAN) -> codebooks.CodebookFormat:
         # Newton squares the error: after a step this small, only rounding is left.
         if step > 10 and np.max(np.abs(change)) <= 1e-8 * y[-1]:
             return codebooks.CodebookFormat(np.concatenate([-y[::-1], y]))
-    raise ValueError("source: got one on which Lloyd-Max diverges, expected a log-concave density.")
+    require(False, "source", got="one on which Lloyd-Max diverges",
+            expected="a log-concave density", remedy="fit data with kmeans_codebook")  # fmt: skip
+    raise AssertionError
 
 
 def _centroid_residual(y, source):
@@ -136,6 +145,7 @@ def quantile_codebook(x: Array, bits: int, *, weights: Array | None = None) -> A
     return x[order][jnp.minimum(index, x.size - 1)]
 
 
+@checked(tolerance=NOT_NEGATIVE, max_steps=check_count)
 def kmeans_codebook(
     x: Array,
     bits: int,
@@ -190,11 +200,15 @@ def _lloyd_step(x, weights, levels):
 
 
 def _samples(x, weights, bits):
+    check_numbers("x", x, least_size=0, finite=False)
     x = jnp.asarray(x)
+    if weights is not None:
+        check_number("weights", weights, least=0)
     weights = jnp.ones_like(x) if weights is None else jnp.asarray(weights)
     base.check_static_integer("bits", bits, MAX_BITS)
     is_paired, got = weights.shape == x.shape, f"shapes {x.shape} and {weights.shape}"
-    require(is_paired and x.size, "x, weights", got=got, expected="equal and not empty")
+    require(is_paired and x.size, "x, weights", got=got, expected="equal and not empty",
+            remedy="leave weights out to count each once")  # fmt: skip
     check_finite(x)
     dtype = compute_dtype(x)
     return x.astype(dtype).ravel(), weights.astype(dtype).ravel()

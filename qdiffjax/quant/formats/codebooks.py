@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qdiffjax._checks import require
+from qdiffjax._checks import check_numbers, require
 from qdiffjax._typing import Array
 from qdiffjax.quant import rounding
 from qdiffjax.quant.granularity import concrete_all
@@ -52,6 +52,7 @@ class CodebookFormat:
     values: Any
 
     def __post_init__(self):
+        check_numbers("levels, values", self.values, least_rank=1, finite=False)
         if not isinstance(self.values, jax.Array):
             values = np.asarray(self.values, np.float64)
             object.__setattr__(self, "values", tuple(values.tolist()) if values.ndim == 1 else ())
@@ -170,16 +171,16 @@ def _ascends(a):
 def _check_levels(values) -> None:
     is_data, shape = isinstance(values, jax.Array), np.shape(values)
     require(
-        not is_data or jnp.issubdtype(values.dtype, jnp.floating), "levels",
+        not is_data or jnp.issubdtype(values.dtype, jnp.floating), "levels, values",
         got=getattr(values, "dtype", None), expected="a real floating dtype", remedy="cast first",
         error=TypeError,
     )  # fmt: skip
     require(
-        len(shape) == 1 and 2 <= shape[0] <= MAX_LEVELS, "levels", got=f"shape {shape}",
+        len(shape) == 1 and 2 <= shape[0] <= MAX_LEVELS, "levels, values", got=f"shape {shape}",
         expected=f"[n] with n in 2..{MAX_LEVELS}", remedy="use vmap for several codebooks",
     )  # fmt: skip
     require(
         concrete_all(_ascends, values) if is_data else _ascends(np.float32(values)),
-        "levels", got=values, expected="finite numbers that ascend strictly as float32",
+        "levels, values", got=values, expected="finite numbers that ascend strictly as float32",
         remedy="sort them and drop duplicates (jnp.unique)",
     )  # fmt: skip

@@ -290,7 +290,8 @@ def _check_fields(format) -> None:
         if name != "bias" or format.bias is not None:
             check_integer(name, getattr(format, name), low, high)
     kinds = get_args(Kind)
-    require(format.kind in kinds, "kind", got=repr(format.kind), expected=f"one of {kinds}")
+    require(format.kind in kinds, "kind", got=repr(format.kind), expected=f"one of {kinds}",
+            remedy="'finite' has neither infinity nor NaN")  # fmt: skip
     if any(isinstance(getattr(format, f), jax.core.Tracer) for f in _FIELDS):
         return  # trusted
     with jax.ensure_compile_time_eval():

@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qdiffjax._checks import require
+from qdiffjax._checks import NOT_NEGATIVE, check_count, checked, require
 from qdiffjax._typing import Array
 from qdiffjax.quant import rounding
 from qdiffjax.quant.formats.base import Format, check_integer, shift
+from qdiffjax.quant.granularity import normal_or_least, normal_or_one
 
 MIN_BITS, MAX_BITS = 1, 16
 
@@ -121,6 +122,15 @@ def is_binary(format: Format) -> bool:
     return isinstance(format, IntFormat) and format.is_binary
 
 
+def usable_scale(scale: Array, format: Format) -> Array:
+    """Replace scales [*groups] that are not normal floats, as those of all-zero channels.
+
+    By 1; but by the least normal float for the binary format, which has no code for zero: its
+    codes of such a channel are +1, and must not stand for 1.
+    """
+    return normal_or_least(scale) if is_binary(format) else normal_or_one(scale)
+
+
 def has_equal_steps(format: Format) -> TypeGuard[IntFormat]:
     """Whether a format has integer codes that a zero point or dither can shift."""
     return isinstance(format, IntFormat) and not format.is_binary
@@ -137,6 +147,7 @@ def check_equal_steps(format: Format, remedy: str) -> None:
     )
 
 
+@checked(group_size=check_count, scale_bits=NOT_NEGATIVE, zero_point_bits=NOT_NEGATIVE)
 def effective_bits(
     format: IntFormat, *, group_size: int, scale_bits: float = 32, zero_point_bits: float = 0
 ) -> Any:
@@ -155,7 +166,6 @@ def effective_bits(
     Raises:
       ValueError: group_size below 1.
     """
-    require(group_size >= 1, "group_size", got=group_size, expected="at least 1 element per scale")
     return format.bits + (scale_bits + zero_point_bits) / group_size
 
 

@@ -67,7 +67,8 @@ class LogFormat:
             k in (1, 0.5),
             "base_exponent",
             got=repr(k),
-            expected="1 (powers of 2) or 0.5 (of sqrt 2)",
+            expected="1 or 0.5",
+            remedy="1 is powers of 2, 0.5 of its root",
         )
         # Wider, levels would fall below the smallest normal float32.
         base.check_integer("bits", self.bits, 1 + extra, (6 if k == 1 else 7) + extra)

@@ -2,9 +2,11 @@
 
 import math
 
+from qdiffjax._checks import NOT_NEGATIVE, checked
 from qdiffjax.quant.noise.distributions import Distribution
 
 
+@checked(bits=NOT_NEGATIVE)
 def panter_dite_mse(bits: float, distribution: Distribution) -> float:
     """Return the mean squared error of the best codebook of 2^bits levels, as bits grow.
 
@@ -15,6 +17,7 @@ def panter_dite_mse(bits: float, distribution: Distribution) -> float:
     return distribution.cube_norm / 12 * 4.0**-bits
 
 
+@checked(bits=NOT_NEGATIVE)
 def shannon_mse(bits: float, distribution: Distribution) -> float:
     """Return the mean squared error that no code of `bits` per number is below, however long its
     blocks.

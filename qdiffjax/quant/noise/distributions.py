@@ -9,10 +9,9 @@ from typing import Protocol
 
 import numpy as np
 
-from qdiffjax._checks import require
+from qdiffjax._checks import check_number
 
 NUM_MOMENTS = 4
-POSITIVE = "a positive finite number"
 FAR = 40.0  # standard deviations beyond which a Gaussian has no mass in float64
 
 
@@ -46,7 +45,8 @@ class Gaussian:
     mean: float = 0.0
 
     def __post_init__(self):
-        require(0 < self.std < math.inf, "std", got=self.std, expected=POSITIVE)
+        check_number("std", self.std, above=0)
+        check_number("mean", self.mean)
 
     @property
     def entropy(self) -> float:
@@ -80,7 +80,7 @@ class Laplace:
     std: float = 1.0
 
     def __post_init__(self):
-        require(0 < self.std < math.inf, "std", got=self.std, expected=POSITIVE)
+        check_number("std", self.std, above=0)
 
     @property
     def entropy(self) -> float:

@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 
-from qdiffjax._checks import require
+from qdiffjax._checks import FROM_0, check_count, check_numbers, checked, require
 from qdiffjax.quant.granularity import check_finite
 from qdiffjax.quant.noise.distributions import NUM_MOMENTS
 
@@ -35,9 +35,10 @@ class Histogram:
         total = masses.sum()
         is_good = edges.shape == (masses.size + 1,) and np.all(np.diff(edges) >= 0)
         require(
-            is_good and np.all(masses >= 0) and 0 < total < math.inf, "Histogram",
-            got=f"edges {edges.shape} and masses {masses.shape} of sum {total}",
+            is_good and np.all(masses >= 0) and 0 < total < math.inf, "edges, masses",
+            got=f"{edges.shape} and {masses.shape} of sum {total}",
             expected="[n + 1] not descending and [n] >= 0 with a positive sum",
+            remedy="see noise.histogram",
         )  # fmt: skip
         object.__setattr__(self, "edges", edges)
         object.__setattr__(self, "masses", masses / total)
@@ -76,6 +77,7 @@ class Histogram:
         return a[i] + (b - a)[i] * np.clip(1 - (above[i] - p) / m[i], 0, 1)
 
 
+@checked(x=check_numbers, per_octave=check_count, num_atoms=FROM_0)
 def histogram(x, weights=None, *, per_octave: int = 64, num_atoms: int = 1024) -> Histogram:
     """Bin finite data by their logarithm, and keep the largest: predicts the error of any format.
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from qdiffjax._checks import require
 from qdiffjax.quant.formats import Format, LogFormat, check_equal_steps, is_binary
+from qdiffjax.quant.formats.base import check_number_format
 
 MAX_LEVELS = 2**20
 TINY = 1e-290  # below zero, and not lost by a scale
@@ -172,11 +173,13 @@ def _log_stochastic(format, levels):
 
 
 def _levels(format) -> np.ndarray:
+    check_number_format("format", format)
     require(
         format.is_static and format.bits <= np.log2(MAX_LEVELS),
         "format",
         got=format,
         expected=f"static fields and at most {MAX_LEVELS} levels",
+        remedy="wider formats need no prediction",
     )
     return format.levels()
 

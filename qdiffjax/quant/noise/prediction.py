@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from qdiffjax._checks import require
+from qdiffjax._checks import check_number, check_numbers
 from qdiffjax.quant.formats import BlockFormat, Format, LogFormat
 from qdiffjax.quant.granularity import check_divides
 from qdiffjax.quant.noise import distributions, empirical, laws
@@ -65,7 +65,8 @@ def predict(
     Raises:
       ValueError: scale not positive, or a format that the rounding does not serve.
     """
-    require(0 < scale < math.inf, "scale", got=scale, expected="a positive finite step")
+    check_number("scale", scale, above=0)
+    check_number("zero_point", zero_point)
     return _stats(raw_stats(rounding(format), float(scale), float(zero_point), distribution))
 
 
@@ -95,9 +96,10 @@ def predict_error(
     Raises:
       ValueError: as `predict`, data that are empty or not finite, or shapes that do not divide.
     """
+    check_numbers("x", x)
     x = np.asarray(x, np.float64)
+    check_number("scale", scale, above=0)
     step, zero = (_expanded(a, x.shape) for a in (scale, 0 if zero_point is None else zero_point))
-    require(np.all((step > 0) & np.isfinite(step)), "scale", got=scale, expected="positive steps")
     pieces, v, least = rounding(format), x / step + zero, zero.min()
 
     @functools.cache

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import optimize
 
 from qdiffjax import diffusion, estimates
 from qdiffjax.analysis import divergences
@@ -185,3 +186,14 @@ def test_measured_projections_agree_with_the_closed_form():
 def test_total_variation_of_a_negative_estimate_is_zero_and_of_none_is_nan():
     for found in divergences.total_variation_bounds(jnp.array([-1e-3, -0.0, 0.0, jnp.nan])):
         np.testing.assert_array_equal(found, [0, 0, 0, np.nan])
+
+
+def test_of_17_nats_192_samples_show_what_the_findings_say():
+    """KL(N(0, 1) || N(0, v)) = (1 / v - 1 + log v) / 2 = 17, or |shift|^2 / 2 = 17."""
+    v = optimize.brentq(lambda v: (1 / v - 1 + np.log(v)) / 2 - 17, 1e-3, 1)
+    rng = np.random.default_rng(0)
+    others = {1.3: lambda z: v**0.5 * z, 4.4: lambda z: z + 34**0.5}
+    for said, other in others.items():
+        x, y = rng.normal(size=(2, 20, 192, 1))
+        found = np.mean([divergences.knn_kl(a, other(b)).value for a, b in zip(x, y, strict=True)])
+        assert round(float(found), 1) == said

@@ -159,7 +159,7 @@ def test_blocks_that_stay_together_widen_the_bootstrap_of_a_dependent_series():
 
 
 def test_a_block_longer_than_the_series_is_refused():
-    with pytest.raises(ValueError, match="block = 4 of 3"):
+    with pytest.raises(ValueError, match="block: got 4 of 3"):
         estimates.bootstrap(jnp.mean, np.zeros(3), key=KEY, block=4)
 
 

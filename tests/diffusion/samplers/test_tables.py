@@ -121,8 +121,8 @@ def test_grids_that_do_not_descend_or_leave_zero_are_refused(times):
 @pytest.mark.parametrize(
     ("call", "match"),
     [
-        (lambda: d.dpmpp_multistep(VP, REAL, order=4), "expected order 1, 2 or 3"),
-        (lambda: d.dpmpp_2m(VP, REAL, eta=1.5), "eta from 0"),
+        (lambda: d.dpmpp_multistep(VP, REAL, order=4), "order: got 4, expected 1 to 3"),
+        (lambda: d.dpmpp_2m(VP, REAL, eta=1.5), "eta: got 1.5"),
         (lambda: d.pndm(VP, REAL[:3]), "expected at least 4"),
         (lambda: d.plms(SCHEDULE, [10.0, 4.5, 0.0]), "Interpolated"),
         (lambda: d.make_steps(d.zero_terminal_snr(SCHEDULE), [1000, 0], d.ddim_coeffs), "alpha"),

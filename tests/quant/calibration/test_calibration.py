@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from qdiffjax import quant
 from qdiffjax.quant import (
     IntFormat,
     absmax,
@@ -211,3 +212,30 @@ def test_misuse_is_refused_with_a_remedy():
     for grid in (minmax, lambda x, format: mse(x, format=format, symmetric=False)):
         with pytest.raises(ValueError, match="affine grid"):
             grid(X, format=IntFormat(1))
+
+
+ONE_BIT = {
+    name: lambda x, name=name: getattr(quant, name)(
+        x, format=quant.IntFormat(1), scale_shape=(2, 1)
+    )
+    for name in (
+        "absmax",
+        "covering",
+        "percentile",
+        "mse",
+        "gaussian_clip",
+        "laplace_clip",
+        "lsq_init",
+    )
+} | {"binary_fit": lambda x: quant.binary_fit(x, scale_shape=(2, 1))}
+
+
+@pytest.mark.parametrize("name", ONE_BIT)
+def test_a_channel_of_zeros_stays_zero_at_one_bit(name):
+    """The codes are -1 and +1: only the scale can say that the channel is empty."""
+    x = jnp.asarray([[0.0, 0.0], [0.5, -0.5]], jnp.float32)
+    found = ONE_BIT[name](x)
+    scale = found[0] if isinstance(found, tuple) else found
+    x_hat = quant.fake_quant(x, scale, format=quant.IntFormat(1))
+    assert float(jnp.max(jnp.abs(x_hat[0]))) < 1e-30
+    assert float(jnp.max(jnp.abs(x_hat[1]))) > 0.1
