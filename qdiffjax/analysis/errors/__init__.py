@@ -66,6 +66,7 @@ from qdiffjax.analysis.errors.random_errors import (
     average_variance,
     final_variance,
     mean_bias,
+    sequence_variances,
     weight_variances,
 )
 from qdiffjax.analysis.errors.runs import (

@@ -1,0 +1,89 @@
+"""The variance of samples whose weights are rounded anew at every call, without a run of them."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from qdiffjax import diffusion, precision, quant
+from qdiffjax.analysis import errors
+from qdiffjax.denoiser import Denoiser
+from tests import worlds
+from tests.analysis import coupled
+
+SCHEDULE, NUM = diffusion.linear(200), 12
+STEPS = diffusion.ddim(SCHEDULE, NUM)
+W, X_T = worlds.normal(4, 5, 3), worlds.normal(3, 2, 3)
+PROBES = coupled.axes(X_T)
+
+
+def weights_alone(toggle_fn):
+    """eps = sum of the rows of w for every x: first order is exact."""
+    denoiser = Denoiser(lambda p, x, t: (0 * x[:, :1] + jnp.ones((1, 5))) @ p["w"], {"w": W},
+                        SCHEDULE, (3,))  # fmt: skip
+    calibration = precision.calibrate(denoiser, STEPS, x_T=X_T)
+    round_fn = precision.shaped(jax.random.key(0), toggle_fn)
+    return precision.quantize(calibration, "W4", sites=("*",), round_fn=round_fn)
+
+
+def gains():
+    c_x, c_eps = np.asarray(STEPS.coeffs.x), np.asarray(STEPS.coeffs.eps)
+    return c_eps * np.append(np.cumprod(c_x[::-1])[::-1][1:], 1.0)
+
+
+def test_over_all_phases_the_mean_square_is_the_forecast():
+    q = weights_alone(quant.sigma_delta)
+    sequence = q.site_inputs["w"].weight
+    phases = jnp.asarray((np.arange(20_000) + 0.5) / 20_000)
+    calls = jnp.arange(float(NUM))
+    upper = jax.vmap(lambda phase: jax.vmap(lambda i: quant.sigma_delta(
+        i, sequence.fraction, jnp.full(W.shape, phase)
+    ))(calls))(phases)  # fmt: skip
+    misses = (np.asarray(upper) - np.asarray(sequence.fraction)) * np.asarray(sequence.scale)
+    total = np.einsum("i,pikl->pkl", gains(), misses)
+    expected = np.mean(total**2, axis=0).sum()  # phases of elements are independent
+    found = errors.sequence_variances(q, X_T, STEPS, PROBES)
+    np.testing.assert_allclose(found["w"], [expected, expected], rtol=5e-5)  # of the phases
+
+
+def test_fresh_bits_add_in_squares():
+    q = weights_alone(quant.fresh_bits)
+    sequence = q.site_inputs["w"].weight
+    f, s = np.asarray(sequence.fraction), np.asarray(sequence.scale)
+    expected = np.sum(gains() ** 2) * np.sum(s**2 * f * (1 - f))
+    found = errors.sequence_variances(q, X_T, STEPS, PROBES)
+    np.testing.assert_allclose(found["w"], [expected, expected], rtol=1e-9)
+
+
+def test_of_a_bent_network_it_is_the_mean_over_runs_at_many_bits():
+    params = {"in": worlds.normal(1, 3, 6, scale=0.7), "out": worlds.normal(2, 6, 3, scale=0.4)}
+    denoiser = Denoiser(lambda p, x, t: jnp.tanh(x @ p["in"]) @ p["out"], params, SCHEDULE, (3,))
+    calibration = precision.calibrate(denoiser, STEPS, x_T=X_T)
+    for toggle_fn in (quant.sigma_delta, quant.fresh_bits):
+
+        @jax.jit
+        def square(q):
+            full, quantized = precision.full_call(q), precision.quantized_call(q)
+            x_0 = diffusion.sample(full, X_T, STEPS).x_0
+            x_hat_0 = diffusion.sample(quantized, X_T, STEPS, per_call=q.calls(STEPS)).x_0
+            return jnp.sum((x_hat_0 - x_0) ** 2, axis=1)
+
+        qs = [precision.quantize(calibration, "W10", sites=("*",),
+                                 round_fn=precision.shaped(jax.random.key(seed), toggle_fn))
+              for seed in range(300)]  # fmt: skip
+        runs = np.stack([square(q) for q in qs])
+        forecast = sum(errors.sequence_variances(qs[0], X_T, STEPS, PROBES).values())
+        spread = runs.std(0) / np.sqrt(len(runs))
+        assert np.all(np.abs(runs.mean(0) - np.asarray(forecast)) < 4 * spread)
+        assert np.all(spread < 0.12 * np.asarray(forecast))
+
+
+def test_what_has_no_forecast_is_refused():
+    with pytest.raises(ValueError, match="golden_ratio, expected sigma_delta or fresh_bits"):
+        errors.sequence_variances(weights_alone(quant.golden_ratio), X_T, STEPS, PROBES)
+    q = weights_alone(quant.sigma_delta)
+    plain = dataclasses.replace(q, site_inputs={"w": precision.SiteQuant(W)})
+    with pytest.raises(ValueError, match="no weights that change"):
+        errors.sequence_variances(plain, X_T, STEPS, PROBES)
