@@ -193,8 +193,11 @@ def granules(x: Array, scale_shape: Shape) -> tuple[Array, Shape]:
 
 
 def normal_or_one(scale: Array) -> Array:
-    """Replace scales that are not normal floats by 1: dividing by a subnormal may give inf."""
-    return jnp.where(scale >= jnp.finfo(scale.dtype).tiny, scale, jnp.ones_like(scale))
+    """Replace scales below the normal floats by 1: dividing by a subnormal may give inf.
+
+    That of data with NaN stays NaN, under tracing too, and with it all that it scales.
+    """
+    return jnp.where(scale < jnp.finfo(scale.dtype).tiny, jnp.ones_like(scale), scale)
 
 
 def normal_or_least(scale: Array) -> Array:

@@ -38,9 +38,12 @@ class Names:
             self.uses.append((reader, paths))
 
     def of_weight(self, path: str) -> str:
-        """Name of the next use of a weight."""
-        self.counts[path] = self.counts.get(path, 0) + 1
-        return path if self.counts[path] == 1 else f"{path}#{self.counts[path]}"
+        """Name of the next use of a weight, which no other site has."""
+        count, name = self.counts.get(path, 0) + 1, path
+        while count > 1 and (name := f"{path}#{count}") in self.counts:  # a parameter's own name
+            count += 1
+        self.counts |= {name: 1, path: count}
+        return name
 
     def of_edge(self, edge: str) -> str:
         """Name of the next place where the network itself begins or ends: input, input#2, ..."""

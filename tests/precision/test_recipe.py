@@ -12,7 +12,7 @@ from qdiffjax import precision
 from qdiffjax.precision import Recipe, SiteBits
 from qdiffjax.precision.codes import weight_codes
 from qdiffjax.precision.weights import simulated
-from qdiffjax.quant import calibration
+from qdiffjax.quant import calibration, dequantize
 from qdiffjax.sites import list_sites
 from tests import worlds
 from tests.sites import by_hand
@@ -194,6 +194,20 @@ def test_weight_operands_take_parameters_of_any_dtype():
     recipe = precision.uniform(listed, weight_bits=4, activation_bits=None)
     prepared = precision.round_weights(weights, listed, recipe)
     assert jax.tree.map(lambda a: a.dtype, prepared) == {"params": jnp.bfloat16}
+
+
+def test_a_traced_weight_with_nan_gives_nan_simulated_and_as_codes():
+    sites = list_sites(lambda p, x, t: x @ p["a"], {"a": jnp.ones((2, 3), jnp.float32)},
+                       jnp.ones((1, 2), jnp.float32), 0.0)  # fmt: skip
+    recipe = precision.uniform(sites, weight_bits=8, activation_bits=None)
+    w = jnp.ones((2, 3), jnp.float32).at[1, 1].set(jnp.nan)
+    for round_fn in (simulated, weight_codes):
+        rounded = jax.jit(
+            lambda w, f=round_fn: precision.round_weights({"a": w}, sites, recipe, f)["a"]
+        )(w)
+        values = rounded if isinstance(rounded, jax.Array) else dequantize(rounded)
+        product = np.isnan(jnp.ones((1, 2), jnp.float32) @ values)
+        np.testing.assert_array_equal(product, [[False, True, False]])
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

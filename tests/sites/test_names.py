@@ -148,6 +148,18 @@ def test_a_value_projection_is_named_by_its_own_path_and_names_differ(make, expe
     assert len({s.weight_path for s in list_sites(fn, params, X, T)[1:-1]}) == 2
 
 
+@pytest.mark.parametrize("order", [("a", "a", "a#2", "a"), ("a#2", "a", "a"), ("a#2", "a#2", "a")])
+def test_a_parameter_that_is_called_like_a_second_use_has_a_name_of_its_own(order):
+    def fn(p, x, t):
+        for name in order:
+            x = x @ p[name]
+        return x
+
+    found = names(fn, {"a": normal(2, 4, 4), "a#2": normal(3, 4, 4)}, X, T)
+    assert len(set(found)) == len(order)
+    assert found[0] == order[0]
+
+
 def test_a_glob_of_an_attention_takes_its_value_projection():
     params = {"attn": {n: normal(2, 4, 4) for n in ("query", "key", "value", "out")}}
 

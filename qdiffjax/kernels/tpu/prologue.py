@@ -41,7 +41,7 @@ def dynamic_scale(x: Array, format: Any, axes: tuple[int, ...]) -> Array:
     high = float(format.qmax if is_integer(format) else format.high)
     # Not by a constant: that would become a product with its rounded inverse.
     scale = absmax / jnp.where(absmax >= 0, high, jnp.nan)
-    return jnp.where(scale >= jnp.finfo(jnp.float32).tiny, scale, 1.0)
+    return jnp.where(scale < jnp.finfo(jnp.float32).tiny, 1.0, scale)
 
 
 def codes(x: Array, step: Step, format: Format) -> Array:
