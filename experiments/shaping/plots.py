@@ -52,7 +52,7 @@ FIGURES = {"shaping": draw}
 def table(rows) -> list:
     """Return the table on the screen: a line for each number of steps and width."""
     names = list(grids(rows)[0][2])
-    spec = [("steps", lambda g: g[0]), ("W", lambda g: g[1])]
+    spec: list = [("steps", lambda g: g[0]), ("W", lambda g: g[1])]
     spec += [(name, lambda g, name=name: f"{g[2][name]['rmse']:.3g}") for name in names]
     spec += [("once /\nsigma-delta", lambda g: f"{gain(g[2]):.2f}"),
              ("predicted /\nmeasured",
