@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qdiffjax._checks import SHARE, check_callable, check_number, checked, require
+from qdiffjax._checks import FUNCTION, SHARE, check_callable, check_number, checked, require
 from qdiffjax._typing import Array, EpsFn, PyTree, float_dtype
 from qdiffjax.diffusion.loop import StepCoeffs, Steps
 from qdiffjax.diffusion.schedules import NoiseLevel
@@ -135,13 +135,18 @@ def thresholded(eps_fn: EpsFn, level_fn: LevelFn, threshold_fn: Callable[[Array]
 
 def clipped(eps_fn: EpsFn, level_fn: LevelFn, low: float = -1.0, high: float = 1.0) -> EpsFn:
     """Return eps_fn with x_0 clipped to [low, high]; Ho et al. 2020, code."""
+    return thresholded(eps_fn, level_fn, _clip_between(low, high))
+
+
+def _clip_between(low: float, high: float) -> Callable[[Array], Array]:
     for name, end in (("low", low), ("high", high)):
         check_number(f"low, high: {name}", end)
     require(low < high, "low, high", got=(low, high), expected="low < high",
             remedy="swap them")  # fmt: skip
-    return thresholded(eps_fn, level_fn, lambda x_0: jnp.clip(x_0, low, high))
+    return lambda x_0: jnp.clip(x_0, low, high)
 
 
+@checked(threshold_fn=FUNCTION)
 def thresholded_x0(
     eps_fn: EpsFn, level_fn: LevelFn, steps: Steps, threshold_fn: Callable[[Array], Array]
 ) -> EpsFn:
@@ -163,12 +168,13 @@ def thresholded_x0(
       TypeError: steps of a sampler with memory, for which no eps does this.
       ValueError: two steps from one time.
     """
-    times = np.asarray(steps.t)
+    coeffs = getattr(steps, "coeffs", steps)
     require(
-        isinstance(steps.coeffs, StepCoeffs), "steps", got=type(steps.coeffs).__name__,
+        isinstance(coeffs, StepCoeffs), "steps", got=type(coeffs).__name__,
         expected="first-order steps, such as ddim(schedule, n)", error=TypeError,
         remedy="`thresholded` serves every sampler",
     )  # fmt: skip
+    times = np.asarray(steps.t)
     require(np.unique(times).size == times.size, "steps", got="two steps from one time",
             expected="one from each", remedy="`thresholded` serves every sampler")  # fmt: skip
 
@@ -190,7 +196,7 @@ def clipped_x0(
     eps_fn: EpsFn, level_fn: LevelFn, steps: Steps, low: float = -1.0, high: float = 1.0
 ) -> EpsFn:
     """Return eps_fn that makes steps use x_0 clipped to [low, high], but eps as it was."""
-    return thresholded_x0(eps_fn, level_fn, steps, lambda x_0: jnp.clip(x_0, low, high))
+    return thresholded_x0(eps_fn, level_fn, steps, _clip_between(low, high))
 
 
 @checked(quantile=SHARE)

@@ -199,8 +199,8 @@ def sigmoid(
     Raises:
       ValueError: unless start < end and temperature > 0.
     """
-    require(start < end, "start, end", got=f"start = {start}, end = {end}",
-            expected="start < end", remedy="such as -3 and 3")  # fmt: skip
+    require(start < end, "start, end", got=(start, end), expected="start < end",
+            remedy="such as -3 and 3")  # fmt: skip
     times = np.arange(num_train_steps + 1) / num_train_steps
     v = 1 / (1 + np.exp(-(start + times * (end - start)) / temperature))
     table = (v[-1] - v) / (v[-1] - v[0])

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from qdiffjax._checks import require
+from qdiffjax._checks import check_number, check_numbers, require
 from qdiffjax.labels import Kind, bound
 
 TOLERANCE = 1e-6  # of HiGHS, on a constraint
@@ -47,17 +47,18 @@ def reverse_water_filling(
     Raises:
       ValueError: unless exactly one of distortion and rate is given, in its range.
     """
+    check_numbers("variances", variances, least_rank=1)
+    check_number("variances", variances, least=0)
     variances = np.asarray(variances, np.float64).ravel()
-    require(variances.size and np.all(np.isfinite(variances) & (variances >= 0)), "variances",
-            got=variances, expected="at least one, finite and not negative")  # fmt: skip
     require((distortion is None) != (rate is None), "distortion, rate",
-            got=(distortion, rate), expected="one of the two")  # fmt: skip
+            got=(distortion, rate), expected="one of the two",
+            remedy="leave the other out")  # fmt: skip
     if distortion is not None:
-        require(0 < distortion < np.inf, "distortion", got=distortion, expected="a positive number")
+        check_number("distortion", distortion, above=0)
         level = _corner(np.sort(variances), lambda v: np.sum(np.minimum(v, variances)), distortion)
     else:
         assert rate is not None
-        require(0 <= rate < np.inf, "rate", got=rate, expected="bits, not negative")
+        check_number("rate", rate, least=0)
         positive = np.log2(variances[variances > 0])
         if not positive.size:
             return WaterFilling(0.0, variances, np.zeros_like(variances))
@@ -89,15 +90,19 @@ def lagrangian_bits(
     Raises:
       ValueError: a budget outside the ends; coefficients or sizes out of range.
     """
+    check_numbers("coefficients", coefficients, least_rank=1)
+    check_number("coefficients", coefficients, least=0)
     c = np.asarray(coefficients, np.float64).ravel()
     n = np.ones_like(c) if sizes is None else np.asarray(sizes, np.float64).ravel()
-    require(c.size and c.shape == n.shape and np.all(c >= 0) and np.all(n > 0) and c.max() > 0,
-            "coefficients, sizes", got=(c, n),
-            expected="as many of each, not negative and positive")  # fmt: skip
+    check_number("sizes", n, above=0)
+    require(c.shape == n.shape, "sizes", got=f"{n.size} for {c.size} coefficients",
+            expected="as many of each", remedy="give the elements of every item")  # fmt: skip
+    require(c.max() > 0, "coefficients", got="zeros", expected="an item with an error",
+            remedy="any bits will do")  # fmt: skip
     require(np.isfinite(least) or np.all(c > 0), "least", got=least,
-            expected="a number, where an item's error is 0 at any width")  # fmt: skip
-    require(least <= mean_bits <= most and np.isfinite(mean_bits), "mean_bits", got=mean_bits,
-            expected=f"{least} ... {most}")  # fmt: skip
+            expected="a number, where an item's error is 0 at any width",
+            remedy="pass least=0")  # fmt: skip
+    check_number("mean_bits", mean_bits, least=least, most=most)
     with np.errstate(divide="ignore"):
         wanted = np.log2(c / n) / 2  # less log2(lambda) / 2, the level; -inf for what costs nothing
 
@@ -245,11 +250,16 @@ def _constraint(costs: np.ndarray, budget: float) -> tuple[np.ndarray, float]:
 
 
 def _tables(costs, errors, budget) -> tuple[np.ndarray, np.ndarray]:
+    for name, table in (("costs", costs), ("errors", errors)):
+        check_numbers(name, table, finite=False)
     costs, errors = (np.asarray(a, np.float64) for a in (costs, errors))
     require(costs.ndim == 2 and costs.shape == errors.shape and costs.size > 0, "costs, errors",
-            got=(costs.shape, errors.shape), expected="equal shapes [items, choices]")  # fmt: skip
-    require(not np.isnan(costs).any() and not np.isnan(errors).any(), "costs, errors", got="NaN",
-            expected="numbers, infinite for what does not exist")  # fmt: skip
+            got=(costs.shape, errors.shape), expected="equal shapes [items, choices]",
+            remedy="give a cost and an error to each choice of each item")  # fmt: skip
+    for name, table in (("costs", costs), ("errors", errors)):
+        require(not np.isnan(table).any(), f"costs, errors: {name}", got="NaN", expected="numbers",
+                remedy="write infinity for a choice that does not exist")  # fmt: skip
+    check_number("budget", budget)
     least = np.where(np.isfinite(errors), costs, np.inf).min(1).sum()
     require(least <= budget, "budget", got=budget, expected=f"at least {least}, the cheapest",
             remedy="raise it, or offer cheaper choices")  # fmt: skip

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from qdiffjax import Flow, estimates
+from qdiffjax import Flow, estimates, strategies
 from qdiffjax.analysis import bounds, certificates, divergences, errors, gains
 from tests.wrong_calls import (
     AT_LEAST_0,
@@ -28,6 +28,7 @@ STEP_GAINS = np.ones((4, 3), np.float32)
 NEGATIVE = np.array([[1.0, -1.0]], np.float32)
 SAMPLES = (*not_finite(40, 2), X[:, :1], X[:0], "x", None, np.zeros((40, 2), complex))
 NORMS = (NEGATIVE, *not_finite(4, 3))
+TABLE = np.ones((2, 2))
 BOX = certificates.box(-jnp.ones((1, 2)), jnp.ones((1, 2)))
 AMOUNTS = np.ones(4, np.float32)
 
@@ -48,6 +49,34 @@ def two(name, **options):
 
 
 ROWS = {
+    **two("kid"),
+    "kid(paired)": (lambda v: divergences.kid(X, Y[:9], paired=v), (True,)),
+    "frechet_bias(num)": (lambda v: divergences.frechet_bias(np.eye(2), v), FROM_2),
+    "frechet_bias(covariance)": (lambda v: divergences.frechet_bias(v, 9), (None, *not_finite(2))),
+    "frechet_limit(nums)": (lambda v: divergences.frechet_limit(v, np.ones(3)),
+                            (np.ones(2), np.ones(3), np.array([1.0, 2.0, NAN]), "x", None)),
+    "gaussian_w1(std_1, std_2)": (lambda v: divergences.gaussian_w1(0.0, v, 0.0, 1.0),
+                                  (0.0, -1.0, NAN, INF)),
+    "gaussian_total_variation(std_1, std_2)": (
+        lambda v: divergences.gaussian_total_variation(0.0, 1.0, 0.0, v), (0.0, -1.0, NAN, INF)),
+    "reverse_water_filling(variances)": (
+        lambda v: strategies.reverse_water_filling(v, rate=1.0),
+        (NEGATIVE, np.zeros(0), None, "x", *not_finite(3))),
+    "reverse_water_filling(rate)": (
+        lambda v: strategies.reverse_water_filling(np.ones(2), rate=v), AT_LEAST_0),
+    "reverse_water_filling(distortion)": (
+        lambda v: strategies.reverse_water_filling(np.ones(2), distortion=v), POSITIVE),
+    "lagrangian_bits(mean_bits)": (
+        lambda v: strategies.lagrangian_bits(np.ones(2), v, least=2, most=8),
+        (1.0, 9.0, NAN, INF, "x", None)),
+    "lagrangian_bits(sizes)": (
+        lambda v: strategies.lagrangian_bits(np.ones(2), 4.0, sizes=v),
+        (np.ones(3), np.zeros(2), -np.ones(2), np.array([1.0, NAN]))),
+    **{f"{name}(budget)": (lambda v, name=name: getattr(strategies, name)(TABLE, TABLE, v),
+                           (0.0, NAN, INF, "x", None)) for name in ("choose", "relaxed_choice")},
+    **{f"{name}(costs)": (lambda v, name=name: getattr(strategies, name)(v, TABLE, 9.0),
+                          (np.ones(2), np.ones((3, 3)), np.full((2, 2), NAN), None, "x"))
+       for name in ("choose", "relaxed_choice")},
     "gronwall(gains)": (lambda v: bounds.gronwall(v, STEP_GAINS), NORMS),
     "gronwall(local_norms)": (lambda v: bounds.gronwall(STEP_GAINS, v), NORMS),
     "remainder_bound(gains)": (lambda v: bounds.remainder_bound(v, STEP_GAINS, XS), NORMS),

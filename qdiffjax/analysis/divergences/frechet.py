@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from qdiffjax._checks import require
+from qdiffjax._checks import check_count, check_numbers, require
 from qdiffjax._typing import Array
 from qdiffjax.estimates import Estimate, student_quantile
 
@@ -22,7 +22,8 @@ def frechet_bias(covariance, num: int) -> Array:
       covariance: of the features [n, n], or its eigenvalues [n].
       num: N, samples.
     """
-    require(num >= 2, "num", got=num, expected="at least 2 samples")
+    check_count("num", num, least=2)
+    check_numbers("covariance", covariance, least_rank=1)
     covariance = jnp.asarray(covariance, jnp.result_type(float))
     values = covariance if covariance.ndim == 1 else jnp.linalg.eigvalsh(covariance)
     values = jnp.maximum(values, 0)
@@ -48,10 +49,13 @@ def frechet_limit(nums, distances) -> Estimate:
     Raises:
       ValueError: lengths that differ, or fewer than three distances, or one N only.
     """
+    check_numbers("nums", nums, least_rank=1)
+    check_numbers("distances", distances, least_rank=1)
     nums, distances = (np.asarray(a, np.float64).ravel() for a in (nums, distances))
     require(nums.size == distances.size and nums.size >= 3 and np.unique(nums).size > 1
             and np.all(nums > 0), "nums, distances", got=(nums.size, distances.size),
-            expected="as many, at least three, at two or more numbers of samples")  # fmt: skip
+            expected="as many, at least three, at two or more numbers of samples",
+            remedy="measure the distance of more subsets")  # fmt: skip
     design = np.stack([np.ones_like(nums), 1 / nums], axis=1)
     (value, _), *_ = np.linalg.lstsq(design, distances, rcond=None)
     residual = distances - design @ np.linalg.lstsq(design, distances, rcond=None)[0]

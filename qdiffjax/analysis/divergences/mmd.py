@@ -80,7 +80,7 @@ def kid(x, y, *, paired: bool = False) -> Array:
     """
     x, y = _flat(x, y)
     require(not paired or x.shape == y.shape, "paired", got=(x.shape, y.shape),
-            expected="as many of both")  # fmt: skip
+            expected="as many of both", remedy="leave paired out")  # fmt: skip
     within = _mean_of_pairs(x, x, _cubic, True) + _mean_of_pairs(y, y, _cubic, True)
     return within - 2 * _mean_of_pairs(x, y, _cubic, paired)
 

@@ -7,9 +7,8 @@ E |F^-1(U) - G^-1(U)|; total variation is half the integral of |p - q|. All broa
 import jax.numpy as jnp
 from jax.scipy.special import erf
 
-from qdiffjax._checks import require
+from qdiffjax._checks import check_number
 from qdiffjax._typing import Array
-from qdiffjax.quant.granularity import concrete_all
 
 
 def gaussian_w1(mean_1, std_1, mean_2, std_2) -> Array:
@@ -119,10 +118,8 @@ def _reals(*values) -> list[Array]:
 
 
 def _check_scales(names: str, *scales) -> None:
-    require(
-        all(concrete_all(lambda s: (s > 0) & jnp.isfinite(s), s) for s in scales), names,
-        got=scales, expected="positive and finite",
-    )  # fmt: skip
+    for scale in scales:
+        check_number(names, scale, above=0)
 
 
 def _normal_cdf(x) -> Array:

@@ -138,6 +138,7 @@ def ddim(schedule, num_steps: int, *, eta: float = 0.0) -> Steps:
     return make_steps(schedule, times, lambda t, s: ddim_coeffs(t, s, eta=eta))
 
 
+@checked(eta=SHARE)
 def ddim_linspace(schedule: DiscreteSchedule, num_steps: int, *, eta: float = 0.0) -> Steps:
     """Return DDIM as diffusers runs it with timestep_spacing="linspace".
 
