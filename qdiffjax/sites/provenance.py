@@ -12,8 +12,6 @@ from typing import Any, NamedTuple
 
 from qdiffjax import _compat
 
-SLICES = ("slice", "split", "dynamic_slice", "gather")
-
 
 class Leaf(NamedTuple):
     """A parameter that a value is made of.
@@ -81,7 +79,7 @@ def computed(eqn, labels: Sequence[Label]) -> list[Label]:
     joined, avals = join(labels), [v.aval for v in eqn.outvars]
     if joined.is_constant:
         return [joined._replace(constant=size(aval)) for aval in avals]
-    if not joined.leaves or eqn.primitive.name not in SLICES:
+    if not joined.leaves or not _takes_part(eqn, labels):
         return [joined] * len(avals)
     return [joined._replace(leaves=_sliced(joined.leaves, s)) for s in _slices(eqn)]
 
@@ -93,6 +91,12 @@ def _sliced(leaves: frozenset[Leaf], taken: tuple | None) -> frozenset[Leaf]:
     )
 
 
+def _takes_part(eqn, labels: Sequence[Label]) -> bool:
+    """Whether the results hold fewer elements than an operand with parameters, or are several."""
+    largest = max(size(v.aval) for v, label in zip(eqn.invars, labels, strict=True) if label.leaves)
+    return len(eqn.outvars) > 1 or size(eqn.outvars[0].aval) < largest
+
+
 def _slices(eqn) -> list[tuple | None]:
     """For each result, the slice of the first operand that it is: (its shape, starts, limits,
     strides), nothing if it is all of it, None where that is not known before it is computed.
@@ -102,9 +106,9 @@ def _slices(eqn) -> list[tuple | None]:
     if name == "slice":
         ends = [(params["start_indices"], params["limit_indices"])]
         strides = params["strides"] or (1,) * len(shape)
-    elif name == "split":
+    elif name in ("split", "unstack"):
         axis, ends, at = params["axis"], [], 0
-        for length in params["sizes"]:
+        for length in params["sizes"] if name == "split" else [1] * shape[params["axis"]]:
             starts, limits = [0] * len(shape), list(shape)
             starts[axis], limits[axis] = at, at + length
             ends, at = [*ends, (starts, limits)], at + length

@@ -96,6 +96,13 @@ SLICED = {
     "dynamic": (lambda p, x, t: unrolled(p, x, t, jax.lax.dynamic_index_in_dim)[0], (3, 4, 4)),
     "taken": (lambda p, x, t: unrolled(p, x, t, lambda w, i: jnp.take(w, i, 0)), (3, 4, 4)),
     "in a jit": (jax.jit(unrolled), (3, 4, 4)),
+    "unstacked": (lambda p, x, t: functools.reduce(jnp.matmul, jnp.unstack(p["w"]), x), (3, 4, 4)),
+    "listed": (lambda p, x, t: functools.reduce(jnp.matmul, list(p["w"]), x), (3, 4, 4)),
+    "by an array": (
+        lambda p, x, t: unrolled(p, x, t, lambda w, i: w[jnp.array([i])][0]),
+        (3, 4, 4),
+    ),
+    "reshaped": (lambda p, x, t: unrolled(p, x, t, lambda w, i: w.reshape(4, 3, 4)[:, i]), (4, 12)),
     "by iteration": (indexed, (3, 4, 4)),
 }
 
@@ -119,6 +126,9 @@ SHARED = {
     "all, then a slice": (lambda p, x, t: (x @ p["w"])[:, :4] @ p["w"][:, :4], (4, 12), [48, 0]),
     "all, turned": (lambda p, x, t: x @ p["w"] @ p["w"].T, (4, 12), [48, 0]),
     "all by a slice": (lambda p, x, t: x @ p["w"] @ p["w"][:4, :].T, (4, 12), [48, 0]),
+    "unstacked and indexed": (
+        lambda p, x, t: x @ jnp.unstack(p["w"])[1] @ p["w"][1] @ p["w"][0], (3, 4, 4), [16, 0, 16],
+    ),
     "in a loop": (scanned, (4, 4), [16, 0, 0]),
 }  # fmt: skip
 

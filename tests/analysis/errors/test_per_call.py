@@ -56,7 +56,10 @@ CELLS = {
 }
 
 
-@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.slow] if "exact" in n else []) for n in CELLS],
+)
 def test_cells_on_the_full_precision_run_are_those_of_the_network_of_their_step(name):
     cells = of_cells(CELLS[name])
     found = cells(SECOND, MIXED)
