@@ -25,6 +25,7 @@ from experiments.clipping import plots
 from experiments.harness import command, subject
 from experiments.harness.command import option
 from qdiffjax import compiling, diffusion, results
+from qdiffjax._checks import require
 from qdiffjax.analysis.errors import prediction
 from qdiffjax.precision import quantized_call
 from qdiffjax.precision.recipe import check_bits
@@ -54,7 +55,13 @@ def excess(x, low: float, high: float) -> np.ndarray:
 
 
 def common_range(q) -> tuple[float, float]:
-    """Return the range that neither the network's input nor its output clips."""
+    """Return the range that neither the network's input nor its output clips.
+
+    Raises:
+      ValueError: one of them is not quantized.
+    """
+    require(set(ENDS) <= set(q.site_inputs), "sites", got=list(q.site_inputs),
+            expected=f"{' and '.join(ENDS)} among them")  # fmt: skip
     grids = [q.site_inputs[name].activations[0] for name in ENDS]
     lows, highs = ([(float(getattr(grid.format, edge)) - float(grid.zero_point)) * float(grid.scale)
                     for grid in grids] for edge in ("qmin", "qmax"))  # fmt: skip

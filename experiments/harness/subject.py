@@ -171,7 +171,7 @@ def prepare(checkpoint: str, steps_of, globs, seed: int, *, takes_cond: bool = F
     rest = () if denoiser.cond is None else (denoiser.draw_cond(jax.random.key(seed), 1),)
     sites = denoiser.sites()
     globs = tuple(globs)
-    match(sites, globs)
+    require(match(sites, globs), "sites", got=globs, expected="globs that leave a site")
     weights = precision.weight_operands(eps_fn, params, x, t, *rest)
     calibration = precision.Calibration(denoiser, sites, weights, {})
     return observed(Subject(denoiser, calibration, globs), steps, seed)

@@ -22,6 +22,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax  # an interrupt in the middle of its import aborts the process
 import numpy as np
 
 from experiments.harness import command
@@ -77,6 +78,15 @@ def command_of(name):
     if name == "train":
         return module.main
     return functools.partial(command.main, module.EXPERIMENT)
+
+
+def save_parameters(paths) -> int:
+    """Write the leaves of a checkpoint's parameters, by their places, to an npz."""
+    from qdiffjax.networks import denoisers
+
+    leaves = jax.tree.leaves(denoisers.load(paths[0]).params)
+    np.savez(paths[1], **{str(i): leaf for i, leaf in enumerate(leaves)})
+    return 0
 
 
 def start(main, argv, log) -> int:
@@ -158,12 +168,8 @@ class Folder:
 
     def parameters(self, folder):
         """Return the parameters, which JAX reads, in a process of its own."""
-        code = ("import sys, jax, numpy as np; from qdiffjax.networks import denoisers; "
-                "p = denoisers.load(sys.argv[1]).params; np.savez(sys.argv[2], "
-                "**{str(i): a for i, a in enumerate(jax.tree.leaves(p))})")  # fmt: skip
         out = self.base / "parameters.npz"
-        words = [sys.executable, "-c", code, str(folder / "checkpoint"), str(out)]
-        if subprocess.run(words, cwd=ROOT, capture_output=True).returncode:
+        if ended(start(save_parameters, (folder / "checkpoint", out), self.log), 300) != 0:
             raise ValueError("refused")
         with np.load(out) as data:
             return dict(data)
@@ -269,6 +275,7 @@ def main(argv=None) -> dict:
         share = args.kills // len(args.runs)
         while folder.counts["kills"] + folder.counts["interrupts"] < share:
             folder.kill(rng)
+            print(name, json.dumps(folder.counts), file=sys.stderr, flush=True)
         counts[name] = folder.finish() | {"seconds of a run": round(folder.seconds, 1)}
         print(name, json.dumps(counts[name]), flush=True)
     return counts
