@@ -1,6 +1,8 @@
 """The command line that experiments share."""
 
 import dataclasses
+import errno
+import os
 import runpy
 import sys
 import typing
@@ -12,6 +14,7 @@ from matplotlib.figure import Figure
 from experiments.clipping import experiment as clipping
 from experiments.harness import command, store
 from experiments.harness.command import option
+from qdiffjax import _files
 from qdiffjax import _tables as tables
 
 
@@ -123,7 +126,7 @@ def test_a_small_experiment_keeps_no_parts_draws_nothing_and_prints_names_and_va
     ]  # fmt: skip
 
 
-def interrupted_at_once(config, *, progress):
+def interrupted_at_once(*_, **__):
     raise KeyboardInterrupt
 
 
@@ -165,6 +168,46 @@ def test_an_interrupted_run_resumes_after_the_last_part_done(tmp_path, monkeypat
     assert done == ["8", "4", "8", "4"]
 
 
+@pytest.mark.parametrize("full", ["4.npz", "arrays.npz", "summary.json", "config.json", "two.png"])
+def test_a_full_disk_is_one_line_and_what_was_finished_goes_on(full, tmp_path, monkeypatch, capsys):
+    done, fsync = [], os.fsync
+    monkeypatch.setattr(f"{__name__}.measure", lambda name: done.append(name) or doubled(name))
+    writing = []
+
+    def recorded(files):
+        writing[:] = [path.name for path in files]
+        return write(files)
+
+    def no_space(descriptor):
+        if full in writing:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(descriptor)
+
+    write = _files.write
+    argv = ["--output", str(tmp_path)]
+    with monkeypatch.context() as patch:
+        patch.setattr(_files, "write", recorded)
+        patch.setattr(os, "fsync", no_space)
+        assert command.main(EXPERIMENT, argv) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: cannot write ")
+    assert error.endswith("No space left on device\n")
+    assert error.count("\n") == 1
+    assert not [p for p in tmp_path.rglob("*") if p.name.startswith(_files.UNFINISHED)]
+    assert command.main(EXPERIMENT, argv) == 0
+    assert done == (["8", "4", "4"] if full == "4.npz" else ["8", "4"])
+    assert store.load(tmp_path)[2] == [{"bits": 8}, {"bits": 4}]
+
+
+def test_an_interrupt_while_results_are_written_is_said_and_goes_on(tmp_path, monkeypatch, capsys):
+    argv = ["--output", str(tmp_path)]
+    with monkeypatch.context() as patch:
+        patch.setattr(Figure, "savefig", interrupted_at_once)
+        assert command.main(EXPERIMENT, argv) == 130
+    assert capsys.readouterr().err.startswith("interrupted; the same command resumes")
+    assert command.main(EXPERIMENT, argv) == 0
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
@@ -175,6 +218,10 @@ def test_an_interrupted_run_resumes_after_the_last_part_done(tmp_path, monkeypat
         ({"tolerance": float("nan")}, "got tolerance = nan"),
         ({"tolerance": 2.0}, r"got tolerance = 2\.0, expected less than 2\."),
         ({"tolerance": -0.5}, "got a negative"),
+        ({"bits": (8, 8)}, r"got bits = \(8, 8\), expected each once\."),
+        ({"bits": ()}, r"got no bits, expected at least one\."),
+        ({"bits": (2**31,)}, r"expected at most 16|32 bits"),
+        ({"tolerance": float("inf")}, r"got tolerance = inf, expected a finite number\."),
         ({"checkpoint": "big"}, r"got checkpoint = 'big', expected one of net, small, another\."),
     ],
 )
