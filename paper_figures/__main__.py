@@ -80,7 +80,11 @@ FIGURES: dict[str, tuple[str, Callable[..., Figure], str]] = {
     ),
     "fig12_hardware_cost": (
         "hardware_cost", hardware_cost.draw_chips,
-        "Predicted time of a call in every precision on every chip.",
+        "Predicted speed-up over bfloat16 of a call in every precision on every chip.",
+    ),
+    "fig13_divergence_steps": (
+        "divergence_vs_bits", divergence_vs_bits.draw_steps,
+        "Which steps the divergence and the error come from, and the tail of the error.",
     ),
 }  # fmt: skip
 

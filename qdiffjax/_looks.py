@@ -4,19 +4,30 @@ from typing import Any
 
 # Okabe & Ito (2008): distinguishable with every common colour blindness.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#999999"
-SMALL: dict[str, Any] = {"fontsize": 8}
+SMALL: dict[str, Any] = {"fontsize": 7.5}
+# Figures are drawn at the size in which they are printed: a text block's width, letters of 7 pt.
+WIDTH, LEAST_LETTERS = 5.5, 7.0
+MARKERS = (
+    "o",
+    "s",
+    "^",
+    "D",
+    "v",
+    "P",
+    "X",
+    "h",
+)  # beside hue, so that grey prints tell them apart
 
 
-def panels(rows: int, columns: int, size: tuple[float, float], *, title=None, **subplots):
-    """Return (figure, axes) of a size in inches; further arguments are those of `Figure.subplots`.
+def panels(rows: int, columns: int, height: float, **subplots):
+    """Return (figure, axes) of WIDTH and a height in inches; further arguments are those of
+    `Figure.subplots`.
 
-    The figure and its title are laid out when they are drawn.
+    The figure is laid out when it is drawn. What it shows is said by its caption, not on it.
     """
     from matplotlib.figure import Figure
 
-    fig = Figure(figsize=size, layout="constrained")
-    if title:
-        fig.suptitle(title, fontsize=10)
+    fig = Figure(figsize=(WIDTH, height), layout="constrained")
     axes: Any = fig.subplots(rows, columns, **subplots)
     return fig, axes
 
@@ -29,10 +40,10 @@ def tidy(*axes, legend: float | None = None) -> None:
     for ax in axes:
         ax.grid(color="0.92", lw=0.6)
         ax.set_axisbelow(True)
-        ax.tick_params(which="both", labelsize=8)
+        ax.tick_params(which="both", labelsize=7)
         ax.spines[["top", "right"]].set_visible(False)
-        ax.title.set_fontsize(9)
+        ax.title.set_fontsize(8)
         for axis in (ax.xaxis, ax.yaxis):
-            axis.label.set_size(8)
+            axis.label.set_size(7.5)
         if legend:
             ax.legend(frameon=False, fontsize=legend)

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 KINDS = {"conv": ORANGE, "dot": BLUE}  # colours of the sites' bars
-LINE = 0.15  # inches of a site's line
-LONGEST = 44  # characters of a name
+LINE = 0.13  # inches of a site's line
+NEGATIVE = 0.01  # of the largest entry: entries below minus that are marked
+LONGEST = 34  # characters of a name
 MEASURED: dict[str, Any] = {"label": "error, measured", "color": "black", "lw": 1.8}
 # Bounds are of fewer samples; only beside the errors of the same ones can they be judged.
 BOUNDED: dict[str, Any] = {"label": "measured, median of the bounded samples", "color": "black",
@@ -27,8 +28,24 @@ BOUNDED: dict[str, Any] = {"label": "measured, median of the bounded samples", "
 PREDICTED: dict[str, Any] = {"label": "error, predicted", "color": BLUE, "lw": 1.5,
                              "ls": (0, (1, 1))}  # fmt: skip
 BOUNDS: dict[str, dict[str, Any]] = {
-    "remainder": {"label": "remainder bound, median", "color": GREEN, "lw": 1.4, "ls": "-."},
-    "gronwall": {"label": "Grönwall bound, median", "color": ORANGE, "lw": 1.4, "ls": "--"},
+    "remainder": {
+        "label": "remainder bound, median",
+        "color": GREEN,
+        "lw": 1,
+        "ls": "-.",
+        "marker": "^",
+        "ms": 2.5,
+        "markevery": 0.1,
+    },
+    "gronwall": {
+        "label": "Grönwall bound, median",
+        "color": ORANGE,
+        "lw": 1,
+        "ls": "--",
+        "marker": "s",
+        "ms": 2.5,
+        "markevery": 0.1,
+    },
 }
 
 
@@ -61,7 +78,7 @@ def plot_ledger(ledger, sites=(), title: str = "Where the error is made") -> "Fi
     cells = cells.ordered([getattr(site, "name", site) for site in sites])
     shares = cells.shares()
     norm, ticks = diverging(float(np.abs(shares).max()))
-    fig, (ax, side) = by_site(cells.sites, title, width=4.2, width_ratios=[3, 1])
+    fig, (ax, side) = by_site(cells.sites, title, width_ratios=[3, 1])
     image = ledger_panel(ax, side, shares, norm)
     bar = fig.colorbar(image, ax=[ax, side], location="bottom", shrink=0.6, aspect=40, pad=0.03)
     colour_ticks(bar, ticks)
@@ -70,7 +87,9 @@ def plot_ledger(ledger, sites=(), title: str = "Where the error is made") -> "Fi
 
 
 def ledger_panel(ax, side, shares, norm):
-    """Draw a heat map of shares [N, S] and bars of its sums over steps; return the image."""
+    """Draw a heat map of shares [N, S], negative ones marked by a dot, and bars of its sums over
+    steps; return the image.
+    """
     from matplotlib.ticker import MaxNLocator
 
     num_steps, num_sites = shares.shape
@@ -78,10 +97,16 @@ def ledger_panel(ax, side, shares, norm):
         shares.T, aspect="auto", cmap="RdBu_r", norm=norm, interpolation="nearest",
         extent=(-0.5, num_steps - 0.5, num_sites - 0.5, -0.5),
     )  # fmt: skip
+    # Two hues of one lightness are one grey: what lowers the error is marked as well.
+    below = np.argwhere(shares < -NEGATIVE * np.abs(shares).max())
+    ax.plot(*below.T, ls="", marker=".", ms=1.6, mew=0, color="black")
+    ax.set_xlim(-0.5, num_steps - 0.5)
     ax.set_xlabel("sampler step (noise to data)", **SMALL)
     ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     sums = shares.sum(axis=0)
-    side.barh(range(num_sites), sums, color=np.where(sums < 0, BLUE, ORANGE), height=0.8)
+    bars = side.barh(range(num_sites), sums, color=np.where(sums < 0, BLUE, ORANGE), height=0.8)
+    for bar, value in zip(bars, sums, strict=True):
+        bar.set_hatch("////" if value < 0 else "")
     side.axvline(0, color="black", lw=0.6)
     side.set_xlabel("all steps, %", **SMALL)
     side.xaxis.set_major_locator(MaxNLocator(3))
@@ -121,7 +146,7 @@ def plot_sites(sites, title: str = "Where the network multiplies") -> "Figure":
       >>> len(figure.axes)
       2
     """
-    fig, axes = by_site(names_of(sites), title, width=4.6, width_ratios=[1, 1])
+    fig, axes = by_site(names_of(sites), title, width_ratios=[1, 1])
     colors = [KINDS.get(s.kind, GREY) for s in sites]
     for ax, counted, noun in zip(axes, ("macs", "parameters"),
                                  ("multiply-accumulates", "parameters"), strict=True):  # fmt: skip
@@ -152,7 +177,7 @@ def plot_recipe(recipe, sites, title: str = "Recipe") -> "Figure":
             remedy="precision.uniform(sites, weight_bits=8, activation_bits=8)",
             error=TypeError)  # fmt: skip
     check_names("recipe", recipe.bits, names)
-    fig, (ax, side) = by_site(names, title, width=3.4, width_ratios=[1.2, 1])
+    fig, (ax, side) = by_site(names, title, width_ratios=[1.2, 1])
     bits = np.full((len(names), 2), np.nan)
     for row, name in enumerate(names):
         if name in recipe.bits:
@@ -165,9 +190,9 @@ def plot_recipe(recipe, sites, title: str = "Recipe") -> "Figure":
         value = bits[row, column]
         text = ("" if not has_operand else "float") if np.isnan(value) else f"{value:g}"
         dark = np.isfinite(value) and value < 9
-        ax.text(column, row, text, ha="center", va="center", fontsize=6,
+        ax.text(column, row, text, ha="center", va="center", fontsize=7,
                 color="white" if dark else "black")  # fmt: skip
-    ax.set_xticks([0, 1], ["weights", "activations"], fontsize=8)
+    ax.set_xticks([0, 1], ["weights", "activations"], fontsize=7)
     ax.axvline(0.5, color="white", lw=2)
     ax.tick_params(axis="y", length=0)
     ax.spines[:].set_visible(False)
@@ -200,7 +225,8 @@ def plot_errors(study, title: str | None = None) -> "Figure":
     """
     reports.check_study(study)
     title = f"Accumulated quantization error: {study.name}" if title is None else title
-    fig, ax = panels(1, 1, (6.2, 4.0), title=title)
+    fig, ax = panels(1, 1, 3.6)
+    ax.set_title(title, fontsize=8, loc="left")
     root_size = study.samples[0].size ** 0.5
     norms = {key: getattr(study.bounded, key) / root_size for key in ("measured", *BOUNDS)}
     error_panel(ax, study.error_rms, study.predicted_rms, study.signal_rms, norms)
@@ -240,7 +266,8 @@ def error_panel(ax, error_rms, predicted_rms, signal_rms, norms: Mapping[str, An
     ax.plot(steps, quantiles("measured")[1], **BOUNDED)
     for key, look in BOUNDS.items():
         low, middle, high = quantiles(key)
-        ax.fill_between(steps, low, high, color=look["color"], alpha=0.15, lw=0)
+        ax.fill_between(steps, low, high, color=look["color"], alpha=0.15, lw=0,
+                        label=look["label"].replace("median", "10 to 90 %"))  # fmt: skip
         ax.plot(steps, middle, **look)
     ax.plot(steps, signal_rms, color=GREY, lw=0.8, label="signal $x_t$")
     ax.set_yscale("log")
@@ -255,19 +282,18 @@ def positive(values):
     return np.where(np.isfinite(values) & (values > 0), values, np.nan)
 
 
-def by_site(names: Sequence[str], title: str, *, width: float, **subplots):
+def by_site(names: Sequence[str], title: str, **subplots):
     """Return a figure and two axes that have a line for each site, named on the left.
 
     Args:
       names: of the sites.
       title: of the figure.
-      width: of the axes, in inches; that of the names comes to it.
       subplots: further arguments of `Figure.subplots`.
     """
     shown = [short(name) for name in names]
-    size = (width + 0.06 * max(map(len, shown), default=0), max(1.8 + LINE * len(names), 3.0))
-    fig, axes = panels(1, 2, size, title=title, sharey=True, **subplots)
-    axes[0].set_yticks(range(len(names)), shown, fontsize=6.5)
+    fig, axes = panels(1, 2, max(1.6 + LINE * len(names), 2.6), sharey=True, **subplots)
+    axes[0].set_title(title, fontsize=8, loc="left")
+    axes[0].set_yticks(range(len(names)), shown, fontsize=7)
     axes[0].set_ylim(len(names) - 0.5, -0.5)
     return fig, axes
 
@@ -283,7 +309,7 @@ def share_bars(ax, values, colors, noun: str) -> None:
     total = values.sum() or 1.0
     ax.barh(range(len(values)), 100 * values / total, color=colors, height=0.8)
     tidy(ax)
-    ax.tick_params(axis="y", length=0, labelsize=6.5)
+    ax.tick_params(axis="y", length=0, labelsize=7)
     ax.tick_params(axis="x", labelsize=7)
     ax.grid(axis="y", visible=False)
     ax.set_xlabel(f"{noun},\n% of {total:,.0f}", **SMALL)

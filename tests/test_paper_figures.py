@@ -1,25 +1,29 @@
 """Figures come from saved results alone."""
 
+import importlib
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.text import Text
 
 from experiments.error_bounds import plots
 from experiments.harness import store
 from experiments.number_formats import plots as number_formats
 from experiments.random_trials import plots as trials
 from paper_figures import __main__ as paper
+from qdiffjax import _looks
 from qdiffjax.results import save
 
+ROOT = Path(__file__).parents[1]
 NUM_STEPS, NUM_SAMPLES, SITES = 4, 8, ("input", "conv_in/kernel", "output")
 NAMES = [
     "fig1_error_bounds", "fig2_ledger", "fig3_samples", "fig4_number_formats",
     "fig5_propagation_laws", "fig6_spectra", "fig7_first_order_failure", "fig8_divergence_vs_bits",
     "fig9_clipping", "fig9_clipping_dit", "fig10_certificates", "fig11_random_trials",
-    "fig12_hardware_cost",
+    "fig12_hardware_cost", "fig13_divergence_steps",
 ]  # fmt: skip
 COMMITTED = ["propagation_laws", "spectra", "first_order_failure", "divergence_vs_bits",
              "clipping", "clipping_dit", "certificates", "random_trials",
@@ -145,7 +149,8 @@ def test_the_same_figure_gives_the_same_bytes(results, tmp_path):
 
 def test_curves_are_the_saved_numbers_per_pixel(results):
     config, arrays, rows = store.load(results / "error_bounds")
-    ax = plots.draw_errors(config, arrays, rows).axes[1]
+    axes = plots.draw_errors(config, arrays, rows).axes
+    ax, below = axes[1], axes[3]
     assert ax.get_title() == "W4A8"
     lines = {line.get_label(): line.get_ydata() for line in ax.get_lines()}
     np.testing.assert_allclose(lines["error, measured"][1:], arrays["W4A8/error_rms"][1:])
@@ -154,16 +159,25 @@ def test_curves_are_the_saved_numbers_per_pixel(results):
     # Five samples, the first infinite at the end: the median is the third of the sorted ones.
     median = np.sort(arrays["W4A8/gronwall"], axis=1)[:, 2] / 8.0  # 64 pixels
     np.testing.assert_allclose(lines["Grönwall bound, median"][1:], median[1:])
+    ratios = [line.get_ydata() for line in below.get_lines() if len(line.get_ydata()) == NUM_STEPS]
+    own = arrays["W4A8/gronwall"][1:] / arrays["W4A8/measured_norms"][1:]
+    np.testing.assert_allclose(ratios[-4:], own.T[1:])  # every bounded sample's own
 
 
 def test_ledger_panels_show_shares_that_sum_to_100_percent(results):
     config, arrays, rows = store.load(results / "error_bounds")
     axes = plots.draw_ledger(config, arrays, rows).axes
     image = axes[0].get_images()[0].get_array()
-    assert image.shape == (len(SITES), NUM_STEPS)
-    assert image.sum() == pytest.approx(100.0)
-    assert sum(bar.get_width() for bar in axes[1].patches) == pytest.approx(100.0)
-    assert [label.get_text() for label in axes[0].get_yticklabels()] == list(SITES)
+    num = len(SITES)  # a block each; then the sites themselves, by name
+    assert image.shape == (2 * num, NUM_STEPS)
+    assert image[:num].sum() == pytest.approx(100.0)
+    assert image[num:].sum() == pytest.approx(100.0)
+    assert sum(bar.get_width() for bar in axes[1].patches) == pytest.approx(200.0)
+    labels = [label.get_text() for label in axes[0].get_yticklabels()]
+    assert labels == ["input", "conv_in", "output"] * 2
+    (marks,) = (line.get_xydata() for line in axes[0].get_lines() if line.get_marker() == ".")
+    negative = np.argwhere(image < -0.01 * np.abs(image).max())[:, ::-1]
+    np.testing.assert_array_equal(np.sort(marks, 0), np.sort(negative, 0))
 
 
 @pytest.mark.parametrize("num", [1, 4])
@@ -187,3 +201,28 @@ def test_points_of_the_formats_are_the_saved_numbers(results):
     middles = {line.get_label().split(":")[0]: line.get_ydata() for line in axes[3].get_lines()}
     np.testing.assert_allclose(middles["weights"], 2.0)
     np.testing.assert_allclose(middles["activations"], -10.0)
+
+
+DRAWN = [
+    pytest.param(folder.name, module, id=folder.name)
+    for folder in sorted(store.RESULTS.iterdir())
+    for module in [folder.name.removesuffix("_dit")]
+    if (ROOT / "experiments" / module / "plots.py").exists()
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("folder", "module"), DRAWN)
+def test_figures_have_their_printed_size_letters_that_can_be_read_and_no_title(folder, module):
+    plots = importlib.import_module(f"experiments.{module}.plots")
+    finished = store.load(store.RESULTS / folder)
+    figures = getattr(plots, "FIGURES", None) or {"all": plots.draw}
+    figures = figures(*finished) if callable(figures) else figures
+    for draw in figures.values():
+        figure = draw(*finished)
+        assert figure.get_figwidth() == _looks.WIDTH
+        assert figure.get_figheight() <= 9
+        assert figure.get_suptitle() == ""
+        figure.draw_without_rendering()
+        texts = [t for t in figure.findobj(Text) if t.get_visible() and t.get_text().strip()]
+        assert min(t.get_fontsize() for t in texts) >= _looks.LEAST_LETTERS

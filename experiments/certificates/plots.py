@@ -5,21 +5,26 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from qdiffjax import _tables as tables
-from qdiffjax._looks import BLUE, GREEN, GREY, ORANGE, SMALL, panels, tidy
+from qdiffjax._looks import BLUE, GREEN, GREY, MARKERS, ORANGE, SMALL, panels, tidy
 
 LOOKS = {12: BLUE, 10: GREEN, 8: ORANGE, 6: "#CC79A7"}
 
 
 def draw(config, arrays, rows) -> Figure:
     """Draw one call: certified over worst found against the grid; and runs beside measured."""
-    fig, axes = panels(1, 3, (10.5, 3.6))
+    fig, axes = panels(2, 2, 4.6)
+    axes = axes.ravel()
+    axes[3].set_axis_off()
     draw_calls(axes[0], config, [r for r in rows if r["kind"] == "call"])
     pairs = ((axes[1], lambda b: f"W{b}", "weights alone"),
              (axes[2], lambda b: f"W{b}A{b}", "weights and activations"))  # fmt: skip
     for ax, name_fn, title in pairs:
         draw_runs(ax, config["bits"], arrays, name_fn)
-        ax.set_title(f"runs of {config['num_steps']} steps, {title}", fontsize=9)
-    tidy(*axes)
+        ax.set_title(f"{config['num_steps']} steps, {title}")
+    tidy(*axes[:3])
+    handles = {label: h for ax in axes[1:3]
+               for h, label in zip(*ax.get_legend_handles_labels(), strict=True)}  # fmt: skip
+    axes[3].legend(handles.values(), handles.keys(), frameon=False, loc="center", **SMALL)
     return fig
 
 
@@ -37,7 +42,7 @@ def draw_calls(ax, config, rows) -> None:
     ax.minorticks_off()
     ax.set_xlabel("boxes a side of the square of inputs", **SMALL)
     ax.set_ylabel("certified / worst found", **SMALL)
-    ax.set_title(f"one call, t = {', '.join(map(str, config['times']))}", fontsize=9)
+    ax.set_title(f"one call, t = {', '.join(map(str, config['times']))}")
     ax.legend(frameon=False, **SMALL)
 
 
@@ -49,7 +54,8 @@ def draw_runs(ax, all_bits, arrays, name_fn) -> None:
         steps = np.arange(certified.shape[1])
         line = np.median(certified, 0)
         line = np.where((line > 0) & (line < 100), line, np.nan)
-        ax.semilogy(steps, line, color=color, lw=1.2, label=f"{name}, certified")
+        ax.semilogy(steps, line, color=color, lw=1, marker=MARKERS[i], ms=2.5,
+                    label=f"{bits} bits, certified")  # fmt: skip
         middle = np.median(measured, 0)
         ax.semilogy(steps, np.where(middle > 0, middle, np.nan), ":", color=color, lw=1.8,
                     label="measured (dotted)" if i == 0 else None)  # fmt: skip
@@ -59,8 +65,6 @@ def draw_runs(ax, all_bits, arrays, name_fn) -> None:
     ax.set_ylim(3e-6, 100)
     ax.set_xlabel("sampler steps done (noise to data)", **SMALL)
     ax.set_ylabel("error, median over samples", **SMALL)
-    ax.legend(frameon=False, fontsize=7, loc="lower right", ncols=2,
-              columnspacing=0.8, handlelength=1.4)  # fmt: skip
 
 
 def name_of(row) -> str:

@@ -7,20 +7,20 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from qdiffjax import _tables as tables
-from qdiffjax._looks import BLUE, GREY, ORANGE, panels, tidy
+from qdiffjax._looks import BLUE, GREY, ORANGE, SMALL, panels, tidy
 
 
 def draw(config, arrays, rows) -> Figure:
     """Error of the most clipped pixel along the sampler, and errors of all samples."""
-    width = f"W{config['bits']}A{config['bits']}"
-    title = f"Clipped noise grows: {Path(config['checkpoint']).name}, {width}"
-    fig, (along, tail) = panels(1, 2, (9, 3.6), title=title)
-    for name, color in (("calibrated", ORANGE), ("widened", BLUE)):
+    fig, (along, tail) = panels(1, 2, 2.7)
+    for name, color, marker in (("calibrated", ORANGE, "o"), ("widened", BLUE, "s")):
         label = f"{name} ranges of input and output"
         errors = np.sort(arrays[f"{name}/errors"])
-        tail.plot(errors, 1 - np.arange(errors.size) / errors.size, color=color, label=label)
+        tail.plot(errors, 1 - np.arange(errors.size) / errors.size, color=color,
+                  marker=marker, ms=2.5, lw=1, label=label)  # fmt: skip
         pixel = np.abs(arrays[f"{name}/pixel_error"])[1:]
-        along.plot(np.arange(pixel.size) + 1, pixel, color=color, label=label)
+        along.plot(np.arange(pixel.size) + 1, pixel, color=color, marker=marker, ms=2.5,
+                   lw=1, label=label)  # fmt: skip
     law = np.abs(arrays["calibrated/law"])[1:]
     along.plot(np.arange(law.size) + 1, law, color=GREY, ls="--",
                label=r"excess $\cdot\,\alpha_t/\alpha_T$")  # fmt: skip
@@ -28,12 +28,15 @@ def draw(config, arrays, rows) -> Figure:
         yscale="log",
         xlabel="sampler steps done (noise to data)",
         ylabel="|error| of the pixel, image units",
-        title="The pixel that is clipped most",
+        title=f"{Path(config['checkpoint']).name}, W{config['bits']}A{config['bits']}: "
+        "the pixel clipped most",
     )
     along.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     tail.set(xscale="log", yscale="log", xlabel="RMS error of a sample, image units",
-             title="Share of samples with a larger error")  # fmt: skip
-    tidy(along, tail, legend=7)
+             title="share of samples with a larger error")  # fmt: skip
+    tidy(along, tail)
+    fig.legend(*along.get_legend_handles_labels(), loc="outside lower center", ncols=2,
+               frameon=False, **SMALL)  # fmt: skip
     return fig
 
 

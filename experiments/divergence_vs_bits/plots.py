@@ -7,29 +7,54 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from qdiffjax import _tables as tables
-from qdiffjax._looks import BLUE, GREEN, GREY, ORANGE, SMALL, panels, tidy
+from qdiffjax._looks import BLUE, GREEN, GREY, MARKERS, ORANGE, SMALL, panels, tidy
 
 
 def draw(config, arrays, rows) -> Figure:
-    """Distances against bits with their floors, which steps matter, and the tail of the errors."""
+    """Distances against bits with their floors, bands from independent halves."""
     floor = next(r for r in rows if r["kind"] == "floor")
     widths = sorted((r for r in rows if r["kind"] == "width"), key=lambda r: r["bits"])
-    name = Path(config["checkpoint"]).name
-    fig, axes = panels(2, 3, (12, 6.6), title="What quantization costs the law of the samples: "
-                       f"{name}, DDIM-{config['num_steps']}, eta = 1")  # fmt: skip
-    _draw_w2(axes[0, 0], widths, floor)
-    _draw_kernels(axes[0, 1], widths, floor)
-    _draw_kl(axes[0, 2], widths, floor)
-    _draw_shares(axes[1, 0], widths)
-    _draw_profiles(axes[1, 1], arrays, widths)
-    _draw_tails(axes[1, 2], arrays, widths)
-    tidy(*axes.ravel(), legend=7)
-    axes[0, 2].legend(frameon=False, fontsize=7, ncols=2, loc="upper right")
-    axes[1, 0].legend(frameon=False, fontsize=7, ncols=2, loc="upper center")
-    for ax in (*axes[0], axes[1, 0]):
+    fig, axes = panels(2, 2, 5.0)
+    w2, kernels, kl, words = axes.ravel()
+    _draw_w2(w2, widths, floor)
+    _draw_kernels(kernels, widths, floor)
+    _draw_kl(kl, widths, floor)
+    words.set_axis_off()
+    tidy(w2, kernels, kl)
+    parts = [ax.get_legend_handles_labels() for ax in (w2, kernels, kl)]
+    handles, labels = ([item for part in parts for item in part[i]] for i in (0, 1))
+    words.legend(handles, labels, frameon=False, loc="center", title=_run(config), fontsize=7,
+                 title_fontsize=7.5)  # fmt: skip
+    _bits(widths, w2, kernels, kl)
+    return fig
+
+
+def draw_steps(config, arrays, rows) -> Figure:
+    """Which steps matter, and the tail of the errors."""
+    widths = sorted((r for r in rows if r["kind"] == "width"), key=lambda r: r["bits"])
+    fig, axes = panels(2, 2, 4.8)
+    shares, profiles, tails, words = axes.ravel()
+    _draw_shares(shares, widths)
+    _draw_profiles(profiles, arrays, widths)
+    _draw_tails(tails, arrays, widths)
+    words.set_axis_off()
+    tidy(shares, profiles, tails)
+    for ax in (profiles, tails):
+        ax.legend(frameon=False, fontsize=7)
+    words.legend(*shares.get_legend_handles_labels(), frameon=False, loc="center",
+                 title=_run(config), title_fontsize=7.5, **SMALL)  # fmt: skip
+    _bits(widths, shares)
+    return fig
+
+
+def _run(config) -> str:
+    return f"{Path(config['checkpoint']).name}, DDIM-{config['num_steps']}, eta = 1"
+
+
+def _bits(widths, *axes) -> None:
+    for ax in axes:
         ax.set_xticks([r["bits"] for r in widths])
         ax.set_xlabel("bits of weights and activations", **SMALL)
-    return fig
 
 
 def _series(ax, widths, get, color, label, shift=0.0, **look) -> None:
@@ -37,7 +62,8 @@ def _series(ax, widths, get, color, label, shift=0.0, **look) -> None:
     x = np.array([r["bits"] for r in widths]) + shift
     value, low, high = np.array([get(r) for r in widths], float).T
     ax.errorbar(x, value, np.maximum([value - low, high - value], 0), color=color, label=label,
-                marker="o", ms=3.5, lw=1.3, elinewidth=1, **look)  # fmt: skip
+                marker=MARKERS[len(ax.containers) % len(MARKERS)], ms=3.5, lw=1, elinewidth=1,
+                **look)  # fmt: skip
 
 
 def _floor(ax, estimate, color, label=None) -> None:
@@ -52,7 +78,7 @@ def _draw_w2(ax, widths, floor) -> None:
         _series(ax, widths, lambda r, key=key: r[key], color, label)
     _floor(ax, floor["w2_lower"], BLUE, "floors: independent halves")
     _floor(ax, floor["sliced"], GREEN)
-    ax.set(yscale="log", ylabel="$W_2$, image units", title="$W_2$ of the samples, paired noise")
+    ax.set(yscale="log", ylabel="$W_2$, image units", title="$W_2$, paired noise")
 
 
 def _draw_kernels(ax, widths, floor) -> None:
@@ -73,7 +99,6 @@ def _draw_kl(ax, widths, floor) -> None:
     high = max(p["neighbours"][2] for p in floor["projected"].values())
     ax.axhspan(-high, high, color=GREY, alpha=0.2, lw=0, label="floor of the projected")
     ax.set_yscale("symlog", linthresh=0.1)
-    ax.set_ylim(top=ax.get_ylim()[1] * 3e3)  # room for the legend
     ax.set(ylabel="KL, nats", title="KL: upper bounds, projections")
 
 
@@ -87,8 +112,7 @@ def _draw_shares(ax, widths) -> None:
         ax.bar(x + 0.2 * (i - 1.5), [r[key][end] for r in widths], 0.18, edgecolor=color, lw=0.8,
                color="white" if hatch else color, hatch=hatch, label=label)  # fmt: skip
     ax.axhline(0.1, color="black", lw=0.8, ls=":", label="an even spread")
-    ax.set_ylim(top=1.45 * ax.get_ylim()[1])  # room for the legend
-    ax.set(ylabel="share", title="Which steps matter: shares of a tenth of the steps")
+    ax.set(ylabel="share", title="a tenth of the steps")
 
 
 def _draw_profiles(ax, arrays, widths) -> None:
@@ -96,20 +120,22 @@ def _draw_profiles(ax, arrays, widths) -> None:
         name = f"W{r['bits']}A{r['bits']}"
         for key, look in (("kl_terms", "-"), ("error_profile", "--")):
             profile = arrays[f"{name}/{key}"]
-            ax.plot(np.cumsum(profile) / np.sum(profile), color=color, ls=look, lw=1.2,
+            ax.plot(np.cumsum(profile) / np.sum(profile), color=color, ls=look, lw=1, ms=2.5,
+                    marker=MARKERS[widths.index(r)], markevery=3,
                     label=name if look == "-" else None)  # fmt: skip
     ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     ax.set(xlabel="step (noise to data)", ylabel="share up to the step",
-           title="Cumulative share: KL (solid), squared error (dashed)")  # fmt: skip
+           title="KL (solid), squared error (dashed)")  # fmt: skip
 
 
 def _draw_tails(ax, arrays, widths) -> None:
     for r, color in zip(widths[::-1], (BLUE, GREEN, ORANGE, GREY, "black"), strict=False):
         errors = np.sort(arrays[f"W{r['bits']}A{r['bits']}/errors"])
-        ax.plot(errors, 1 - np.arange(errors.size) / errors.size, color=color, lw=1.3,
+        ax.plot(errors, 1 - np.arange(errors.size) / errors.size, color=color, lw=1,
+                marker=MARKERS[widths.index(r)], ms=3, markevery=0.1,
                 label=f"W{r['bits']}A{r['bits']}")  # fmt: skip
     ax.set(xscale="log", yscale="log", xlabel="RMS error of a sample, image units", ylabel="share",
-           title="Share of samples with a larger error")  # fmt: skip
+           title="samples with a larger error")  # fmt: skip
 
 
 def _width(r) -> str:
@@ -125,7 +151,7 @@ def _best(r):
     return max(p["neighbours"] for p in r["projected"].values())
 
 
-FIGURES = {"divergences": draw}
+FIGURES = {"divergences": draw, "steps": draw_steps}
 DISTANCES = (
     ("width", _width),
     ("W2\nlower, upper", lambda r: f"{r['w2_lower'][0]:.3g}, {r['w2_upper'][0]:.3g}"),

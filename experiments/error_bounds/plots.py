@@ -1,43 +1,51 @@
 """Figures of `experiments.error_bounds`; needs no JAX."""
 
 import math
-from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from experiments.error_bounds.table import width_name
-from qdiffjax._cells import shares
-from qdiffjax._looks import SMALL, panels
-from qdiffjax.plots import BOUNDS, colour_ticks, diverging, error_panel, ledger_panel
+from qdiffjax._cells import block_name, shares
+from qdiffjax._looks import SMALL, WIDTH, panels, tidy
+from qdiffjax.plots import BOUNDS, colour_ticks, diverging, error_panel, ledger_panel, short
+
+TOP = 6  # sites that are named below the blocks
 
 
 def draw_errors(config, arrays, rows) -> Figure:
     """Accumulated error over the sampler's steps: measured, predicted and bounded.
 
-    One panel per pair of widths, root mean square per pixel. Bounds hold for one sample each, so
-    the median and the 10 to 90 % range over samples are drawn.
+    A column for each pair of widths. Above, root mean square per pixel: bounds hold for one sample
+    each, so the median and the 10 to 90 % range over samples are drawn. Below, every bounded
+    sample's own ratio of bound to error, which must not be below one.
     """
     names = [width_name(row) for row in rows]
-    num_columns = min(3, len(names))
-    num_rows = math.ceil(len(names) / num_columns)
-    size = (max(1.2 + 3.1 * num_columns, 6.2), 1.1 + 2.7 * num_rows)
-    title = _title(config, "Accumulated quantization error")
-    fig, axes = panels(num_rows, num_columns, size, title=title, sharex=True, sharey=True,
-                       squeeze=False)  # fmt: skip
-    axes = axes.ravel()
-    for ax in axes[len(names) :]:
-        ax.set_axis_off()
-    for ax, name in zip(axes, names, strict=False):
-        _draw_error_panel(ax, arrays, name)
-    for ax in axes[max(0, len(names) - num_columns) : len(names)]:
-        ax.set_xlabel("sampler steps done (noise to data)", **SMALL)
-        ax.tick_params(labelbottom=True)
-    fig.supylabel("RMS per pixel, image units", **SMALL)
-    handles, labels = axes[0].get_legend_handles_labels()
-    fig.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, **SMALL)
+    fig, axes = panels(2, len(names), 4.6, sharex=True, sharey="row", squeeze=False,
+                       height_ratios=(1.5, 1))  # fmt: skip
+    for (above, below), name in zip(axes.T, names, strict=True):
+        _draw_error_panel(above, arrays, name)
+        _draw_ratio_panel(below, arrays, name)
+    axes[0, 0].set_ylabel("RMS per pixel, image units", **SMALL)
+    axes[1, 0].set_ylabel("bound over error,\na line a sample", **SMALL)
+    axes[1, len(names) // 2].set_xlabel("sampler steps done (noise to data)", **SMALL)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    fig.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, **SMALL)
     return fig
+
+
+def _draw_ratio_panel(ax, arrays, name: str) -> None:
+    measured = arrays[f"{name}/measured_norms"][1:]
+    for key, look in BOUNDS.items():
+        ratio = arrays[f"{name}/{key}"][1:] / measured
+        ratio = np.where(np.isfinite(ratio), ratio, np.nan)
+        ax.plot(np.arange(1, len(ratio) + 1), ratio, color=look["color"], ls=look["ls"], lw=0.5)
+        ax.plot(len(ratio) * np.ones(ratio.shape[1]), ratio[-1], color=look["color"], ls="",
+                marker=look["marker"], ms=2.5)  # fmt: skip
+    ax.axhline(1, color="black", lw=0.8)
+    ax.set_yscale("log")
+    tidy(ax)
 
 
 def _draw_error_panel(ax, arrays, name: str) -> None:
@@ -46,32 +54,46 @@ def _draw_error_panel(ax, arrays, name: str) -> None:
     norms |= {key: arrays[f"{name}/{key}"] / root_size for key in BOUNDS}
     error_panel(ax, arrays[f"{name}/error_rms"], arrays[f"{name}/predicted_rms"],
                 arrays["signal_rms"], norms)  # fmt: skip
-    ax.set_title(name, fontsize=9)
+    ax.set_title(name, fontsize=8)
 
 
 def draw_ledger(config, arrays, rows) -> Figure:
-    """Signed share of every (site, step) in the squared error of the final samples.
+    """Signed share of every (block, step) in the squared error of the final samples.
 
-    One heat map per pair of widths, with the sum over steps of every site beside it. All panels
-    have one colour scale, linear around zero and logarithmic beyond.
+    One heat map for each pair of widths, with the sum over steps beside it: the blocks of the
+    network, and below the line the TOP sites that carry most at any width, by name. All panels
+    have one colour scale, linear around zero and logarithmic beyond; negative cells have a dot.
     """
     names = [width_name(row) for row in rows]
     sites = [str(s) for s in arrays[f"{names[0]}/sites"]]
     percent = {n: shares(arrays[f"{n}/ledger"], sites) for n in names}
-    norm, ticks = diverging(max(float(np.abs(s).max()) for s in percent.values()))
-    size = (max(3.4 + 3.1 * len(names), 6.5), max(1.8 + 0.15 * len(sites), 3.2))
-    fig, axes = panels(1, 2 * len(names), size, title=_title(config, "Where the error is made"),
-                       sharey=True, width_ratios=[3, 1] * len(names))  # fmt: skip
+    blocks = list(dict.fromkeys(block_name(site) for site in sites))
+    most = np.max([np.abs(share.sum(0)) for share in percent.values()], axis=0)
+    top = sorted(np.argsort(-most)[:TOP])
+    shown = {
+        name: np.column_stack([
+            *(share[:, [block_name(s) == block for s in sites]].sum(1) for block in blocks),
+            *(share[:, i] for i in top),
+        ]) for name, share in percent.items()
+    }  # fmt: skip
+    labels = [*blocks, *(short(sites[i].removesuffix("/kernel")) for i in top)]
+    norm, ticks = diverging(max(float(np.abs(s).max()) for s in shown.values()))
+    fig, axes = panels(1, 2 * len(names), 1.5 + 0.125 * len(labels), sharey=True,
+                       width_ratios=[2.2, 1] * len(names))  # fmt: skip
     for side in axes[3::2]:
         side.sharex(axes[1])
-    images = []
     for ax, side, name in zip(axes[::2], axes[1::2], names, strict=True):
-        images.append(ledger_panel(ax, side, percent[name], norm))
-        ax.set_title(name, fontsize=9)
-    axes[0].set_yticks(range(len(sites)), sites, fontsize=6.5)
-    axes[0].set_ylim(len(sites) - 0.5, -0.5)
-    bar = fig.colorbar(images[0], ax=list(axes), location="bottom", shrink=0.4, aspect=40, pad=0.01)
-    bar.set_label("share of the squared error of the final samples, % a site and step", fontsize=8)
+        image = ledger_panel(ax, side, shown[name], norm)
+        ax.set_title(name, fontsize=8)
+        ax.set_xlabel("step", **SMALL)
+        side.set_xlabel("sum, %", **SMALL)
+        for a in (ax, side):
+            a.axhline(len(blocks) - 0.5, color="black", lw=0.8)
+    axes[0].set_yticks(range(len(labels)), labels, fontsize=7)
+    axes[0].set_ylim(len(labels) - 0.5, -0.5)
+    bar = fig.colorbar(image, ax=list(axes), location="bottom", shrink=0.7, aspect=40, pad=0.02)
+    bar.set_label("share of the squared error of the final samples, % a block or site and step",
+                  **SMALL)  # fmt: skip
     colour_ticks(bar, ticks)
     return fig
 
@@ -87,15 +109,14 @@ def draw_samples(config, arrays, rows) -> Figure:
         strips.append((name, _picture(arrays[f"{name}/samples_hat"])))
         strips.append((f"|difference|\n× {gain:g}", _picture(gain * difference - 1)))
     tight = ConstrainedLayoutEngine(w_pad=0.01, h_pad=0.01, wspace=0.0, hspace=0.0)
-    fig = Figure(figsize=(1.4 + 0.85 * len(full), 0.5 + 0.9 * len(strips)), layout=tight)
+    fig = Figure(figsize=(WIDTH, 0.62 * len(strips)), layout=tight)
     axes = fig.subplots(len(strips), len(full), squeeze=False)
     for line, (label, pictures) in zip(axes, strips, strict=True):
         for ax, picture in zip(line, pictures, strict=True):
             ax.imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
             ax.set(xticks=[], yticks=[])
             ax.spines[:].set_visible(False)
-        line[0].set_ylabel(label, rotation=0, ha="right", va="center", labelpad=6, fontsize=9)
-    fig.suptitle(_title(config, "Samples on the same noise"), fontsize=10)
+        line[0].set_ylabel(label, rotation=0, ha="right", va="center", labelpad=4, **SMALL)
     return fig
 
 
@@ -111,12 +132,6 @@ def _nice_gain(difference) -> float:
     limit = 2.0 / top
     power = 10.0 ** math.floor(math.log10(limit))
     return max(1.0, max(m * power for m in (1, 2, 5) if m * power <= limit))
-
-
-def _title(config, subject: str) -> str:
-    sampler = config.get("sampler", "").upper()
-    model = Path(str(config.get("checkpoint", ""))).name
-    return f"{subject}: {model}, {sampler}, {config.get('num_steps', '?')} steps"
 
 
 FIGURES = {"error_vs_step": draw_errors, "ledger": draw_ledger, "samples": draw_samples}

@@ -6,33 +6,33 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from qdiffjax import _tables as tables
-from qdiffjax._looks import BLUE, GREEN, GREY, ORANGE, SMALL, panels, tidy
+from qdiffjax._looks import BLUE, GREEN, GREY, MARKERS, ORANGE, SMALL, panels, tidy
 
 COLORS = {"weights": "black", "activations": BLUE, "both": ORANGE}
 
 
 def draw(config, arrays, rows) -> Figure:
     """Measured against predicted relative error of first order: a dot a sample and width."""
-    fig, ax = panels(1, 1, (5.4, 4.6))
-    for kind, color in COLORS.items():
+    fig, ax = panels(1, 1, 4.2)
+    for (kind, color), marker in zip(COLORS.items(), MARKERS, strict=False):
         widths = [w for w in config["widths"] if kind_of(w) == kind]
         if widths:
             x, y = (np.concatenate([arrays[f"{w}/{key}"] for w in widths])
                     for key in ("predicted", "measured"))  # fmt: skip
-            ax.plot(x, y, ".", ms=4, color=color, alpha=0.6, mew=0, label=kind)
+            ax.plot(x, y, marker, ls="", ms=3, color=color, alpha=0.6, mew=0, label=kind)
     tolerance = config["tolerance"]
     ax.axvline(tolerance, color=GREEN, lw=0.9, ls="--")
     ax.axhline(tolerance, color=GREEN, lw=0.9, ls="--", label=f"tolerance {tolerance:g}")
     ax.axline((tolerance, tolerance), slope=1, color=GREY, lw=0.8)
     ax.set(xscale="log", yscale="log", xlabel="predicted beforehand: |second| / |first order|",
            ylabel="measured: relative error of first order")  # fmt: skip
-    tidy(ax)
-    ax.legend(frameon=False, loc="lower right", **SMALL)
     (table,) = (r for r in rows if r["kind"] == "confusion")
     right = table["failed_foretold"] + table["held_right"]
     total = right + table["failed_missed"] + table["held_foretold"]
-    ax.set_title(f"Failure of first order: {Path(config['checkpoint']).name}, {config['sampler']}-"
-                 f"{config['num_steps']}; {right} of {total} foretold", fontsize=9)  # fmt: skip
+    ax.set_title(f"{Path(config['checkpoint']).name}, {config['sampler']}-{config['num_steps']}; "
+                 f"{right} of {total} foretold")  # fmt: skip
+    tidy(ax)
+    ax.legend(frameon=False, loc="lower right", **SMALL)
     return fig
 
 

@@ -6,24 +6,25 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from qdiffjax import _tables as tables
-from qdiffjax._looks import BLUE, GREEN, ORANGE, panels, tidy
+from qdiffjax._looks import BLUE, GREEN, MARKERS, ORANGE, panels, tidy
 
 
 def draw(config, arrays, rows) -> Figure:
     """Error of each group quantized alone, median and 10 to 90 % of the samples, by width."""
     order = [r["group"] for r in rows if r["bits"] == config["bits"][0]][::-1]
-    fig, ax = panels(1, 1, (7.2, 1.4 + 0.32 * len(order)))
+    fig, ax = panels(1, 1, 0.9 + 0.26 * len(order))
     for i, (bits, color) in enumerate(zip(config["bits"], (BLUE, GREEN, ORANGE), strict=False)):
         errors = {r["group"]: r["error"] for r in rows if r["bits"] == bits}
         low, middle, high = np.maximum(np.array([errors[g] for g in order]).T, 1e-9)
         ax.errorbar(middle, np.arange(len(order)) + 0.2 * (1 - i),
-                    xerr=[middle - low, high - middle], fmt="o", ms=4, color=color, elinewidth=1.2,
+                    xerr=[middle - low, high - middle], fmt=MARKERS[i], ms=3.5,
+                    color=color, elinewidth=1.2,
                     label=f"W{bits}A{bits}")  # fmt: skip
-    ax.set_yticks(range(len(order)), order, fontsize=8)
+    ax.set_yticks(range(len(order)), order, fontsize=7)
     ax.set(xscale="log", xlabel="RMS error of a sample when only this is rounded, image units")
-    tidy(ax, legend=8)
     name = Path(config["checkpoint"]).name
-    ax.set_title(f"Sensitivity by kind: {name}, DDIM-{config['num_steps']}", fontsize=10)
+    ax.set_title(f"{name}, DDIM-{config['num_steps']}: medians, 10 to 90 % of the samples")
+    tidy(ax, legend=7)
     return fig
 
 

@@ -4,54 +4,71 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from qdiffjax import _tables as tables
-from qdiffjax._looks import BLUE, GREEN, GREY, ORANGE, panels, tidy
+from qdiffjax._looks import BLUE, GREEN, GREY, MARKERS, ORANGE, SMALL, panels, tidy
+from qdiffjax.plots import short
 
 SKY = "#56B4E9"
 COLORS = {"float32": "black", "bf16": GREY, "W8A8": BLUE, "W4A8": SKY, "W4A16": GREEN,
           "fp8": ORANGE}  # fmt: skip
 CHIP = "H100"  # whose times are drawn site by site
-MOST = 60  # sites that a panel shows
+MOST = 18  # sites that a panel names
+MARKS = dict(zip(COLORS, MARKERS, strict=False))
 
 
 def draw_layers(config, arrays, rows) -> Figure:
-    """Draw the predicted time of the first MOST sites in their order, a panel for each network."""
+    """Draw the predicted time of the slowest sites by name, a panel for each network."""
     networks, batch = config["networks"], max(config["batches"])
-    title = f"Predicted (roofline) time of each product on one {CHIP}"
-    fig, axes = panels(len(networks), 1, (9, 2.4 * len(networks)), title=title, squeeze=False)
+    fig, axes = panels(len(networks), 1, (0.55 + 0.125 * MOST) * len(networks), squeeze=False)
     chip = list(arrays["chips"]).index(CHIP)
     for name, ax in zip(networks, axes[:, 0], strict=True):
-        seconds = arrays[f"{name}/{batch}/seconds"][:, chip, :MOST]
+        seconds, sites = (arrays[f"{name}/{batch}/{key}"] for key in ("seconds", "sites"))
+        seconds = seconds[:, chip]
+        # Blocks repeat: of sites that take the same times the first stands for all.
+        different = np.unique(seconds.round(12), axis=1, return_index=True)[1]
+        order = np.sort(different[np.argsort(-seconds[:, different].max(0))][:MOST])
         for i, (precision, times) in enumerate(zip(arrays["precisions"], seconds, strict=True)):
-            # Thinner over thicker: lines that coincide are all seen.
-            ax.step(np.arange(times.size), 1e6 * times, where="mid", lw=2.6 - 0.4 * i,
-                    label=precision, color=COLORS[str(precision)])  # fmt: skip
-        ax.set(yscale="log", ylabel="µs", title=f"{_short(name)}, batch {batch}")
+            look, shift = str(precision), 0.12 * (i - (len(seconds) - 1) / 2)
+            ax.plot(1e6 * times[order], np.arange(order.size) + shift, MARKS[look], ls="", ms=2.5,
+                    color=COLORS[look], label=look)  # fmt: skip
+        labels = [short(str(sites[i]).removesuffix("/kernel")) for i in order]
+        ax.set_yticks(range(order.size), labels)
+        ax.invert_yaxis()
+        ax.set(xscale="log", title=f"{_short(name)}, batch {batch}")
+        ax.xaxis.set_minor_formatter(NullFormatter())
     tidy(*axes[:, 0])
-    axes[-1, 0].set_xlabel(f"site, from the input on (at most {MOST})")
-    axes[0, 0].legend(frameon=False, fontsize=7, ncols=6, loc="lower center")
+    axes[-1, 0].set_xlabel(f"µs on one {CHIP}, predicted (roofline)", **SMALL)
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=6,
+               frameon=False, **SMALL)  # fmt: skip
     return fig
 
 
 def draw_chips(config, arrays, rows) -> Figure:
-    """Draw the predicted time of a call on every chip, a panel for each network and batch."""
+    """Draw how much faster than bf16 a call is predicted to be, a panel for each network."""
     costs = [r for r in rows if r["part"] == "costs"]
     keys = list(dict.fromkeys((r["network"], r["batch"]) for r in costs))
     columns = len(config["batches"])
     lines = len(keys) // columns
-    fig, axes = panels(lines, columns, (4.5 * columns, 2.4 * len(keys) / columns), squeeze=False,
-                       title="Predicted (roofline) time of all products of a call")  # fmt: skip
+    fig, axes = panels(lines, columns, 0.4 + 1.6 * lines, squeeze=False, sharex=True)
     for (name, batch), ax in zip(keys, axes.ravel(), strict=True):
-        chosen = [r for r in costs if (r["network"], r["batch"]) == (name, batch)]
-        for i, row in enumerate(chosen):
-            places = np.arange(len(row["seconds"])) + 0.1 * (i - len(chosen) / 2)
-            ax.plot(places, [1e3 * s for s in row["seconds"].values()], "o", ms=3,
-                    color=COLORS[row["precision"]], label=row["precision"])  # fmt: skip
-        ax.set_xticks(range(len(row["seconds"])), list(row["seconds"]))
-        ax.set(yscale="log", ylabel="ms a call", title=f"{_short(name)}, batch {batch}")
+        chosen = {r["precision"]: r for r in costs if (r["network"], r["batch"]) == (name, batch)}
+        base = np.array(list(chosen["bf16"]["seconds"].values()))
+        others = [look for look in chosen if look != "bf16"]
+        for i, look in enumerate(others):
+            seconds = np.array(list(chosen[look]["seconds"].values()))
+            ax.plot(np.arange(base.size) + 0.12 * (i - (len(others) - 1) / 2), base / seconds,
+                    MARKS[look], ls="", ms=3.5, color=COLORS[look], label=look)  # fmt: skip
+        ax.axhline(1, color=GREY, lw=0.8, label="bf16")
+        ax.set_xticks(range(base.size), list(chosen["bf16"]["seconds"]), rotation=45)
+        ax.set(yscale="log", title=f"{_short(name)}, batch {batch}")
+        ax.set_yticks([0.25, 0.5, 1, 2, 4], ["¼", "½", "1", "2", "4"])
+        ax.minorticks_off()
     tidy(*axes.ravel())
-    axes[0, 0].legend(frameon=False, fontsize=7, ncols=2)
+    fig.supylabel("predicted speed-up over bf16 (roofline)", **SMALL)
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=6,
+               frameon=False, **SMALL)  # fmt: skip
     return fig
 
 
@@ -60,14 +77,14 @@ def draw_roofline(config, arrays, rows) -> Figure:
     (row,) = (r for r in rows if r["part"] == "measured")
     intensity, macs = arrays["measured/intensity"], arrays["measured/macs"]
     rate = 2 * macs / arrays["measured/seconds"]
-    fig, ax = panels(1, 1, (5, 3.4))
+    fig, ax = panels(1, 1, 3.4)
     x = np.geomspace(intensity.min() / 2, intensity.max() * 2, 200)
     roof = np.minimum(row["rate"], x * row["bandwidth"])
     ax.plot(x, roof / 1e9, color="black", lw=1, label="measured peak and bandwidth")
     is_conv = np.array(["time" not in str(s) for s in arrays["measured/sites"]])
-    for mask, color, label in ((is_conv, BLUE, "convolutions, attention"),
-                               (~is_conv, ORANGE, "time embedding")):  # fmt: skip
-        ax.plot(intensity[mask], rate[mask] / 1e9, "o", ms=3, color=color, label=label)
+    for mask, color, marker, label in ((is_conv, BLUE, "o", "convolutions, attention"),
+                                       (~is_conv, ORANGE, "s", "time embedding")):  # fmt: skip
+        ax.plot(intensity[mask], rate[mask] / 1e9, marker, ls="", ms=3, color=color, label=label)
     title = f"{_short(row['network'])}, float32, batch {row['batch']}: products alone"
     ax.set(xscale="log", yscale="log", xlabel="operations per byte", ylabel="GFLOP/s", title=title)
     tidy(ax, legend=7)

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MultipleLocator
 
 from qdiffjax import _tables as tables
-from qdiffjax._looks import BLUE, GREEN, GREY, ORANGE, SMALL, tidy
+from qdiffjax._looks import BLUE, GREEN, GREY, ORANGE, SMALL, WIDTH, tidy
 
 TITLES = {
     "gaussian": "Gaussian", "laplace": "Laplace", "weights": "weights, by output channel",
@@ -29,19 +29,30 @@ MAX_BITS = 9
 def draw(config, arrays, rows) -> Figure:
     """Draw SQNR against bits for each kind of numbers, and how far off the prediction is."""
     sources = list(dict.fromkeys(row["source"] for row in rows))
-    fig = Figure(figsize=(11, 8.2), layout="constrained")
-    halves: Any = fig.subfigures(2, 1, height_ratios=[1.6, 1])
+    lines = -(-len(sources) // 2)
+    fig = Figure(figsize=(WIDTH, 2.3 * lines + 4.2), layout="constrained")
+    halves: Any = fig.subfigures(2, 1, height_ratios=[2.3 * lines + 0.5, 3.7])
     top, bottom = halves
-    axes = top.subplots(1, len(sources), sharey=True, squeeze=False)[0]
-    for ax, source in zip(axes, sources, strict=True):
+    axes = top.subplots(lines, 2, sharex=True, sharey=True, squeeze=False)
+    for ax, source in zip(axes.ravel(), sources, strict=False):
         draw_source(ax, [row for row in rows if row["source"] == source])
-        ax.set_title(TITLES.get(source, source), fontsize=9)
-    axes[0].set_ylabel("SQNR, dB", **SMALL)
+        ax.set_title(TITLES.get(source, source), fontsize=8)
+    for ax in axes.ravel()[len(sources) :]:
+        ax.set_axis_off()
+    top.supylabel("SQNR, dB", **SMALL)
+    top.supxlabel("bits a number, scales of blocks included", **SMALL)
     # Matching by name, because a source may lack a family.
-    entries = {h.get_label(): h for ax in axes for h in ax.get_legend_handles_labels()[0]}
-    top.legend(entries.values(), entries.keys(), loc="outside upper center", ncols=5,
+    entries = {h.get_label(): h for ax in axes.flat for h in ax.get_legend_handles_labels()[0]}
+    top.legend(entries.values(), entries.keys(), loc="outside upper center", ncols=4,
                frameon=False, **SMALL)  # fmt: skip
-    draw_ratios(bottom.subplots(), arrays)
+    formats = np.arange(len(arrays["formats"]))
+    parts = np.array_split(formats, 2 if formats.size > 30 else 1)
+    lower = bottom.subplots(len(parts), 1, squeeze=False, sharey=True)[:, 0]
+    for ax, part in zip(lower, parts, strict=True):
+        draw_ratios(ax, arrays, part)
+    bottom.legend(*lower[0].get_legend_handles_labels(), loc="outside upper center", ncols=1,
+                  frameon=False, **SMALL)  # fmt: skip
+    bottom.supylabel("predicted MSE over measured, %", **SMALL)
     return fig
 
 
@@ -54,24 +65,23 @@ def draw_source(ax, rows) -> None:
         color, marker = LOOKS[family]
         if np.all(np.diff(bits) > 0):
             ax.plot(bits, [r["sqnr_predicted_db"] for r in here], color=color, lw=0.8)
-        ax.plot(bits, [r["sqnr_measured_db"] for r in here], marker, color=color, ms=5.5,
-                mec="white", mew=0.4, label=NAMES.get(family, family))  # fmt: skip
+        ax.plot(bits, [r["sqnr_measured_db"] for r in here], marker, color=color, ms=4,
+                mec="white", mew=0.3, label=NAMES.get(family, family))  # fmt: skip
     ax.plot([r["bits"] for r in rows], [r["sqnr_predicted_db"] for r in rows], "+", color="red",
-            ms=3.5, mew=0.6, label="predicted (+, lines)", zorder=3)  # fmt: skip
-    ax.set_xlabel("bits a number, scales of blocks included", **SMALL)
+            ms=3, mew=0.5, label="predicted (+, lines)", zorder=3)  # fmt: skip
     ax.xaxis.set_major_locator(MultipleLocator(1))
     tidy(ax)
 
 
-def draw_ratios(ax, arrays) -> None:
-    """Draw predicted / measured mean squared error: median, 90 % and all tensors of a network."""
-    formats = [str(name) for name in arrays["formats"]]
-    ratio = 100 * (arrays["predicted"] / arrays["measured"] - 1)
+def draw_ratios(ax, arrays, part) -> None:
+    """Draw predicted / measured squared error of some formats: median, 90 % and all tensors."""
+    formats = [str(name) for name in arrays["formats"][part]]
+    ratio = 100 * (arrays["predicted"] / arrays["measured"] - 1)[part]
     ax.axhspan(-5, 5, color="0.93", lw=0)
     ax.axhline(0, color="0.6", lw=0.6)
     x = np.arange(len(formats))
-    looks = (("weights", BLUE, -0.15), ("activations", ORANGE, 0.15))
-    for source, color, shift in looks:
+    looks = (("weights", BLUE, -0.15, "o"), ("activations", ORANGE, 0.15, "s"))
+    for source, color, shift, marker in looks:
         of_source = ratio[:, arrays["sources"] == source]
         if not of_source.size:
             continue
@@ -79,8 +89,8 @@ def draw_ratios(ax, arrays) -> None:
         count = of_source.shape[1]
         ax.vlines(x + shift, low, high, color=color, lw=0.8)
         ax.vlines(x + shift, first, last, color=color, lw=3, alpha=0.5)
-        ax.plot(x + shift, middle, "_", color=color, ms=5, mew=1.5,
-                label=f"{source}: median, 90 %, range of {count} tensors")  # fmt: skip
+        ax.plot(x + shift, middle, marker, ls="", color=color, ms=2.5,
+                label=f"{source}: median, 90 % (thick) and range (thin) of {count}")  # fmt: skip
     ax.set_xticks(x, formats, rotation=60, ha="right", rotation_mode="anchor", fontsize=7)
     ax.set_xlim(-0.7, len(formats) - 0.3)
     ax.set_yscale("symlog", linthresh=10)
@@ -90,10 +100,8 @@ def draw_ratios(ax, arrays) -> None:
     ax.yaxis.set_major_formatter(FuncFormatter(lambda t, _: f"{t:+g}" if t else "0"))
     ax.yaxis.set_minor_locator(MultipleLocator(1e9))
     ax.set_ylim(low, high)
-    ax.set_ylabel("predicted MSE over measured, %", **SMALL)
-    ax.tick_params(axis="y", labelsize=8)
+    ax.tick_params(axis="y", labelsize=7)
     ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(loc="lower left", bbox_to_anchor=(0, 0.98), ncols=2, frameon=False, **SMALL)
 
 
 COLUMNS = (

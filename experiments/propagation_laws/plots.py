@@ -16,23 +16,25 @@ LOOKS: dict[str, tuple[str, str, str]] = {
 def draw(config, arrays, rows) -> Figure:
     """Draw median errors against steps, bits and sampler: measured, and predicted dotted."""
     cases = [r for r in rows if r["kind"] == "case"]
-    fig, (steps, bits, samplers) = panels(
-        1, 3, (11, 3.6), width_ratios=(1, 1, 1.25),
-        title=f"How quantization error grows: {config['checkpoint']}",
-    )  # fmt: skip
+    fig, axes = panels(2, 2, 4.8)
+    steps, bits, samplers, words = axes.ravel()
+    words.set_axis_off()
     ddim = [r for r in cases if r["sampler"] == "ddim"]
     _draw_series(steps, [r for r in ddim if r["bits"] == config["width"]], "num_calls")
     _draw_series(bits, [r for r in ddim if r["num_calls"] == config["middle"]], "bits")
     _guides(steps, cases, config)
-    steps.set(xlabel="sampler steps N (DDIM)", ylabel="RMS error of a sample, median, image units",
+    steps.set(xlabel="sampler steps N (DDIM)", ylabel="median RMS error of a sample",
               title=f"{config['width']} bits", xscale="log", yscale="log")  # fmt: skip
     _ticks(steps, sorted({r["num_calls"] for r in ddim}))
     bits.set(xlabel="bits", title=f"{config['middle']} steps", yscale="log")
     _ticks(bits, sorted({r["bits"] for r in ddim}))
     _draw_samplers(samplers, cases, config)
     tidy(steps, bits, samplers)
-    handles, labels = steps.get_legend_handles_labels()
-    fig.legend(handles, labels, loc="outside lower center", ncols=6, frameon=False, **SMALL)
+    handles, labels = (
+        a + b for a, b in zip(steps.get_legend_handles_labels(),
+                              samplers.get_legend_handles_labels(), strict=True)
+    )  # fmt: skip
+    words.legend(handles, labels, loc="center", frameon=False, **SMALL)
     return fig
 
 
@@ -69,15 +71,14 @@ def _draw_samplers(ax, cases, config) -> None:
               and r["num_calls"] == config["middle"]}  # fmt: skip
     names = [n for n in names if n in chosen]
     y = np.arange(len(names))
-    ax.barh(y + 0.18, [chosen[n]["median"] for n in names], 0.34, color=ORANGE, label="measured")
+    ax.barh(y + 0.18, [chosen[n]["median"] for n in names], 0.34, color=ORANGE,
+            label="samplers, measured")  # fmt: skip
     ax.barh(y - 0.18, [chosen[n]["predicted_median"] for n in names], 0.34, color="white",
-            edgecolor=ORANGE, hatch="///", lw=0.8, label="predicted")  # fmt: skip
-    ax.set_yticks(y, names, fontsize=8)
+            edgecolor=ORANGE, hatch="///", lw=0.8, label="samplers, predicted")  # fmt: skip
+    ax.set_yticks(y, names, fontsize=7)
     ax.invert_yaxis()
-    ax.set_xlim(0, 1.5 * max(chosen[n]["predicted_median"] for n in names))  # room for the legend
-    ax.legend(frameon=False, loc="center right", **SMALL)
     w = config["width"]
-    ax.set(xlabel="RMS error of a sample, median, image units",
+    ax.set(xlabel="median RMS error of a sample",
            title=f"W{w}A{w}, {config['middle']} calls")  # fmt: skip
 
 

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from qdiffjax import _tables as tables
-from qdiffjax._looks import BLUE, GREEN, GREY, ORANGE, panels, tidy
+from qdiffjax._looks import BLUE, GREEN, GREY, ORANGE, SMALL, panels, tidy
 
 COLORS = {"a posteriori along the run": BLUE, "distributional": GREEN, "certified": ORANGE}
 LIMITS = (-1.5, 7.0)  # log10 of the ratios that are drawn
@@ -23,10 +23,8 @@ def by_kind(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def draw(config, arrays, rows) -> Figure:
     """Draw how far each bound is from what it bounds, over all trials, and where it was finite."""
     rows = by_kind(rows)
-    num = sum(config[k] for k in ("num_network", "num_data", "num_multistep"))
     fig, (ax, side) = panels(
-        1, 2, (9.5, 1.6 + 0.36 * len(rows)), sharey=True, width_ratios=(4, 1),
-        title=f"Bounds on {num} random samplers and {config['num_gaussian']} Gaussian chains",
+        1, 2, 1.5 + 0.3 * len(rows), sharey=True, width_ratios=(2.4, 1),
     )  # fmt: skip
     kinds = [row["kind"] for row in rows]
     for y, row in enumerate(rows):
@@ -35,19 +33,20 @@ def draw(config, arrays, rows) -> Figure:
         _draw_finite(side, y, row)
     ax.axvline(0, color="black", lw=0.8)
     names = [_name(row).replace("Gronwall", "Grönwall") for row in rows]
-    ax.set_yticks(range(len(rows)), names, fontsize=8)
+    ax.set_yticks(range(len(rows)), names, fontsize=7)
     ticks = np.arange(np.ceil(LIMITS[0]), LIMITS[1] + 1)
     ax.set_xticks(ticks, [f"$10^{{{int(t)}}}$" for t in ticks])
     ax.set(
         xlim=LIMITS, ylim=(len(rows) - 0.4, -0.95),
-        xlabel="bound / bounded at the end, tightest sample of a trial: root of the density, "
-        "5 to 95 %, median\n* an estimate, which may be below one",
+        xlabel="bound / bounded at the end, tightest sample of a trial:\n"
+        "root of the density, 5 to 95 % (line), median (dot)\n"
+        "* an estimate, which may be below one",
     )  # fmt: skip
-    side.set(xlim=(0, 100), xlabel="finite, %", title="violated, of compared")
+    side.set(xlim=(0, 100), xlabel="finite, %", title="violated of compared")
     tidy(ax, side)
     for axes in (ax, side):
         axes.grid(visible=False, axis="y")
-    fig.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    fig.legend(loc="outside lower center", ncols=3, frameon=False, **SMALL)
     return fig
 
 

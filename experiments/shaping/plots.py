@@ -29,7 +29,7 @@ def gain(by_method) -> float:
 def draw(config, arrays, rows) -> Figure:
     """RMSE of the samples by width, a panel for each number of steps."""
     panes = {n: [g for g in grids(rows) if g[0] == n] for n in config["num_steps"]}
-    fig, axes = panels(1, len(panes), (5.5, 2.4), sharey=True, squeeze=False)
+    fig, axes = panels(1, len(panes), 2.4, sharey=True, squeeze=False)
     for ax, (num_steps, pane) in zip(axes[0], panes.items(), strict=True):
         bits = [b for _, b, _ in pane]
         for name, (color, marker, line) in STYLES.items():

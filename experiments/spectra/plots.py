@@ -7,13 +7,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from qdiffjax import _tables as tables
-from qdiffjax._looks import BLUE, GREEN, GREY, ORANGE, panels, tidy
+from qdiffjax._looks import BLUE, GREEN, GREY, MARKERS, ORANGE, panels, tidy
 
 
 def draw(config, arrays, rows) -> Figure:
-    """Draw gains of steps and of the rest of the sampler, volumes, and gain against error."""
-    title = f"What becomes of errors: {Path(config['checkpoint']).name}, DDIM-{config['num_steps']}"
-    fig, axes = panels(2, 2, (10, 6.4), title=title)
+    """Draw gains of steps and of the rest of the sampler, volumes, and gain against error.
+
+    Bands are 10 to 90 % of the samples.
+    """
+    fig, axes = panels(2, 2, 5.2)
     _draw_steps(axes[0, 0], arrays)
     _draw_rest(axes[0, 1], arrays, rows)
     _draw_growth(axes[1, 0], arrays)
@@ -21,6 +23,8 @@ def draw(config, arrays, rows) -> Figure:
     for ax in axes.ravel()[:3]:
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     tidy(*axes.ravel(), legend=7)
+    axes[0, 1].set_ylim(top=axes[0, 1].get_ylim()[1] * 30)  # room for the legend
+    axes[0, 0].set_ylim(bottom=axes[0, 0].get_ylim()[0] / 3)
     return fig
 
 
@@ -28,7 +32,8 @@ def _band(ax, x, values, color, label, **look) -> None:
     """Draw the median over the last axis, and the 10 to 90 % range."""
     low, middle, high = np.quantile(values, (0.1, 0.5, 0.9), axis=-1)
     ax.fill_between(x, low, high, color=color, alpha=0.18, lw=0)
-    ax.plot(x, middle, color=color, lw=1.5, label=label, **look)
+    look = {"marker": MARKERS[len(ax.lines) % len(MARKERS)], "ms": 2.5, "markevery": 2} | look
+    ax.plot(x, middle, color=color, lw=1, label=label, **look)
 
 
 def _draw_steps(ax, arrays) -> None:
@@ -36,20 +41,20 @@ def _draw_steps(ax, arrays) -> None:
     x = np.arange(len(values))
     for k in range(min(values.shape[2], len(colors))):
         _band(ax, x, values[..., k], colors[k], f"singular value {k + 1}")
-    _band(ax, x, np.exp(arrays["log_volumes"]), GREY, "geometric mean of all")
+    _band(ax, x, np.exp(arrays["log_volumes"]), GREY, "geometric mean of all;\nbands: 10 to 90 %")
     ax.axhline(1, color="black", lw=0.8)
     ax.set(yscale="log", xlabel="step (noise to data)", ylabel="gain of the step",
-           title="One step: spectrum of $J_i$")  # fmt: skip
+           title="one step: singular values of $J_i$")  # fmt: skip
 
 
 def _draw_rest(ax, arrays, rows) -> None:
     gains = arrays["rms_gains"]
     _band(ax, np.arange(len(gains)), gains, BLUE, r"rms gain $|J|_F/\sqrt{n}$")
-    _band(ax, arrays["starts"], arrays["sampler_values"][..., 0], ORANGE, "top gain", marker="o",
-          ms=4)  # fmt: skip
+    _band(ax, arrays["starts"], arrays["sampler_values"][..., 0], ORANGE, "top gain",
+          markevery=1)  # fmt: skip
     starts = [r for r in rows if r["kind"] == "start"]
-    for key, look, label in (("product", "--", "product of the steps' top gains"),
-                             ("gronwall", ":", "exp of the integrated log-norm")):  # fmt: skip
+    for key, look, label in (("product", "--", "product of top gains"),
+                             ("gronwall", ":", "exp of integrated log-norm")):  # fmt: skip
         ax.plot([r["step"] for r in starts], [r[key][1] for r in starts], color=GREY, ls=look,
                 lw=1.3, label=label)  # fmt: skip
     ax.axhline(1, color="black", lw=0.8)
@@ -75,9 +80,9 @@ def _draw_errors(ax, config, arrays, rows) -> None:
     rank = next(r for r in rows if r["kind"] == "whole")["rank_correlation"]
     ax.plot(typical, arrays["errors"], ".", color=ORANGE, ms=6, mew=0,
             label=f"rank correlation {rank:+.2f}")  # fmt: skip
-    ax.set(yscale="log", xlabel="rms gain of an error at a random step, by sample",
+    ax.set(yscale="log", xlabel="rms gain at a random step",
            ylabel=f"RMS error at {width}, image units",
-           title="Which samples: gain against error")  # fmt: skip
+           title=f"{Path(config['checkpoint']).name}: gain against error")  # fmt: skip
 
 
 def _three(values) -> str:

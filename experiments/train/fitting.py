@@ -129,7 +129,7 @@ def draw(images, curve, log_every: int, path) -> None:
     picture = io.BytesIO()
     image.imsave(picture, grid.squeeze(), cmap="gray", format="png")
     _files.write({path / "samples.png": picture.getvalue()})
-    fig, ax = panels(1, 1, (5, 3))
+    fig, ax = panels(1, 1, 3.0)
     ax.plot(log_every * np.arange(1, len(curve) + 1), curve, lw=0.8)
     ax.set(xlabel="training step", ylabel="training loss", yscale="log")
     _files.write_figure(path / "loss.png", fig, dpi=110)

@@ -288,5 +288,5 @@ def test_without_the_key_of_a_noisy_sampler_no_ledger_is_made():
         lambda: ablation.forecast(q, X, worlds.DDPM, lambda x: x @ G),
         lambda: ledger.inject(q, X, worlds.DDPM, {"a": jnp.ones(worlds.NUM_STEPS)}),
     ):
-        with pytest.raises(ValueError, match="got key=None for steps with noise"):
+        with pytest.raises(ValueError, match="key: got None for steps with noise"):
             make()
