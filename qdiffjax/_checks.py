@@ -147,15 +147,6 @@ def check_key(what: str, key: Any) -> None:
             remedy="pass jax.random.key(seed)", error=TypeError)  # fmt: skip
 
 
-def check_seed(what: str, seed: Any) -> None:
-    """Refuse seeds that JAX would cut to 32 bits, where 2^32 is seed 0.
-
-    Raises:
-      ValueError: no int from 0 to 2^32 - 1.
-    """
-    check_count(what, seed, least=0, most=2**32 - 1, remedy="take a seed of 32 bits")
-
-
 def check_type(what: str, value: Any, types: type | tuple[type, ...], *, remedy: str) -> None:
     """Refuse what is of none of some types.
 

@@ -157,7 +157,7 @@ def test_a_fitted_exponent_is_that_of_a_power_law_and_its_error_that_of_a_regres
     np.testing.assert_allclose(found.exponent, line.slope, rtol=1e-10)
     np.testing.assert_allclose(found.standard_error, line.stderr, rtol=1e-10)
     for bad in ((sizes[:2], noisy[:2]), (sizes, noisy - noisy.max())):
-        with pytest.raises(ValueError, match="at least three|above 0"):
+        with pytest.raises(ValueError, match=r"at least three|above 0"):
             laws.fit_exponent(*bad)
 
 
