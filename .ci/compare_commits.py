@@ -307,12 +307,12 @@ def resume_case(name: str, folder: Path, networks, checkout: Path, float64: bool
     process = start(CASES[name], folder, networks, checkout, float64)
     begun = time.perf_counter()
     while process.poll() is None and time.perf_counter() - begun < limit:
-        if next(folder.glob("parts/*.json"), None):
+        if next(folder.glob("parts/**/*.npz"), None):
             process.send_signal(signal.SIGINT)
             break
         time.sleep(0.01)
     code = wait(process, limit)
-    kept = len(list(folder.glob("parts/*.json")))
+    kept = len(list(folder.glob("parts/**/*.npz")))
     is_whole = (folder / "arrays.npz").exists()
     print(f"{folder.name:28s} interrupted with exit {code} after {kept} part(s)"
           f"{', TOO LATE: it had ended' if is_whole else ''}", flush=True)  # fmt: skip

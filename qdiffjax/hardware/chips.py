@@ -5,6 +5,7 @@ chip multiplies is named as in FORMATS; a product of narrower codes runs in the 
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -26,7 +27,7 @@ class Chip:
       name: of the chip.
       rates: format -> peak operations a second; only what the chip multiplies itself.
       bandwidth: of its memory, bytes a second.
-      capacity: of its memory, bytes.
+      capacity: of its memory, bytes; infinity where it is not known.
       power: at most, watts; None where the vendor does not say.
       estimated: formats whose rate is no vendor's number.
       source: of the numbers.
@@ -50,7 +51,8 @@ class Chip:
         for name, rate in self.rates.items():
             check_number(f"rates of {name}", rate, above=0)
         check_number("bandwidth", self.bandwidth, above=0)
-        check_number("capacity", self.capacity, above=0)
+        if self.capacity != math.inf:
+            check_number("capacity", self.capacity, above=0)
 
 
 def _hopper(name, bandwidth, capacity, source):

@@ -34,7 +34,7 @@ ROWS = {
     "Chip(rates)": (lambda v: hardware.Chip("x", v, 1.0, 1.0),
                     ({}, {"int8": 1.0}, {"f32": 0.0}, {"f32": NAN}, {"f32": -1.0, "bf16": 1.0})),
     "Chip(bandwidth)": (lambda v: hardware.Chip("x", {"f32": 1.0}, v, 1.0), POSITIVE),
-    "Chip(capacity)": (lambda v: hardware.Chip("x", {"f32": 1.0}, 1.0, v), POSITIVE),
+    "Chip(capacity)": (lambda v: hardware.Chip("x", {"f32": 1.0}, 1.0, v), (0.0, -1.0, NAN, "x")),
     "find_chip(device_kind)": (hardware.find_chip, (None, 3)),
     "measure(fn)": (lambda v: hardware.measure(v), FUNCTIONS),
     "measure(num_rounds)": (lambda v: hardware.measure(lambda: 1, num_rounds=v), COUNT),
