@@ -122,6 +122,10 @@ SHARED = {
         lambda p, x, t: x @ p["w"][-1] @ jax.lax.dynamic_slice(p["w"], (2, 0, 0), (1, 4, 4))[0],
         (3, 4, 4), [16, 0],
     ),
+    "by an index that is clipped": (
+        lambda p, x, t: x @ p["w"][2] @ jax.lax.dynamic_slice(p["w"], (7, 0, 0), (1, 4, 4))[0],
+        (3, 4, 4), [16, 0],
+    ),
     "a slice of a slice": (lambda p, x, t: x @ p["w"][:2][0] @ p["w"][1:][0], (3, 4, 4), [16, 16]),
     "all, then a slice": (lambda p, x, t: (x @ p["w"])[:, :4] @ p["w"][:, :4], (4, 12), [48, 0]),
     "all, turned": (lambda p, x, t: x @ p["w"] @ p["w"].T, (4, 12), [48, 0]),

@@ -118,6 +118,18 @@ def test_a_transposed_convolution_costs_its_inputs_times_its_taps(taps, stride, 
     assert listed["params"].macs == 2 * (6 * taps) * (5 * taps) * 3 * 8
 
 
+def test_the_zeros_that_a_padded_transposed_convolution_meets_are_where_the_padding_puts_them():
+    """4 elements at 1, 3, 5, 7 of 9 places, 3 taps: the outer two miss one result each."""
+
+    def fn(p, x, t):
+        return jax.lax.conv_general_dilated(
+            x, p, (1,), [(1, 1)], lhs_dilation=(2,), dimension_numbers=("NHC", "HIO", "NHC")
+        )
+
+    listed = by_name(fn, jnp.zeros((3, 3, 8)), jnp.zeros((2, 4, 3)), T)
+    assert listed["params"].macs == 2 * (2 + 3 + 3 + 2) * 3 * 8
+
+
 def test_a_batched_einsum_counts_each_batch_once_and_keeps_its_batch_axes():
     w = jnp.zeros((7, 3, 5))
 

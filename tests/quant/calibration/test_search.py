@@ -181,18 +181,22 @@ def test_kl_clips_a_lone_outlier_and_leaves_uniform_data_alone():
     assert float(_scale(outlier, kl, format, num_bins=512)[0]) * 7 < 10
 
 
-@pytest.mark.parametrize("share", [0.5, 0.9, 0.99])
 @pytest.mark.parametrize("format", [IntFormat(4), IntFormat(4, signed=False)])
-def test_exact_zeros_move_neither_the_kl_range_nor_that_of_its_observer(share, format):
+def test_exact_zeros_move_neither_the_kl_range_nor_that_of_its_observer(format):
     x = np.abs(np.random.default_rng(0).laplace(size=(400, 1))).astype(np.float32)
-    with_zeros = np.concatenate([np.zeros((int(400 * share / (1 - share)), 1), np.float32), x])
+    with_zeros = np.concatenate([np.zeros((3600, 1), np.float32), x])
     fit = jax.jit(functools.partial(kl, format=format, num_bins=64))
     np.testing.assert_array_equal(fit(with_zeros)[0], fit(x)[0])
     observer = histogram_observer(functools.partial(kl_range, format=format), num_bins=128)
-    ends = [
-        jax.jit(lambda x: observer.finalize(observer.update(observer.init((1, 1)), x)))(data)
-        for data in (with_zeros, x)
-    ]
+
+    @jax.jit
+    def observed(x):
+        state = observer.init((1, 1))
+        for batch in (x[::2], x[1::2]):
+            state = observer.update(state, batch)
+        return observer.finalize(state)
+
+    ends = [observed(data) for data in (with_zeros, x)]
     np.testing.assert_array_equal(*ends)
 
 
