@@ -88,6 +88,7 @@ class Config:
         7,
         "Most quadrature nodes of the ledger (1, 3, 7, 15), added while the defect is large.",
         least=1,
+        most=15,
     )
     tolerance: float = option(1e-3, "Defect of the ledger that is good enough.", least=0)
 
