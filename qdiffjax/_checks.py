@@ -219,6 +219,11 @@ def optional(check: Callable[[str, Any], None]) -> Callable[[str, Any], None]:
     return lambda what, value: None if value is None else check(what, value)
 
 
+def traceable(check: Callable[[str, Any], None]) -> Callable[[str, Any], None]:
+    """Return the check of a value that may be traced, which is trusted then."""
+    return lambda what, value: None if _is_traced(value) else check(what, value)
+
+
 def check_numbers(
     what: str, x: Any, *, least_size: int = 1, least_rank: int = 0, finite: bool = True
 ) -> None:

@@ -229,13 +229,20 @@ def attributed(
         if parts and len(nodes) > max_nodes:
             break
         parts += [attribute(node[None], np.ones(1)) for node in nodes[len(parts) :]]
-        whole = parts[0]._replace(contributions=jax.tree.map(
-            lambda *c, weights=weights: sum(float(w) * a for w, a in zip(weights, c, strict=True)),
-            *(part.contributions for part in parts),
-        ))  # fmt: skip
+        whole = parts[0]._replace(contributions={
+            name: _weighted(weights, [part.contributions[name] for part in parts])
+            for name in parts[0].contributions
+        })  # fmt: skip
         if jnp.median(ledger.defect(whole)) <= tolerance:
             break
     return whole, len(parts)
+
+
+def _weighted(weights, arrays) -> Array:
+    """Return the weighted sum of arrays, in NumPy: another number of them compiles nothing."""
+    arrays = [np.asarray(array) for array in arrays]
+    total = sum(float(w) * a for w, a in zip(weights, arrays, strict=True))
+    return jnp.asarray(total, arrays[0].dtype)
 
 
 def fanned(q: Quantized, x_T: Array, steps: Steps, *, key: Key | None = None):

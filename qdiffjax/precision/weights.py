@@ -56,7 +56,13 @@ def keep_channel_sums(site: Site, w, scale, zero_point, format: Format) -> jax.A
     return _keep_sums(w, scale, zero_point, _width_as_data(format), shape)
 
 
-OPTIONS = ("round_fn", "calibrate_fn", "granularity", "format_fn", "adjust_fn")  # of `round_weights`
+OPTIONS = (
+    "round_fn",
+    "calibrate_fn",
+    "granularity",
+    "format_fn",
+    "adjust_fn",
+)  # of `round_weights`
 
 
 def round_weights(

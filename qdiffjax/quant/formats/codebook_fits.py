@@ -16,6 +16,7 @@ from qdiffjax._checks import (
     check_numbers,
     checked,
     require,
+    traceable,
 )
 from qdiffjax._typing import Array
 from qdiffjax.quant.formats import base, codebooks
@@ -145,7 +146,7 @@ def quantile_codebook(x: Array, bits: int, *, weights: Array | None = None) -> A
     return x[order][jnp.minimum(index, x.size - 1)]
 
 
-@checked(tolerance=NOT_NEGATIVE, max_steps=check_count)
+@checked(tolerance=NOT_NEGATIVE, max_steps=traceable(check_count))
 def kmeans_codebook(
     x: Array,
     bits: int,

@@ -354,7 +354,7 @@ def test_learned_codebook_keeps_nan_and_gives_finite_gradients_elsewhere():
     ],
 )
 def test_bad_levels_are_refused_with_a_remedy(levels, error):
-    with pytest.raises(error, match=r"levels: got .* expected .*;"):
+    with pytest.raises(error, match=r"levels, values: got .* expected .*;"):
         CodebookFormat(levels)
 
 
