@@ -198,7 +198,7 @@ def test_points_of_the_formats_are_the_saved_numbers(results):
     points = {line.get_label(): line.get_xydata() for line in axes[1].get_lines()}
     np.testing.assert_allclose(points["integer"], [[4, 25], [8, 49]])
     assert "float" not in points  # 16 bits are beyond the axis
-    middles = {line.get_label().split(":")[0]: line.get_ydata() for line in axes[3].get_lines()}
+    middles = {line.get_label().split(":")[0]: line.get_ydata() for line in axes[-1].get_lines()}
     np.testing.assert_allclose(middles["weights"], 2.0)
     np.testing.assert_allclose(middles["activations"], -10.0)
 

@@ -16,6 +16,14 @@ from tests.networks.test_training import CONFIG, assert_same_bits, fit, loss_fn
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
+@pytest.fixture(autouse=True)
+def interruptible():
+    """Take SIGINT, which a process that a shell put into the background ignores."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def steps_in(folder):
     return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit())
 

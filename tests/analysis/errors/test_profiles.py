@@ -33,7 +33,7 @@ def test_shares_of_a_worked_case():
 
 
 def test_a_fraction_outside_0_1_is_refused():
-    with pytest.raises(ValueError, match=r"fraction = 1\.5"):
+    with pytest.raises(ValueError, match=r"fraction: got 1\.5"):
         coherence.end_shares(np.ones(3), 1.5)
 
 

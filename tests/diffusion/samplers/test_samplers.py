@@ -214,7 +214,7 @@ def test_the_ddpm_mean_map_of_gaussian_data_telescopes(num_steps):
 
 @pytest.mark.parametrize("eta", [-0.1, 1.5, 2])
 def test_eta_outside_zero_to_one_is_refused(eta):
-    with pytest.raises(ValueError, match="expected 0"):
+    with pytest.raises(ValueError, match="at least 0 and at most 1"):
         diffusion.ddim(diffusion.linear(), 10, eta=eta)
 
 
