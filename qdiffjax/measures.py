@@ -259,13 +259,12 @@ def attribute(
     keep_errors = kept * (chunks[0].stop - chunks[0].start) <= MEMORY_SHARE * device_memory()
     entries_of = program(_attributed, functional, keep_errors)
 
-    def part(chunk: slice) -> Ledger:
-        known = q.at(chunk), x_T[chunk], x_0[chunk], run.key, steps
-        attribute_with = functools.partial(entries_of, *known)
-        return comparisons.attributed(attribute_with, tolerance=tolerance, max_nodes=max_nodes)[0]
+    def attribute_with(nodes, weights) -> Ledger:  # all chunks, so that all have as many nodes
+        parts = [entries_of(q.at(chunk), x_T[chunk], x_0[chunk], run.key, steps, nodes, weights)
+                 for chunk in _bar(chunks, progress)]  # fmt: skip
+        return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
 
-    parts = [part(chunk) for chunk in _bar(chunks, progress)]
-    whole = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
+    whole, _ = comparisons.attributed(attribute_with, tolerance=tolerance, max_nodes=max_nodes)
     ledger.warn_of_defect(whole)
     _warn_of_another_run(whole, steps.coeffs.current(run.xs_hat[-1]))
     return whole

@@ -150,7 +150,8 @@ def test_the_mean_slope_times_the_change_is_the_change():
     rng = np.random.default_rng(3)
     for name in ("tanh", "logistic", "exp", "square"):
         f = functions.SCALARS[name]
-        x = forms.box(jnp.asarray(rng.normal(size=20)), jnp.asarray(rng.normal(size=20)) + 3)
+        low = rng.normal(size=20)
+        x = forms.box(jnp.asarray(low), jnp.asarray(np.maximum(low, rng.normal(size=20) + 3)))
         dx = forms.linear(lambda v, w: v * w, x, jnp.full(20, 0.1), length=1)
         slope = functions.mean_slope(f, x, dx)
         product = forms.bilinear(jnp.multiply, slope, dx, length=1)
