@@ -70,7 +70,7 @@ def test_a_long_name_keeps_both_ends():
 @pytest.mark.parametrize("num", [1, 300])
 def test_no_name_is_cut_off_or_drawn_over_another(num):
     names = [f"block_{i}/attention/kernel" for i in range(num)]
-    fig, (ax, _) = plots.by_site(names, "Sites", width=4)
+    fig, (ax, _) = plots.by_site(names, "Sites")
     fig.draw_without_rendering()
     boxes = [label.get_window_extent() for label in ax.get_yticklabels()]
     assert min(box.x0 for box in boxes) >= 0
