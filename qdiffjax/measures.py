@@ -18,6 +18,7 @@ from qdiffjax._checks import check_callable, check_count, check_number, check_ty
 from qdiffjax._typing import Array, Key
 from qdiffjax.analysis.errors import ledger
 from qdiffjax.analysis.errors.ledger import Functional, Ledger, squared_error_share
+from qdiffjax.analysis.errors.runs import norms
 from qdiffjax.analysis.gains import step_gains
 from qdiffjax.chunks import MEMORY_SHARE, chunks_of, device_memory, elements_of, fitting
 from qdiffjax.comparisons import Bounded, Predicted, Propagated, Run
@@ -275,10 +276,10 @@ def _warn_of_another_run(whole: Ledger, x_hat_0) -> None:
 
     Last digits that flip a rounding move a sample by part of its quantization error.
     """
-    norm = lambda a: np.sqrt(np.sum(np.square(np.asarray(a)), axis=tuple(range(1, a.ndim))))  # noqa: E731
-    apart, error = norm(whole.x_hat_0 - x_hat_0), norm(x_hat_0 - whole.x_0)
+    compared = jnp.stack([whole.x_hat_0 - x_hat_0, x_hat_0 - whole.x_0, x_hat_0])
+    apart, error, size = np.asarray(norms(compared))
     share = float(np.median(apart / np.maximum(error, 1e-30)))
-    if share > 1 and np.median(error) > 1e-5 * np.median(norm(x_hat_0)):
+    if share > 1 and np.median(error) > 1e-5 * np.median(size):
         warnings.warn(
             f"ledger: got quantized samples that differ from the run's by {share:.2g} times their "
             "error, expected the same samples: one at a time they are rounded otherwise than "

@@ -105,27 +105,25 @@ def run(config: Config, **options):
         return errors, predicted
 
     def measure(part: str):
-        num_steps, bits, method = part.split(", ")
-        recipe, chosen, round_of = methods(int(bits[1:]), config.extra_bits)[method]
-        errors, predicted = programs(int(num_steps.removesuffix(" steps")))
+        num_steps, bits, method = parts[part]
+        recipe, chosen, round_of = methods(bits, config.extra_bits)[method]
+        errors, predicted = programs(num_steps)
         seeds = range(config.seed, config.seed + (config.num_seeds if round_of else 1))
         rounded = [chosen | ({"round_fn": round_of(seed)} if round_of else {}) for seed in seeds]
         qs = [precision.quantize(calibration, recipe, sites=config.sites, **each)
               for each in rounded]  # fmt: skip
         values = jnp.stack([errors(q) for q in qs])
         ours = _rms(predicted(qs[0])) / _rms(values[0, : config.num_predicted])
-        rmse = estimates.bootstrap(
-            lambda e: _rms(e), values.T, key=jax.random.key(config.seed), num=1000
-        )
-        row = {"num_steps": int(num_steps.removesuffix(" steps")), "bits": int(bits[1:]),
-               "method": method, "rmse": float(rmse.value), "low": float(rmse.low),
+        rmse = estimates.bootstrap(_rms, values.T, key=jax.random.key(config.seed), num=1000)
+        row = {"num_steps": num_steps, "bits": bits, "method": method,
+               "rmse": float(rmse.value), "low": float(rmse.low),
                "high": float(rmse.high), "median": float(jnp.median(values)),
                "of_seeds": [float(_rms(e)) for e in values],
                "predicted_over_measured": float(ours)}  # fmt: skip
         return {"errors": np.asarray(values)}, row
 
-    parts = [f"{n} steps, W{b}, {m}" for n in config.num_steps for b in config.weight_bits
-             for m in methods(b, config.extra_bits)]  # fmt: skip
+    parts = {f"{n} steps, W{b}, {m}": (n, b, m) for n in config.num_steps
+             for b in config.weight_bits for m in methods(b, config.extra_bits)}  # fmt: skip
     mark = results.fingerprint(dataclasses.asdict(config), here.mark())
     done = command.parts(parts, measure, mark, **options)
     return command.by_part(done), [row for _, row in done.values()]

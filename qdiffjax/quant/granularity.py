@@ -192,6 +192,19 @@ def granules(x: Array, scale_shape: Shape) -> tuple[Array, Shape]:
     return group(x.astype(compute_dtype(x)), scale_shape)
 
 
+def clipped_steps(x: Array, scale: Array, zero_point: Array | None, format: Any) -> Array:
+    """Return x / scale [*shape], clipped to the codes of a format less the zero point.
+
+    In the dtype of x, which is one of arithmetic.
+    """
+    zero = jnp.zeros((), x.dtype) if zero_point is None else zero_point.astype(x.dtype)
+    low, high = (
+        expand(jnp.asarray(end).astype(x.dtype) - zero, x.shape)
+        for end in (format.low, format.high)
+    )
+    return jnp.clip(in_steps(x, scale.astype(x.dtype)), low, high)
+
+
 def normal_or_one(scale: Array) -> Array:
     """Replace scales below the normal floats by 1: dividing by a subnormal may give inf.
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from qdiffjax._checks import require
 from qdiffjax._typing import Array, Key
 from qdiffjax.quant.formats import Format, IntFormat, is_binary
-from qdiffjax.quant.granularity import compute_dtype, expand, in_steps
+from qdiffjax.quant.granularity import clipped_steps, compute_dtype, expand
 
 # (call [], fraction [*shape] in [0, 1), phase) -> whether the call takes the upper code [*shape].
 ToggleFn = Callable[[Any, Array, Any], Array]
@@ -133,12 +133,7 @@ def rounding_sequence(
     require(extra_bits is None or 0 <= extra_bits <= 16, "extra_bits", got=extra_bits,
             expected="0..16, or None")  # fmt: skip
     x, scale = x.astype(compute_dtype(x)), scale.astype(compute_dtype(x))
-    zero = jnp.zeros((), x.dtype) if zero_point is None else zero_point.astype(x.dtype)
-    low, high = (
-        expand(jnp.asarray(end).astype(x.dtype) - zero, x.shape)
-        for end in (format.low, format.high)
-    )
-    steps = jnp.clip(in_steps(x, scale), low, high)
+    steps = clipped_steps(x, scale, zero_point, format)
     if extra_bits is not None:
         steps = jnp.round(steps * 2**extra_bits) / 2**extra_bits
     lower = jnp.floor(steps)

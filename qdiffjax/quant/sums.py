@@ -7,10 +7,10 @@ from qdiffjax.quant.formats import IntFormat
 from qdiffjax.quant.granularity import (
     Shape,
     check_divides,
+    clipped_steps,
     compute_dtype,
     expand,
     granules,
-    in_steps,
 )
 
 
@@ -42,13 +42,7 @@ def keep_sums(
     shape = tuple(sum_shape) if isinstance(sum_shape, tuple | list) else ()
     check_divides(x.shape, shape, "sum_shape")
     x = x.astype(compute_dtype(x))
-    zero = jnp.zeros((), x.dtype) if zero_point is None else zero_point.astype(x.dtype)
-    low, high = (
-        expand(jnp.asarray(end).astype(x.dtype) - zero, x.shape)
-        for end in (format.low, format.high)
-    )
-    v = jnp.clip(in_steps(x, scale.astype(x.dtype)), low, high)
-    steps, axes = granules(v, sum_shape)
+    steps, axes = granules(clipped_steps(x, scale, zero_point, format), sum_shape)
     kept = [a for a in range(steps.ndim) if a not in axes]
     rows = steps.transpose(*kept, *axes)
     flat = rows.reshape(*(steps.shape[a] for a in kept), -1)
