@@ -79,10 +79,10 @@ def _report(args) -> None:
     import qdiffjax as qd
     from qdiffjax import _files
     from qdiffjax._checks import require
-    from qdiffjax.precision import parse_shorthand
+    from qdiffjax.precision import parse_recipe
 
     for name in args.recipes:
-        parse_shorthand(name)  # before any work
+        parse_recipe(name)  # before any work
     names = [name.strip().upper() for name in args.recipes]
     require(len(set(names)) == len(names), "recipes", got=names, expected="each once")
     with contextlib.ExitStack() as stack:

@@ -159,6 +159,8 @@ def plot_sites(sites, title: str = "Where the network multiplies") -> "Figure":
 def plot_recipe(recipe, sites, title: str = "Recipe") -> "Figure":
     """Draw the widths of weights and activations at each site, beside its share of the work.
 
+    Those of the steps that no phase of the recipe names, with the scales of block formats.
+
     Args:
       recipe: a `Recipe`.
       sites: those of the network, in the order of evaluation.
@@ -176,12 +178,14 @@ def plot_recipe(recipe, sites, title: str = "Recipe") -> "Figure":
     require(hasattr(recipe, "bits"), "recipe", got=repr(recipe), expected="a Recipe",
             remedy="precision.uniform(sites, weight_bits=8, activation_bits=8)",
             error=TypeError)  # fmt: skip
-    check_names("recipe", recipe.bits, names)
+    check_names("recipe", recipe.names, names)
     fig, (ax, side) = by_site(names, title, width_ratios=[1.2, 1])
     bits = np.full((len(names), 2), np.nan)
     for row, name in enumerate(names):
         if name in recipe.bits:
-            bits[row] = [np.nan if b is None else float(b) for b in recipe.bits[name]]
+            bits[row] = [
+                np.nan if b is None else float(getattr(b, "bits", b)) for b in recipe.bits[name]
+            ]
     image = np.ma.masked_invalid(bits)
     ax.imshow(image, aspect="auto", cmap="YlGnBu_r", vmin=1, vmax=20, interpolation="nearest",
               extent=(-0.5, 1.5, len(names) - 0.5, -0.5))  # fmt: skip

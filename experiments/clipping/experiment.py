@@ -27,8 +27,7 @@ from experiments.harness.command import option
 from qdiffjax import compiling, diffusion, results
 from qdiffjax._checks import require
 from qdiffjax.analysis.errors import prediction
-from qdiffjax.precision import quantized_call
-from qdiffjax.precision.recipe import check_bits
+from qdiffjax.precision import check_bits, quantized_call
 
 ENDS = ("input", "output")
 

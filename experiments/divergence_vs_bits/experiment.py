@@ -31,7 +31,7 @@ from experiments.harness import command, subject
 from experiments.harness.command import option
 from qdiffjax import results
 from qdiffjax._checks import require
-from qdiffjax.precision.recipe import check_bits
+from qdiffjax.precision import check_bits
 
 
 @dataclasses.dataclass(frozen=True)

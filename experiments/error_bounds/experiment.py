@@ -45,7 +45,7 @@ from qdiffjax._checks import require
 from qdiffjax.analysis import divergences
 from qdiffjax.analysis.bounds import pathwise
 from qdiffjax.compiling import compiled
-from qdiffjax.precision.recipe import check_bits
+from qdiffjax.precision import check_bits
 
 
 @dataclasses.dataclass(frozen=True)

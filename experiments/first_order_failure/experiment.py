@@ -30,8 +30,7 @@ from experiments.harness.command import option
 from qdiffjax import diffusion, results
 from qdiffjax.analysis.errors import propagation, runs
 from qdiffjax.compiling import compiled
-from qdiffjax.precision import full_call, quantized_call
-from qdiffjax.precision.recipe import check_bits
+from qdiffjax.precision import check_bits, full_call, quantized_call
 
 WIDTHS = ("W10", "W9", "W8", "W7", "W6", "W5", "A10", "A9", "A8", "A7", "A6", "W8A8", "W6A6")
 

@@ -30,8 +30,7 @@ from experiments.harness.command import option
 from qdiffjax import diffusion, results
 from qdiffjax.analysis.errors import prediction
 from qdiffjax.compiling import compiled
-from qdiffjax.precision import gated_call
-from qdiffjax.precision.recipe import check_bits
+from qdiffjax.precision import check_bits, gated_call
 
 # The first that matches; of a UNet with two resolutions, and of a DiT.
 GROUPS = {

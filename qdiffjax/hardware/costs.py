@@ -18,7 +18,7 @@ import numpy as np
 
 from qdiffjax._checks import FROM_0, check_count, check_names, check_type, checked, require
 from qdiffjax.hardware.chips import check_full
-from qdiffjax.precision import Recipe, SiteBits, output_channels
+from qdiffjax.precision import Recipe, SiteBits, output_channels, width_of
 from qdiffjax.sites import Site, stored_elements
 
 SCALE_BYTES = 4  # a float32
@@ -95,15 +95,18 @@ def count(
 
 @checked(full=check_full)
 def widths(counts: Counts, recipe: Recipe, *, full: int = 32) -> Widths:
-    """Return the widths [S] of a recipe; what it does not name has `full` bits."""
+    """Return the widths [S] of a recipe; what it does not name has `full` bits.
+
+    A block format has its scales in its bits. Raises ValueError for a recipe by step, whose cost is
+    that of each of its `tables`.
+    """
     check_type("recipe", recipe, Recipe, remedy="precision.uniform(sites, ...)")
     check_names("recipe", recipe.bits, (*counts.names, *counts.marks))
-    bits = [recipe.bits.get(name, SiteBits()) for name in counts.names]
-    return Widths(
-        np.array([full if b.weight is None else b.weight for b in bits]),
-        np.array([full if b.activation is None else b.activation for b in bits]),
-        full,
-    )
+    require(not recipe.phases, "recipe", got="one by step", expected="one for all steps",
+            remedy="Recipe(table) for each table of recipe.tables")  # fmt: skip
+    bits = [map(width_of, recipe.bits.get(name, SiteBits())) for name in counts.names]
+    weights, activations = np.array([[full if b is None else b for b in pair] for pair in bits]).T
+    return Widths(weights, activations, full)
 
 
 @checked(full=check_full)

@@ -22,7 +22,7 @@ from qdiffjax.kernels import (
     rounded_codes,
 )
 from qdiffjax.kernels.derivatives import simulated_operand, with_derivative
-from qdiffjax.precision.calibration import Calibration, over_steps, site_inputs
+from qdiffjax.precision.calibration import Calibration, inputs_of
 from qdiffjax.precision.codes import stored, unstored, weight_codes
 from qdiffjax.precision.diagnosis import DiagnosisWarning, listing
 from qdiffjax.precision.quantized import Quantized
@@ -83,8 +83,9 @@ def lower(
     chosen = assign(calibration, recipe, rounding, sites=sites, activations=activations,
                     edge_margin=edge_margin)  # fmt: skip
     c, recipe = chosen.calibration, chosen.recipe
-    weights = round_weights(c.weights, c.sites, recipe, weight_codes, **chosen.rounding)
-    inputs = site_inputs(recipe, weights, over_steps(c.ranges), grid_fn or chosen.grid_fn)
+    round_fn = functools.partial(round_weights, c.weights, c.sites, round_fn=weight_codes,
+                                 **chosen.rounding)  # fmt: skip
+    inputs = inputs_of(chosen, round_fn, grid_fn or chosen.grid_fn)
     _warn_of_simulation(c.sites, inputs)
     inputs = stored(inputs, c.sites, path)
     return Quantized(c.denoiser, inputs, lower_site(path), recipe.widths(), chosen.settings)

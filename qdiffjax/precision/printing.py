@@ -2,13 +2,14 @@
 
 import collections
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from qdiffjax._tables import Table, number, numbers_of
-from qdiffjax.precision.rules import quantize_site
+from qdiffjax.precision.formats import OperandFormat
+from qdiffjax.precision.rules import Series, quantize_site
 from qdiffjax.quant.grids import is_affine
 from qdiffjax.sites import Site, stored_elements
 from qdiffjax.sites.printing import counts, out_of_reach
@@ -16,15 +17,35 @@ from qdiffjax.sites.printing import counts, out_of_reach
 BYTES = 1e6  # of a megabyte
 
 
-def recipe_table(bits: Mapping[str, Any]) -> Table:
-    """Return the widths of every site that a recipe names."""
-    rows = tuple((name, width(b.weight), width(b.activation)) for name, b in bits.items())
-    notes = (f"Bits; - is full precision, as is every site not named. {widths(bits)}.",)
-    return Table("Recipe", ("site", "weight", "activation"), rows, notes)
+def recipe_table(recipe) -> Table:
+    """Return the widths or formats of every site that a recipe names, by phase if it has any."""
+    notes = (f"Bits; - is full precision, as is every site not named. {widths(recipe.bits)}.",)
+    columns = ("site", "weight", "activation")
+    if not recipe.phases:
+        return Table("Recipe", columns, tuple(map(_recipe_row, recipe.bits.items())), notes)
+    when = ["others", *(steps_text(phase.steps) for phase in recipe.phases)]
+    tables = zip(when, recipe.tables, strict=True)
+    rows = tuple((*_recipe_row(row), steps) for steps, table in tables for row in table.items())
+    return Table("Recipe", (*columns, "steps"), rows, notes)
+
+
+def _recipe_row(row) -> tuple[str, str, str]:
+    name, bits = row
+    return name, width(bits.weight), width(bits.activation)
+
+
+def steps_text(steps: Sequence[int]) -> str:
+    """Write numbers of steps as ranges: 0-3, 47-49."""
+    starts = [s for s in sorted(steps) if s - 1 not in steps]
+    ends = [s for s in sorted(steps) if s + 1 not in steps]
+    parts = (str(a) if a == b else f"{a}-{b}" for a, b in zip(starts, ends, strict=True))
+    return ", ".join(parts)
 
 
 def width(bits) -> str:
-    """Write a width: its bits, - for none, ? where it is traced."""
+    """Write a width: its bits, - for none, ? where it is traced, or the words of a format."""
+    if isinstance(bits, OperandFormat):
+        return str(bits).removeprefix(":")
     known = None if bits is None else numbers_of(bits)
     if bits is None or known is None:
         return "-" if bits is None else "?"
@@ -34,15 +55,18 @@ def width(bits) -> str:
 
 def widths(bits: Mapping[str, Any]) -> str:
     """Write how many sites have which widths, the most frequent first: W8A8: 36 sites, A8: 8."""
-    names = collections.Counter(
-        "".join(letter + width(b) for letter, b in zip("WA", pair, strict=True) if b is not None)
-        for pair in bits.values()
-    )
+    names = collections.Counter(_pair_text(pair) for pair in bits.values())
     listed = [f"{name or 'full precision'}: {num}" for name, num in names.most_common()]
     if not listed:
         return "no sites"
     listed[0] += " sites"
     return ", ".join(listed)
+
+
+def _pair_text(pair) -> str:
+    parts = [letter + (str(b) if isinstance(b, OperandFormat) else width(b))
+             for letter, b in zip("WA", pair, strict=True) if b is not None]  # fmt: skip
+    return ("" if all(part[1:].isdigit() for part in parts) else " ").join(parts)
 
 
 def calibration_table(sites: tuple[Site, ...], ranges: Mapping[str, tuple]) -> Table:
@@ -134,15 +158,21 @@ def _size(weight) -> int:
 def roundings(site_inputs: Mapping[str, Any]) -> str:
     """Say how activations are rounded, and how many of them: the most frequent first."""
     grids = [grid for inputs in site_inputs.values()
-             for grid in getattr(inputs, "activations", ()) if grid is not None]  # fmt: skip
+             for operand in getattr(inputs, "activations", ())
+             for grid in getattr(operand, "alternatives", (operand,))
+             if grid is not None]  # fmt: skip
     ways = collections.Counter(map(rounding_text, grids))
     return "; ".join(f"{num} {way}" for way, num in ways.most_common()) or "in full precision"
 
 
 def rounding_text(grid) -> str:
     """Describe a grid: static or dynamic, its granularity, with or without a zero point."""
+    if isinstance(grid, Series):
+        return f"by step: {rounding_text(grid.values)}"
+    size = getattr(grid.format, "block_size", grid.group_size)
     if grid.scale is None:
-        kind = "dynamic, one scale a token or sample"
+        shares = {None: "token or sample", 0: "operand"}.get(size, f"{size} neighbours")
+        kind = f"dynamic, one scale a {shares}" if not size else f"dynamic, one scale for {shares}"
     else:
         num = math.prod(np.shape(grid.scale))
         kind = "static, " + ("one scale" if num == 1 else f"{num} scales")

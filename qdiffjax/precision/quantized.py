@@ -13,7 +13,6 @@ from qdiffjax.diffusion import Steps
 from qdiffjax.precision.printing import quantized_table
 from qdiffjax.precision.rules import SiteQuant, quantize_site
 from qdiffjax.precision.settings import Settings
-from qdiffjax.quant import RoundingSequence
 from qdiffjax.sites import rules
 from qdiffjax.sites.absent import absent_like, is_absent
 from qdiffjax.sites.listing import expand, trace
@@ -85,13 +84,23 @@ class Quantized:
     def calls(self, steps: Steps, per_call: Any = None) -> Any:
         """Return the `per_call` of a sampler, leaves [N, ...]: what varies from call to call.
 
-        The number of the call, at sites whose rounding is a sequence, under what `per_call` holds
+        The number of the call, at sites whose rounding depends on it, under what `per_call` holds
         already; None if there is nothing.
+
+        Raises:
+          ValueError: a recipe by step for a sampler with another number of calls.
         """
         numbers = np.arange(len(steps.t))
-        names = [name for name, inputs in self.site_inputs.items() if _is_sequence(inputs)]
-        sequences = {name: SiteQuant(call=numbers) for name in names}
-        return merge(sequences, per_call) if sequences else per_call
+        needing = {name: inputs for name, inputs in self.site_inputs.items()
+                   if isinstance(inputs, SiteQuant) and inputs.needs_call}  # fmt: skip
+        for name, inputs in needing.items():
+            for num in inputs.lengths:
+                require(num == len(numbers), f"{name}, recipe by step",
+                        got=f"a sampler of {len(numbers)} calls", expected=f"one of {num}",
+                        remedy="calibrate and quantize with this sampler")  # fmt: skip
+        return (
+            merge({n: SiteQuant(call=numbers) for n in needing}, per_call) if needing else per_call
+        )
 
     def at(self, index) -> "Quantized":
         """Return it with the conditions of some of its samples, an index or slice of them."""
@@ -124,10 +133,6 @@ def drop_weights(q: Quantized, x, t) -> Quantized:
         for name, leaf in zip(names, leaves, strict=True)
     ]
     return q.with_params(jax.tree.unflatten(tree, kept))
-
-
-def _is_sequence(inputs) -> bool:
-    return isinstance(inputs, SiteQuant) and isinstance(inputs.weight, RoundingSequence)
 
 
 def _has_weight(inputs) -> bool:

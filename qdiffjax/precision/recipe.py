@@ -1,4 +1,4 @@
-"""Recipes: the widths of every site, as data."""
+"""Recipes: how the numbers of every site are rounded, at every step."""
 
 import dataclasses
 import hashlib
@@ -9,19 +9,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from qdiffjax._checks import check_names, concrete, require
+from qdiffjax._checks import check_count, check_names, require
 from qdiffjax._tables import data_frame
+from qdiffjax.precision.formats import OperandFormat, check_bits, parse_operand, width_of
 from qdiffjax.precision.printing import recipe_table
-from qdiffjax.quant import MAX_BITS, MIN_BITS
 from qdiffjax.sites import Site, match
 
-HASH = "sha256"  # in the JSON of a recipe
+HASH, PHASES, RANGES = "sha256", "@steps", "@ranges"  # in the JSON of a recipe, beside the sites
 
 
 class SiteBits(NamedTuple):
-    """Widths at one site; None leaves full precision.
+    """Widths or formats at one site; None leaves full precision.
 
-    Weights are signed narrow, activations unsigned affine.
+    Of widths alone, weights are signed narrow, activations unsigned affine; an `OperandFormat` says
+    more. `activation` is for every operand that is one.
 
     Example:
       >>> import qdiffjax as qd
@@ -29,16 +30,29 @@ class SiteBits(NamedTuple):
       SiteBits(weight=4, activation=8)
     """
 
-    weight: int | None = None
-    activation: int | None = None
+    weight: Any = None
+    activation: Any = None
+
+
+class Phase(NamedTuple):
+    """What is different at some of the sampler's network calls.
+
+    steps: their numbers, counted from the noise end; bits: by site, in place of the recipe's own.
+    """
+
+    steps: tuple[int, ...]
+    bits: dict[str, SiteBits]
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Recipe:
-    """Widths by site; sites not named stay in full precision.
+    """Widths or formats by site; sites not named stay in full precision.
 
-    What varies by step as well (scales, switches) is data of the sampler's calls: see
-    `Quantized` and `quantized_call`.
+    Attributes:
+      bits: `SiteBits` by site, at every call of the sampler that no phase names.
+      phases: what is different at some of its calls.
+      ranges: of static activations, as those of a `Calibration`, in place of which they are used;
+        None where they are the calibration's.
 
     Example:
       >>> import qdiffjax as qd
@@ -48,44 +62,113 @@ class Recipe:
     """
 
     bits: dict[str, SiteBits]
+    phases: tuple[Phase, ...] = ()
+    ranges: dict[str, tuple] | None = None
 
     def __post_init__(self):
-        for name, bits in self.bits.items():
-            require(isinstance(name, str) and isinstance(bits, SiteBits), "recipe",
-                    got=f"{name!r}: {bits!r}", expected="a name and its SiteBits",
-                    remedy=f"{{{name!r}: SiteBits(weight=8, activation=8)}}",
-                    error=TypeError)  # fmt: skip
-            for width in bits:
-                check_bits(width)
+        taken: dict[int, int] = {}
+        for number, phase in enumerate(self.phases):
+            require(isinstance(phase, Phase) and phase.steps, "recipe", got=repr(phase)[:60],
+                    expected="a Phase with at least one step",
+                    remedy="Phase((0, 1, 2), {site: SiteBits(8, 8)})", error=TypeError)  # fmt: skip
+            for step in phase.steps:
+                check_count("steps of a phase", step, least=0)
+                require(taken.setdefault(step, number) == number, "steps of a phase",
+                        got=f"{step} in two phases", expected="each step in one",
+                        remedy="merge them")  # fmt: skip
+        for table in self.tables:
+            for name, bits in table.items():
+                require(isinstance(name, str) and isinstance(bits, SiteBits), "recipe",
+                        got=f"{name!r}: {bits!r}", expected="a name and its SiteBits",
+                        remedy=f"{{{name!r}: SiteBits(weight=8, activation=8)}}",
+                        error=TypeError)  # fmt: skip
+                for entry in bits:
+                    if not isinstance(entry, OperandFormat):
+                        check_bits(entry)
+
+    @property
+    def tables(self) -> tuple[dict[str, SiteBits], ...]:
+        """`SiteBits` by site: those of all steps, then those of each phase."""
+        return (self.bits, *(phase.bits for phase in self.phases))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Sites that are rounded at some step."""
+        return tuple(dict.fromkeys(name for table in self.tables for name in table))
+
+    def at(self, step: int) -> dict[str, SiteBits]:
+        """Return `SiteBits` by site at one call of the sampler."""
+        own = [phase.bits for phase in self.phases if step in phase.steps]
+        return self.bits | own[0] if own else self.bits
+
+    def choices(self, name: str) -> tuple[SiteBits, ...]:
+        """Return what a site has at some step: first of all steps, then of each phase."""
+        base = self.bits.get(name, SiteBits())
+        return (base, *(phase.bits.get(name, base) for phase in self.phases))
+
+    def which(self, num_calls: int) -> np.ndarray:
+        """Return which of `choices` each call of the sampler takes, int32 [num_calls].
+
+        Raises:
+          ValueError: a phase that names a step beyond the last.
+        """
+        which = np.zeros(num_calls, np.int32)
+        for number, phase in enumerate(self.phases, 1):
+            require(max(phase.steps) < num_calls, "steps of a phase", got=max(phase.steps),
+                    expected=f"0..{num_calls - 1}, the calls of this sampler",
+                    remedy="steps count from the noise end")  # fmt: skip
+            which[list(phase.steps)] = number
+        return which
 
     def __repr__(self):
-        return str(recipe_table(self.bits))
+        return str(recipe_table(self))
 
     def _repr_html_(self) -> str:
-        return recipe_table(self.bits)._repr_html_()
+        return recipe_table(self)._repr_html_()
 
     def to_dataframe(self):
-        """Return a row for each site as a pandas data frame: site, weight, activation.
+        """Return a row for each site as a pandas data frame: site, weight, activation, steps.
 
         Raises:
           ImportError: pandas is not installed.
         """
-        weights, activations = zip(*self.bits.values(), strict=True) if self.bits else ((), ())
-        return data_frame({"site": list(self.bits), "weight": weights, "activation": activations})
+        steps = ["all others" if self.phases else "all", *(p.steps for p in self.phases)]
+        rows = [(name, *map(_plain, bits), when)
+                for when, table in zip(steps, self.tables, strict=True)
+                for name, bits in table.items()]  # fmt: skip
+        columns = ("site", "weight", "activation", "steps")
+        return data_frame({c: [row[i] for row in rows] for i, c in enumerate(columns)})
 
     def widths(self) -> dict[str, SiteBits]:
-        """Return the widths as arrays, which a program may take as data."""
+        """Return the widths at the steps that no phase names as arrays, which are data."""
         return {name: SiteBits(*map(_as_data, bits)) for name, bits in self.bits.items()}
 
     def to_json(self) -> str:
-        """Write the recipe as JSON: {site: {"weight": bits, "activation": bits}}, and its hash."""
-        table = {name: b._asdict() for name, b in self.bits.items()}
+        """Write the recipe as JSON, and its hash: {site: {"weight": ..., "activation": ...}}.
+
+        Each is bits, null, or what `parse_operand` reads; phases and ranges, if any, follow.
+
+        Raises:
+          ValueError: a format or calibration without a name.
+        """
+        table: dict[str, Any] = _written(self.bits)
+        if self.phases:
+            table[PHASES] = [{"steps": list(phase.steps), "sites": _written(phase.bits)}
+                             for phase in self.phases]  # fmt: skip
+        if self.ranges is not None:
+            table[RANGES] = {name: [[_numbers(end) for end in pair] for pair in operands]
+                             for name, operands in self.ranges.items()}  # fmt: skip
         digest = hashlib.sha256(json.dumps(table).encode()).hexdigest()
         return json.dumps({HASH: digest, **table}, indent=1)
 
     @classmethod
-    def from_json(cls, text: str, sites: Sequence[Site]) -> "Recipe":
+    def from_json(cls, text: str, sites: Sequence[Site], formats: Any = None) -> "Recipe":
         """Read what `to_json` wrote, or the same without a hash, for a network with these sites.
+
+        Args:
+          text: the JSON.
+          sites: of the network.
+          formats: your own formats by name.
 
         Raises:
           ValueError: a name that is no site or comes twice, a key that is no width, bits outside
@@ -95,19 +178,85 @@ class Recipe:
         is_hashed = isinstance(table.get(HASH), str)
         if is_hashed:
             del table[HASH]
-        names, bits = [s.name for s in sites], {}
-        for name, entry in table.items():
-            check_names("recipe", (name,), names)
-            require(isinstance(entry, dict), "recipe", got=f"{name!r}: {entry!r}",
-                    expected="an object of weight and activation",
-                    remedy="write it with Recipe.to_json()")  # fmt: skip
-            check_names(f"recipe, {name}", entry, SiteBits._fields)
-            bits[name] = SiteBits(*(check_bits(entry.get(k)) for k in SiteBits._fields))
-        recipe = cls(bits)
+        phases, ranges = table.pop(PHASES, []), table.pop(RANGES, None)
+        names = [site.name for site in sites]
+        require(isinstance(phases, list) and all(
+            isinstance(p, dict) and set(p) == {"steps", "sites"} and isinstance(p["steps"], list)
+            for p in phases
+        ), f"recipe, {PHASES}", got=repr(phases)[:60], expected="a list of {steps, sites}",
+            remedy="write it with Recipe.to_json()")  # fmt: skip
+        recipe = cls(
+            _read(table, names, formats),
+            tuple(Phase(tuple(p["steps"]), _read(p["sites"], names, formats)) for p in phases),
+            None if ranges is None else _read_ranges(ranges, names),
+        )
         require(not is_hashed or text.strip() == recipe.to_json(), "recipe",
                 got="a text that was damaged or changed", expected=f"one that its {HASH} fits",
                 remedy=f"write it again, or delete {HASH} if the change is meant")  # fmt: skip
         return recipe
+
+
+def _plain(entry: Any) -> Any:
+    return str(entry) if isinstance(entry, OperandFormat) else entry
+
+
+def _written(table: dict[str, SiteBits]) -> dict[str, Any]:
+    for name, bits in table.items():
+        for entry in bits:
+            is_known = not isinstance(entry, OperandFormat) or _reads_back(entry)
+            require(is_known, name, got=str(entry), expected="formats and calibrations that have "
+                    "a name", remedy="give your format an attribute `name`")  # fmt: skip
+    return {name: {k: _plain(v) for k, v in bits._asdict().items()}
+            for name, bits in table.items()}  # fmt: skip
+
+
+def _reads_back(entry: OperandFormat) -> bool:
+    name = getattr(entry.format, "name", None)
+    try:
+        return parse_operand(str(entry), {name: entry.format} if name else None) == entry
+    except ValueError:
+        return False
+
+
+def _read(table: Any, names: Sequence[str], formats: Any) -> dict[str, SiteBits]:
+    require(isinstance(table, dict), "recipe", got=repr(table)[:60], expected="an object of sites",
+            remedy="write it with Recipe.to_json()")  # fmt: skip
+    bits = {}
+    for name, entry in table.items():
+        check_names("recipe", (name,), names)
+        require(isinstance(entry, dict), "recipe", got=f"{name!r}: {entry!r}",
+                expected="an object of weight and activation",
+                remedy="write it with Recipe.to_json()")  # fmt: skip
+        check_names(f"recipe, {name}", entry, SiteBits._fields)
+        values = [entry.get(k) for k in SiteBits._fields]
+        bits[name] = SiteBits(*(
+            parse_operand(v, formats) if isinstance(v, str) and not v.isdigit() else check_bits(v)
+            for v in values
+        ))  # fmt: skip
+    return bits
+
+
+def _numbers(array: Any) -> dict[str, Any]:
+    values = np.asarray(array)
+    return {"dtype": values.dtype.name, "values": values.tolist()}
+
+
+def _array(entry: Any) -> np.ndarray:
+    return np.asarray(entry["values"], entry["dtype"])
+
+
+def _read_ranges(ranges: Any, names: Sequence[str]) -> dict[str, tuple]:
+    check_names(f"recipe, {RANGES}", ranges, names)
+    try:
+        return {
+            name: tuple(tuple(_array(end) for end in pair) for pair in operands)
+            for name, operands in ranges.items()
+        }
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        require(False, f"recipe, {RANGES}", got=f"no numbers ({error})",
+                expected="[low, high] of each activation",
+                remedy="write it with Recipe.to_json()")  # fmt: skip
+        raise
 
 
 def _table_of(text: str) -> dict[str, Any]:
@@ -130,30 +279,21 @@ def _table_of(text: str) -> dict[str, Any]:
     return table
 
 
-def _as_data(bits):
-    return np.asarray(bits, np.int32) if isinstance(bits, int) else bits
-
-
-def check_bits(bits: int | None, what: str = "bits") -> int | None:
-    """Return `bits` if it is a width, traced, or None; raise ValueError otherwise."""
-    values = None if bits is None else concrete(bits)
-    require(
-        values is None or (values.dtype.kind in "iu" and bool(
-            np.all((values >= MIN_BITS) & (values <= MAX_BITS))
-        )), what, got=f"{bits!r} bits", expected=f"{MIN_BITS}..{MAX_BITS}, or none for float",
-        remedy="wider formats are not quantized at all",
-    )  # fmt: skip
-    return bits
+def _as_data(entry):
+    bits = width_of(entry)
+    if isinstance(bits, int):
+        return np.asarray(bits, np.int32)
+    return np.asarray(bits, np.float32) if isinstance(bits, float) else bits
 
 
 def uniform(
     sites: Sequence[Site],
     *,
-    weight_bits: int | None,
-    activation_bits: int | None,
+    weight_bits: Any,
+    activation_bits: Any,
     globs: Iterable[str] = ("*",),
 ) -> Recipe:
-    """One pair of widths at every site that matches the globs; see `match` for their syntax.
+    """One pair of widths, or formats, at every site that matches the globs; see `match`.
 
     The sites `input` and `output` have activations only: they are the survey's Q(x_t) and
     Q(eps), eq. 11. Leave them out with the globs "*", "!input", "!output". Products with constants
@@ -161,19 +301,27 @@ def uniform(
     are not real.
 
     Raises:
+      TypeError: globs in one text.
       ValueError: a glob that matches nothing, or names a site whose numbers are not real; nothing
         is left.
     """
-    bits, globs = SiteBits(check_bits(weight_bits), check_bits(activation_bits)), tuple(globs)
+    bits = SiteBits(*(b if isinstance(b, OperandFormat) else check_bits(b)
+                      for b in (weight_bits, activation_bits)))  # fmt: skip
+    recipe = Recipe(_at_sites(sites, bits, globs))
+    check_recipe(recipe, sites)
+    return recipe
+
+
+def _at_sites(sites: Sequence[Site], bits: SiteBits, globs: Iterable[str]) -> dict[str, SiteBits]:
+    require(not isinstance(globs, str), "globs", got=repr(globs), expected="a tuple of them",
+            remedy=f"({globs!r},)", error=TypeError)  # fmt: skip
+    globs = tuple(globs)
     matched = set(match(sites, globs))
     chosen = [s for s in sites if s.name in matched and (_is_usual(s) or _is_named(s, globs))]
     require(chosen or not matched, "recipe", got=f"globs {globs}, which match {sorted(matched)}",
             expected="a site that is rounded unless it is named",
             remedy='a constant is named by a glob that begins with "const"')  # fmt: skip
-    recipe = Recipe({s.name: bits if s.weight is not None else bits._replace(weight=None)
-                     for s in chosen})  # fmt: skip
-    check_recipe(recipe, sites)
-    return recipe
+    return {s.name: bits if s.weight is not None else bits._replace(weight=None) for s in chosen}
 
 
 def _is_usual(site: Site) -> bool:
@@ -193,14 +341,81 @@ def check_recipe(recipe: Recipe, sites: Iterable[Site]) -> None:
       ValueError: a name that is no site; a site whose numbers are not real.
     """
     sites = tuple(sites)
-    check_names("recipe", recipe.bits, [site.name for site in sites])
+    check_names("recipe", recipe.names, [site.name for site in sites])
     for site in sites:
-        bits = recipe.bits.get(site.name, SiteBits())
+        is_plain = all(bits == SiteBits() for bits in recipe.choices(site.name))
         require(
-            site.is_real or bits == SiteBits(), site.name, got=f"a product of {site.dtype}",
+            site.is_real or is_plain, site.name, got=f"a product of {site.dtype}",
             expected="real numbers, which can be rounded", remedy="leave it out of the recipe, "
             "or let the network multiply real and imaginary parts",
         )  # fmt: skip
+
+
+class Line(NamedTuple):
+    """One line of a recipe in words: steps () for all, globs () for the usual sites."""
+
+    steps: tuple[int, ...]
+    globs: tuple[str, ...]
+    bits: SiteBits
+
+
+def parse_recipe(text: str, formats: Any = None) -> tuple[Line, ...]:
+    """Read a recipe in words, lines apart by ";" or a line's end, the later before the earlier.
+
+        W4A8                                weights of 4 bits, activations of 8
+        W:nvfp4 A:mxfp8                     any format, see `formats`
+        W4g32 mse A8 token                  groups of 32, a calibration, a granularity
+        attn/* !attn/out/*: W8A8            at some sites, see `sites.match`
+        steps 0-3,47-49: W8A16              at some calls of the sampler
+        steps 0-3 head/*: float             full precision
+
+    Raises:
+      ValueError: anything else.
+    """
+    require(isinstance(text, str), "recipe", got=repr(text), expected="a form like W4A8",
+            remedy="pass a Recipe for widths by site")  # fmt: skip
+    lines = [line.strip() for line in re.split(r"[;\n]", text)]
+    parsed = tuple(_line(line, formats) for line in lines if line)
+    require(parsed, "recipe", got=repr(text), expected="a form like W4A8, W4 or A8",
+            remedy="pass a Recipe for widths by site")  # fmt: skip
+    return parsed
+
+
+def _line(text: str, formats: Any) -> Line:
+    where, _, operands = text.rpartition(": ")
+    steps: tuple[int, ...] = ()
+    if found := re.match(r"steps\s+(\S+)\s*", where):
+        steps, where = _steps(found[1]), where[found.end() :]
+    return Line(steps, tuple(where.split()), _operands(operands.strip(), formats))
+
+
+def _steps(text: str) -> tuple[int, ...]:
+    steps: list[int] = []
+    for part in text.split(","):
+        found = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
+        first, last = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
+        require(first <= last, "steps", got=repr(text), expected="a form like 0-3,47-49",
+                remedy="numbers count from the noise end, from 0")  # fmt: skip
+        steps += range(first, last + 1)
+    return tuple(steps)
+
+
+def _operands(text: str, formats: Any) -> SiteBits:
+    if text.lower() == "float":
+        return SiteBits()
+    spaced = re.sub(r"(?i)^(w\d+(?:g\d+)?)(a[\d:])", r"\1 \2", text)
+    form = r"(?i)(?=.)(?:w((?:\d|:).*?))?(?:(?:^|\s+)a((?:\d|:).*))?"
+    parts = re.fullmatch(form, spaced)
+    require(parts, "recipe", got=repr(text),
+            expected="a form like W4A8, W4 or A8, or W:nvfp4 A:e4m3",
+            remedy="pass a Recipe for widths by site")  # fmt: skip
+    assert parts is not None
+    entries = [
+        None if part is None else check_bits(int(part), "recipe") if part.strip().isdigit()
+        else parse_operand(part, formats, signed=is_weight)
+        for part, is_weight in zip(parts.groups(), (True, False), strict=True)
+    ]  # fmt: skip
+    return SiteBits(*entries)
 
 
 def parse_shorthand(text: str) -> SiteBits:
@@ -209,9 +424,25 @@ def parse_shorthand(text: str) -> SiteBits:
     Raises:
       ValueError: anything else.
     """
-    form = r"(?=.)(?:W(\d+))?(?:A(\d+))?"
-    widths = re.fullmatch(form, text.strip().upper()) if isinstance(text, str) else None
-    require(widths, "recipe", got=repr(text), expected="a form like W4A8, W4 or A8",
+    lines = parse_recipe(text)
+    is_one = len(lines) == 1 and lines[0][:2] == ((), ()) and lines[0].bits != SiteBits()
+    require(is_one and all(b is None or isinstance(b, int) for b in lines[0].bits), "recipe",
+            got=repr(text), expected="a form like W4A8, W4 or A8",
             remedy="pass a Recipe for widths by site")  # fmt: skip
-    assert widths is not None
-    return SiteBits(*(None if b is None else check_bits(int(b), "recipe") for b in widths.groups()))
+    return lines[0].bits
+
+
+def recipe_of(
+    text: str, sites: Sequence[Site], globs: Iterable[str], formats: Any = None
+) -> Recipe:
+    """Return the recipe that words mean at the sites of a network, those `globs` where none are
+    named.
+    """
+    tables: dict[tuple[int, ...], dict[str, SiteBits]] = {(): {}}
+    for line in parse_recipe(text, formats):
+        table = tables.setdefault(line.steps, {})
+        table |= _at_sites(sites, line.bits, line.globs or globs)
+    base = tables.pop(())
+    recipe = Recipe(base, tuple(Phase(steps, bits) for steps, bits in tables.items()))
+    check_recipe(recipe, sites)
+    return recipe

@@ -1,5 +1,6 @@
 """The rule that quantizes: what it does at a site, and what a site is given for it."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -7,21 +8,86 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from qdiffjax._checks import require
 from qdiffjax.quant import ActivationGrid, RoundingSequence, rounding
 from qdiffjax.sites import Site
+from qdiffjax.sites.products import Conv
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Switch:
+    """One of several ways to round an operand, by the number of the sampler's network call.
+
+    Attributes:
+      alternatives: of a weight or an activation, see `SiteQuant`; None is full precision.
+      which: number of the alternative at each call, integers [num_calls].
+    """
+
+    alternatives: tuple
+    which: Any
+
+    def over(self, call, fn: Callable[[Any, Any], Any], x):
+        """Return fn(alternative of this call, x)."""
+        branches = [functools.partial(fn, alternative) for alternative in self.alternatives]
+        return jax.lax.switch(jnp.asarray(self.which)[number(call)], branches, x)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Series:
+    """Something of one structure for each of the sampler's network calls: leaves [num_calls, ...].
+
+    Such as the grid of an activation whose scale is static and changes from step to step.
+    """
+
+    values: Any
+
+    def at(self, call):
+        """Return that of a call."""
+        return jax.tree.map(lambda leaf: jnp.asarray(leaf)[number(call)], self.values)
+
+
+def number(call):
+    """Return the number of a call, to index with.
+
+    Raises:
+      ValueError: there is none.
+    """
+    require(call is not None, "rounding by call", got="no number of the call",
+            expected="which call of the sampler this is",
+            remedy="pass per_call=q.calls(steps) to whatever runs the sampler")  # fmt: skip
+    return jnp.asarray(call).astype(jnp.int32)
 
 
 class SiteQuant(NamedTuple):
     """Inputs of `quantize_site` at one site.
 
     weight: the quantized weight operand, in real units, a `RoundingSequence` of it, or None to
-    leave it alone; activations: an `ActivationGrid` or None for each activation operand, in order;
-    () for none; call: number of the sampler's network call, which a sequence needs.
+    leave it alone; activations: an `ActivationGrid`, a `Series` of them or None for each activation
+    operand, in order; () for none; each may be a `Switch`; call: number of the sampler's network
+    call, which sequences, series and switches need.
     """
 
     weight: Any = None
     activations: tuple = ()
     call: Any = None
+
+    @property
+    def needs_call(self) -> bool:
+        """Whether the rounding depends on the number of the call."""
+        return isinstance(self.weight, Switch | RoundingSequence) or any(
+            isinstance(a, Switch | Series) or getattr(a, "key", None) is not None
+            for a in self.activations
+        )
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Numbers of calls that its switches and series are made for."""
+        switches = [a.which for a in (self.weight, *self.activations) if isinstance(a, Switch)]
+        parts = (p for a in self.activations for p in getattr(a, "alternatives", (a,)))
+        series = [jax.tree.leaves(p)[0] for p in parts if isinstance(p, Series)]
+        return tuple(len(a) for a in (*switches, *series))
 
 
 def quantize_site(site: Site, op: Callable, operands: tuple, inputs: SiteQuant | None):
@@ -36,14 +102,50 @@ def quantize_site(site: Site, op: Callable, operands: tuple, inputs: SiteQuant |
         return op(*operands), None
     values = list(operands)
     if site.weight is not None and inputs.weight is not None:
-        weight = inputs.weight
-        if isinstance(weight, RoundingSequence):
-            weight = weight.at(inputs.call)
-        values[site.weight] = weight.astype(values[site.weight].dtype)
+        values[site.weight] = _weight(inputs.weight, values[site.weight], inputs.call)
     for index, grid in zip(site.activations, inputs.activations, strict=False):
         if grid is not None:
-            values[index] = round_activation(values[index], grid, axes=token_axes(site, index))
+            values[index] = at_call(
+                functools.partial(_rounded, site, index), grid, inputs.call, values[index]
+            )
     return op(*values), None
+
+
+def _rounded(site: Site, index: int, grid: ActivationGrid | None, x):
+    return x if grid is None else round_activation(
+        x, grid, axes=token_axes(site, index), group_axis=group_axis(site, index)
+    )  # fmt: skip
+
+
+def _weight(weight, w, call):
+    """Return the weight operand of a call in place of w."""
+    if isinstance(weight, Switch):
+        return weight.over(call, lambda weight, w: _weight(weight, w, call), w)
+    if isinstance(weight, RoundingSequence):
+        weight = weight.at(call)
+    return w if weight is None else weight.astype(w.dtype)
+
+
+def at_call(fn: Callable[[ActivationGrid | None, Any], Any], grid, call, x):
+    """Return fn(grid, x) with the grid of a call, looked up in a `Switch` or a `Series`."""
+    if isinstance(grid, Switch):
+        return grid.over(call, lambda grid, x: at_call(fn, grid, call, x), x)
+    if isinstance(grid, Series):
+        grid = grid.at(call)
+    if grid is not None and grid.key is not None and call is not None:
+        grid = dataclasses.replace(grid, key=jax.random.fold_in(grid.key, number(call)))
+    return fn(grid, x)
+
+
+def group_axis(site: Site, index: int) -> int | None:
+    """Return the axis of an operand along which groups lie: the last that is summed, channels of a
+    convolution; None where there is no product.
+    """
+    if site.product is None:
+        return None
+    if isinstance(site.product, Conv):
+        return (site.product.lhs, site.product.rhs)[index][1]
+    return site.contract_axes[index][-1] if site.contract_axes[index] else None
 
 
 def token_axes(site: Site, index: int) -> tuple[int, ...]:
@@ -58,14 +160,16 @@ def token_axes(site: Site, index: int) -> tuple[int, ...]:
 
 
 def round_activation(
-    x, grid: ActivationGrid, round_fn: rounding.RoundFn | None = None, *, axes: tuple[int, ...] = ()
+    x,
+    grid: ActivationGrid,
+    round_fn: rounding.RoundFn | None = None,
+    *,
+    axes: tuple[int, ...] = (),
+    group_axis: int | None = None,
 ):
     """Fake-quantize an activation operand [*shape], with the straight-through derivative.
 
     A `round_fn` takes the place of the rounding that the grid asks for; `axes` share a dynamic
-    grid.
+    grid, and groups lie along `group_axis`, see `ActivationGrid.round`.
     """
-    if round_fn is None and grid.key is not None:
-        uniform = jax.random.uniform(grid.key, x.shape, jnp.float32)
-        round_fn = functools.partial(rounding.stochastic, uniform=uniform)
-    return grid.round(x, axes, round_fn or rounding.nearest_even)
+    return grid.round(x, axes, round_fn, group_axis)

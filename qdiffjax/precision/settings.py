@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from qdiffjax._checks import check_names, check_number, require
-from qdiffjax.precision.recipe import Recipe, check_recipe, parse_shorthand, uniform
+from qdiffjax.precision.formats import DYNAMIC, STATIC, TENSOR, OperandFormat
+from qdiffjax.precision.recipe import Phase, Recipe, SiteBits, check_recipe, recipe_of
 from qdiffjax.precision.weights import OPTIONS, keep_channel_sums, output_channels
 from qdiffjax.quant import ActivationGrid, IntFormat, activation_grid
 from qdiffjax.sites import match
@@ -14,7 +15,6 @@ from qdiffjax.sites import match
 # float32 nor products of activations, which no weight is saved by and dynamic rounding slows down.
 SITES = ("*", "!input", "!output", "!products", "!last")
 EDGE_MARGIN = 1.2  # of static ranges: a few samples do not show the largest pixel of noise
-DYNAMIC, STATIC = "dynamic", "static"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,14 +92,17 @@ def assign(
         check_number("edge_margin", edge_margin, above=0)
     else:
         edge_margin = EDGE_MARGIN if in_words and grids == STATIC else 1.0
-    table = _table(calibration.sites, recipe, sites)
+    table = _with_scales(_table(calibration.sites, recipe, sites), grids)
+    if table.ranges is not None:
+        calibration = dataclasses.replace(calibration, ranges=table.ranges)
+        check_calibration(calibration)
     if in_words and "round_fn" not in rounding:
         rounding = {"adjust_fn": keep_channel_sums} | dict(rounding)
     settings = Settings(
-        recipe.strip().upper() if isinstance(recipe, str) else "recipe",
+        _title(recipe) if isinstance(recipe, str) else "recipe",
         _activations_text(table, grids, edge_margin), _edges_text(calibration.sites, table),
         _weights_text(rounding),
-        tuple(s.name for s in calibration.sites if s.name not in table.bits),
+        tuple(s.name for s in calibration.sites if s.name not in table.names),
     )  # fmt: skip
     return Assignment(
         table, calibration if edge_margin == 1 else calibration.widened(edge_margin),
@@ -144,29 +147,56 @@ def dynamic_grid(low, high, bits: int) -> ActivationGrid:
     return ActivationGrid(IntFormat(bits, signed=False))
 
 
+def _title(words: str) -> str:
+    text = " ".join(words.split())
+    return text.upper() if text.isalnum() else text
+
+
 def _table(all_sites, recipe: Recipe | str, globs: Iterable[str] | None) -> Recipe:
     if isinstance(recipe, Recipe):
         check_recipe(recipe, all_sites)
-        require(recipe.bits, "recipe", got="no sites", expected="widths of some site",
+        require(recipe.names, "recipe", got="no sites", expected="widths of some site",
                 remedy="use the denoiser itself where nothing is rounded")  # fmt: skip
-        chosen = recipe.bits if globs is None else match(all_sites, globs)
-        return Recipe({name: bits for name, bits in recipe.bits.items() if name in chosen})
+        chosen = recipe.names if globs is None else match(all_sites, globs)
+        return _mapped(recipe, lambda table: {n: b for n, b in table.items() if n in chosen})
     require(isinstance(recipe, str), "recipe", got=type(recipe).__name__,
             expected="a Recipe or words", remedy="such as 'W4A8'", error=TypeError)  # fmt: skip
-    bits = parse_shorthand(recipe)
-    table = uniform(
-        all_sites, weight_bits=bits.weight, activation_bits=bits.activation,
-        globs=SITES if globs is None else globs,
-    )  # fmt: skip
-    require(table.bits, "recipe", got=f"{recipe!r} for no site of {len(all_sites)}",
+    table = recipe_of(recipe, all_sites, SITES if globs is None else globs)
+    require(table.names, "recipe", got=f"{recipe!r} for no site of {len(all_sites)}",
             expected="a layer beside the last",
             remedy="name the sites: sites=('*',)")  # fmt: skip
     return table
 
 
+def _with_scales(recipe: Recipe, grids: str) -> Recipe:
+    """Return the recipe, scales of activations that it leaves open as `activations` says."""
+
+    def chosen(entry: Any) -> Any:
+        if not isinstance(entry, OperandFormat) or entry.scales is not None:
+            return entry
+        is_open = entry.granularity in (None, TENSOR) and entry.format.is_static
+        is_block = hasattr(entry.format, "block_size")
+        return dataclasses.replace(
+            entry, scales=STATIC if grids == STATIC and is_open and not is_block else DYNAMIC
+        )
+
+    return _mapped(recipe, lambda table: {
+        name: bits._replace(activation=chosen(bits.activation)) for name, bits in table.items()
+    })  # fmt: skip
+
+
+def _mapped(recipe: Recipe, fn: Callable[[dict[str, SiteBits]], dict[str, SiteBits]]) -> Recipe:
+    phases = tuple(Phase(phase.steps, fn(phase.bits)) for phase in recipe.phases)
+    return dataclasses.replace(recipe, bits=fn(recipe.bits), phases=phases)
+
+
 def _activations_text(table: Recipe, grids: str, edge_margin: float) -> str:
-    if all(bits.activation is None for bits in table.bits.values()):
+    entries = [bits.activation for part in table.tables for bits in part.values()]
+    if all(entry is None for entry in entries):
         return "in full precision"
+    if any(isinstance(entry, OperandFormat) for entry in entries):
+        kinds = dict.fromkeys(str(e) for e in entries if isinstance(e, OperandFormat))
+        return "by the recipe: " + ", ".join(kinds)
     if grids == DYNAMIC:
         return "dynamic, affine, a grid for each row of a product and each sample of a convolution"
     margin = "" if edge_margin == 1 else f", those of the edges times {edge_margin:g}"
@@ -175,7 +205,7 @@ def _activations_text(table: Recipe, grids: str, edge_margin: float) -> str:
 
 def _edges_text(all_sites, table: Recipe) -> str:
     edges = [s.name for s in all_sites if s.kind in ("input", "output")]
-    kept = [name for name in edges if name in table.bits]
+    kept = [name for name in edges if name in table.names]
     return f"{' and '.join(kept)} quantized" if kept else "in full precision"
 
 

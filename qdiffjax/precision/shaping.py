@@ -18,7 +18,15 @@ from collections.abc import Callable
 import jax
 
 from qdiffjax._typing import Key
-from qdiffjax.quant import Format, RoundingSequence, ToggleFn, rounding_sequence, sigma_delta
+from qdiffjax.quant import (
+    Format,
+    RoundingSequence,
+    ToggleFn,
+    fake_quant_stochastic,
+    rounding_sequence,
+    sigma_delta,
+    uniform_like,
+)
 from qdiffjax.sites import Site
 
 
@@ -50,6 +58,17 @@ def shaped(
         return _sequence(w, scale, zero_point, format, own, toggle_fn, extra_bits)
 
     round_fn.__name__ = getattr(toggle_fn, "__name__", "a sequence of its own").replace("_", " ")
+    return round_fn
+
+
+def stochastic_weights(key: Key) -> Callable[..., jax.Array]:
+    """Return the `round_fn` that rounds a weight once, at random and without bias."""
+
+    def round_fn(site: Site, w, scale, zero_point, format: Format) -> jax.Array:
+        own = jax.random.fold_in(key, zlib.crc32(site.name.encode()))
+        return fake_quant_stochastic(w, scale, zero_point, uniform_like(own, w), format=format)
+
+    round_fn.__name__ = "stochastic"
     return round_fn
 
 

@@ -10,10 +10,30 @@ import jax.numpy as jnp
 import numpy as np
 
 from qdiffjax._checks import require
-from qdiffjax._typing import EpsFn
-from qdiffjax.precision.recipe import Recipe
-from qdiffjax.quant import Format, IntFormat, absmax, fake_quant, keep_sums
+from qdiffjax._typing import EpsFn, Key
+from qdiffjax.precision.formats import (
+    CHANNEL,
+    NEAREST,
+    SEQUENCES,
+    STOCHASTIC,
+    SUMS,
+    TENSOR,
+    OperandFormat,
+)
+from qdiffjax.precision.recipe import Recipe, SiteBits
+from qdiffjax.precision.rules import group_axis
+from qdiffjax.precision.shaping import shaped, stochastic_weights
+from qdiffjax.quant import (
+    BlockFormat,
+    Format,
+    IntFormat,
+    absmax,
+    block_scale,
+    fake_quant,
+    keep_sums,
+)
 from qdiffjax.quant.granularity import concrete_all
+from qdiffjax.quant.grids import grouped
 from qdiffjax.sites import Site, rules, transform
 
 
@@ -52,7 +72,10 @@ def keep_channel_sums(site: Site, w, scale, zero_point, format: Format) -> jax.A
     """
     if not isinstance(format, IntFormat) or (format.is_static and format.bits == 1):
         return w
-    shape = tuple(map(max, scale.shape, output_channels(site)))
+    channels = output_channels(site)
+    if len(scale.shape) != len(channels):  # rows of groups, see `_in_groups`
+        channels = (*w.shape[: w.ndim - 2], 1, 1)
+    shape = tuple(map(max, scale.shape, channels))
     return _keep_sums(w, scale, zero_point, _width_as_data(format), shape)
 
 
@@ -62,6 +85,7 @@ OPTIONS = (
     "granularity",
     "format_fn",
     "adjust_fn",
+    "key",
 )  # of `round_weights`
 
 
@@ -75,41 +99,129 @@ def round_weights(
     granularity: Callable[[Site], tuple[int, ...]] = output_channels,
     format_fn: Callable[[int], Format] = IntFormat,
     adjust_fn: Callable | None = None,
+    key: Key | None = None,
 ) -> dict[str, Any]:
     """Quantize the weights of a recipe once, outside every loop.
 
     Args:
       weights: from `weight_operands`.
       sites: the network's sites.
-      recipe: which weights get how many bits.
+      recipe: which weights get how many bits, or which `OperandFormat`, at the steps that none of
+        its phases names.
       round_fn: (site, w, scale, zero_point, format) -> the weight that the rule of the site reads:
         `simulated`, or `codes.stored_codes`, whose real values are the same bit for bit.
       calibrate_fn: (w, format=, scale_shape=) -> (scale, zero_point), as `quant.absmax`.
       granularity: the shape of a site's weight scale; its shape is the granularity.
       format_fn: bits -> format, such as `lambda bits: E4M3FN` for a recipe of 8 bits.
       adjust_fn: (site, w, scale, zero_point, format) -> the numbers to round in place of w, as
-        `keep_channel_sums`; None rounds w itself.
+        `keep_channel_sums`; None rounds w itself. What an `OperandFormat` says comes before these.
+      key: of the phases and random bits of roundings that an `OperandFormat` asks for; None is
+        key 0.
 
     Returns:
       What round_fn returns, by site.
 
     Raises:
-      ValueError: a weight that is not finite; names the site.
+      ValueError: a weight that is not finite, or a format that it cannot take; names the site.
     """
     rounded = {}
     for site in sites:
-        bits = recipe.bits[site.name].weight if site.name in recipe.bits else None
-        if bits is not None and site.name in weights:
-            w, format = weights[site.name], format_fn(bits)
-            require(
-                concrete_all(jnp.isfinite, w), f"{site.name}, weight", got="NaN or infinity",
-                expected="finite numbers", remedy="codes hold neither: mend the parameters",
-            )  # fmt: skip
+        entry = recipe.bits.get(site.name, SiteBits()).weight
+        if entry is None or site.name not in weights:
+            continue
+        w = weights[site.name]
+        require(
+            concrete_all(jnp.isfinite, w), f"{site.name}, weight", got="NaN or infinity",
+            expected="finite numbers", remedy="codes hold neither: mend the parameters",
+        )  # fmt: skip
+        if not isinstance(entry, OperandFormat):
+            format = format_fn(entry)
             grid = _grid(w, _width_as_data(format), granularity(site), calibrate_fn)
             if adjust_fn is not None:
                 w = adjust_fn(site, w, *grid, format)
             rounded[site.name] = round_fn(site, w, *grid, format)
+            continue
+        adjust = adjust_fn if entry.rounding is None else None
+        if entry.rounding == SUMS:
+            adjust = keep_channel_sums
+        own = _rounding_of(entry, round_fn, key)
+        rounded[site.name] = _round_entry(site, w, entry, own, adjust)
     return rounded
+
+
+def _rounding_of(entry: OperandFormat, round_fn: Callable, key: Key | None) -> Callable:
+    """Return what rounds a weight as its entry says."""
+    if entry.rounding in (None, NEAREST, SUMS):
+        return round_fn
+    require(round_fn is simulated, "rounding", got=f"{entry.rounding!r} in real low precision",
+            expected="codes that stay from call to call: nearest or sums",
+            remedy="simulate it by `quantize`")  # fmt: skip
+    key = jax.random.key(0) if key is None else key
+    if entry.rounding == STOCHASTIC:
+        return stochastic_weights(key)
+    return shaped(key, SEQUENCES[entry.rounding])
+
+
+def _round_entry(site: Site, w, entry: OperandFormat, round_fn: Callable, adjust_fn):
+    """Round a weight as an `OperandFormat` says."""
+    format: Any = entry.format
+    size: Any = entry.granularity
+    is_block = isinstance(format, BlockFormat)
+    element = format.element if is_block else format
+    if is_block or isinstance(size, int):
+        size = format.block_size if is_block else size
+        shape, axis = _groups(site, size)
+        if shape is None:  # rows of groups, filled up where they must be
+            require(round_fn in (simulated,), f"{site.name}, weight",
+                    got=f"groups of {size} over {w.shape}",
+                    expected=f"a divisor of axis {axis}, the only one that is summed",
+                    remedy="simulate it by `quantize`, rounded once")  # fmt: skip
+            return _in_groups(site, w, entry, size, round_fn, adjust_fn)
+    else:
+        require(size in (None, TENSOR, CHANNEL), f"{site.name}, weight", got=repr(size),
+                expected=f"{TENSOR!r}, {CHANNEL!r} or the size of a group",
+                remedy="tokens are rows of activations")  # fmt: skip
+        shape, axis = (whole_tensor if size == TENSOR else output_channels)(site), None
+    if is_block:
+        grid = _block_scale(w, format, axis), None
+    else:
+        grid = _grid(w, element, shape, entry.calibrate_fn)
+    if adjust_fn is not None:
+        w = adjust_fn(site, w, *grid, element)
+    return round_fn(site, w, *grid, element)
+
+
+def _groups(site: Site, size: int) -> tuple[tuple[int, ...] | None, int | None]:
+    """Return the scale shape of groups along what is summed, None if no such, and their axis."""
+    assert site.weight is not None
+    shape, summed = site.shapes[site.weight], site.contract_axes[site.weight]
+    axis = group_axis(site, site.weight)
+    if axis is None or len(summed) != 1 or shape[axis] % size:
+        return None, axis
+    return tuple(n // size if a == axis else n for a, n in enumerate(shape)), axis
+
+
+def _in_groups(site: Site, w, entry: OperandFormat, size: int, round_fn, adjust_fn):
+    """Round a weight in groups of neighbours among all numbers of an output channel.
+
+    In the order in which kernels read them: channels of the input next to each other, then space.
+    The last group is filled up with zeros.
+    """
+    assert site.weight is not None
+    axis, summed = group_axis(site, site.weight), site.contract_axes[site.weight]
+    order = tuple(a for a in summed if a != axis) + (() if axis is None else (axis,))
+    rows, back = grouped(w, size, order, None)
+    if isinstance(entry.format, BlockFormat):
+        grid, element = (
+            (_block_scale(rows, entry.format, rows.ndim - 1), None),
+            entry.format.element,
+        )
+    else:
+        element = entry.format
+        grid = _grid(rows, element, (*rows.shape[:-1], 1), entry.calibrate_fn)
+    if adjust_fn is not None:
+        rows = adjust_fn(site, rows, *grid, element)
+    return back(round_fn(site, rows, *grid, element))
 
 
 def _width_as_data(format: Format) -> Format:
@@ -122,6 +234,11 @@ def _width_as_data(format: Format) -> Format:
 @functools.partial(jax.jit, static_argnums=(2, 3))
 def _grid(w, format: Format, scale_shape, calibrate_fn):
     return calibrate_fn(w, format=format, scale_shape=scale_shape)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _block_scale(w, format: BlockFormat, axis: int):
+    return block_scale(w, format, axis=axis)
 
 
 @jax.jit

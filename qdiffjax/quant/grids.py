@@ -1,6 +1,8 @@
 """The grid of an activation, whether its rounding is simulated or real."""
 
 import dataclasses
+import functools
+import math
 from typing import Any
 
 import jax
@@ -8,8 +10,8 @@ import jax.numpy as jnp
 
 from qdiffjax._typing import Array
 from qdiffjax.quant.calibration.ranges import scale_from_range
-from qdiffjax.quant.formats import Format, IntFormat
-from qdiffjax.quant.rounding import RoundFn, nearest_even
+from qdiffjax.quant.formats import BlockFormat, Format, IntFormat
+from qdiffjax.quant.rounding import RoundFn, nearest_even, stochastic
 from qdiffjax.quant.straight_through import fake_quant, with_value
 
 
@@ -21,23 +23,31 @@ class ActivationGrid:
         x ≈ scale * (codes - zero_point),  codes = clip(round(x / scale) + zero_point, qmin, qmax)
 
     Attributes:
-      format: the codes. Bits that are an array are data: grids that differ in them share one
-        compilation. Kernels need static bits.
-      scale: [] or [*groups], in units of x; None: that of the range of each token (dynamic), that
-        is of each row of a matrix product and of each sample of a convolution or an edge.
+      format: the codes, or a `BlockFormat`. Bits that are an array are data: grids that differ in
+        them share one compilation. Kernels need static bits.
+      scale: [] or [*groups], in units of x; None: that of the range of the data at hand (dynamic).
       zero_point: integer code that means 0.0, with the shape of scale, or None for symmetric; that
         of a dynamic grid comes with its scale.
       key: makes the rounding stochastic; None rounds to nearest.
+      group_size: of a dynamic grid, how many neighbours share a scale; None: each token, that is
+        each row of a matrix product and each sample of a convolution or an edge; 0: all numbers of
+        the operand, other samples too. A block format has its own. Static.
     """
 
-    format: Format
+    format: Any
     scale: Any = None
     zero_point: Any = None
     key: Any = None
+    group_size: int | None = dataclasses.field(default=None, metadata={"static": True})
 
     def with_bits_as_data(self) -> "ActivationGrid":
-        """Return the same grid, its bits an array of the shape of its scale."""
+        """Return the same grid, its bits an array of the shape of its scale.
+
+        Formats other than integers stay as they are: their fields are the program's.
+        """
         format: Any = self.format
+        if not isinstance(format, IntFormat):
+            return self
         shape = () if self.scale is None else jnp.shape(self.scale)
         bits = jnp.full(shape, format.bits, jnp.int32)
         return dataclasses.replace(self, format=dataclasses.replace(format, bits=bits))
@@ -46,22 +56,91 @@ class ActivationGrid:
         """Return scale and zero point with the rank of x; `axes` share a dynamic grid, which is a
         constant in derivatives.
         """
-
-        def ranked(value):
-            value = jnp.asarray(value)
-            return value if value.ndim else value.reshape((1,) * x.ndim)
-
         if self.scale is None:
             return jax.lax.stop_gradient(token_grid(x, self.format, axes))
-        return ranked(self.scale), None if self.zero_point is None else ranked(self.zero_point)
+        return _ranked(self.scale, x), None if self.zero_point is None else _ranked(
+            self.zero_point, x
+        )
 
-    def round(self, x: Array, axes: tuple[int, ...], round_fn: RoundFn = nearest_even) -> Array:
+    def round(
+        self,
+        x: Array,
+        axes: tuple[int, ...],
+        round_fn: RoundFn | None = None,
+        group_axis: int | None = None,
+    ) -> Array:
         """Return x [*shape] rounded to the grid in real units, `fake_quant` with its derivative.
 
         A dynamic grid clips nothing, so that its derivative in x is the identity.
+
+        Args:
+          x: the operand.
+          axes: those of one token.
+          round_fn: real to integer; None is to nearest, or at random if there is a key.
+          group_axis: where groups lie; None, or an axis shorter than a group, makes them of
+            neighbours of the flattened token. The last group may be shorter.
         """
-        rounded = fake_quant(x, *self.parameters(x, axes), format=self.format, round_fn=round_fn)
-        return with_value(x, rounded) if self.scale is None else rounded
+        if self.scale is not None:
+            return fake_quant(x, *self.parameters(x, axes), format=self.format,
+                              round_fn=round_fn or self._round_fn(x))  # fmt: skip
+        size = self.format.block_size if isinstance(self.format, BlockFormat) else self.group_size
+        if not size:
+            axes = axes if size is None else tuple(range(x.ndim))
+            rounded = fake_quant(x, *self.parameters(x, axes), format=self.format,
+                                 round_fn=round_fn or self._round_fn(x))  # fmt: skip
+            return with_value(x, rounded)
+        rows, back = grouped(x, size, axes, group_axis)
+        if isinstance(self.format, BlockFormat):
+            element = self.format.element
+            grid: Any = (_sample_scale(rows, self.format), None)
+        else:
+            element, grid = self.format, token_grid(rows, self.format, (rows.ndim - 1,))
+        rounded = fake_quant(rows, *jax.lax.stop_gradient(grid), format=element,
+                             round_fn=round_fn or self._round_fn(rows))  # fmt: skip
+        return with_value(x, back(rounded))
+
+    def _round_fn(self, x: Array) -> RoundFn:
+        if self.key is None:
+            return nearest_even
+        return functools.partial(stochastic, uniform=jax.random.uniform(
+            self.key, x.shape, jnp.float32
+        ))  # fmt: skip
+
+
+def _ranked(value, x: Array) -> Array:
+    value = jnp.asarray(value)
+    return value if value.ndim else value.reshape((1,) * x.ndim)
+
+
+def grouped(x: Array, size: int, axes: tuple[int, ...], group_axis: int | None):
+    """Return x as rows of `size` neighbours [..., groups, size], and the way back.
+
+    Along group_axis, or, where that is None or shorter than a group, along the flattened `axes`.
+    The last group is filled up with zeros, which change no scale and are taken away again.
+    """
+    if group_axis is None or x.shape[group_axis] < size:
+        order = (*(a for a in range(x.ndim) if a not in axes), *axes)
+        kept = x.ndim - len(axes)
+    else:
+        order = (*(a for a in range(x.ndim) if a != group_axis), group_axis)
+        kept = x.ndim - 1
+    moved = x.transpose(order)
+    num = math.prod(moved.shape[kept:])
+    flat = moved.reshape(*moved.shape[:kept], num)
+    filled = jnp.pad(flat, [(0, 0)] * kept + [(0, -num % size)])
+    rows = filled.reshape(*filled.shape[:kept], -1, size)
+
+    def back(rows: Array) -> Array:
+        flat = rows.reshape(*filled.shape)[..., :num]
+        return flat.reshape(moved.shape).transpose([order.index(a) for a in range(x.ndim)])
+
+    return rows, back
+
+
+def _sample_scale(rows: Array, format: BlockFormat) -> Array:
+    """Return the scale of each row [..., groups, 1]; one for the tensor too is that of a sample."""
+    absmax = jnp.max(jnp.abs(rows.astype(jnp.float32)), -1, keepdims=True, initial=0)
+    return jax.vmap(lambda a: format.scale_fn(a, format.element))(absmax).astype(jnp.float32)
 
 
 def activation_grid(low: Array, high: Array, format: Format) -> ActivationGrid:

@@ -10,6 +10,7 @@ Both sums are taken without any matrix: by adjoint probes and by random trajecto
 The roundings at the sites of a network come last.
 """
 
+import functools
 import itertools
 from typing import Any, NamedTuple
 
@@ -116,7 +117,9 @@ def mean_bias(
     return probed(one, jax.random.split(key, num))
 
 
-def average_variance(x, grid: ActivationGrid, *, axes: tuple[int, ...] = ()) -> Array:
+def average_variance(
+    x, grid: ActivationGrid, *, axes: tuple[int, ...] = (), group_axis: int | None = None
+) -> Array:
     """Return the variance of rounding each element of an activation operand x [*shape].
 
         stochastic (grid has a key):   s^2 / 6,      nearest:   s^2 / 12
@@ -124,9 +127,13 @@ def average_variance(x, grid: ActivationGrid, *, axes: tuple[int, ...] = ()) -> 
     averaged over a uniform fractional part, with s the distance of the neighbours on the grid: zero
     on the grid itself and outside the range, where the error is no rounding. What
     earlier roundings move by a step or more has any fractional part on the quantized run, however
-    small the step, whatever the full-precision run's is. `axes` share a dynamic grid.
+    small the step, whatever the full-precision run's is. `axes` share a dynamic grid, groups lie
+    along `group_axis`.
     """
-    down, up = (precision.round_activation(x, grid, fn, axes=axes) for fn in (jnp.floor, jnp.ceil))
+    down, up = (
+        precision.round_activation(x, grid, fn, axes=axes, group_axis=group_axis)
+        for fn in (jnp.floor, jnp.ceil)
+    )
     return (up - down) ** 2 / (12 if grid.key is None else 6)
 
 
@@ -167,7 +174,7 @@ def activation_variances(
             grids = merge(q.site_inputs, inputs)
 
             def f(x, taps):
-                pairs = {name: (taps[name], grids[name].activations) for name in grids}
+                pairs = {name: (taps[name], grids[name]) for name in grids}
                 return step_with_outputs(tapped, t, coeffs, z, pairs)(x)
 
             zeros = zeros_of(jax.eval_shape(lambda: f(x, dict.fromkeys(grids, ()))[1]))
@@ -330,19 +337,25 @@ def _weight_gradients(q: Quantized, x_T, steps: Steps, z, nothing):
 def _tap(site, op, operands, inputs):
     """Add taps to the activation operands and return the variances of their rounding: a rule.
 
-    `inputs` is a pair of tuples, taps and grids of the operands; either may be empty.
+    `inputs` are the taps of the operands, which may be (), and a `SiteQuant`.
     """
     if inputs is None:
         return op(*operands), None
-    taps, grids = inputs
+    taps, rounding = inputs
     values = list(operands)
     for index, tap in zip(site.activations, taps, strict=False):
         values[index] = values[index] + tap
+
+    def variance(index, grid, x):
+        return jnp.zeros_like(x) if grid is None else average_variance(
+            x, grid, axes=precision.token_axes(site, index),
+            group_axis=precision.group_axis(site, index),
+        )  # fmt: skip
+
     variances = (
-        jnp.zeros_like(operands[index]) if grid is None
-        else average_variance(operands[index], grid, axes=precision.token_axes(site, index))
-        for index, grid in itertools.zip_longest(site.activations, grids)
-    )  # fmt: skip
+        precision.at_call(functools.partial(variance, index), grid, rounding.call, operands[index])
+        for index, grid in itertools.zip_longest(site.activations, rounding.activations)
+    )
     return op(*values), tuple(variances)
 
 

@@ -1,6 +1,8 @@
 """What a number format is: which codes exist. Nothing here touches data."""
 
-from typing import Any, Protocol, runtime_checkable
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -50,6 +52,42 @@ class Format(Protocol):
 
     def levels(self) -> np.ndarray:
         """Return all distinct grid values, ascending, float64 [n]; static formats only."""
+
+
+T = TypeVar("T")
+
+
+def format_pytree(*data: str) -> Callable[[type[T]], type[T]]:
+    """Return the decorator that makes a format a pytree.
+
+    It has no leaves while it is static, which makes it a static argument too; else its leaves are
+    the fields `data`, so that formats that differ in them share one compilation.
+    """
+
+    def register(cls: type[T]) -> type[T]:
+        names = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+
+        def flatten(format):
+            if format.is_static:
+                return (), format
+            leaves = tuple(getattr(format, name) for name in data)
+            return leaves, tuple(getattr(format, name) for name in names if name not in data)
+
+        def unflatten(static, leaves):
+            """Leaves may be what JAX puts in place of arrays: nothing is checked."""
+            if not leaves:
+                return static
+            values = dict(zip(data, leaves, strict=True))
+            values |= zip((name for name in names if name not in data), static, strict=True)
+            format = object.__new__(cls)
+            for name in names:
+                object.__setattr__(format, name, values[name])
+            return format
+
+        jax.tree_util.register_pytree_node(cls, flatten, unflatten)
+        return cls
+
+    return register
 
 
 def check_integer(

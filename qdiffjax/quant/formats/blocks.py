@@ -141,6 +141,7 @@ def _shared_power(absmax, element, carries):
     return jnp.where(absmax >= tiny, power_of_two(exponent, dtype), jnp.ones_like(absmax))
 
 
+@jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class BlockFormat:
     """Neighbours along one axis that share a scale computed from their largest magnitude.

@@ -10,6 +10,7 @@ import numpy as np
 from qdiffjax._checks import check_numbers, require
 from qdiffjax._typing import Array
 from qdiffjax.quant import rounding
+from qdiffjax.quant.formats.base import format_pytree
 from qdiffjax.quant.granularity import concrete_all
 
 MAX_LEVELS = 2**16
@@ -22,7 +23,7 @@ NF4_LEVELS = (
 )  # fmt: skip
 
 
-@jax.tree_util.register_static
+@format_pytree("values")
 @dataclasses.dataclass(frozen=True)
 class CodebookFormat:
     """Any ascending levels, in units of the scale; the code of a level is its index.

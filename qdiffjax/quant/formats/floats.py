@@ -19,7 +19,7 @@ import numpy as np
 from qdiffjax._checks import require
 from qdiffjax._typing import Array
 from qdiffjax.quant import rounding
-from qdiffjax.quant.formats.base import check_integer, shift
+from qdiffjax.quant.formats.base import check_integer, format_pytree, shift
 from qdiffjax.quant.granularity import expand
 
 Kind = Literal["finite", "fn", "ieee", "fnuz"]
@@ -114,10 +114,10 @@ def _integer(number, carrier):
     return jnp.asarray(number).astype(carrier.integer)
 
 
-@jax.tree_util.register_static
+@format_pytree(*_FIELDS)
 @dataclasses.dataclass(frozen=True)
 class FloatFormat:
-    """A float format; hashable (so usable as a static argument) if its fields are ints.
+    """A float format; hashable (so usable as a static argument) if its fields are ints, else data.
 
         neighbours of v are one ulp = 2^(max(floor(log2 |v|), 1 - bias) - mantissa_bits) apart
 

@@ -3,20 +3,19 @@
 import dataclasses
 from typing import Any, TypeGuard
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from qdiffjax._checks import NOT_NEGATIVE, check_count, checked, require
 from qdiffjax._typing import Array
 from qdiffjax.quant import rounding
-from qdiffjax.quant.formats.base import Format, check_integer, shift
+from qdiffjax.quant.formats.base import Format, check_integer, format_pytree, shift
 from qdiffjax.quant.granularity import normal_or_least, normal_or_one
 
 MIN_BITS, MAX_BITS = 1, 16
 
 
-@jax.tree_util.register_pytree_node_class
+@format_pytree("bits")
 @dataclasses.dataclass(frozen=True)
 class IntFormat:
     """Integer codes of a given width; a pytree, whose leaf is bits if they are an array.
@@ -95,20 +94,6 @@ class IntFormat:
     def decode(self, codes: Array, dtype: Any) -> Array:
         """Return the integers as dtype [*shape]."""
         return codes.astype(dtype)
-
-    def tree_flatten(self):
-        """Return (leaves, static part) for JAX."""
-        return ((), self) if self.is_static else ((self.bits,), (self.signed, self.narrow))
-
-    @classmethod
-    def tree_unflatten(cls, static, leaves) -> "IntFormat":
-        """Return the format with these leaves, which may be what JAX puts in place of arrays."""
-        if not leaves:
-            return static
-        format = object.__new__(cls)
-        for field, value in zip(dataclasses.fields(cls), (*leaves, *static), strict=True):
-            object.__setattr__(format, field.name, value)
-        return format
 
     def levels(self) -> np.ndarray:
         """Return all codes, ascending, float64 [n]; static bits only."""

@@ -19,7 +19,7 @@ from qdiffjax.quant.granularity import expand
 MAX_HALVINGS = 126  # 2^-126 is the smallest normal float32
 
 
-@jax.tree_util.register_static
+@base.format_pytree("bits")
 @dataclasses.dataclass(frozen=True)
 class LogFormat:
     """Powers of 2^base_exponent at and below 1; hashable if bits is an int.

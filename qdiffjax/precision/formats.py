@@ -1,0 +1,207 @@
+"""How the numbers of one operand are rounded, as a record and in words.
+
+4            integers of 4 bits, by the defaults of the operand
+:e4m3        a number format by name: see `FORMATS`, or e<exponent bits>m<mantissa bits>
+:nvfp4       a block format
+4g32         groups of 32 neighbours along what is summed
+8 token      words after it: a granularity, `dynamic` or `static`, a calibration, a rounding,
+`symmetric` or `affine`
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from qdiffjax import quant
+from qdiffjax._checks import check_names, concrete, require
+from qdiffjax.quant import MAX_BITS, MIN_BITS, BlockFormat, Format, IntFormat, ToggleFn
+from qdiffjax.quant.formats.base import check_number_format
+
+FORMATS: dict[str, Any] = {
+    "e4m3": quant.E4M3FN, "e5m2": quant.E5M2, "e4m3b11": quant.E4M3B11FNUZ, "fp4": quant.E2M1,
+    "fp16": quant.FP16, "bf16": quant.BF16, "tf32": quant.TF32, "nf4": quant.nf4(),
+    "binary": IntFormat(1), "ternary": quant.CodebookFormat((-1.0, 0.0, 1.0)),
+    "mxfp8": quant.MXFP8_E4M3, "mxfp8_e5m2": quant.MXFP8_E5M2, "mxfp6": quant.MXFP6_E2M3,
+    "mxfp6_e3m2": quant.MXFP6_E3M2, "mxfp4": quant.MXFP4, "mxint8": quant.MXINT8,
+    "nvfp4": quant.NVFP4, "msfp12": quant.block_float(3, 16), "msfp16": quant.block_float(7, 16),
+}  # fmt: skip
+CALIBRATIONS: dict[str, Callable] = {
+    "absmax": quant.absmax, "minmax": quant.minmax, "mse": quant.mse,
+    "percentile": quant.percentile, "kl": quant.kl, "rms": quant.rms,
+}  # fmt: skip
+SEQUENCES: dict[str, ToggleFn] = {"shaped": quant.sigma_delta, "golden": quant.golden_ratio,
+                                  "fresh": quant.fresh_bits}  # fmt: skip
+NEAREST, SUMS, STOCHASTIC = "nearest", "sums", "stochastic"
+ROUNDINGS = (NEAREST, SUMS, STOCHASTIC, *SEQUENCES)
+TENSOR, CHANNEL, TOKEN = "tensor", "channel", "token"
+GRANULARITIES = (TENSOR, CHANNEL, TOKEN)
+DYNAMIC, STATIC, BY_STEP = "dynamic", "static", "by-step"
+SCALES = (DYNAMIC, STATIC, BY_STEP)
+_FIELDS = {
+    **dict.fromkeys(GRANULARITIES, "granularity"), **dict.fromkeys(SCALES, "scales"),
+    **dict.fromkeys(CALIBRATIONS, "calibration"), **dict.fromkeys(ROUNDINGS, "rounding"),
+    **dict.fromkeys(("symmetric", "affine"), "sign"),
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class OperandFormat:
+    """How the numbers of one operand are rounded; None leaves a choice to `quantize`.
+
+    Attributes:
+      format: any number format of `quant`, or a `BlockFormat`; or your own, a frozen dataclass with
+        what `quant.Format` asks for, registered by `jax.tree_util.register_static`, and with a
+        `name` if it is to be written. Unsigned integers make an affine grid, with a zero point.
+      granularity: which numbers share a scale: "tensor"; "channel", each output channel of a
+        weight; "token", each row of an activation, each sample at a convolution or an edge; or an
+        int, groups of so many neighbours along what is summed. A block format has its own.
+      scales: of an activation: "dynamic", from the data at hand; "static", from calibration; or
+        "by-step", static and one for each call of the sampler.
+      calibration: of a weight, name in `CALIBRATIONS` or a function such as `quant.mse`.
+      rounding: "nearest"; "sums", to nearest such that the sum of each output channel of a weight
+        stays; "stochastic"; and of weights, anew at every call of the sampler, "shaped", "golden"
+        or "fresh".
+
+    Raises:
+      TypeError: no number format.
+      ValueError: a word that is none of these, or one that does not fit the others.
+
+    Example:
+      >>> from qdiffjax import precision, quant
+      >>> str(precision.OperandFormat(quant.NVFP4))
+      ':nvfp4'
+      >>> precision.parse_operand("4g32 mse").granularity
+      32
+    """
+
+    format: Any
+    granularity: Any = None
+    scales: str | None = None
+    calibration: str | Callable | None = None
+    rounding: str | None = None
+
+    def __post_init__(self):
+        if not isinstance(self.format, BlockFormat):
+            check_number_format("format", self.format)
+        size = self.granularity
+        is_size = isinstance(size, int) and not isinstance(size, bool)
+        require(size in (None, *GRANULARITIES) or (is_size and size >= 1), "granularity",
+                got=repr(size), expected=f"one of {GRANULARITIES} or the size of a group",
+                remedy="None takes the default")  # fmt: skip
+        require(size is None or not isinstance(self.format, BlockFormat), "granularity",
+                got=f"{size!r} for a block format", expected="None",
+                remedy="its blocks are its granularity")  # fmt: skip
+        for what, value, known in (("scales", self.scales, SCALES),
+                                   ("rounding", self.rounding, ROUNDINGS)):  # fmt: skip
+            if value is not None:
+                check_names(what, (value,), known)
+        if self.calibration is not None and not callable(self.calibration):
+            check_names("calibration", (self.calibration,), CALIBRATIONS)
+        is_shared = size not in (None, TENSOR)
+        require(not (self.scales in (STATIC, BY_STEP) and is_shared), "granularity",
+                got=f"{size!r} with {self.scales} scales", expected=f"{TENSOR!r}",
+                remedy="a scale by token or group is found at run time: 'dynamic'")  # fmt: skip
+
+    @property
+    def bits(self) -> Any:
+        """Width of one stored number, the scales of a block format included."""
+        return self.format.bits
+
+    @property
+    def calibrate_fn(self) -> Callable:
+        """Return the function that finds the scales of a weight."""
+        if self.calibration is None:
+            is_affine = isinstance(self.format, IntFormat) and not self.format.signed
+            return quant.minmax if is_affine else quant.absmax
+        return self.calibration if callable(self.calibration) else CALIBRATIONS[self.calibration]
+
+    def __str__(self):
+        name = _name(self.format)
+        size = f"g{self.granularity}" if isinstance(self.granularity, int) else ""
+        words = [name + size]
+        if isinstance(self.format, IntFormat):
+            words += ["symmetric" if self.format.signed else "affine"]
+        words += [self.granularity] if isinstance(self.granularity, str) else []
+        calibration = self.calibration
+        if callable(calibration):
+            calibration = getattr(calibration, "__name__", "own calibration")
+        return " ".join([*words, *filter(None, (self.scales, calibration, self.rounding))])
+
+
+def check_bits(bits: int | None, what: str = "bits") -> int | None:
+    """Return `bits` if it is a width, traced, or None; raise ValueError otherwise."""
+    values = None if bits is None else concrete(bits)
+    require(
+        values is None or (values.dtype.kind in "iu" and bool(
+            np.all((values >= MIN_BITS) & (values <= MAX_BITS))
+        )), what, got=f"{bits!r} bits", expected=f"{MIN_BITS}..{MAX_BITS}, or none for float",
+        remedy="wider formats are not quantized at all",
+    )  # fmt: skip
+    return bits
+
+
+def width_of(entry: Any) -> Any:
+    """Return the bits of an entry of a recipe: a width as it is, that of a format, or None."""
+    return entry.bits if isinstance(entry, OperandFormat) else entry
+
+
+def parse_operand(
+    text: str, formats: Mapping[str, Format] | None = None, *, signed: bool = True
+) -> OperandFormat:
+    """Read how an operand is rounded, such as "4g32 mse" or ":e4m3 token".
+
+    Args:
+      text: see the words above.
+      formats: further formats by name, your own.
+      signed: whether integers that say neither are symmetric, not affine.
+
+    Raises:
+      ValueError: words that are not known (the nearest is named), or do not fit together.
+    """
+    first, *words = text.strip().lower().split() or [""]
+    found = re.fullmatch(r"(?:(\d+)|:([a-z][a-z0-9_]*?))(?:g(\d+))?", first)
+    require(found, "format", got=repr(first), expected="a form like W4A8, W4g32 or W:e4m3",
+            remedy="bits or the name of a format come first, groups last")  # fmt: skip
+    assert found is not None
+    bits, name, group = found.groups()
+    fields: dict[str, Any] = {"granularity": int(group)} if group else {}
+    check_names("words of a format", words, _FIELDS)
+    for word in words:
+        field = _FIELDS[word]
+        require(field not in fields, "words of a format", got=repr(text),
+                expected=f"one {field}", remedy="delete the others")  # fmt: skip
+        fields[field] = word
+    sign = fields.pop("sign", None)
+    require(bits or sign is None, "words of a format", got=repr(text),
+            expected=f"integers beside {sign!r}",
+            remedy="other formats are symmetric as they are")  # fmt: skip
+    if bits:
+        check_bits(int(bits))
+        format: Any = IntFormat(int(bits), signed=sign == "symmetric" if sign else signed)
+    else:
+        format = _format_of(name, formats or {})
+    return OperandFormat(format, **fields)
+
+
+def _format_of(name: str, own: Mapping[str, Any]) -> Any:
+    split = re.fullmatch(r"e(\d)m(\d+)", name)
+    known = {**FORMATS, **own}
+    if name not in known and split:
+        return quant.FloatFormat(int(split[1]), int(split[2]))
+    check_names("format", (name,), known)
+    return known[name]
+
+
+def _name(format: Any) -> str:
+    """Write a format as `parse_operand` reads it, or by the name of its class."""
+    if isinstance(format, IntFormat):
+        return str(format.bits) if format.is_static else "?"
+    for name, known in FORMATS.items():
+        if type(known) is type(format) and known == format:
+            return f":{name}"
+    if isinstance(format, quant.FloatFormat) and format.is_static:
+        return f":e{format.exponent_bits}m{format.mantissa_bits}"
+    return f":{getattr(format, 'name', type(format).__name__)}"
