@@ -11,6 +11,7 @@ from .diagnosis import Diagnosis as Diagnosis
 from .diagnosis import DiagnosisWarning as DiagnosisWarning
 from .diagnosis import Finding as Finding
 from .diagnosis import diagnose as diagnose
+from .families import alike as alike
 from .formats import FORMATS as FORMATS
 from .formats import OperandFormat as OperandFormat
 from .formats import check_bits as check_bits

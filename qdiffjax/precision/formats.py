@@ -30,7 +30,7 @@ FORMATS: dict[str, Any] = {
 }  # fmt: skip
 CALIBRATIONS: dict[str, Callable] = {
     "absmax": quant.absmax, "minmax": quant.minmax, "mse": quant.mse,
-    "percentile": quant.percentile, "kl": quant.kl, "rms": quant.rms,
+    "percentile": quant.percentile, "kl": quant.kl,
 }  # fmt: skip
 SEQUENCES: dict[str, ToggleFn] = {"shaped": quant.sigma_delta, "golden": quant.golden_ratio,
                                   "fresh": quant.fresh_bits}  # fmt: skip
