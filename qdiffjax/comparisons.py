@@ -15,7 +15,7 @@ import numpy as np
 from qdiffjax._typing import Array, Key
 from qdiffjax.analysis.bounds import pathwise
 from qdiffjax.analysis.errors import ledger, prediction, propagation, runs
-from qdiffjax.diffusion import Steps, sample
+from qdiffjax.diffusion import Steps, as_point, sample
 from qdiffjax.precision import Quantized, full_call, quantized_call
 from qdiffjax.sites import Sites
 
@@ -72,8 +72,8 @@ def measured(q: Quantized, x_T: Array, xs: Array, steps: Steps, *, key: Key | No
         eps, _, state = call(x, t, inputs, state)
         return eps, eps, state
 
-    quantized = sample(with_eps, x_T, steps, key=key, per_call=q.calls(steps))
-    return Run(xs, quantized.states, quantized.outputs)
+    quantized = sample(with_eps, x_T, steps, key=key, per_call=q.calls(steps), state=q.start(x_T))
+    return Run(xs, as_point(quantized.states).x, quantized.outputs)
 
 
 class Predicted(NamedTuple):
@@ -253,5 +253,8 @@ def fanned(q: Quantized, x_T: Array, steps: Steps, *, key: Key | None = None):
     """
     full = full_call(q)
     quantized = quantized_call(q)
-    pair = runs.couple(full, quantized, x_T, steps, key=key, per_call=q.calls(steps))
-    return propagation.fan(full, pair.xs_hat, steps, key=key), pair.errors[-1]
+    pair = runs.couple(
+        full, quantized, x_T, steps, key=key, per_call=q.calls(steps), state=q.start(x_T)
+    )
+    xs_hat, errors = (as_point(points).x for points in (pair.xs_hat, pair.errors))
+    return propagation.fan(full, xs_hat, steps, key=key), errors[-1]

@@ -73,8 +73,9 @@ def sample(
 
 def _final(call_of: Callable, q, x_T, key, steps):
     return run_sampler(
-        call_of(q), x_T, steps, key=key, per_call=q.calls(steps), keep_trajectory=False
-    ).x_0
+        call_of(q), x_T, steps, key=key, per_call=q.calls(steps), state=q.start(x_T),
+        keep_trajectory=False,
+    ).x_0  # fmt: skip
 
 
 def couple(

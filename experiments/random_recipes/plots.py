@@ -32,8 +32,9 @@ def spearman(rows, name: str) -> float:
     """Return the rank correlation of a predictor with the measured error, its sign aside."""
     if len(rows) < 3:
         return float("nan")
-    pair = [ranks([row[key] for row in rows]) for key in (name, "measured")]
-    return abs(float(np.corrcoef(*pair)[0, 1])) if all(np.ptp(r) for r in pair) else float("nan")
+    first, second = (ranks([row[key] for row in rows]) for key in (name, "measured"))
+    is_constant = not np.ptp(first) or not np.ptp(second)
+    return float("nan") if is_constant else abs(float(np.corrcoef(first, second)[0, 1]))
 
 
 def ratios(rows) -> np.ndarray:

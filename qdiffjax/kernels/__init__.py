@@ -17,6 +17,7 @@ from qdiffjax.kernels.operands import (
     Native,
     Summed,
     check_format,
+    is_multiplied,
     mark_missing,
     missing,
     narrow,

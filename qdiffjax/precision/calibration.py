@@ -17,6 +17,7 @@ from qdiffjax.precision.formats import (
     BY_STEP,
     CHANNEL,
     NEAREST,
+    SHAPED,
     STATIC,
     STOCHASTIC,
     TENSOR,
@@ -373,17 +374,19 @@ def format_grid(entry: OperandFormat, pair, every) -> ActivationGrid | Series:
     require(entry.granularity != CHANNEL and entry.calibration is None, "activation",
             got=str(entry), expected=f"{TENSOR!r}, {TOKEN!r} or the size of a group, and the range "
             "of the calibration", remedy="channels and calibrations are of weights")  # fmt: skip
-    require(entry.rounding in (None, NEAREST, STOCHASTIC), "activation", got=str(entry),
-            expected=f"{NEAREST!r} or {STOCHASTIC!r}",
-            remedy="sums and sequences are of weights")  # fmt: skip
+    require(entry.rounding in (None, NEAREST, STOCHASTIC, SHAPED), "activation", got=str(entry),
+            expected=f"{NEAREST!r}, {STOCHASTIC!r} or {SHAPED!r}",
+            remedy="sums and other sequences are of weights")  # fmt: skip
     key = jax.random.key(0) if entry.rounding == STOCHASTIC else None
+    feedback = entry.rounding == SHAPED
     is_static = entry.scales in (STATIC, BY_STEP)
     if isinstance(entry.format, BlockFormat) or not is_static:
         sizes: dict[Any, int | None] = {None: None, TOKEN: None, TENSOR: 0}
         size = sizes.get(entry.granularity, entry.granularity)
-        return ActivationGrid(entry.format, key=key, group_size=size)
+        return ActivationGrid(entry.format, key=key, group_size=size, feedback=feedback)
     low, high = every if entry.scales == BY_STEP else pair
-    grid = dataclasses.replace(activation_grid(low, high, entry.format), key=key)
+    grid = activation_grid(low, high, entry.format)
+    grid = dataclasses.replace(grid, key=key, feedback=feedback)
     if entry.scales == STATIC:
         return grid
     keys = None if key is None else jax.random.split(key, len(low))

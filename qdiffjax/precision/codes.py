@@ -8,9 +8,9 @@ from typing import Any
 import jax
 
 from qdiffjax._checks import require
-from qdiffjax.kernels import Path, backends, check_format, narrow, summed
-from qdiffjax.precision.rules import SiteQuant
-from qdiffjax.quant import ActivationGrid, Format, IntFormat, QTensor, quantize
+from qdiffjax.kernels import Path, backends, narrow, summed
+from qdiffjax.precision.rules import Series, SiteQuant, Switch
+from qdiffjax.quant import Format, IntFormat, QTensor, quantize
 from qdiffjax.sites import Site
 
 
@@ -18,18 +18,17 @@ def weight_codes(site: Site, w, scale, zero_point, format: Format) -> QTensor:
     """Round a weight to codes: `weights.simulated`, not yet back in real units.
 
     dequantize(codes) is what that returns, bit for bit. Codes of at most 4 bits are stored as
-    int4, see `kernels.narrow`.
+    int4, see `kernels.narrow`. Of other formats than kernels multiply they are unpacked at a call.
 
     Raises:
-      ValueError: a width or format that no kernel multiplies; names the site.
+      ValueError: a width that no kernel multiplies; names the site.
     """
-    bits = format.bits if isinstance(format, IntFormat) else 8
+    bits = format.bits
     require(
         2 <= bits <= 8, site.name, got=f"{bits} bits",
         expected="2..8 for codes that kernels multiply",
         remedy="leave that weight out of the recipe, or simulate the recipe by `quantize`",
     )  # fmt: skip
-    check_format(format)
     return _codes(w, scale, zero_point, format=format)
 
 
@@ -95,8 +94,11 @@ def _sums_last(site: Site, inputs: SiteQuant) -> SiteQuant:
     return inputs._replace(weight=Stored(_transposed(weight, order), order))
 
 
-def _shifts(grid: ActivationGrid | None) -> bool:
+def _shifts(operand: Any) -> bool:
     """Whether codes of an activation mean 0.0 by another one than 0, as kernels hold them."""
+    if isinstance(operand, Switch):
+        return any(map(_shifts, operand.alternatives))
+    grid = operand.values if isinstance(operand, Series) else operand
     if grid is None or not isinstance(grid.format, IntFormat) or not grid.format.is_static:
         return False
     return grid.zero_point is not None or not grid.format.signed

@@ -32,9 +32,9 @@ CALIBRATIONS: dict[str, Callable] = {
     "absmax": quant.absmax, "minmax": quant.minmax, "mse": quant.mse,
     "percentile": quant.percentile, "kl": quant.kl,
 }  # fmt: skip
-SEQUENCES: dict[str, ToggleFn] = {"shaped": quant.sigma_delta, "golden": quant.golden_ratio,
+NEAREST, SUMS, STOCHASTIC, SHAPED = "nearest", "sums", "stochastic", "shaped"
+SEQUENCES: dict[str, ToggleFn] = {SHAPED: quant.sigma_delta, "golden": quant.golden_ratio,
                                   "fresh": quant.fresh_bits}  # fmt: skip
-NEAREST, SUMS, STOCHASTIC = "nearest", "sums", "stochastic"
 ROUNDINGS = (NEAREST, SUMS, STOCHASTIC, *SEQUENCES)
 TENSOR, CHANNEL, TOKEN = "tensor", "channel", "token"
 GRANULARITIES = (TENSOR, CHANNEL, TOKEN)
@@ -62,8 +62,8 @@ class OperandFormat:
         "by-step", static and one for each call of the sampler.
       calibration: of a weight, name in `CALIBRATIONS` or a function such as `quant.mse`.
       rounding: "nearest"; "sums", to nearest such that the sum of each output channel of a weight
-        stays; "stochastic"; and of weights, anew at every call of the sampler, "shaped", "golden"
-        or "fresh".
+        stays; "stochastic"; and anew at every call of the sampler, "shaped" (weights by sigma-delta
+        sequences, activations by error feedback) or, of weights, "golden" or "fresh".
 
     Raises:
       TypeError: no number format.

@@ -14,7 +14,7 @@ from qdiffjax._checks import require
 from qdiffjax.kernels import (
     Path,
     Summed,
-    check_format,
+    is_multiplied,
     mark_missing,
     missing,
     native,
@@ -27,10 +27,10 @@ from qdiffjax.precision.codes import stored, unstored, weight_codes
 from qdiffjax.precision.diagnosis import DiagnosisWarning, listing
 from qdiffjax.precision.quantized import Quantized
 from qdiffjax.precision.recipe import Recipe
-from qdiffjax.precision.rules import SiteQuant, quantize_site, token_axes
+from qdiffjax.precision.rules import Series, SiteQuant, number, quantize_site, token_axes
 from qdiffjax.precision.settings import assign
 from qdiffjax.precision.weights import round_weights
-from qdiffjax.quant import ActivationGrid, QTensor, dequantize, expand
+from qdiffjax.quant import ActivationGrid, BlockFormat, FloatFormat, QTensor, dequantize, expand
 from qdiffjax.quant.straight_through import with_value
 from qdiffjax.sites.products import Conv, Dot
 from qdiffjax.sites.records import Site
@@ -86,6 +86,9 @@ def lower(
     round_fn = functools.partial(round_weights, c.weights, c.sites, round_fn=weight_codes,
                                  **chosen.rounding)  # fmt: skip
     inputs = inputs_of(chosen, round_fn, grid_fn or chosen.grid_fn)
+    fed_back = [name for name, each in inputs.items() if any(each.has_feedback)]
+    require(not fed_back, "lower", got=f"error feedback at {', '.join(fed_back[:3])}",
+            expected="activations without", remedy="simulate it by `quantize`")  # fmt: skip
     _warn_of_simulation(c.sites, inputs)
     inputs = stored(inputs, c.sites, path)
     return Quantized(c.denoiser, inputs, lower_site(path), recipe.widths(), chosen.settings)
@@ -111,6 +114,12 @@ def _rule(path: Path | None) -> Rule:
     def rule(site: Site, op: Callable, operands: tuple, inputs: SiteQuant | None):
         if inputs is None:
             return op(*operands), None
+        if isinstance(inputs, SiteQuant) and (which := inputs.which()) is not None:
+            branches = [lambda args, own=own: rule(site, op, args, own)[0]
+                        for own in inputs.alternatives()]  # fmt: skip
+            index = jnp.asarray(which)[number(inputs.call)]
+            return jax.lax.switch(index, branches, operands), None
+        inputs = _at_call(inputs)
         _check_inputs(site, inputs)
         inputs = unstored(inputs)
         if why_simulated(site, inputs):
@@ -127,8 +136,11 @@ def lowering_of(sites: Sequence[Site], site_inputs: dict[str, SiteQuant]) -> dic
     """Say how `lower_site` runs each site: plain, codes, weight codes, rounded or simulated."""
 
     def way(site: Site, inputs: SiteQuant | None) -> str:
-        if inputs is None:
+        if inputs is None or inputs[:2] in ((None, ()), (None, (None,))):
             return "plain"
+        if inputs.which() is not None:
+            return " | ".join(dict.fromkeys(way(site, own) for own in inputs.alternatives()))
+        inputs = _at_first(inputs)
         why = why_simulated(site, unstored(inputs))
         codes = "codes" if any(inputs.activations) else "weight codes"
         return f"simulated: {why}" if why else "rounded" if site.product is None else codes
@@ -138,10 +150,9 @@ def lowering_of(sites: Sequence[Site], site_inputs: dict[str, SiteQuant]) -> dic
 
 def _warn_of_simulation(sites: Sequence[Site], inputs: dict[str, SiteQuant]) -> None:
     reasons = {
-        name: way.removeprefix("simulated: ")
+        name: way.replace("simulated: ", "")
         for name, way in lowering_of(sites, inputs).items()
-        if way.startswith("simulated")
-        and (inputs[name].weight is not None or any(inputs[name].activations))
+        if "simulated" in way and (inputs[name].weight is not None or any(inputs[name].activations))
     }
     if reasons:
         listed = listing([f"{name} ({why})" for name, why in reasons.items()])
@@ -154,6 +165,10 @@ def why_simulated(site: Site, inputs: SiteQuant) -> str | None:
     grids = [grid for grid in inputs.activations if grid is not None]
     if not all(grid.format.is_static for grid in grids):
         return "the width of an activation is data"
+    if any(isinstance(grid.format, BlockFormat) or grid.group_size is not None for grid in grids):
+        return "an activation has scales along what is summed, or one for all"
+    if not all(is_multiplied(grid.format) for grid in grids):
+        return "the format of an activation is no kernel's"
     if any(grid.key is not None for grid in grids):
         return "an activation is rounded at random"
     if site.product is None:
@@ -162,9 +177,17 @@ def why_simulated(site: Site, inputs: SiteQuant) -> str | None:
         return None if len(grids) == 2 and isinstance(site.product, Dot) else "one real operand"
     if not isinstance(inputs.weight, QTensor):
         return "the weight is not codes"
+    if not is_multiplied(inputs.weight.format):
+        return "codes of the weight are unpacked"
     if isinstance(site.product, Dot):
         return _why_not_dot(site, site.product, inputs)
+    if any(grid.format != inputs.weight.format for grid in grids if _is_float(grid.format)):
+        return "formats of a convolution differ"
     return _why_not_conv(site, site.product, inputs.weight)
+
+
+def _is_float(format: Any) -> bool:
+    return isinstance(format, FloatFormat)
 
 
 def _why_not_dot(site: Site, product: Dot, inputs: SiteQuant) -> str | None:
@@ -196,12 +219,23 @@ def _check_inputs(site: Site, inputs: SiteQuant) -> None:
     require(isinstance(inputs, SiteQuant), site.name, got=type(inputs).__name__,
             expected="a SiteQuant", error=TypeError)  # fmt: skip
     for grid in (g for g in inputs.activations if g is not None and g.format.is_static):
-        check_format(grid.format)
         shape = () if grid.scale is None else jnp.shape(grid.scale)
         require(
             not shape, f"{site.name}, scale of an activation", got=f"shape {shape}",
             expected="a scalar", remedy="scales by step go through the sampler's `per_call`",
         )  # fmt: skip
+
+
+def _at_call(inputs: SiteQuant) -> SiteQuant:
+    """Look up what changes from call to call."""
+    if not isinstance(inputs, SiteQuant):
+        return inputs
+    grids = tuple(a.at(inputs.call) if isinstance(a, Series) else a for a in inputs.activations)
+    return inputs._replace(activations=grids)
+
+
+def _at_first(inputs: SiteQuant) -> SiteQuant:
+    return _at_call(inputs._replace(call=0))
 
 
 def _simulate(site: Site, op: Callable, operands: tuple, inputs: SiteQuant):

@@ -4,10 +4,11 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from qdiffjax._checks import require
-from qdiffjax._typing import CallFn, EpsFn
+from qdiffjax._typing import CallFn, EpsFn, float_dtype
 from qdiffjax.denoiser import Denoiser
 from qdiffjax.diffusion import Steps
 from qdiffjax.precision.printing import quantized_table
@@ -102,6 +103,31 @@ class Quantized:
             merge({n: SiteQuant(call=numbers) for n in needing}, per_call) if needing else per_call
         )
 
+    def start(self, x_T) -> Any:
+        """Return the `state` that a sampler from x_T [batch, *shape] begins with.
+
+        Zero residuals {site: ([operand's shape] or None, ...)} where activations are rounded with
+        feedback; () where none are.
+        """
+        fed_back = {name: inputs.has_feedback for name, inputs in self.site_inputs.items()
+                    if isinstance(inputs, SiteQuant) and any(inputs.has_feedback)}  # fmt: skip
+        if not fed_back:
+            return ()
+        x = jax.ShapeDtypeStruct(jnp.shape(x_T), float_dtype(x_T))
+        call = ruled_call(self, rules.collect_operands)
+        marks = {name: SiteQuant() for name in fed_back}
+        t = jax.ShapeDtypeStruct((), x.dtype)
+        operands = jax.eval_shape(lambda x, t: call(x, t, marks)[1], x, t)
+        traced = trace(self.eps_fn, (self.params, x, t, *condition(self, x)))
+        sites = {each.name: each for site in traced.sites for each in expand(site)}
+        return {
+            name: tuple(
+                jnp.zeros(operands[name][index].shape, operands[name][index].dtype) if on else None
+                for index, on in zip(sites[name].activations, flags, strict=False)
+            )
+            for name, flags in fed_back.items()
+        }  # fmt: skip
+
     def at(self, index) -> "Quantized":
         """Return it with the conditions of some of its samples, an index or slice of them."""
         return dataclasses.replace(self, denoiser=self.denoiser.at(index))
@@ -183,15 +209,48 @@ def quantized_call(q: Quantized) -> CallFn:
     """Return call_fn(x, t, inputs, state) of the low-precision denoiser.
 
     `inputs` (None or a dict by site) overrides what `q` holds for this call: formats, scales
-    and masks by (site, step) arrive here, one slice of the sampler's `per_call` at a time.
+    and masks by (site, step) arrive here, one slice of the sampler's `per_call` at a time. The
+    state holds the residuals of operands that are rounded with feedback, see `Quantized.start`.
     """
     call = ruled_call(q, q.rule)
 
     def call_fn(x, t, inputs=None, state=()):
-        eps, _, state = call(x, t, merge(q.site_inputs, inputs), state)
-        return eps, None, state
+        eps, residuals, _ = call(x, t, with_residuals(merge(q.site_inputs, inputs), state))
+        return eps, None, handed_on(state, residuals)
 
     return call_fn
+
+
+def recording_call(q: Quantized, *, follow_rule: bool) -> CallFn:
+    """Return call_fn(x, t, inputs, state) with the local error of every site as outputs.
+
+    As `quantized_call`, see `sites.rules.local_errors`; `inputs` are overrides of what `q` holds.
+    """
+    call = ruled_call(q, rules.local_errors(q.rule, follow_rule=follow_rule, keep_outputs=True))
+
+    def call_fn(x, t, inputs=None, state=()):
+        eps, outputs, _ = call(x, t, with_residuals(merge(q.site_inputs, inputs), state))
+        errors = {name: error for name, (error, _) in outputs.items()}
+        return eps, errors, handed_on(state, {n: kept for n, (_, kept) in outputs.items()})
+
+    return call_fn
+
+
+def with_residuals(site_inputs: dict[str, Any], state: Any) -> dict[str, Any]:
+    """Return site inputs with the residuals that a call is handed."""
+    if not state:
+        return site_inputs
+    kept = {name: site_inputs[name]._replace(residuals=residuals)
+            for name, residuals in state.items() if name in site_inputs}  # fmt: skip
+    return site_inputs | kept
+
+
+def handed_on(state: Any, residuals: dict[str, Any] | None) -> Any:
+    """Return the state after a call that left these residuals at its sites."""
+    if not state:
+        return state
+    return state | {name: new for name, new in (residuals or {}).items()
+                    if new is not None and name in state}  # fmt: skip
 
 
 def merge(base: dict[str, Any], override: dict[str, Any] | None) -> dict[str, Any]:
@@ -202,7 +261,8 @@ def merge(base: dict[str, Any], override: dict[str, Any] | None) -> dict[str, An
         if isinstance(new, SiteQuant) and isinstance(old, SiteQuant):
             weight = old.weight if new.weight is None else new.weight
             call = old.call if new.call is None else new.call
-            new = SiteQuant(weight, new.activations or old.activations, call)
+            new = SiteQuant(weight, new.activations or old.activations, call,
+                            new.residuals or old.residuals)  # fmt: skip
         merged[name] = new
     return merged
 

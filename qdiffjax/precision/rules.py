@@ -66,12 +66,14 @@ class SiteQuant(NamedTuple):
     weight: the quantized weight operand, in real units, a `RoundingSequence` of it, or None to
     leave it alone; activations: an `ActivationGrid`, a `Series` of them or None for each activation
     operand, in order; () for none; each may be a `Switch`; call: number of the sampler's network
-    call, which sequences, series and switches need.
+    call, which sequences, series and switches need; residuals: what earlier calls lost of each
+    activation operand that is rounded with feedback, the call's state.
     """
 
     weight: Any = None
     activations: tuple = ()
     call: Any = None
+    residuals: tuple = ()
 
     @property
     def needs_call(self) -> bool:
@@ -80,6 +82,29 @@ class SiteQuant(NamedTuple):
             isinstance(a, Switch | Series) or getattr(a, "key", None) is not None
             for a in self.activations
         )
+
+    def alternatives(self) -> tuple["SiteQuant", ...]:
+        """Return what the site is given at some call, one for each alternative of its switches."""
+        operands = (self.weight, *self.activations)
+        num = max((len(o.alternatives) for o in operands if isinstance(o, Switch)), default=1)
+        choices = [o.alternatives if isinstance(o, Switch) else (o,) * num for o in operands]
+        return tuple(self._replace(weight=weight, activations=activations)
+                     for weight, *rest in zip(*choices, strict=True)
+                     for activations in (tuple(rest),))  # fmt: skip
+
+    def which(self) -> Any:
+        """Return which of `alternatives` each call takes [num_calls], None if there is but one."""
+        operands = (self.weight, *self.activations)
+        return next((o.which for o in operands if isinstance(o, Switch)), None)
+
+    @property
+    def has_feedback(self) -> tuple[bool, ...]:
+        """Whether each activation operand is rounded with error feedback, at some call."""
+        return tuple(
+            any(getattr(getattr(a, "values", a), "feedback", False)
+                for a in getattr(operand, "alternatives", (operand,)))
+            for operand in self.activations
+        )  # fmt: skip
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -96,25 +121,39 @@ def quantize_site(site: Site, op: Callable, operands: tuple, inputs: SiteQuant |
         y = op(Q(activation), Q(weight))
 
     Survey, section 2.3 and eq. 11: Q(theta), Q(h_t), and at the sites `input` and `output`
-    Q(x_t) and Q(eps). The weight was quantized before the loop over steps, see `quantize`.
+    Q(x_t) and Q(eps). The weight was quantized before the loop over steps, see `quantize`. Returns
+    the residuals of operands that are rounded with feedback beside the result, None for none.
     """
     if inputs is None:
         return op(*operands), None
     values = list(operands)
     if site.weight is not None and inputs.weight is not None:
         values[site.weight] = _weight(inputs.weight, values[site.weight], inputs.call)
-    for index, grid in zip(site.activations, inputs.activations, strict=False):
-        if grid is not None:
-            values[index] = at_call(
-                functools.partial(_rounded, site, index), grid, inputs.call, values[index]
-            )
-    return op(*values), None
+    residuals: list[Any] = [None] * len(inputs.activations)
+    fed_back = inputs.has_feedback
+    for place, (index, grid) in enumerate(zip(site.activations, inputs.activations, strict=False)):
+        if grid is None:
+            continue
+        fn = functools.partial(_rounded, site, index)
+        pair = values[index], None
+        if fed_back[place]:
+            require(inputs.residuals, site.name, got="no residual",
+                    expected="what earlier calls lost of an operand that is rounded with feedback",
+                    remedy="pass state=q.start(x_T) to whatever runs the sampler")  # fmt: skip
+            pair = values[index], inputs.residuals[place]
+        values[index], residuals[place] = at_call(fn, grid, inputs.call, pair)
+    return op(*values), tuple(residuals) if any(fed_back) else None
 
 
-def _rounded(site: Site, index: int, grid: ActivationGrid | None, x):
-    return x if grid is None else round_activation(
-        x, grid, axes=token_axes(site, index), group_axis=group_axis(site, index)
-    )  # fmt: skip
+def _rounded(site: Site, index: int, grid: ActivationGrid | None, pair):
+    """Return (x, residual) after rounding; without feedback the residual passes by."""
+    x, residual = pair
+    if grid is None:
+        return pair
+    axes, groups = token_axes(site, index), group_axis(site, index)
+    if grid.feedback:
+        return grid.round_with_residual(x, residual, axes, groups)
+    return round_activation(x, grid, axes=axes, group_axis=groups), residual
 
 
 def _weight(weight, w, call):

@@ -32,6 +32,8 @@ class ActivationGrid:
       group_size: of a dynamic grid, how many neighbours share a scale; None: each token, that is
         each row of a matrix product and each sample of a convolution or an edge; 0: all numbers of
         the operand, other samples too. A block format has its own. Static.
+      feedback: whether what a call's rounding lost is added to what the next call rounds, see
+        `round_with_residual`. Static.
     """
 
     format: Any
@@ -39,6 +41,7 @@ class ActivationGrid:
     zero_point: Any = None
     key: Any = None
     group_size: int | None = dataclasses.field(default=None, metadata={"static": True})
+    feedback: bool = dataclasses.field(default=False, metadata={"static": True})
 
     def with_bits_as_data(self) -> "ActivationGrid":
         """Return the same grid, its bits an array of the shape of its scale.
@@ -98,6 +101,28 @@ class ActivationGrid:
         rounded = fake_quant(rows, *jax.lax.stop_gradient(grid), format=element,
                              round_fn=round_fn or self._round_fn(rows))  # fmt: skip
         return with_value(x, back(rounded))
+
+    def round_with_residual(
+        self, x: Array, residual: Array, axes: tuple[int, ...], group_axis: int | None = None
+    ) -> tuple[Array, Array]:
+        """Return x [*shape] rounded with error feedback, and what the next call is to be handed.
+
+            q_i = Q(x_i + r_i),   r_{i+1} = x_i + r_i - q_i
+
+        so that q_i - x_i = r_i - r_{i+1}: the error is high-pass in the number of the call, however
+        x moves. What lies beyond a static grid's ends is not carried on, so that |r| stays within
+        half a step (anti-windup).
+        """
+        target = x + residual
+        rounded = self.round(target, axes, None, group_axis)
+        if self.scale is not None:
+            scale, zero = self.parameters(x, axes)
+            shift = jnp.zeros_like(scale) if zero is None else zero.astype(scale.dtype)
+            ends = ((jnp.asarray(end).astype(scale.dtype) - shift) * scale
+                    for end in (self.format.low, self.format.high))  # fmt: skip
+            low, high = (jnp.broadcast_to(end, x.shape).astype(x.dtype) for end in ends)
+            target = jnp.clip(target, low, high)
+        return rounded, jax.lax.stop_gradient(target - rounded)
 
     def _round_fn(self, x: Array) -> RoundFn:
         if self.key is None:

@@ -44,7 +44,7 @@ def collect_operands(site: Site, op: Callable, operands: tuple, inputs: Any):
     return op(*operands), operands
 
 
-def local_errors(rule: Rule, *, follow_rule: bool) -> Rule:
+def local_errors(rule: Rule, *, follow_rule: bool, keep_outputs: bool = False) -> Rule:
     """Rule that returns the local error of `rule` at every site.
 
         r = rule's result - op(*operands), both at the operands that reach this site
@@ -55,14 +55,16 @@ def local_errors(rule: Rule, *, follow_rule: bool) -> Rule:
       rule: the rule whose error is measured, such as `precision.quantize_site`.
       follow_rule: whether the function goes on with the rule's result (errors along the
         quantized run, a posteriori) or with the plain one (along the plain run, a priori).
+      keep_outputs: return (r, the rule's own outputs).
     """
 
     def measured(site, op, operands, inputs):
         if inputs is None:
             return op(*operands), None
-        y_rule, _ = rule(site, op, operands, inputs)
+        y_rule, outputs = rule(site, op, operands, inputs)
         y = op(*operands)
-        return (y_rule if follow_rule else y), y_rule - y
+        error = (y_rule - y, outputs) if keep_outputs else y_rule - y
+        return (y_rule if follow_rule else y), error
 
     return measured
 

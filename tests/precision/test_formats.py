@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -442,3 +443,146 @@ def test_every_format_and_granularity_runs_on_every_kind_of_network(network, com
             eps = run(q, x, first)
             assert eps.shape == plain.shape and np.all(np.isfinite(eps)), words
             assert float(jnp.max(jnp.abs(eps - plain))) > 0, words
+
+
+# ------------------------------------------------------------------ real low precision
+
+LOWERED = (
+    "W4A8", "W:e4m3 A:e4m3", "W:e5m2 A:e4m3 static", "W2A8", "W:nf4 A8", "W:e2m1 A8", "W8 A:mxfp8",
+    "W4A8; steps 0-1: W8A8", "W8A8; steps 2: float; steps 4: W:e4m3 A:e4m3", "W8 A8 by-step",
+    "W8 A8 token; out in: W:mxfp4g5 A8", "W4g5 A8",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("recipe", [r for r in LOWERED if "mxfp4g5" not in r])
+def test_a_lowered_recipe_is_the_simulation(recipe):
+    sites = ("in", "out") if "g5" in recipe else ("*",)
+    c32 = lowered_calibration()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", precision.DiagnosisWarning)
+        low = precision.lower(c32, recipe, sites=sites)
+    simulated = precision.quantize(c32, recipe, sites=sites)
+    x_T = X_T.astype(jnp.float32)
+    run = jax.jit(lambda q: diffusion.sample(precision.quantized_call(q), x_T, STEPS,
+                                             per_call=q.calls(STEPS)).states)  # fmt: skip
+    states, same = run(low), run(simulated)
+    # Sums in another order flip some codes: two runs of one recipe, not two recipes.
+    full = diffusion.sample(precision.full_call(low), x_T, STEPS).states
+    lost = float(jnp.linalg.norm(same[-1] - full[-1]))
+    assert float(jnp.linalg.norm(states[1] - same[1])) < 1e-3 * float(jnp.linalg.norm(same[1]))
+    assert float(jnp.linalg.norm(states[-1] - same[-1])) < 0.5 * lost
+
+
+@functools.cache
+def lowered_calibration():
+    whole = denoiser()
+    params = jax.tree.map(lambda a: a.astype(jnp.float32), whole.params)
+    return precision.calibrate(dataclasses.replace(whole, params=params), STEPS,
+                               x_T=X_T.astype(jnp.float32))  # fmt: skip
+
+
+def test_what_is_unpacked_is_named_before_work():
+    with pytest.warns(precision.DiagnosisWarning, match="codes of the weight are unpacked"):
+        q = precision.lower(lowered_calibration(), "W:nf4 A8", sites=("in", "out"))
+    ways = precision.lowering_of(lowered_calibration().sites, q.site_inputs)
+    assert ways["in"] == "simulated: codes of the weight are unpacked"
+    by_turns = precision.lower(lowered_calibration(), "W8A8; steps 0: float", sites=("in",))
+    assert precision.lowering_of(lowered_calibration().sites, by_turns.site_inputs)["in"] == (
+        "codes | plain"
+    )
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        ("W4 shaped", "'shaped' in real low precision"),
+        ("W4 stochastic", "'stochastic' in real low precision"),
+        ("W4A8 shaped", "error feedback at"),
+        ("W16A8", "got 16 bits, expected 2..8"),
+        ("W:nvfp4", "a divisor of axis"),
+    ],
+)
+def test_what_cannot_be_lowered_is_refused(recipe, message):
+    with pytest.raises(ValueError, match=message):
+        precision.lower(lowered_calibration(), recipe, sites=("*",))
+
+
+# ------------------------------------------------------------------ error feedback
+
+
+def test_feedback_makes_the_error_of_an_operand_a_difference_of_residuals():
+    grid = quant.ActivationGrid(INT(3), jnp.asarray(0.5), feedback=True)
+    xs = 0.4 * worlds.normal(11, 30, 5)
+    residual, errors, residuals = jnp.zeros(5), [], [np.zeros(5)]
+    for x in xs:
+        rounded, residual = grid.round_with_residual(x, residual, (0,))
+        errors.append(np.asarray(rounded - x))
+        residuals.append(np.asarray(residual))
+    assert np.max(np.abs(residuals)) <= 0.25 + 1e-9
+    assert_close(np.asarray(errors), -np.diff(residuals, axis=0), factor=64)
+    assert_close(np.sum(errors, 0), -residuals[-1], factor=4096)
+
+
+def test_feedback_does_not_wind_up_beyond_the_ends_of_a_grid():
+    grid = quant.ActivationGrid(INT(3), jnp.asarray(1.0), feedback=True)
+    residual = jnp.zeros(1)
+    for _ in range(10):
+        rounded, residual = grid.round_with_residual(jnp.full(1, 7.3), residual, (0,))
+        assert float(rounded[0]) == 3 and abs(float(residual[0])) <= 0.5
+    rounded, _ = grid.round_with_residual(jnp.zeros(1), residual, (0,))
+    assert abs(float(rounded[0])) <= 1
+
+
+def by_hand(q, num_steps):
+    """The sampler with feedback at the input alone, step by step."""
+    x, residual = X_T, jnp.zeros_like(X_T)
+    grid = q.site_inputs["input"].activations[0]
+    for i in range(num_steps):
+        rounded, residual = grid.round_with_residual(x, residual, (1, 2, 3))
+        eps = denoiser().eps_fn(denoiser().params, rounded, STEPS.t[i])
+        x = STEPS.coeffs.x[i] * x + STEPS.coeffs.eps[i] * eps
+    return x
+
+
+@pytest.mark.parametrize("words", ["A4 static shaped", "A4 shaped", "A:e2m1g4 shaped"])
+def test_a_run_with_feedback_is_the_recursion(words):
+    q = precision.quantize(calibrated(), words, sites=("input",))
+    call = precision.quantized_call(q)
+    run = diffusion.sample(call, X_T, STEPS, per_call=q.calls(STEPS), state=q.start(X_T))
+    assert_close(run.x_0, by_hand(q, 5), factor=4096)
+
+
+def test_ledger_and_prediction_see_the_residuals():
+    q = precision.quantize(calibrated(), "A6 static shaped", sites=("input", "in"))
+    xs = diffusion.sample(precision.full_call(q), X_T, STEPS).states
+    run = jax.jit(comparisons.measured)(q, X_T, xs, STEPS)
+    entries = ledger.attribution(q, X_T, STEPS, num_nodes=4)
+    np.testing.assert_allclose(entries.x_hat_0, run.xs_hat[-1], rtol=1e-6)
+    assert float(jnp.median(ledger.defect(entries))) < 1e-2
+    ones = {name: jnp.ones(5) for name in q.site_inputs}
+    np.testing.assert_allclose(ledger.inject(q, X_T, STEPS, ones), run.xs_hat[-1], rtol=1e-6)
+    for predict in (prediction.predict_errors, prediction.predict_first_order):
+        ratio = jnp.linalg.norm(predict(q, xs, STEPS)[-1]) / jnp.linalg.norm(run.errors[-1])
+        assert 0.7 < float(ratio) < 1.4
+
+
+def test_a_call_without_its_residuals_is_refused():
+    q = precision.quantize(calibrated(), "A4 shaped", sites=("input",))
+    with pytest.raises(ValueError, match=r"pass state=q.start\(x_T\)"):
+        precision.quantized_call(q)(X_T, STEPS.t[0])
+
+
+def test_feedback_at_the_input_of_a_smooth_network_lets_no_error_pile_up():
+    """eps = x / 2: gains change slowly, so that errors of neighbouring calls cancel."""
+    steps = diffusion.ddim(SCHEDULE, 60)
+    half = Denoiser(lambda p, x, t: p["half"] * x, {"half": jnp.asarray(0.5)}, SCHEDULE, (50,))
+    x_T = worlds.normal(12, 8, 50)
+    calibration = precision.calibrate(half, steps, x_T=x_T)
+    errors = {}
+    for words in ("A5 static", "A5 static shaped", "A5 static stochastic"):
+        q = precision.quantize(calibration, words, sites=("input",))
+        xs = diffusion.sample(precision.full_call(q), x_T, steps).states
+        errors[words] = float(jnp.linalg.norm(comparisons.measured(q, x_T, xs, steps).errors[-1]))
+    assert errors["A5 static shaped"] < 0.6 * min(
+        errors["A5 static"], errors["A5 static stochastic"]
+    )

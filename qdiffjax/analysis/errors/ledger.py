@@ -33,9 +33,9 @@ from qdiffjax._typing import Array, Key, PyTree
 from qdiffjax.analysis.errors.propagation import gauss_legendre
 from qdiffjax.analysis.errors.runs import current, noises, step_map, step_with_outputs
 from qdiffjax.compiling import canonical_convolutions
-from qdiffjax.diffusion import Steps
+from qdiffjax.diffusion import Point, Steps, as_point
 from qdiffjax.diffusion.loop import check_state
-from qdiffjax.precision.quantized import Quantized, full_call, merge, ruled_call
+from qdiffjax.precision.quantized import Quantized, full_call, recording_call, ruled_call
 from qdiffjax.sites import rules
 
 # phi(x [*shape], x_0 [*shape], x_hat_0 [*shape]) -> scalar, of one sample; the full-precision and
@@ -230,11 +230,11 @@ def attribution(
         return current(x, steps)[0]
 
     def one(q, x_T, z, *known):
-        record = ruled_call(q, rules.local_errors(q.rule, follow_rule=True))
+        record = recording_call(q, follow_rule=True)
         full, tapped = full_call(q), ruled_call(q, rules.perturb)
 
         def recorded(x_hat, t, coeffs, z, inputs):
-            return step_with_outputs(record, t, coeffs, z, merge(q.site_inputs, inputs))(x_hat)
+            return step_with_outputs(record, t, coeffs, z, inputs)(x_hat)
 
         def forward(carry, slices):
             x, x_hat, x_nodes = carry
@@ -263,13 +263,14 @@ def attribution(
 
         table = (steps.times(x_T), steps.coeffs, z, q.calls(steps, per_call))
         x = steps.coeffs.start(x_T)
-        first = (x, x, jnp.broadcast_to(x, (len(nodes), *x.shape)))
+        x_hat = Point(x, q.start(x_T)).bare()
+        first = (x, x_hat, jnp.broadcast_to(x, (len(nodes), *x.shape)))
         (x, x_hat, ends), saved = jax.lax.scan(forward, first, table)
         x_0, x_hat_0 = known[0][0] if known else sample_of(x), sample_of(x_hat)
         phi = lambda x: functional(x, x_0, x_hat_0)  # noqa: E731
         adjoints = jax.vmap(jax.grad(lambda x: phi(sample_of(x))))(ends)
         _, cells = jax.lax.scan(backward, adjoints, (*table, *saved), reverse=True)
-        return cells, phi(x_hat_0) - phi(x_0), x_0, x_hat_0, saved[0][:, 0]
+        return cells, phi(x_hat_0) - phi(x_0), x_0, x_hat_0, as_point(saved[0]).x[:, 0]
 
     return Ledger(*per_sample(one, q, x_T, steps, key, *(() if x_0 is None else (x_0,))))
 
@@ -307,21 +308,20 @@ def inject(
         require(jnp.shape(amount)[0] == steps.t.shape[0], "amounts",
                 got=f"{jnp.shape(amount)[0]} of {name!r}", expected=f"{steps.t.shape[0]}",
                 remedy="one for each step")  # fmt: skip
-    record = ruled_call(q, rules.local_errors(q.rule, follow_rule=True))
+    record = recording_call(q, follow_rule=True)
     tapped = ruled_call(q, rules.perturb)
 
     def body(carry, slices):
         x, x_hat = carry
         t, coeffs, z, inputs, amount = slices
-        move = step_with_outputs(record, t, coeffs, z, merge(q.site_inputs, inputs))
-        x_hat, r = move(x_hat)
+        x_hat, r = step_with_outputs(record, t, coeffs, z, inputs)(x_hat)
         taps = {name: amount[name].astype(r[name].dtype) * r[name] for name in r}
         return (step_map(tapped, t, coeffs, z, taps)(x), x_hat), None
 
     table = (steps.times(x_T), steps.coeffs, noises(key, steps, x_T), q.calls(steps, per_call),
              amounts)  # fmt: skip
     x = steps.coeffs.start(x_T)
-    (x, _), _ = jax.lax.scan(body, (x, x), table)
+    (x, _), _ = jax.lax.scan(body, (x, Point(x, q.start(x_T)).bare()), table)
     return current(x, steps)
 
 

@@ -20,7 +20,7 @@ from qdiffjax.analysis.errors.runs import (
     step_map,
     zeros,
 )
-from qdiffjax.diffusion import Steps, as_point
+from qdiffjax.diffusion import Point, Steps, as_point
 from qdiffjax.precision.quantized import Quantized, full_call, quantized_call
 
 EDGES = ("input", "output")
@@ -54,6 +54,8 @@ def predict_errors(
       misses that (at 8 bits by a factor of 5 where the input alone is rounded, DDIM-50), so the
       edges are followed: two elementwise roundings of the state.
 
+    Residuals of error feedback are carried along, those of the run that is predicted.
+
     Magnitudes are predicted, not directions, where activations are rounded; weight errors nearly
     repeat themselves, so theirs are too. Exact if e_i does not depend on the state.
 
@@ -76,11 +78,13 @@ def predict_errors(
         own = {n: v for n, v in (inputs or {}).items() if n in names}
         g = step_map(partly, t, coeffs, None, own)
         is_alone = jax.tree.leaves(x)[0].shape[0] == 1
-        y = x if is_alone else add(x, jax.tree.map(lambda a: jnp.roll(a, 1, axis=0), d))
+        point, ahead = as_point(x), as_point(d)
+        others = point.x if is_alone else point.x + jnp.roll(ahead.x, 1, axis=0)
+        y = Point(others, add(point.state, ahead.state)).bare()
         e = local_error(partly, quantized, y, t, coeffs, inputs, own)
         return add(difference(g(add(x, d)), f(x)), e)
 
-    return _predict(move, full, xs, steps, q.calls(steps, per_call))
+    return _predict(move, q, full, xs, steps, q.calls(steps, per_call))
 
 
 def _check_followed(followed: Sequence[str], q: Quantized) -> None:
@@ -106,16 +110,23 @@ def predict_first_order(q: Quantized, xs, steps: Steps, *, per_call: PyTree = No
     full, quantized = full_call(q), quantized_call(q)
 
     def push(v, f, x, t, coeffs, inputs):
-        e = local_error(full, quantized, x, t, coeffs, inputs)
+        point = as_point(x)
+        y = Point(point.x, add(point.state, as_point(v).state)).bare()
+        e = local_error(full, quantized, y, t, coeffs, inputs)
         return add(jax.jvp(f, (x,), (v,))[1], e)
 
-    return _predict(push, full, xs, steps, q.calls(steps, per_call))
+    return _predict(push, q, full, xs, steps, q.calls(steps, per_call))
 
 
-def _predict(fn: Callable, full: CallFn, xs, steps: Steps, per_call: PyTree) -> Any:
+def _predict(fn: Callable, q: Quantized, full: CallFn, xs, steps: Steps, per_call: PyTree) -> Any:
     """Return the errors [N+1, ...] of the recursion fn(d, F, x, t, coeffs, inputs) from zero."""
     check_points("xs", xs, steps)
     times = steps.times(as_point(xs).x)
+    if not isinstance(xs, Point) and (state := q.start(steps.coeffs.current(xs[0]))):
+        many = jax.tree.map(lambda a: jnp.broadcast_to(a, (len(xs), *a.shape)), state)
+        points = along(fn, Path(full, Point(xs, many), steps), Point(jnp.zeros_like(xs[0]), state),
+                       times, steps.coeffs, per_call)  # fmt: skip
+        return points.x
     run = Path(full, xs, steps)
     return along(fn, run, zeros(at(xs, 0)), times, steps.coeffs, per_call)
 
