@@ -3,10 +3,10 @@
     python -m tests.mutants --num 150 --output runs/mutants.jsonl
 
 Mutants are drawn from the rooms named by --rooms: a sign, a factor, a comparison, an index or an
-off-by-one, an axis, a keyword argument that is left out, a condition turned round. Each is tried in
-a copy of the checkout on the test files that name its function or module, those that name it most
-often first. A line is written for each: where, what, killed or survived, and by which test. The same
-command goes on after the last line.
+off-by-one, an axis, a keyword argument that is left out, a condition turned round. Each is tried
+in a copy of the checkout on the test files that name its function or module, those that name it
+most often first. A line is written for each: where, what, killed or survived, and by which test.
+The same command goes on after the last line.
 """
 
 import argparse
@@ -97,7 +97,7 @@ def mutant(path: Path, number: int) -> tuple[int, str, str]:
 
 
 def tests_of(module: str, function: str) -> list[str]:
-    """Return test files that name the function, then those that name the module, most often first."""
+    """Return test files that name the function, then the module, most often first."""
     counts = {}
     for path in (ROOT / "tests").rglob("test_*.py"):
         text = path.read_text()

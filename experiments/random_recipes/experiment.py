@@ -39,7 +39,7 @@ class Config:
     num_recipes: int = option(100, "Number of recipes.", least=1)
     num_steps: int = option(20, "Steps of DDIM.", least=2)
     num_samples: int = option(64, "Samples whose error is measured, of each seed.", least=2)
-    num_predicted: int = option(16, "Samples whose error is predicted, of each seed.", least=2)
+    num_predicted: int = option(64, "Samples whose error is predicted, of each seed.", least=2)
     num_seeds: int = option(2, "Seeds of noises.", least=1)
     num_alone: int = option(3, "Recipes that are timed in programs of their own.", least=1)
     sites: tuple[str, ...] = option(

@@ -33,7 +33,7 @@ SEEDS = ("0", "1")
 SAMPLES = "--num-steps 2 --num-samples 2 --sites input output"
 RUNS = {
     "pretended": "",
-    "ledger_check": f"{SAMPLES} --num-cells 2 --ablations W8 A8 --attributions W8A8 --num-exact 1",
+    "ledger_check": f"{SAMPLES} --num-cells 2 --ablations A8 --attributions W8A8 --num-exact 1",
     "error_bounds": f"{SAMPLES} --weight-bits 8 4 --num-fan-samples 0 --max-nodes 2",
     "propagation_laws": "--num-steps 2 3 4 --middle 4 --bits 8 6 4 --samplers dpmpp-2m "
     "--num-samples 3 --num-checked 2 --num-draws 2 --sites input output",

@@ -166,7 +166,8 @@ def test_sums_of_output_channels_stay_in_groups_too():
                                       (4, 5, 3)), 1)) / scale
         for way in ("sums", "nearest")
     }  # fmt: skip
-    assert np.all(lost["sums"] <= 0.5 + 1e-6) and np.any(lost["nearest"] > 0.6)
+    assert np.all(lost["sums"] <= 0.5 + 1e-6)
+    assert np.any(lost["nearest"] > 0.6)
 
 
 def test_blocks_of_an_activation_lie_along_what_is_summed():
@@ -240,7 +241,8 @@ def test_both_modes_of_autodiff_go_through_a_recipe(name):
     v = worlds.normal(9, *X_T.shape)
     _, tangent = jax.jvp(loss, (X_T,), (v,))
     gradient = jax.grad(loss)(X_T)
-    assert np.all(np.isfinite(gradient)) and float(jnp.max(jnp.abs(gradient))) > 0
+    assert np.all(np.isfinite(gradient))
+    assert float(jnp.max(jnp.abs(gradient))) > 0
     assert_close(jnp.sum(gradient * v), tangent, factor=4096)
 
 
@@ -314,7 +316,7 @@ def test_steps_that_do_not_fit_are_refused(recipe, steps, message):
 
 def test_a_rounding_by_step_without_its_steps_is_refused():
     q = quantized("W8A8; steps 1: W4")
-    with pytest.raises(ValueError, match="pass per_call=q.calls"):
+    with pytest.raises(ValueError, match=r"pass per_call=q\.calls"):
         precision.quantized_call(q)(X_T, STEPS.t[0])
 
 
@@ -347,7 +349,7 @@ def test_a_recipe_with_ranges_gives_the_same_samples_bit_for_bit():
 
 def test_a_recipe_prints_its_steps():
     text = str(RECIPE)
-    assert "0, 3" in text and "nvfp4" in text and "e4m3 static" in text
+    assert all(part in text for part in ("0, 3", "nvfp4", "e4m3 static"))
 
 
 @jax.tree_util.register_static
@@ -441,7 +443,8 @@ def test_every_format_and_granularity_runs_on_every_kind_of_network(network, com
             first = jax.tree.map(lambda a: a[0], q.calls(steps))
             run = jax.jit(lambda q, x, first: precision.quantized_call(q)(x, t, first)[0])
             eps = run(q, x, first)
-            assert eps.shape == plain.shape and np.all(np.isfinite(eps)), words
+            assert eps.shape == plain.shape, words
+            assert np.all(np.isfinite(eps)), words
             assert float(jnp.max(jnp.abs(eps - plain))) > 0, words
 
 
@@ -528,7 +531,8 @@ def test_feedback_does_not_wind_up_beyond_the_ends_of_a_grid():
     residual = jnp.zeros(1)
     for _ in range(10):
         rounded, residual = grid.round_with_residual(jnp.full(1, 7.3), residual, (0,))
-        assert float(rounded[0]) == 3 and abs(float(residual[0])) <= 0.5
+        assert float(rounded[0]) == 3
+        assert abs(float(residual[0])) <= 0.5
     rounded, _ = grid.round_with_residual(jnp.zeros(1), residual, (0,))
     assert abs(float(rounded[0])) <= 1
 
