@@ -114,4 +114,4 @@ def table(rows) -> list:
         ("alone, s", lambda r: f"{r['alone_s']:.1f}"),
         ("200 recipes, times faster", lambda r: f"{r['speedup_of_200']:.1f}"),
     ]
-    return told + [tables.columns(speed, columns, title="One program for all")]
+    return [*told, tables.columns(speed, columns, title="One program for all")]

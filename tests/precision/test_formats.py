@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from qdiffjax import comparisons, diffusion, precision, quant
-from qdiffjax.analysis.errors import ledger, prediction
+from qdiffjax.analysis.errors import ledger, prediction, random_errors, runs
 from qdiffjax.denoiser import Denoiser
 from qdiffjax.precision import OperandFormat, Phase, Recipe, SiteBits, formats
 from qdiffjax.precision.recipe import parse_recipe
@@ -590,3 +590,26 @@ def test_feedback_at_the_input_of_a_smooth_network_lets_no_error_pile_up():
     assert errors["A5 static shaped"] < 0.6 * min(
         errors["A5 static"], errors["A5 static stochastic"]
     )
+
+
+def test_the_forecast_of_feedback_is_the_sum_over_differences_of_gains():
+    """eps = x / 2: gains are numbers, and errors of runs with feedback follow the forecast."""
+    num = 30
+    steps = diffusion.ddim(SCHEDULE, num)
+    half = Denoiser(lambda p, x, t: p["half"] * x, {"half": jnp.asarray(0.5)}, SCHEDULE, (40,))
+    x_T = worlds.normal(12, 64, 40)
+    calibration = precision.calibrate(half, steps, x_T=x_T).widened(1.5, names=("input",))
+    q = precision.quantize(calibration, "A8 static shaped", sites=("input",))
+    probes = runs.signs(jax.random.key(3), 2, x_T)
+    predicted = random_errors.activation_variances(q, x_T, steps, probes, feedback=True)
+    slopes = np.asarray(steps.coeffs.x + 0.5 * steps.coeffs.eps)
+    after = np.append(np.cumprod(slopes[::-1])[::-1][1:], 1.0)
+    gains = 0.5 * np.asarray(steps.coeffs.eps) * after
+    scale = float(q.site_inputs["input"].activations[0].scale)
+    expected = 40 * scale**2 / 12 * np.diff(np.append(gains, 0.0)) ** 2
+    got = predicted.contributions["input"]
+    np.testing.assert_allclose(got, np.broadcast_to(expected, (64, num)), rtol=1e-3)
+    xs = diffusion.sample(precision.full_call(q), x_T, steps).states
+    errors = comparisons.measured(q, x_T, xs, steps).errors[-1]
+    measured = float(jnp.mean(jnp.sum(errors**2, axis=1)))
+    assert abs(measured / expected.sum() - 1) < 0.2

@@ -28,6 +28,7 @@ from qdiffjax.analysis.errors.runs import (
     at,
     covector,
     current,
+    difference,
     probed,
     step_map,
     step_with_outputs,
@@ -145,14 +146,18 @@ def activation_variances(
     *,
     key: Key | None = None,
     per_call: PyTree = None,
+    feedback: bool = False,
 ) -> Ledger:
     """Predict what the rounding of activations adds to E|x_0 error|^2, by (site, step).
 
-        c_{i,l} = E_v sum_j (d<v, x_0> / dh_ilj)^2 r_ilj
+        c_{i,l} = E_v sum_j G_ilj^2 r_ilj,   G_ilj = d<v, x_0> / dh_ilj
+        feedback:      E_v sum_j (G_{i+1,lj} - G_ilj)^2 r_ilj,   G_N = 0
 
     All roundings are taken as uncorrelated: true for stochastic rounding up to second order, a
-    model for nearest rounding (compare with `coherence`). The entries add up to the prediction.
-    Costs 2 sampling runs and an adjoint pass a probe.
+    model for nearest rounding (compare with `coherence`). With error feedback it is the residuals
+    that are, and what call i loses the next call makes up for; so feedback pays at a site where its
+    sum is the smaller. The entries add up to the prediction. Costs 2 sampling runs and an adjoint
+    pass a probe.
 
     Args:
       q: the denoiser and its quantization.
@@ -161,6 +166,8 @@ def activation_variances(
       probes: v [num, batch, *shape], see `runs.signs`.
       key: noise of a stochastic sampler.
       per_call: inputs of the quantized denoiser, leaves [N, ...].
+      feedback: whether what a call loses is handed to the next, see
+        `quant.ActivationGrid.round_with_residual`.
 
     Returns:
       A ledger of nonnegative contributions {site: [batch, N]}, without change or x_hat_0.
@@ -169,7 +176,8 @@ def activation_variances(
     def one(q, x_T, z, vs):
         tapped = ruled_call(q, _tap)
 
-        def backward(ls, slices):
+        def backward(carry, slices):
+            ls, after = carry
             (t, coeffs, z, inputs), x = slices
             grids = merge(q.site_inputs, inputs)
 
@@ -180,15 +188,29 @@ def activation_variances(
             zeros = zeros_of(jax.eval_shape(lambda: f(x, dict.fromkeys(grids, ()))[1]))
             _, vjp, variances = jax.vjp(f, x, zeros, has_aux=True)
             before, bars = jax.lax.map(vjp, ls)
-            return before, {name: _total(bars[name], variances[name]) for name in grids}
+            gains = difference(after, bars) if feedback else bars
+            return (before, bars if feedback else after), {
+                name: _total(gains[name], variances[name]) for name in grids
+            }
 
         table = (steps.times(x_T), steps.coeffs, z, q.calls(steps, per_call))
         x, xs = full_run(q, x_T, table, steps)
         ls = jax.vmap(lambda v: covector(v, x, steps))(vs[0][:, None])
-        _, cells = jax.lax.scan(backward, ls, (table, xs), reverse=True)
+        none = None
+        if feedback:  # no gain after the last call
+            shapes = jax.eval_shape(lambda: tapped(x_T, table[0][0], _no_taps(q, table[3]))[1])
+            none = zeros_of(jax.tree.map(
+                lambda s: jax.ShapeDtypeStruct((len(ls), *s.shape), s.dtype), shapes
+            ))  # fmt: skip
+        _, cells = jax.lax.scan(backward, (ls, none), (table, xs), reverse=True)
         return cells, None, current(x, steps)[0], None
 
     return Ledger(*per_sample(one, q, x_T, steps, key, jnp.moveaxis(probes, 1, 0)))
+
+
+def _no_taps(q: Quantized, per_call) -> dict[str, Any]:
+    first = merge(q.site_inputs, jax.tree.map(lambda a: jnp.asarray(a)[0], per_call))
+    return {name: ((), inputs) for name, inputs in first.items()}
 
 
 def weight_variances(
