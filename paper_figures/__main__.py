@@ -21,12 +21,15 @@ from experiments.certificates import plots as certificates
 from experiments.clipping import plots as clipping
 from experiments.divergence_vs_bits import plots as divergence_vs_bits
 from experiments.error_bounds import plots as error_bounds
+from experiments.feedback import plots as feedback
 from experiments.first_order_failure import plots as first_order_failure
 from experiments.hardware_cost import plots as hardware_cost
 from experiments.harness import store
 from experiments.number_formats import plots as number_formats
 from experiments.propagation_laws import plots as propagation_laws
+from experiments.random_recipes import plots as random_recipes
 from experiments.random_trials import plots as random_trials
+from experiments.shaping import plots as shaping
 from experiments.spectra import plots as spectra
 from qdiffjax._command import Parser, one_line
 
@@ -85,6 +88,18 @@ FIGURES: dict[str, tuple[str, Callable[..., Figure], str]] = {
     "fig13_divergence_steps": (
         "divergence_vs_bits", divergence_vs_bits.draw_steps,
         "Which steps the divergence and the error come from, and the tail of the error.",
+    ),
+    "fig14_shaping": (
+        "shaping", shaping.draw,
+        "Weights rounded once, or anew at every call of the sampler.",
+    ),
+    "fig15_feedback": (
+        "feedback", feedback.draw,
+        "Activations rounded to nearest, at random, and with error feedback from call to call.",
+    ),
+    "fig16_random_recipes": (
+        "random_recipes", random_recipes.draw,
+        "Error of recipes drawn at random, predicted and measured.",
     ),
 }  # fmt: skip
 

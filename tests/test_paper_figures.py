@@ -23,11 +23,12 @@ NAMES = [
     "fig1_error_bounds", "fig2_ledger", "fig3_samples", "fig4_number_formats",
     "fig5_propagation_laws", "fig6_spectra", "fig7_first_order_failure", "fig8_divergence_vs_bits",
     "fig9_clipping", "fig9_clipping_dit", "fig10_certificates", "fig11_random_trials",
-    "fig12_hardware_cost", "fig13_divergence_steps",
+    "fig12_hardware_cost", "fig13_divergence_steps", "fig14_shaping", "fig15_feedback",
+    "fig16_random_recipes",
 ]  # fmt: skip
 COMMITTED = ["propagation_laws", "spectra", "first_order_failure", "divergence_vs_bits",
              "clipping", "clipping_dit", "certificates", "random_trials",
-             "hardware_cost"]  # fmt: skip
+             "hardware_cost", "shaping", "feedback", "random_recipes"]  # fmt: skip
 
 
 def write_results(folder, widths=((8, 8), (4, 8))):

@@ -50,9 +50,8 @@ def draw(config, arrays, rows) -> Figure:
         ax.set(xscale="log", yscale="log", xlabel="steps", title=family)
         ax.set_xticks(config["num_steps"], [str(n) for n in config["num_steps"]])
         ax.minorticks_off()
-        ax.legend(frameon=False, fontsize=7, handlelength=1)
     axes[0, 0].set_ylabel(f"RMSE of the samples, {Path(config['checkpoint']).name}")
-    tidy(*axes[0])
+    tidy(*axes[0], legend=6.5)
     return fig
 
 

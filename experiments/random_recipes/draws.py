@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from qdiffjax.precision import OperandFormat, Phase, Recipe, SiteBits
+from qdiffjax.precision import OperandFormat, Phase, Recipe, SiteBits, width_of
 from qdiffjax.quant import FloatFormat, IntFormat
 from qdiffjax.sites import Site
 
@@ -72,5 +72,5 @@ def mean_bits(recipe: Recipe, sites: Sequence[Site], num_steps: int) -> tuple[fl
             for row, entry, size in ((0, bits.weight, site.parameters),
                                      (1, bits.activation, site.macs)):  # fmt: skip
                 if entry is not None:
-                    sums[row] += share * size * np.array([entry.bits, 1])
+                    sums[row] += share * size * np.array([width_of(entry), 1])
     return tuple(sums[:, 0] / sums[:, 1])

@@ -42,7 +42,8 @@ def draw(config, arrays, rows) -> Figure:
         ax.set(yscale="log", xlabel="bits of a weight", title=f"{num_steps} steps", xticks=bits)
     axes[0, 0].set_ylabel(f"RMSE of the samples, {Path(config['checkpoint']).name}")
     tidy(*axes[0])
-    axes[0, -1].legend(frameon=False, fontsize=7)
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=5,
+               frameon=False, fontsize=7)  # fmt: skip
     return fig
 
 

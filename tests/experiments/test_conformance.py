@@ -105,6 +105,11 @@ MINIATURES = {
         DIT, "checkpoint",
         "--num-steps 3 --num-samples 4 --weight-bits 8 4 --sites input output",
     ),
+    "feedback": (
+        DIT, "checkpoint",
+        "--num-steps 2 --bits 4 --num-samples 4 --num-site-samples 2 --num-site-steps 2 "
+        "--num-probes 2 --sites input *attention*",
+    ),
     "first_order_failure": (
         UNET, "checkpoint", "--num-steps 3 --num-samples 4 --widths W8 W3 --sites conv_in*"
     ),
@@ -122,6 +127,11 @@ MINIATURES = {
         UNET, "checkpoint",
         "--num-steps 2 3 4 --middle 4 --bits 8 6 4 --samplers dpmpp-2m --num-samples 3 "
         "--num-checked 2 --num-draws 2 --sites conv_in*",
+    ),
+    "random_recipes": (
+        DIT, "checkpoint",
+        "--num-recipes 4 --num-steps 2 --num-samples 4 --num-predicted 2 --num-seeds 1 "
+        "--num-alone 1 --sites *attention*",
     ),
     "shaping": (
         DIT, "checkpoint",
