@@ -28,6 +28,11 @@ def check_cond(cond, num: int | None = None) -> None:
         _check_width(leaf)
 
 
+def as_arguments(cond) -> tuple:
+    """Return what a function of (params, x, t[, cond]) is called with after t: (cond,), or ()."""
+    return () if cond is None else (cond,)
+
+
 def _check_width(leaf) -> None:
     """Refuse integers that JAX would cut to the width it computes in."""
     values = concrete(leaf)

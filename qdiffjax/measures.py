@@ -262,11 +262,16 @@ def attribute(
     entries_of = program(_attributed, functional, keep_errors)
 
     def attribute_with(nodes, weights) -> Ledger:  # all chunks, so that all have as many nodes
-        parts = [entries_of(q.at(chunk), x_T[chunk], x_0[chunk], run.key, steps, nodes, weights)
-                 for chunk in _bar(chunks, progress)]  # fmt: skip
+        parts = []
+        bar.total += len(chunks)
+        for chunk in chunks:
+            parts.append(entries_of(q.at(chunk), x_T[chunk], x_0[chunk], run.key, steps, nodes,
+                                    weights))  # fmt: skip
+            bar.update()
         return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
 
-    whole, _ = comparisons.attributed(attribute_with, tolerance=tolerance, max_nodes=max_nodes)
+    with _bar([], progress) as bar:  # grows with the nodes that it takes
+        whole, _ = comparisons.attributed(attribute_with, tolerance=tolerance, max_nodes=max_nodes)
     ledger.warn_of_defect(whole)
     _warn_of_another_run(whole, steps.coeffs.current(run.xs_hat[-1]))
     return whole

@@ -30,9 +30,10 @@ def test_the_code_passes(name):
 
 
 @pytest.mark.slow
-def test_the_example_of_the_readme_runs_as_printed(users_defaults, compile_fast):
-    result = doctest.testfile(str(ROOT / "README.md"), module_relative=False)
-    assert result.attempted > 10
+@pytest.mark.parametrize("page", ["README.md", "docs/recipes.md"])
+def test_examples_of_the_pages_run_as_printed(page, users_defaults, compile_fast):
+    result = doctest.testfile(str(ROOT / page), module_relative=False)
+    assert result.attempted >= 9
     assert result.failed == 0
 
 

@@ -1,6 +1,8 @@
 """What the front door measures, on a tiny conditional network whose samples differ."""
 
+import dataclasses
 import functools
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -137,3 +139,19 @@ def test_a_second_width_compiles_nothing():
     other, _ = quantized(bits=7)
     run = qd.couple(other, steps, KEY, 5)
     assert [p._cache_size() for p in (measures._compiled(measures._coupled),)] == sizes
+
+
+def of_the_batch(site, op, operands, inputs):
+    """A rule whose error has one sign in a batch and the other for a sample alone."""
+    y = op(*operands)
+    return (y if inputs is None else y + (0.05 if y.shape[0] > 1 else -0.05)), None
+
+
+def test_a_ledger_of_other_samples_than_the_runs_warns():
+    q, steps = quantized()
+    other = dataclasses.replace(q, rule=of_the_batch)
+    with pytest.warns(UserWarning, match="differ from the run's by [2-4].* times their error"):
+        qd.attribute(other, steps, qd.couple(other, steps, KEY, 5))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        qd.attribute(q, steps, qd.couple(q, steps, KEY, 5), tolerance=1.0)

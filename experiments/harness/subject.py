@@ -12,6 +12,7 @@ import numpy as np
 from experiments.harness.command import option
 from qdiffjax import diffusion, measures, precision, results
 from qdiffjax._checks import require
+from qdiffjax._conditions import as_arguments
 from qdiffjax.compiling import compiled
 from qdiffjax.denoiser import Denoiser
 from qdiffjax.networks import denoisers
@@ -168,11 +169,11 @@ def prepare(checkpoint: str, steps_of, globs, seed: int, *, takes_cond: bool = F
     require(takes_cond or denoiser.cond is None, checkpoint, got="a network with conditions",
             expected="one without", remedy="use experiments.error_bounds")  # fmt: skip
     eps_fn, params, x, t = denoiser.eps_fn, denoiser.params, *zeros(denoiser)
-    rest = () if denoiser.cond is None else (denoiser.draw_cond(jax.random.key(seed), 1),)
+    cond = None if denoiser.cond is None else denoiser.draw_cond(jax.random.key(seed), 1)
     sites = denoiser.sites()
     globs = tuple(globs)
     require(match(sites, globs), "sites", got=globs, expected="globs that leave a site")
-    weights = precision.weight_operands(eps_fn, params, x, t, *rest)
+    weights = precision.weight_operands(eps_fn, params, x, t, *as_arguments(cond))
     calibration = precision.Calibration(denoiser, sites, weights, {})
     return observed(Subject(denoiser, calibration, globs), steps, seed)
 

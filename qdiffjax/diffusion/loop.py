@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from qdiffjax._checks import check_callable, check_key, check_numbers, check_type, checked, require
+from qdiffjax._conditions import as_arguments
 from qdiffjax._typing import Array, CallFn, EpsFn, Key, PyTree, float_dtype
 
 
@@ -202,7 +203,7 @@ def bind(eps_fn: EpsFn, params: PyTree, cond: PyTree = None) -> CallFn:
 
     Without outputs; inputs and state pass it by.
     """
-    rest = () if cond is None else (cond,)
+    rest = as_arguments(cond)
     return lambda x, t, inputs=None, state=(): (eps_fn(params, x, t, *rest), None, state)
 
 

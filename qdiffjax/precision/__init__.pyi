@@ -11,6 +11,10 @@ from .diagnosis import Diagnosis as Diagnosis
 from .diagnosis import DiagnosisWarning as DiagnosisWarning
 from .diagnosis import Finding as Finding
 from .diagnosis import diagnose as diagnose
+from .exports import differences as differences
+from .exports import from_qwix as from_qwix
+from .exports import skipped as skipped
+from .exports import to_qwix as to_qwix
 from .families import alike as alike
 from .formats import FORMATS as FORMATS
 from .formats import OperandFormat as OperandFormat

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from qdiffjax import diffusion
 from qdiffjax._checks import check_count, check_key, check_names, check_number, check_type, require
+from qdiffjax._conditions import as_arguments
 from qdiffjax._typing import EpsFn
 from qdiffjax.denoiser import Denoiser, Draw
 from qdiffjax.precision.diagnosis import diagnose
@@ -301,7 +302,7 @@ def observe_ranges(
     Returns:
       (low, high) of each activation operand by site, leaves [N].
     """
-    g, rest = transform(eps_fn, rules.observe(range_of)), () if cond is None else (cond,)
+    g, rest = transform(eps_fn, rules.observe(range_of)), as_arguments(cond)
     return diffusion.sample(
         lambda x, t, _, state: (*g(params, x, t, *rest), state),
         x_T,

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from qdiffjax._checks import check_count, check_key, check_type, concrete, require
+from qdiffjax._conditions import as_arguments
 from qdiffjax.denoiser import Denoiser, Draw
 from qdiffjax.diffusion import DiscreteSchedule, Steps
 from qdiffjax.precision.quantized import Quantized
@@ -95,8 +96,7 @@ def check_noise(denoiser: Denoiser, x_T) -> None:
 
 def arguments(denoiser: Denoiser, draw: Draw, t) -> tuple[Any, ...]:
     """Return (eps_fn, params, x, t[, cond]) of a denoiser at samples."""
-    rest = () if draw.cond is None else (draw.cond,)
-    return denoiser.eps_fn, denoiser.params, draw.x_T, t, *rest
+    return denoiser.eps_fn, denoiser.params, draw.x_T, t, *as_arguments(draw.cond)
 
 
 def check_cond(draw: Draw) -> None:

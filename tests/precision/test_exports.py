@@ -1,0 +1,68 @@
+"""Recipes beside each other, and as rules of other tools."""
+
+import pytest
+
+from qdiffjax import precision, quant
+from qdiffjax.precision import OperandFormat, Phase, Recipe, SiteBits, exports
+from qdiffjax.sites import list_sites
+from tests import worlds
+
+NET = worlds.handwritten()
+SITES = list_sites(NET.fn, *NET.args)
+BASE = precision.uniform(SITES, weight_bits=8, activation_bits=8)
+
+
+def test_differences_name_the_sites_the_formats_and_the_bytes():
+    four = dict(BASE.bits)
+    four["out/kernel"] = SiteBits(OperandFormat(quant.NVFP4), 8)
+    after = Recipe(four, (Phase((0, 1), {"conv/kernel": SiteBits()}),))
+    table = exports.differences(BASE, after, SITES)
+    assert [row[0] for row in table.rows] == ["conv/kernel", "out/kernel"]
+    assert table.rows[0][2] == "W 8 A 8; steps 0-1: W - A -"
+    assert table.rows[1][2] == "W nvfp4 A 8"
+    sizes = {s.name: s.parameters for s in SITES}
+    saved = exports.weight_bytes(BASE, SITES) - exports.weight_bytes(after, SITES)
+    assert saved == pytest.approx(sizes["out/kernel"] * 3.5 / 8)
+    assert not exports.differences(BASE, BASE, SITES).rows
+
+
+def test_skipped_modules_are_those_without_a_quantized_weight():
+    recipe = precision.uniform(SITES, weight_bits=8, activation_bits=8, globs=("*", "!out/*"))
+    assert exports.skipped(recipe, SITES) == ["out"]
+
+
+@pytest.mark.parametrize(
+    "bits", [SiteBits(8, 8), SiteBits(4), SiteBits(OperandFormat(quant.IntFormat(4), 32), 8),
+             SiteBits(OperandFormat(quant.E4M3FN), OperandFormat(quant.E4M3FN)),
+             SiteBits(OperandFormat(quant.nf4())), SiteBits(OperandFormat(quant.E2M1))],
+    ids=str,
+)  # fmt: skip
+def test_rules_of_qwix_come_back(bits):
+    weighted = [s.name for s in SITES if s.weight is not None]
+    recipe = Recipe({name: SiteBits(8, 8) if name == weighted[0] else bits for name in weighted})
+    rules = exports.to_qwix(recipe, SITES)
+    assert exports.from_qwix(rules, SITES) == recipe
+
+
+def test_the_first_rule_that_matches_counts():
+    rules = [{"module_path": "out", "weight_qtype": "int4"},
+             {"module_path": ".*", "weight_qtype": "int8", "act_qtype": "int8"}]  # fmt: skip
+    recipe = exports.from_qwix(rules, SITES)
+    assert recipe.bits["out/kernel"] == SiteBits(4)
+    assert recipe.bits["conv/kernel"] == SiteBits(8, 8)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        (Recipe({}, (Phase((0,), {"out/kernel": SiteBits(8)}),)), "one by step"),
+        (Recipe({"out/kernel": SiteBits(OperandFormat(quant.NVFP4))}), "integers, floats or nf4"),
+    ],
+)
+def test_what_qwix_cannot_say_is_refused(recipe, message):
+    with pytest.raises(ValueError, match=message):
+        exports.to_qwix(recipe, SITES)
+    with pytest.raises(ValueError, match="perhaps module_path"):
+        exports.from_qwix([{"modul_path": "out"}], SITES)
+    with pytest.raises(ValueError, match="got 'int4x'"):
+        exports.from_qwix([{"module_path": "out", "weight_qtype": "int4x"}], SITES)
