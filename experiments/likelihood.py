@@ -67,7 +67,8 @@ class Config:
     def check(self) -> None:
         """Refuse levels that do not descend."""
         require(self.sigma_min < self.sigma_max, expected="sigma_min < sigma_max",
-                got=f"sigma from {self.sigma_min} to {self.sigma_max}")  # fmt: skip
+                got=f"sigma from {self.sigma_min} to {self.sigma_max}",
+                remedy="swap them")  # fmt: skip
 
 
 def log_pixels(image, mean, std):
@@ -138,9 +139,11 @@ def held_out(config: Config, shape) -> tuple[np.ndarray, np.ndarray | None]:
     num_images = len(dataset.images)
     require(dataset.images.shape[1:] == tuple(shape), what=config.data,
             got=f"images of shape {dataset.images.shape[1:]}",
-            expected=f"{tuple(shape)}, which the network was trained on")  # fmt: skip
+            expected=f"{tuple(shape)}, which the network was trained on",
+            remedy="name the data that the network was trained on")  # fmt: skip
     require(config.num_images <= num_images, got=f"{config.num_images} images to read",
-            expected=f"at most {num_images}, which {config.data} holds")  # fmt: skip
+            expected=f"at most {num_images}, which {config.data} holds",
+            remedy="lower --num-images")  # fmt: skip
     rows = np.random.default_rng(config.seed).permutation(num_images)[: config.num_images]
     return dataset.images[rows], None if dataset.labels is None else dataset.labels[rows]
 
@@ -153,7 +156,8 @@ def measure(name: str, config: Config, show) -> tuple[dict[str, np.ndarray], dic
     """
     denoiser = denoisers.load(name)
     require(denoiser.codec is None, what=name, got="a denoiser of latents, whose density is not "
-            "one of images", expected="a denoiser of images")  # fmt: skip
+            "one of images", expected="a denoiser of images",
+            remedy="choose a checkpoint of pixels")  # fmt: skip
     images, labels = held_out(config, denoiser.shape)
     conditional = bool(denoiser.config.num_classes)
     require(not conditional or labels is not None, what=name, got="a network that knows classes",

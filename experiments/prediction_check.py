@@ -39,7 +39,8 @@ from qdiffjax.precision import full_call, parse_shorthand, quantized_call
 def check_widths(text: str) -> None:
     """Refuse widths that are not of both weights and activations; raises ValueError."""
     require(None not in parse_shorthand(text), got=f"the widths {text!r}",
-            expected="both, as W8A8")  # fmt: skip
+            expected="both, as W8A8",
+            remedy="give a width of weights and one of activations")  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

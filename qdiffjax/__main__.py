@@ -84,7 +84,13 @@ def _report(args) -> None:
     for name in args.recipes:
         parse_recipe(name)  # before any work
     names = [name.strip().upper() for name in args.recipes]
-    require(len(set(names)) == len(names), "recipes", got=names, expected="each once")
+    require(
+        len(set(names)) == len(names),
+        "recipes",
+        got=names,
+        expected="each once",
+        remedy="delete the others",
+    )
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(_files.writer(args.output)) if args.output else None
         denoiser = qd.load(args.model)

@@ -61,7 +61,8 @@ def shares(ledger, sites: Sequence[Any]) -> np.ndarray:
     ledger = np.asarray(ledger, np.float64)
     require(ledger.ndim == 2 and ledger.shape[1] == len(sites),
             got=f"a ledger of shape {ledger.shape}",
-            expected=f"[steps, {len(sites)}]")  # fmt: skip
+            expected=f"[steps, {len(sites)}]",
+            remedy="pass the ledger and the sites of one network")  # fmt: skip
     total = ledger.sum()
     return 100.0 * ledger / total if total else np.zeros_like(ledger)
 

@@ -19,7 +19,7 @@ def require(
     *,
     got: Any,
     expected: str,
-    remedy: str = "",
+    remedy: str,
     error: type[Exception] = ValueError,
 ) -> None:
     """Raise an error unless the condition holds.
@@ -38,8 +38,8 @@ def require(
       error: the condition is false.
     """
     if not condition:
-        about, remedy = f"{what}: " if what else "", f"; {remedy}" if remedy else ""
-        raise error(f"{about}got {got}, expected {expected}{remedy}.")
+        about = f"{what}: " if what else ""
+        raise error(f"{about}got {got}, expected {expected}; {remedy}.")
 
 
 def concrete(value: Any) -> np.ndarray | None:

@@ -126,7 +126,12 @@ def check_sealed(archive: bytes) -> bytes:
       ValueError: it is not what `sealed` made.
     """
     whole = hashlib.sha256(archive[:-64]).hexdigest().encode() == archive[-64:]
-    require(whole, got="damaged bytes", expected="those that were written")
+    require(
+        whole,
+        got="damaged bytes",
+        expected="those that were written",
+        remedy="delete the file, and make it again",
+    )
     return archive
 
 

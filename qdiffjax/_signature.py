@@ -87,7 +87,8 @@ def _select(result, output):
         return result[output]
     except (KeyError, IndexError, TypeError):
         require(False, "output", got=f"{output!r} of {_described(result)}",
-                expected="an index or key of the network's result")  # fmt: skip
+                expected="an index or key of the network's result",
+                remedy="name a part that the result has, or pass a function of it")  # fmt: skip
 
 
 def _check(out, result, x, shape) -> None:

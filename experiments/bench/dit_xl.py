@@ -66,7 +66,13 @@ WAYS = {
 
 def check_ways(ways: tuple[str, ...]) -> None:
     """Refuse ways that leave out the one to compare with; raises ValueError."""
-    require(BASE in ways, "ways", got=ways, expected=f"{BASE} and others")
+    require(
+        BASE in ways,
+        "ways",
+        got=ways,
+        expected=f"{BASE} and others",
+        remedy="name the base and at least one more",
+    )
 
 
 @dataclasses.dataclass(frozen=True)

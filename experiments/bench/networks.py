@@ -97,7 +97,8 @@ def run(config: Config, *, progress: bool = False):
     """
     denoiser = denoisers.load(config.checkpoint)
     require(peers.has_twin(denoiser), got=config.checkpoint,
-            expected="an unconditional UNet, the kind of the twin")  # fmt: skip
+            expected="an unconditional UNet, the kind of the twin",
+            remedy="choose another checkpoint")  # fmt: skip
     x, num_steps = subject.noise(denoiser, config.batch, 0), config.num_steps
     makers = {
         "torch": lambda: twins(denoiser, x, num_steps, config.torch_compile),

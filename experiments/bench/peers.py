@@ -58,7 +58,8 @@ def qwix(denoiser, x, steps, last: str | None, *, is_static: bool) -> Peer:
 
     config, params = denoiser.config, denoiser.params["params"]
     require(config.prediction == "eps", "qwix", got=f"prediction {config.prediction}",
-            expected="a network that predicts eps")  # fmt: skip
+            expected="a network that predicts eps",
+            remedy="choose another checkpoint")  # fmt: skip
     rule = peer.QuantizationRule(
         module_path=f"^(?!{last}$).*$" if last else ".*", weight_qtype="int8", act_qtype="int8",
         act_static_scale=is_static or None,
@@ -106,7 +107,8 @@ def twin(denoiser, x) -> tuple[Callable[..., Any], Any, Any]:
     import torch
 
     require(has_twin(denoiser), "the twin in torch", got=denoiser.config.network,
-            expected="an unconditional UNet")  # fmt: skip
+            expected="an unconditional UNet",
+            remedy="choose another checkpoint")  # fmt: skip
     fn = torch_twin.unet(denoiser.params, device=device(), **denoiser.config.arguments)
     x = torch.from_numpy(np.array(x).transpose(0, 3, 1, 2).copy()).to(device())
     return fn, x, torch.tensor([500.0], device=device())

@@ -34,7 +34,13 @@ class Config:
 
     def check(self) -> None:
         """Refuse sizes that no block divides."""
-        require(self.size % 32 == 0, "size", got=self.size, expected="a positive multiple of 32")
+        require(
+            self.size % 32 == 0,
+            "size",
+            got=self.size,
+            expected="a positive multiple of 32",
+            remedy="round it up",
+        )
 
 
 INT8, INT4, UINT8 = quant.IntFormat(8), quant.IntFormat(4), quant.IntFormat(8, signed=False)

@@ -58,7 +58,8 @@ class Config:
     def check(self) -> None:
         """Refuse recipes that the devices do not divide."""
         require(not any(self.num_recipes % n for n in self.devices), "devices", got=self.devices,
-                expected=f"numbers that divide the recipes, {self.num_recipes}")  # fmt: skip
+                expected=f"numbers that divide the recipes, {self.num_recipes}",
+                remedy="choose divisors, or another --num-recipes")  # fmt: skip
 
 
 def run(config: Config, *, progress: bool = False):

@@ -60,7 +60,8 @@ def common_range(q) -> tuple[float, float]:
       ValueError: one of them is not quantized.
     """
     require(set(ENDS) <= set(q.site_inputs), "sites", got=list(q.site_inputs),
-            expected=f"{' and '.join(ENDS)} among them")  # fmt: skip
+            expected=f"{' and '.join(ENDS)} among them",
+            remedy="choose --sites that hold both ends")  # fmt: skip
     grids = [q.site_inputs[name].activations[0] for name in ENDS]
     lows, highs = ([(float(getattr(grid.format, edge)) - float(grid.zero_point)) * float(grid.scale)
                     for grid in grids] for edge in ("qmin", "qmax"))  # fmt: skip

@@ -97,7 +97,8 @@ class Config:
         w, a = len(self.weight_bits), len(self.activation_bits)
         require(w and a and {w, a} <= {1, max(w, a)},
                 got=f"{w} weight widths and {a} activation widths",
-                expected="equal numbers or one for all")  # fmt: skip
+                expected="equal numbers or one for all",
+                remedy="one width of each for every row, or one for all")  # fmt: skip
 
     def widths(self) -> list[tuple[int, int]]:
         """Return pairs of weight and activation bits, a single one serving all."""

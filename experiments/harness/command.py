@@ -75,24 +75,46 @@ def check(config) -> None:
         for item in value if many else (value,):
             _check_item(name, item, rules)
         if many:
-            require(value or not field.default, got=f"no {name}", expected="at least one")
+            require(
+                value or not field.default,
+                got=f"no {name}",
+                expected="at least one",
+                remedy="name one, or leave the flag out",
+            )
             require(rules["repeats"] or len(set(value)) == len(value), got=f"{name} = {value}",
-                    expected="each once")  # fmt: skip
+                    expected="each once",
+                    remedy="delete the others")  # fmt: skip
     if hasattr(config, "check"):
         config.check()
 
 
 def _check_item(name: str, value, rules: Mapping[str, Any]) -> None:
     if isinstance(value, float):
-        require(math.isfinite(value), got=f"{name} = {value}", expected="a finite number")
+        require(
+            math.isfinite(value),
+            got=f"{name} = {value}",
+            expected="a finite number",
+            remedy="give a number",
+        )
     if isinstance(value, int) and "most" not in rules["limits"]:
-        require(-INT <= value < INT, got=f"{name} = {value}", expected="an integer of 32 bits")
+        require(
+            -INT <= value < INT,
+            got=f"{name} = {value}",
+            expected="an integer of 32 bits",
+            remedy="give a smaller one",
+        )
     for limit, bound in rules["limits"].items():
         holds, words = LIMITS[limit]
-        require(holds(value, bound), got=f"{name} = {value}", expected=f"{words} {bound}")
+        require(
+            holds(value, bound),
+            got=f"{name} = {value}",
+            expected=f"{words} {bound}",
+            remedy="see --help",
+        )
     choices = rules["choices"]
     require(not choices or value in choices, got=f"{name} = {value!r}",
-            expected=f"one of {', '.join(map(str, choices))}")  # fmt: skip
+            expected=f"one of {', '.join(map(str, choices))}",
+            remedy="name one of them")  # fmt: skip
     if rules["each"]:
         rules["each"](value)
 

@@ -27,7 +27,13 @@ def _on(method: Callable, times_fn: Callable = diffusion.uniform_times, **option
                 got=type(schedule).__name__, expected="discrete times",
                 remedy="choose the sampler ddim")  # fmt: skip
         most = schedule.num_train_steps
-        require(1 <= num_steps <= most, "num_steps", got=num_steps, expected=f"1 to {most}")
+        require(
+            1 <= num_steps <= most,
+            "num_steps",
+            got=num_steps,
+            expected=f"1 to {most}",
+            remedy="take fewer steps",
+        )
         return method(schedule, times_fn(most, num_steps), **options)
 
     return steps_of
@@ -172,7 +178,13 @@ def prepare(checkpoint: str, steps_of, globs, seed: int, *, takes_cond: bool = F
     cond = None if denoiser.cond is None else denoiser.draw_cond(jax.random.key(seed), 1)
     sites = denoiser.sites()
     globs = tuple(globs)
-    require(match(sites, globs), "sites", got=globs, expected="globs that leave a site")
+    require(
+        match(sites, globs),
+        "sites",
+        got=globs,
+        expected="globs that leave a site",
+        remedy="see `sites.match`; '*' is all of them",
+    )
     weights = precision.weight_operands(eps_fn, params, x, t, *as_arguments(cond))
     calibration = precision.Calibration(denoiser, sites, weights, {})
     return observed(Subject(denoiser, calibration, globs), steps, seed)

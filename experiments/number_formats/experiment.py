@@ -50,7 +50,8 @@ class Config:
     def check(self) -> None:
         """Refuse steps beyond the last one."""
         require(max(self.steps) < self.num_steps, got=f"steps {self.steps}",
-                expected=f"0..{self.num_steps - 1}")  # fmt: skip
+                expected=f"0..{self.num_steps - 1}",
+                remedy="choose steps of the sampler")  # fmt: skip
 
 
 def grids(entry: Entry, pool: Pool) -> tuple[np.ndarray, np.ndarray | None]:

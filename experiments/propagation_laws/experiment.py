@@ -63,9 +63,16 @@ class Config:
     def check(self) -> None:
         """Refuse too few points to fit laws to, and more checked samples than there are."""
         for name, values in (("numbers of steps", self.num_steps), ("widths", self.bits)):
-            require(len(set(values)) >= 3, name, got=values, expected="at least three to fit laws")
+            require(
+                len(set(values)) >= 3,
+                name,
+                got=values,
+                expected="at least three to fit laws",
+                remedy="name more of them",
+            )
         require(self.num_checked <= self.num_samples, expected="no more than there are",
-                got=f"{self.num_checked} checked of {self.num_samples} samples")  # fmt: skip
+                got=f"{self.num_checked} checked of {self.num_samples} samples",
+                remedy="lower --num-checked")  # fmt: skip
 
 
 def cases(config: Config) -> list[measure.Case]:

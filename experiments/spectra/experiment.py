@@ -55,12 +55,15 @@ class Config:
         """Refuse samples, values and starts that are more than there are."""
         require(self.num_gain_samples >= self.num_samples,
                 got=f"{self.num_gain_samples} samples of the gains",
-                expected=f"at least the {self.num_samples} of the spectra")  # fmt: skip
+                expected=f"at least the {self.num_samples} of the spectra",
+                remedy="raise --num-gain-samples or lower --num-samples")  # fmt: skip
         require(self.num_shown <= self.num_values,
                 got=f"{self.num_shown} values kept of {self.num_values}",
-                expected="no more than there are")  # fmt: skip
+                expected="no more than there are",
+                remedy="lower --num-shown")  # fmt: skip
         require(self.num_starts <= self.num_steps, got=f"{self.num_starts} starts",
-                expected=f"at most {self.num_steps}, the steps")  # fmt: skip
+                expected=f"at most {self.num_steps}, the steps",
+                remedy="lower --num-starts")  # fmt: skip
 
 
 def run(config: Config, **options):

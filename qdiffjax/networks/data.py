@@ -33,7 +33,12 @@ class Dataset(NamedTuple):
 def to_unit(images):
     """Map uint8 pixels [n, h, w] or [n, h, w, c] to float32 in [-1, 1], [n, h, w, c]."""
     images = np.asarray(images)
-    require(images.dtype == np.uint8, got=f"{images.dtype} pixels", expected="uint8 in 0..255")
+    require(
+        images.dtype == np.uint8,
+        got=f"{images.dtype} pixels",
+        expected="uint8 in 0..255",
+        remedy="convert them: (255 * images).round().astype('uint8')",
+    )
     images = images[..., None] if images.ndim == 3 else images
     return images.astype(np.float32) / 127.5 - 1.0
 
@@ -50,7 +55,8 @@ def read_idx(path):
         raw = f.read()
     start = 4 + 4 * raw[3] if raw[:3] == b"\x00\x00\x08" and len(raw) > 3 else 0
     require(4 < start <= len(raw), path, got=f"magic {raw[:4].hex()}",
-            expected="an IDX file of unsigned bytes, of one axis at least")  # fmt: skip
+            expected="an IDX file of unsigned bytes, of one axis at least",
+            remedy="download the file again")  # fmt: skip
     shape = struct.unpack(f">{raw[3]}I", raw[4:start])
     require(
         len(raw) - start == math.prod(shape), path, got=f"{len(raw) - start} bytes of pixels",
@@ -130,7 +136,8 @@ def _digits():
 
 def _checked(path, images, labels):
     require(images.ndim in (3, 4) and images.size, path, got=f"images of shape {images.shape}",
-            expected="[n, h, w] or [n, h, w, c], none of them 0")  # fmt: skip
+            expected="[n, h, w] or [n, h, w, c], none of them 0",
+            remedy="save the images with those axes")  # fmt: skip
     if labels is None:
         return Dataset(to_unit(images))
     labels = np.asarray(labels)
@@ -140,6 +147,7 @@ def _checked(path, images, labels):
         labels.shape == images.shape[:1] and range_ and range_[0] >= 0 and range_[1] < MAX_CLASSES,
         path, got=f"{len(images)} images and {labels.dtype} labels of shape {labels.shape} in "
         f"{range_}", expected=f"one label in 0 ... {MAX_CLASSES - 1} for each image",
+            remedy="number the classes from 0",
     )  # fmt: skip
     return Dataset(to_unit(images), labels.astype(np.int32))
 
@@ -160,7 +168,8 @@ def _read_folder(path, split):
     files = [f for group in groups for f in group]
     names = ", ".join(p.name for p in sorted(path.iterdir())[:8]) or "nothing"
     require(files, path, got=f"a folder with {names}", expected="train-images* or image files",
-            error=FileNotFoundError)  # fmt: skip
+            error=FileNotFoundError,
+            remedy="name the folder that holds the files themselves")  # fmt: skip
     images = [_picture(f) for f in files]
     for file, image in zip(files, images, strict=True):
         require(
@@ -193,7 +202,13 @@ def _read_npz(path, split):
     # Names of this split first; stable, so the stored order otherwise.
     stored = sorted(arrays.items(), key=lambda p: split not in p[0])
     pictures = [a for _, a in stored if a.dtype == np.uint8 and a.ndim in (3, 4)]
-    require(pictures, path, got=list(arrays), expected="a uint8 array of rank 3 or 4")
+    require(
+        pictures,
+        path,
+        got=list(arrays),
+        expected="a uint8 array of rank 3 or 4",
+        remedy="save the images under one name",
+    )
     images = pictures[0]
     fits = [
         a.ravel() for _, a in stored

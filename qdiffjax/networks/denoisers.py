@@ -111,7 +111,8 @@ def made_by(reference: str) -> Denoiser:
     with _in_words(reference):
         module = importlib.import_module(name)
     require(hasattr(module, attribute), reference, got=f"no {attribute!r} in {name}",
-            expected="a function that returns a qdiffjax.Denoiser", error=ImportError)  # fmt: skip
+            expected="a function that returns a qdiffjax.Denoiser", error=ImportError,
+            remedy="write it as package.module:function")  # fmt: skip
     made = getattr(module, attribute)
     if callable(made) and not isinstance(made, Denoiser):
         with _in_words(reference):

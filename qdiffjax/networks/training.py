@@ -58,7 +58,12 @@ class TrainConfig:
         ):
             for name in names.split():
                 value = getattr(self, name)
-                require(fits(value), got=f"{name}={value}", expected=expected)
+                require(
+                    fits(value),
+                    got=f"{name}={value}",
+                    expected=expected,
+                    remedy="choose another value",
+                )
 
 
 class TrainState(NamedTuple):

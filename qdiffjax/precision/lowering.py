@@ -217,7 +217,8 @@ def _why_not_conv(site: Site, product: Conv, weight: QTensor) -> str | None:
 
 def _check_inputs(site: Site, inputs: SiteQuant) -> None:
     require(isinstance(inputs, SiteQuant), site.name, got=type(inputs).__name__,
-            expected="a SiteQuant", error=TypeError)  # fmt: skip
+            expected="a SiteQuant", error=TypeError,
+            remedy="lower(calibration, recipe) makes them")  # fmt: skip
     for grid in (g for g in inputs.activations if g is not None and g.format.is_static):
         shape = () if grid.scale is None else jnp.shape(grid.scale)
         require(

@@ -128,10 +128,18 @@ def rounding_sequence(
       ValueError: one bit; extra_bits outside 0..16.
     """
     require(isinstance(format, IntFormat), "format", got=type(format).__name__,
-            expected="an IntFormat, whose codes are one step apart", error=TypeError)  # fmt: skip
-    require(not is_binary(format), "format", got="1 bit", expected="at least 2, a code for zero")
+            expected="an IntFormat, whose codes are one step apart", error=TypeError,
+            remedy="round other formats once")  # fmt: skip
+    require(
+        not is_binary(format),
+        "format",
+        got="1 bit",
+        expected="at least 2, a code for zero",
+        remedy="IntFormat(2)",
+    )
     require(extra_bits is None or 0 <= extra_bits <= 16, "extra_bits", got=extra_bits,
-            expected="0..16, or None")  # fmt: skip
+            expected="0..16, or None",
+            remedy="None keeps the fractions as they are")  # fmt: skip
     x, scale = x.astype(compute_dtype(x)), scale.astype(compute_dtype(x))
     steps = clipped_steps(x, scale, zero_point, format)
     if extra_bits is not None:

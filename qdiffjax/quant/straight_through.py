@@ -104,6 +104,7 @@ def fake_quant_stochastic(
         "format",
         got="{-1, +1}",
         expected="2 bits or unsigned to round at random",
+        remedy="use fake_quant, which rounds by the sign",
     )
     round_fn = functools.partial(rounding.stochastic, uniform=uniform)
     return fake_quant(x, scale, zero_point, format=format, round_fn=round_fn)

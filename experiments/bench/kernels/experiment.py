@@ -45,7 +45,8 @@ def image(text: str) -> tuple[int, int, int]:
     """Read "number x side x channels"."""
     numbers = text.split("x")
     require(len(numbers) == 3 and all(n.isdigit() for n in numbers), "images", got=repr(text),
-            expected="number x side x channels, as 16x32x640")  # fmt: skip
+            expected="number x side x channels, as 16x32x640",
+            remedy="write it in that form")  # fmt: skip
     batch, side, channels = map(int, numbers)
     return batch, side, channels
 

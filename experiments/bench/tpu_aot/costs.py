@@ -49,7 +49,8 @@ def shape_of(text: str) -> Product:
     """
     numbers = text.split("x")
     require(len(numbers) in (3, 5) and all(n.isdigit() for n in numbers), "shapes", got=text,
-            expected="MxKxN or BxHxWxKxN")  # fmt: skip
+            expected="MxKxN or BxHxWxKxN",
+            remedy="write it as 256x1024x1024")  # fmt: skip
     *rows, k, n = map(int, numbers)
     return Product((*rows, k), (k, n) if len(rows) == 1 else (3, 3, k, n))
 

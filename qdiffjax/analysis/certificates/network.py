@@ -82,6 +82,7 @@ def _check(q: Quantized) -> None:
         got=f"the rule {q.rule}",
         expected="quantize_site, which is enclosed here",
         error=TypeError,
+        remedy="quantize(calibration, recipe) in place of lower",
     )
 
 

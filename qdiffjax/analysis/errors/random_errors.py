@@ -289,7 +289,8 @@ def sequence_variances(
     for name, sequence in sequences.items():
         require(sequence.toggle_fn in (sigma_delta, fresh_bits), name,
                 got=getattr(sequence.toggle_fn, "__name__", "a sequence"),
-                expected="sigma_delta or fresh_bits, whose covariance is known")  # fmt: skip
+                expected="sigma_delta or fresh_bits, whose covariance is known",
+                remedy="measure other sequences over seeds")  # fmt: skip
     nothing = _nothing(q, x_T, steps, sequences)
 
     def one(q, x_T, z, vs):

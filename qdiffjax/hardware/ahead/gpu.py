@@ -104,7 +104,13 @@ def gpu_cost(
 
 def target(chip: str) -> str:
     """Return the text of a GpuTargetConfigProto."""
-    require(chip in CHIPS, "chip", got=repr(chip), expected=f"one of {', '.join(CHIPS)}")
+    require(
+        chip in CHIPS,
+        "chip",
+        got=repr(chip),
+        expected=f"one of {', '.join(CHIPS)}",
+        remedy="name one that the compiler knows",
+    )
     numbers = [f"{name}: {value}" for name, value in (HOPPER | CHIPS[chip]).items()]
     versions = [f'{name}_version: "{value}"' for name, value in VERSIONS.items()]
     lines = [

@@ -82,6 +82,7 @@ def product(
     require(
         m <= MOST_TOKENS and stripe.divides(n, w.shape[1]), "stripe",
         got=f"{stripe} for [M, N, K] = {m, n, k}", expected="divisors",
+        remedy="leave the stripe out for one that divides",
     )  # fmt: skip
     finish = functools.partial(_finished, act_fn=act_fn, dtype=out_dtype)
     y = pl.pallas_call(

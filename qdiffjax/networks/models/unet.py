@@ -171,6 +171,7 @@ class UNet(nn.Module):
             levels[0] == levels[1] > 0, "UNet",
             got="{} levels of channels and {} of attention".format(*levels),
             expected="one of each a level and at least one level",
+            remedy="give one number and one flag for each level",
         )  # fmt: skip
         check_groups(self.channels)
         check_condition(
