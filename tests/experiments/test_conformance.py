@@ -138,6 +138,11 @@ MINIATURES = {
         "--num-steps 2 --weight-bits 4 --num-samples 4 --num-seeds 1 --num-predicted 2 "
         "--sites *attention*",
     ),
+    "shaping_forecast": (
+        DIT, "checkpoint",
+        "--num-steps 2 3 --weight-bits 4 --num-samples 4 --num-forecast 1 --num-seeds 1 "
+        "--sites *attention*",
+    ),
     "spectra": (
         DIT, "checkpoint",
         "--num-steps 2 --num-samples 2 --num-gain-samples 3 --num-values 12 --num-shown 2 "
