@@ -10,6 +10,7 @@ what does not come from rounding. The slope is that of the measured error in the
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -59,11 +60,10 @@ def run(config: Config, **options):
     size = np.prod(x_T.shape[1:])
 
     def quantized(bits: int, toggle_fn, seed: int):
-        rounding = {} if toggle_fn is None else {
-            "round_fn": precision.shaped(jax.random.key(seed), toggle_fn)
-        }  # fmt: skip
-        return precision.quantize(here.calibration, f"W{bits}", sites=config.sites,
-                                  **({"adjust_fn": None} | rounding))  # fmt: skip
+        rounding: dict[str, Any] = {"adjust_fn": None}
+        if toggle_fn is not None:
+            rounding["round_fn"] = precision.shaped(jax.random.key(seed), toggle_fn)
+        return precision.quantize(here.calibration, f"W{bits}", sites=config.sites, **rounding)
 
     def measure(part: str):
         num = parts[part]
