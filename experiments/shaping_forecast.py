@@ -20,7 +20,7 @@ from experiments.harness import command, subject
 from experiments.harness.command import option
 from qdiffjax import _tables as tables
 from qdiffjax import compiling, diffusion, precision, quant, results
-from qdiffjax.analysis.errors import prediction, random_errors, runs
+from qdiffjax.analysis.errors import prediction, runs, site_variances
 from qdiffjax.precision import quantized_call
 
 
@@ -79,7 +79,7 @@ def run(config: Config, **options):
             return prediction.root_mean_square(x_0 - xs[-1])
 
         forecast = compiling.compiled(
-            lambda q: sum(random_errors.sequence_variances(q, some, steps, probes).values())
+            lambda q: sum(site_variances.sequence_variances(q, some, steps, probes).values())
         )
         arrays, rows = {}, []
         for bits in config.weight_bits:

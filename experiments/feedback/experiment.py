@@ -24,7 +24,7 @@ from experiments.feedback import plots
 from experiments.harness import command, subject
 from experiments.harness.command import option
 from qdiffjax import compiling, diffusion, estimates, precision, results
-from qdiffjax.analysis.errors import prediction, random_errors, runs
+from qdiffjax.analysis.errors import prediction, runs, site_variances
 from qdiffjax.precision import quantized_call
 
 
@@ -136,7 +136,7 @@ def _by_site(config, steps, calibration, x_T, errors, _):
 
     def forecast(feedback: bool) -> dict[str, float]:
         """Return E|x_0 error|^2 of each site."""
-        cells = compiling.compiled(lambda q: random_errors.activation_variances(
+        cells = compiling.compiled(lambda q: site_variances.activation_variances(
             q, x_T, steps, probes, feedback=feedback
         ).contributions)(whole)  # fmt: skip
         return {name: float(jnp.mean(jnp.sum(cell, 1))) for name, cell in cells.items()}

@@ -1,10 +1,6 @@
 from .calibration import Calibration as Calibration
 from .calibration import calibrate as calibrate
-from .calibration import format_grid as format_grid
-from .calibration import observe_ranges as observe_ranges
-from .calibration import over_steps as over_steps
 from .calibration import quantize as quantize
-from .calibration import site_inputs as site_inputs
 from .codes import Stored as Stored
 from .codes import stored as stored
 from .diagnosis import Diagnosis as Diagnosis
@@ -21,6 +17,8 @@ from .formats import OperandFormat as OperandFormat
 from .formats import check_bits as check_bits
 from .formats import parse_operand as parse_operand
 from .formats import width_of as width_of
+from .inputs import format_grid as format_grid
+from .inputs import site_inputs as site_inputs
 from .lowering import lower as lower
 from .lowering import lower_site as lower_site
 from .lowering import lowering_of as lowering_of
@@ -31,12 +29,12 @@ from .quantized import full_call as full_call
 from .quantized import gated_call as gated_call
 from .quantized import merge as merge
 from .quantized import quantized_call as quantized_call
+from .ranges import observe_ranges as observe_ranges
+from .ranges import over_steps as over_steps
 from .recipe import Phase as Phase
 from .recipe import Recipe as Recipe
 from .recipe import SiteBits as SiteBits
 from .recipe import check_recipe as check_recipe
-from .recipe import parse_recipe as parse_recipe
-from .recipe import parse_shorthand as parse_shorthand
 from .recipe import uniform as uniform
 from .rules import Series as Series
 from .rules import SiteQuant as SiteQuant
@@ -53,3 +51,5 @@ from .weights import output_channels as output_channels
 from .weights import round_weights as round_weights
 from .weights import weight_operands as weight_operands
 from .weights import whole_tensor as whole_tensor
+from .words import parse_recipe as parse_recipe
+from .words import parse_shorthand as parse_shorthand

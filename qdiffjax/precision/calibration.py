@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -10,34 +10,20 @@ import jax.numpy as jnp
 
 from qdiffjax import diffusion
 from qdiffjax._checks import check_count, check_key, check_names, check_number, check_type, require
-from qdiffjax._conditions import as_arguments
 from qdiffjax._typing import EpsFn
 from qdiffjax.denoiser import Denoiser, Draw
 from qdiffjax.precision.diagnosis import diagnose
-from qdiffjax.precision.formats import (
-    BY_STEP,
-    CHANNEL,
-    NEAREST,
-    SHAPED,
-    STATIC,
-    STOCHASTIC,
-    TENSOR,
-    TOKEN,
-    OperandFormat,
-)
+from qdiffjax.precision.inputs import as_data, inputs_of
 from qdiffjax.precision.printing import calibration_table
 from qdiffjax.precision.quantized import Quantized
+from qdiffjax.precision.ranges import Ranges, observe_ranges
 from qdiffjax.precision.recipe import Recipe
 from qdiffjax.precision.refusals import arguments, check_noise, check_steps
-from qdiffjax.precision.rules import Series, SiteQuant, Switch
-from qdiffjax.precision.settings import Assignment, assign, static_grid
+from qdiffjax.precision.settings import assign
 from qdiffjax.precision.weights import round_weights, weight_operands
-from qdiffjax.quant import ActivationGrid, BlockFormat, activation_grid
-from qdiffjax.sites import Sites, rules, transform
+from qdiffjax.sites import Sites
 
 NUM_SAMPLES = 32  # of calibration
-Ranges = dict[str, tuple[Any, ...]]
-GridFn = Callable[[Any, Any, int], ActivationGrid]
 
 
 @jax.tree_util.register_dataclass
@@ -243,165 +229,3 @@ def quantize(
     return Quantized(
         c.denoiser, inputs, widths=recipe.widths(), settings=chosen.settings
     )  # fmt: skip
-
-
-def inputs_of(
-    chosen: Assignment,
-    weights_of: Callable[[Recipe], dict[str, Any]],
-    grid_fn: Callable[[Any, Any, int], ActivationGrid | None],
-) -> dict[str, SiteQuant]:
-    """Return the inputs of every site under a recipe, those that change by phase as a `Switch`."""
-    ranges = chosen.calibration.ranges
-    tables = [
-        site_inputs(table, weights_of(table), over_steps(ranges), grid_fn, by_step=ranges)
-        for table in map(Recipe, chosen.recipe.tables)
-    ]
-    if len(tables) == 1:
-        return tables[0]
-    which = chosen.recipe.which(num_steps(ranges))
-    base, *phases = tables
-    plain = SiteQuant()
-    return {
-        name: switched([base.get(name, plain),
-                        *(phase.get(name, base.get(name, plain)) for phase in phases)], which)
-        for name in chosen.recipe.names
-    }  # fmt: skip
-
-
-def num_steps(ranges: Ranges) -> int:
-    """Return how many calls the sampler had whose ranges these are.
-
-    Raises:
-      ValueError: ranges of all steps together.
-    """
-    ends = jax.tree.leaves(ranges)
-    require(bool(ends) and jnp.ndim(ends[0]) == 1, "ranges", got="one for all steps",
-            expected="one for each call of the sampler, for a recipe by step",
-            remedy="calibrate(denoiser, steps, key)")  # fmt: skip
-    return len(ends[0])
-
-
-def range_of(x):
-    """(min, max) of an activation, two scalars."""
-    return jnp.min(x), jnp.max(x)
-
-
-def observe_ranges(
-    eps_fn: EpsFn, params, steps: diffusion.Steps, x_T, *, key=None, cond=None
-) -> Ranges:
-    """Return the range of every activation operand at every step of a full-precision run.
-
-    Args:
-      eps_fn: eps_fn(params, x [batch, *shape], t [], cond) -> eps, without cond if that is None.
-      params: its parameters.
-      steps: the sampler, leaves [N].
-      x_T: initial noise [batch, *shape].
-      key: noise of a stochastic sampler.
-      cond: conditions of the samples, leaves [batch, ...].
-
-    Returns:
-      (low, high) of each activation operand by site, leaves [N].
-    """
-    g, rest = transform(eps_fn, rules.observe(range_of)), as_arguments(cond)
-    return diffusion.sample(
-        lambda x, t, _, state: (*g(params, x, t, *rest), state),
-        x_T,
-        steps,
-        key=key,
-        keep_trajectory=False,
-    ).outputs
-
-
-def over_steps(ranges: Ranges) -> Ranges:
-    """One static range per operand: the widest over all steps."""
-    return jax.tree.map(
-        lambda r: (jnp.min(r[0]), jnp.max(r[1])), ranges, is_leaf=_is_range
-    )  # fmt: skip
-
-
-def _is_range(node) -> bool:
-    return isinstance(node, tuple) and len(node) == 2 and not isinstance(node[0], tuple)
-
-
-def as_data(grid_fn: GridFn) -> GridFn:
-    """Return the function whose grids have their bits as data, so that widths share a program."""
-    return lambda low, high, bits: grid_fn(low, high, bits).with_bits_as_data()
-
-
-simulated_grid = as_data(static_grid)
-
-
-def site_inputs(
-    recipe: Recipe,
-    weights: dict[str, Any],
-    ranges: Ranges,
-    grid_fn: Callable[[Any, Any, int], ActivationGrid | None] = simulated_grid,
-    *,
-    by_step: Ranges | None = None,
-) -> dict[str, SiteQuant]:
-    """Return the inputs of every site under a recipe without phases.
-
-    Args:
-      recipe: widths or formats by site.
-      weights: quantized weights by site, from `round_weights`.
-      ranges: static ranges from `over_steps`; with a leading step axis (from `observe_ranges`)
-        the result is for the sampler's `per_call`.
-      grid_fn: (low, high, bits) -> how an activation of so many bits is rounded; an
-        `OperandFormat` says so itself.
-      by_step: ranges with a step axis, for formats whose scales are by step.
-    """
-    inputs = {}
-    for name, (_, entry) in recipe.bits.items():
-        grids: list[Any] = []
-        if entry is not None:
-            check_names("ranges", (name,), ranges)
-            grids = [
-                format_grid(entry, pair, every) if isinstance(entry, OperandFormat)
-                else grid_fn(pair[0], pair[1], entry)
-                for pair, every in zip(ranges[name], (by_step or ranges)[name], strict=True)
-            ]  # fmt: skip
-        inputs[name] = SiteQuant(weights.get(name), tuple(grids))
-    return inputs
-
-
-def format_grid(entry: OperandFormat, pair, every) -> ActivationGrid | Series:
-    """Return how an activation is rounded as an `OperandFormat` says.
-
-    Args:
-      entry: with scales, dynamic or static.
-      pair: (low, high) of all steps.
-      every: (low [N], high [N]) of each.
-    """
-    require(entry.granularity != CHANNEL and entry.calibration is None, "activation",
-            got=str(entry), expected=f"{TENSOR!r}, {TOKEN!r} or the size of a group, and the range "
-            "of the calibration", remedy="channels and calibrations are of weights")  # fmt: skip
-    require(entry.rounding in (None, NEAREST, STOCHASTIC, SHAPED), "activation", got=str(entry),
-            expected=f"{NEAREST!r}, {STOCHASTIC!r} or {SHAPED!r}",
-            remedy="sums and other sequences are of weights")  # fmt: skip
-    key = jax.random.key(0) if entry.rounding == STOCHASTIC else None
-    feedback = entry.rounding == SHAPED
-    is_static = entry.scales in (STATIC, BY_STEP)
-    if isinstance(entry.format, BlockFormat) or not is_static:
-        sizes: dict[Any, int | None] = {None: None, TOKEN: None, TENSOR: 0}
-        size = sizes.get(entry.granularity, entry.granularity)
-        return ActivationGrid(entry.format, key=key, group_size=size, feedback=feedback)
-    low, high = every if entry.scales == BY_STEP else pair
-    grid = activation_grid(low, high, entry.format)
-    grid = dataclasses.replace(grid, key=key, feedback=feedback)
-    if entry.scales == STATIC:
-        return grid
-    keys = None if key is None else jax.random.split(key, len(low))
-    return Series(dataclasses.replace(grid, key=keys))
-
-
-def switched(inputs: Sequence[SiteQuant], which) -> SiteQuant:
-    """Return the inputs of a site that has these by turns: `which` of them at each call."""
-
-    def one(operands):
-        first = operands[0]
-        return first if all(o is first for o in operands) else Switch(tuple(operands), which)
-
-    num = max(len(each.activations) for each in inputs)
-    padded = [(*each.activations, *(None,) * (num - len(each.activations))) for each in inputs]
-    activations = tuple(one(grids) for grids in zip(*padded, strict=True))
-    return SiteQuant(one([each.weight for each in inputs]), activations)

@@ -163,7 +163,7 @@ def parse_operand(
     """
     first, *words = text.strip().lower().split() or [""]
     found = re.fullmatch(r"(?:(\d+)|:([a-z][a-z0-9_]*?))(?:g(\d+))?", first)
-    require(found, "format", got=repr(first), expected="a form like W4A8, W4g32 or W:e4m3",
+    require(found, "recipe, format", got=repr(first), expected="a form like W4A8, W4g32 or W:e4m3",
             remedy="bits or the name of a format come first, groups last")  # fmt: skip
     assert found is not None
     bits, name, group = found.groups()

@@ -22,9 +22,10 @@ from qdiffjax.kernels import (
     rounded_codes,
 )
 from qdiffjax.kernels.derivatives import simulated_operand, with_derivative
-from qdiffjax.precision.calibration import Calibration, inputs_of
+from qdiffjax.precision.calibration import Calibration
 from qdiffjax.precision.codes import stored, unstored, weight_codes
 from qdiffjax.precision.diagnosis import DiagnosisWarning, listing
+from qdiffjax.precision.inputs import inputs_of
 from qdiffjax.precision.quantized import Quantized
 from qdiffjax.precision.recipe import Recipe
 from qdiffjax.precision.rules import Series, SiteQuant, number, quantize_site, token_axes

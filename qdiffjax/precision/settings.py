@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 
 from qdiffjax._checks import check_names, check_number, require
 from qdiffjax.precision.formats import DYNAMIC, STATIC, TENSOR, OperandFormat
-from qdiffjax.precision.recipe import Phase, Recipe, SiteBits, check_recipe, recipe_of
+from qdiffjax.precision.recipe import Phase, Recipe, SiteBits, check_recipe
 from qdiffjax.precision.weights import OPTIONS, keep_channel_sums, output_channels
+from qdiffjax.precision.words import recipe_of
 from qdiffjax.quant import ActivationGrid, IntFormat, activation_grid
 from qdiffjax.sites import match
 

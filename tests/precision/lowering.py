@@ -10,7 +10,7 @@ from qdiffjax import precision
 from qdiffjax.denoiser import Denoiser
 from qdiffjax.kernels import narrow
 from qdiffjax.kernels.operands import quantized
-from qdiffjax.precision import calibration as ptq
+from qdiffjax.precision import ranges
 from qdiffjax.quant import (
     ActivationGrid,
     IntFormat,
@@ -61,7 +61,7 @@ def _wide(op, values):
 
 
 def ranges_of(net):
-    return quick_jit(transform(net.fn, rules.observe(ptq.range_of)))(*net.args)[1]
+    return quick_jit(transform(net.fn, rules.observe(ranges.range_of)))(*net.args)[1]
 
 
 def calibrated(net, ranges=None):

@@ -7,7 +7,7 @@ import pytest
 
 from qdiffjax import diffusion, precision
 from qdiffjax.denoiser import Denoiser
-from qdiffjax.precision import calibration
+from qdiffjax.precision import calibration, inputs
 from qdiffjax.quant import IntFormat, activation_grid
 from tests import worlds
 from tests.sites import by_hand
@@ -84,7 +84,7 @@ def test_ranges_by_step_become_inputs_by_step():
     steps = diffusion.ddim(SCHEDULE, 3)
     measured = calibrated(net, steps)
     ranges, recipe = measured.ranges, uniform(measured, 4)
-    per_call = calibration.site_inputs(recipe, {}, ranges)
+    per_call = inputs.site_inputs(recipe, {}, ranges)
     q = precision.quantize(measured, recipe)
     run = diffusion.sample(precision.quantized_call(q), X, steps, per_call=per_call)
     x = np.asarray(X)

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from qdiffjax import comparisons, diffusion, precision, quant
-from qdiffjax.analysis.errors import ledger, prediction, random_errors, runs
+from qdiffjax.analysis.errors import ledger, prediction, runs, site_variances
 from qdiffjax.denoiser import Denoiser
 from qdiffjax.precision import OperandFormat, Phase, Recipe, SiteBits, formats
-from qdiffjax.precision.recipe import parse_recipe
+from qdiffjax.precision.words import parse_recipe
 from tests import worlds
 from tests.tolerances import assert_close
 
@@ -601,7 +601,7 @@ def test_the_forecast_of_feedback_is_the_sum_over_differences_of_gains():
     calibration = precision.calibrate(half, steps, x_T=x_T).widened(1.5, names=("input",))
     q = precision.quantize(calibration, "A8 static shaped", sites=("input",))
     probes = runs.signs(jax.random.key(3), 2, x_T)
-    predicted = random_errors.activation_variances(q, x_T, steps, probes, feedback=True)
+    predicted = site_variances.activation_variances(q, x_T, steps, probes, feedback=True)
     slopes = np.asarray(steps.coeffs.x + 0.5 * steps.coeffs.eps)
     after = np.append(np.cumprod(slopes[::-1])[::-1][1:], 1.0)
     gains = 0.5 * np.asarray(steps.coeffs.eps) * after

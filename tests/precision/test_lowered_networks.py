@@ -11,7 +11,7 @@ import pytest
 import qdiffjax as qd
 from qdiffjax import diffusion, kernels, precision
 from qdiffjax.kernels.operands import quantized
-from qdiffjax.precision import calibration as ptq
+from qdiffjax.precision import inputs
 from qdiffjax.precision.settings import static_grid
 from qdiffjax.quant import (
     ActivationGrid,
@@ -80,7 +80,7 @@ def test_a_recipe_by_step_goes_through_per_call():
         for factors in [jnp.asarray([1.0, 0.7, 0.5], jnp.float32)]
     }
     recipe = precision.uniform(sites, weight_bits=8, activation_bits=8)
-    per_call = ptq.site_inputs(recipe, {}, ranges, static_grid)
+    per_call = inputs.site_inputs(recipe, {}, ranges, static_grid)
     x_T = net.x.astype(jnp.float32)
     call_fn = jax.jit(precision.quantized_call(q))
     run = diffusion.sample(call_fn, x_T, steps, per_call=per_call)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from qdiffjax import precision
-from qdiffjax.precision.calibration import range_of
+from qdiffjax.precision.ranges import range_of
 from qdiffjax.sites import list_sites, rules, transform
 from tests import worlds
 from tests.sites import by_hand

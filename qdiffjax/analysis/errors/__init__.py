@@ -5,7 +5,8 @@ propagation     from local errors to the final error: first order, fan, second o
 prediction      the final error from the full-precision run alone
 ledger          contributions of every (site, step) to the error that happened
 ablation        what quantizing one (site, step) alone would do
-random_errors   random local errors: variance and bias of the final sample, by site too
+random_errors   random local errors: variance and bias of the final sample
+site_variances  the same of the roundings at each site
 coherence       which errors add up and which cancel; shares of weights and activations
 laws            in the number of steps, of stochastic rounding, of guidance
 flips           samples that end in another mode
@@ -60,15 +61,7 @@ from qdiffjax.analysis.errors.propagation import (
     propagate_with_remainders,
     run_suffix,
 )
-from qdiffjax.analysis.errors.random_errors import (
-    Variance,
-    activation_variances,
-    average_variance,
-    final_variance,
-    mean_bias,
-    sequence_variances,
-    weight_variances,
-)
+from qdiffjax.analysis.errors.random_errors import Variance, final_variance, mean_bias
 from qdiffjax.analysis.errors.runs import (
     Coupled,
     Path,
@@ -82,4 +75,10 @@ from qdiffjax.analysis.errors.runs import (
     probed,
     signs,
     step_map,
+)
+from qdiffjax.analysis.errors.site_variances import (
+    activation_variances,
+    average_variance,
+    sequence_variances,
+    weight_variances,
 )

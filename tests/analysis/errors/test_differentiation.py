@@ -16,7 +16,7 @@ import pytest
 from qdiffjax import diffusion, precision
 from qdiffjax.denoiser import Denoiser
 from qdiffjax.networks.models.unet import UNet
-from qdiffjax.precision import calibration
+from qdiffjax.precision import calibration, inputs
 from qdiffjax.sites import list_sites, transform
 from tests import worlds
 from tests.tolerances import assert_close
@@ -88,8 +88,8 @@ class Subject:
 
     def quantization(self, params):
         weights = precision.round_weights(self.weights_of(params), self.sites, self.recipe)
-        inputs = calibration.site_inputs(self.recipe, weights, self.ranges)
-        return precision.Quantized(Denoiser(self.fn, params), inputs)
+        own = inputs.site_inputs(self.recipe, weights, self.ranges)
+        return precision.Quantized(Denoiser(self.fn, params), own)
 
     def quantized(self, params, x_T):
         return self.sample(precision.quantized_call(self.quantization(params)), x_T).x_0

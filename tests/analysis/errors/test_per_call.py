@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from qdiffjax import diffusion, precision
-from qdiffjax.analysis.errors import ablation, ledger, prediction, random_errors
+from qdiffjax.analysis.errors import ablation, ledger, prediction, site_variances
 from tests import worlds
 from tests.analysis import coupled
 from tests.tolerances import assert_close
@@ -50,7 +50,7 @@ CELLS = {
     "forecast, some exact": lambda q, per_call: ablation.forecast(
         q, worlds.X_T, worlds.DDIM, lambda x: x @ G, num_exact=2, per_call=per_call
     ),
-    "activation_variances": lambda q, per_call: random_errors.activation_variances(
+    "activation_variances": lambda q, per_call: site_variances.activation_variances(
         q, worlds.X_T, worlds.DDIM, PROBES, per_call=per_call
     ),
 }

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from qdiffjax import diffusion, precision
-from qdiffjax.analysis.errors import ledger, random_errors
+from qdiffjax.analysis.errors import ledger, site_variances
 from qdiffjax.denoiser import Denoiser
 from qdiffjax.quant import ActivationGrid, IntFormat
 from qdiffjax.sites import list_sites, transform
@@ -26,7 +26,7 @@ def test_the_variance_of_one_rounding_is_its_two_point_variance_or_a_twelfth():
     x = np.array([0.3, 0.5, -0.7, 1.0, 0.0, 30.0])
     f = np.array([0.6, 0.0, 0.6, 0.0, 0.0])
     for random, share in ((None, 12), (worlds.KEY, 6)):
-        average = random_errors.average_variance(x, how(0.5, 4, random))
+        average = site_variances.average_variance(x, how(0.5, 4, random))
         np.testing.assert_allclose(average[:5], 0.25 / share * (f > 0), atol=1e-15)
         assert average[5] == 0  # clipped: an error, but no rounding
     keys = jax.random.split(worlds.KEY, 40_000)
@@ -62,7 +62,7 @@ def test_activation_variances_are_squared_derivatives_by_every_rounded_element()
     """x_0 as a function of additions to every operand of every call, differentiated densely."""
     q = quantized()
     found = jax.jit(
-        lambda x: random_errors.activation_variances(q, x, STEPS, PROBES)
+        lambda x: site_variances.activation_variances(q, x, STEPS, PROBES)
     )(worlds.X_T)  # fmt: skip
 
     def tap(site, op, operands, inputs):
@@ -106,7 +106,7 @@ def test_their_sum_is_the_mean_squared_error_of_stochastic_rounding():
     x_T, num, probe = worlds.X_T[:1], 4096, PROBES[:, :1]
     q = quantized(worlds.KEY)
     found = jax.jit(
-        lambda x: random_errors.activation_variances(q, x, STEPS, probe)
+        lambda x: site_variances.activation_variances(q, x, STEPS, probe)
     )(x_T)  # fmt: skip
     total = float(ledger.total(found)[0])
     full = precision.full_call(q)
@@ -141,7 +141,7 @@ def test_weight_variances_sum_over_steps_before_squaring(stochastic):
     """|A|_F^2 by the dense derivative of the whole sampler by the weight."""
     steps, key = (worlds.DDPM, worlds.KEY) if stochastic else (STEPS, None)
     variances = {"in": 1e-4, "out": np.abs(normal(62, 1, 2))}
-    found = jax.jit(lambda x: random_errors.weight_variances(
+    found = jax.jit(lambda x: site_variances.weight_variances(
         quantized(), x, steps, variances, PROBES, key=key
     ))(worlds.X_T)  # fmt: skip
 
