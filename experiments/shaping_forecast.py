@@ -1,7 +1,7 @@
 """The error of shaped weights by the number of steps, forecast from full-precision gains alone.
 
-    python -m experiments.shaping_forecast                        the shipped UNet
-    python -m experiments.shaping_forecast --checkpoint fashion_dit
+    python -m experiments.shaping_forecast                         the shipped DiT
+    python -m experiments.shaping_forecast --checkpoint fashion_unet
 
 Weights are rounded once, with fresh bits, or by sigma-delta sequences. Forecast is the root of
 E|x_0 error|^2 over phases, to first order (`errors.sequence_variances`), on a few samples; measured
@@ -28,7 +28,7 @@ from qdiffjax.precision import quantized_call
 class Config:
     """What to run."""
 
-    checkpoint: str = subject.checkpoint()
+    checkpoint: str = subject.checkpoint("fashion_dit")
     num_steps: tuple[int, ...] = option((10, 20, 50, 100), "Steps of DDIM.", least=2)
     weight_bits: tuple[int, ...] = option((4, 6, 8, 16), "Widths of weights.", least=2, most=16)
     num_samples: int = option(32, "Samples whose error is measured.", least=2)

@@ -1,7 +1,7 @@
 """Activations rounded with error feedback from call to call: errors of the samples.
 
-    python -m experiments.feedback                                the shipped UNet
-    python -m experiments.feedback --checkpoint fashion_dit
+    python -m experiments.feedback                                 the shipped DiT
+    python -m experiments.feedback --checkpoint fashion_unet
 
 Recipes in words, see `precision.parse_recipe`, in three families: the input x_t alone; the
 activations of all sites but the last layer's; weights and activations together. `shaped` hands on
@@ -32,7 +32,7 @@ from qdiffjax.precision import quantized_call
 class Config:
     """What to run."""
 
-    checkpoint: str = subject.checkpoint()
+    checkpoint: str = subject.checkpoint("fashion_dit")
     num_steps: tuple[int, ...] = option((10, 20, 50, 100), "Steps of DDIM.", least=2)
     bits: tuple[int, ...] = option((8, 6, 4), "Widths of activations.", least=2, most=8)
     weight_bits: int = option(4, "Width of weights where they are rounded too.", least=2, most=6)

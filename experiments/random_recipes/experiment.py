@@ -1,7 +1,7 @@
 """Predicted against measured errors of recipes drawn at random, and the cost of so many.
 
-    python -m experiments.random_recipes                          the shipped UNet
-    python -m experiments.random_recipes --checkpoint fashion_dit
+    python -m experiments.random_recipes                           the shipped DiT
+    python -m experiments.random_recipes --checkpoint fashion_unet
 
 Every recipe has integers and floats of 2 to 8 bits, another at each site, and may change on the
 way. Predicted is from the full-precision run on noises of its own (`predict_errors`), before
@@ -33,7 +33,7 @@ from qdiffjax.sites import match
 class Config:
     """What to run."""
 
-    checkpoint: str = subject.checkpoint()
+    checkpoint: str = subject.checkpoint("fashion_dit")
     mean_bits: tuple[int, ...] = option((4, 5, 6, 8), "Average widths of weights, the strata.",
                                         least=3, most=8)  # fmt: skip
     num_recipes: int = option(100, "Number of recipes.", least=1)
