@@ -11,6 +11,7 @@ import pytest
 
 import qdiffjax
 from experiments.harness import store
+from experiments.shaping import plots as shaping
 from tests.tolerances import assert_digits
 
 ROOT = Path(__file__).parents[1]
@@ -165,3 +166,48 @@ def test_how_tight_certificates_are_is_told_for_a_point_and_for_sets():
         least, most = said[row.get("radius")]
         digits = len(least.partition(".")[2])
         assert float(least) <= round(ratio, digits) <= float(most)
+
+
+def shaped(network, num_steps, bits):
+    """Return {method: row} of the shaping experiment."""
+    folder = "shaping" if network == "UNet" else "shaping_dit"
+    rows = json.loads((ROOT / "experiments" / "results" / folder / "summary.json").read_text())
+    found = {r["method"]: r for r in rows if (r["num_steps"], r["bits"]) == (num_steps, bits)}
+    once = min(found[name]["rmse"] for name in shaping.ONCE)
+    return {name: row["rmse"] for name, row in found.items()} | {
+        "once": once, "gain": once / found["sigma-delta"]["rmse"],
+        "predicted": found["sigma-delta"]["predicted_over_measured"],
+    }  # fmt: skip
+
+
+def test_the_table_of_shaped_weights_is_its_committed_summary():
+    page = (ROOT / "docs" / "findings.md").read_text()
+    lines = re.findall(r"^\| (UNet|DiT), N = (\d+), W(\d) \|(.*)\|$", page, re.M)
+    assert len(lines) == 20
+    columns = ("once", "fresh bits", "golden ratio", "sigma-delta", "gain", "periodic 2",
+               "nearest + 2")  # fmt: skip
+    for network, num_steps, bits, cells in lines:
+        values = shaped(network, int(num_steps), int(bits))
+        for name, printed in zip(columns, cells.split("|"), strict=True):
+            assert_digits(values[name], printed.strip())
+
+
+def test_what_is_said_of_shaped_weights_holds_in_every_case():
+    cases = {(network, n, bits): shaped(network, n, bits) for network in ("UNet", "DiT")
+             for n in (10, 20, 50) for bits in (3, 4, 6, 8)}  # fmt: skip
+    assert all(v["gain"] >= 3 for (_, n, b), v in cases.items() if b == 4 and n >= 20)
+    assert all(4 < v["gain"] < 8.5 for (_, n, b), v in cases.items() if b >= 6 and n == 50)
+    assert all(1.35 < v["gain"] < 1.85 for (_, n, b), v in cases.items() if b == 3 and n >= 20)
+    assert cases["UNet", 10, 3]["gain"] < 1
+    ratios = [v["periodic 2"] ** 2 / (v["sigma-delta"] ** 2 + v["nearest + 2"] ** 2)
+              for v in cases.values()]  # fmt: skip
+    assert min(ratios) > 0.25
+    assert max(ratios) < 2.35
+    assert sum(ratio <= 1.3 for ratio in ratios) == 19
+    predicted = {case: abs(v["predicted"] - 1) for case, v in cases.items()}
+    assert max(miss for (_, _, b), miss in predicted.items() if b >= 4) < 0.215
+    assert max(miss for (_, _, b), miss in predicted.items() if b == 3) < 0.275
+    better = {case for case, v in cases.items() if v["nearest + 2"] < v["periodic 2"]}
+    assert {case for case in cases if case[2] in (3, 4)} <= better
+    assert not {("UNet", n, 6) for n in (20, 50)} & better
+    assert {("DiT", n, 6) for n in (10, 20, 50)} <= better
