@@ -44,6 +44,8 @@ from .rules import group_axis as group_axis
 from .rules import quantize_site as quantize_site
 from .rules import round_activation as round_activation
 from .rules import token_axes as token_axes
+from .saving import load_quantized as load_quantized
+from .saving import save_quantized as save_quantized
 from .settings import Settings as Settings
 from .shaping import shaped as shaped
 from .weights import keep_channel_sums as keep_channel_sums

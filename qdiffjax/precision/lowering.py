@@ -29,7 +29,7 @@ from qdiffjax.precision.inputs import inputs_of
 from qdiffjax.precision.quantized import Quantized
 from qdiffjax.precision.recipe import Recipe
 from qdiffjax.precision.rules import Series, SiteQuant, number, quantize_site, token_axes
-from qdiffjax.precision.settings import assign
+from qdiffjax.precision.settings import Assignment, assign
 from qdiffjax.precision.weights import round_weights
 from qdiffjax.quant import ActivationGrid, BlockFormat, FloatFormat, QTensor, dequantize, expand
 from qdiffjax.quant.straight_through import with_value
@@ -83,16 +83,31 @@ def lower(
             remedy="simulate it by `quantize`")  # fmt: skip
     chosen = assign(calibration, recipe, rounding, sites=sites, activations=activations,
                     edge_margin=edge_margin)  # fmt: skip
-    c, recipe = chosen.calibration, chosen.recipe
+    c = chosen.calibration
     round_fn = functools.partial(round_weights, c.weights, c.sites, round_fn=weight_codes,
                                  **chosen.rounding)  # fmt: skip
-    inputs = inputs_of(chosen, round_fn, grid_fn or chosen.grid_fn)
+    return lowered(chosen, inputs_of(chosen, round_fn, grid_fn or chosen.grid_fn), path)
+
+
+def lowered(
+    chosen: Assignment, inputs: dict[str, SiteQuant], path: Path | None = None
+) -> Quantized:
+    """Return the denoiser that multiplies the codes in these inputs of its sites.
+
+    Raises:
+      ValueError: error feedback.
+
+    Warns:
+      DiagnosisWarning: sites that stay simulated.
+    """
+    c = chosen.calibration
     fed_back = [name for name, each in inputs.items() if any(each.has_feedback)]
     require(not fed_back, "lower", got=f"error feedback at {', '.join(fed_back[:3])}",
             expected="activations without", remedy="simulate it by `quantize`")  # fmt: skip
     _warn_of_simulation(c.sites, inputs)
     inputs = stored(inputs, c.sites, path)
-    return Quantized(c.denoiser, inputs, lower_site(path), recipe.widths(), chosen.settings)
+    widths = chosen.recipe.widths()
+    return Quantized(c.denoiser, inputs, lower_site(path), widths, chosen.settings)
 
 
 def lower_site(path: Path | None = None) -> Rule:
