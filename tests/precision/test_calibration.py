@@ -7,7 +7,7 @@ import pytest
 
 from qdiffjax import diffusion, precision
 from qdiffjax.denoiser import Denoiser
-from qdiffjax.precision import calibration, inputs
+from qdiffjax.precision import inputs
 from qdiffjax.quant import IntFormat, activation_grid
 from tests import worlds
 from tests.sites import by_hand
@@ -41,7 +41,7 @@ def test_observed_ranges_are_the_extremes_along_the_sampling_run(eta):
     steps = diffusion.ddim(SCHEDULE, 3, eta=eta)
     key = jax.random.key(0)
     noise = [np.asarray(diffusion.step_noise(key, i, X)) for i in range(3)] if eta else None
-    ranges = calibration.observe_ranges(dense_fn, PARAMS, steps, X, key=key if eta else None)
+    ranges = precision.observe_ranges(dense_fn, PARAMS, steps, X, key=key if eta else None)
     seen = trajectory_by_hand(steps, noise)
     assert set(ranges) == {"input", "a", "b", "output"}
     for name, operands in ranges.items():
@@ -53,7 +53,7 @@ def test_observed_ranges_are_the_extremes_along_the_sampling_run(eta):
 def test_over_steps_keeps_the_widest_range_of_each_operand():
     low, high = jnp.asarray([-1.0, -3.0]), jnp.asarray([5.0, 2.0])
     ranges = {"dense": ((low, high),), "product": ((low, high), (low - 1, high + 1)), "none": ()}
-    assert jax.tree.map(float, calibration.over_steps(ranges)) == {
+    assert jax.tree.map(float, precision.over_steps(ranges)) == {
         "dense": ((-3.0, 5.0),), "product": ((-3.0, 5.0), (-4.0, 6.0)), "none": (),
     }  # fmt: skip
 

@@ -14,7 +14,7 @@ from qdiffjax.analysis import certificates
 from qdiffjax.analysis.certificates import pairs
 from qdiffjax.analysis.errors.runs import noises
 from qdiffjax.denoiser import Denoiser
-from qdiffjax.precision import calibration
+from qdiffjax.precision import ranges
 from qdiffjax.sites import list_sites, rules, transform
 from tests.worlds import normal
 
@@ -82,7 +82,7 @@ def quantized(fn, params, shape, *, weight_bits=6, activation_bits=6, reach=1.0,
     sites = list_sites(fn, params, x[:1], T)
     recipe = precision.uniform(sites, weight_bits=weight_bits, activation_bits=activation_bits)
     weights = precision.weight_operands(fn, params, x[:1], T)
-    observe = jax.jit(transform(fn, rules.observe(calibration.range_of)))
+    observe = jax.jit(transform(fn, rules.observe(ranges.range_of)))
     measured = precision.Calibration(Denoiser(fn, params), sites, weights, observe(params, x, T)[1])
     q = precision.quantize(measured, recipe)
     return q if key is None else parts.randomized(q, key)

@@ -16,7 +16,7 @@ import pytest
 from qdiffjax import diffusion, precision
 from qdiffjax.denoiser import Denoiser
 from qdiffjax.networks.models.unet import UNet
-from qdiffjax.precision import calibration, inputs
+from qdiffjax.precision import inputs
 from qdiffjax.sites import list_sites, transform
 from tests import worlds
 from tests.tolerances import assert_close
@@ -76,9 +76,7 @@ class Subject:
         self.weights_of = lambda p: precision.weight_operands(fn, p, x_T, jnp.float64(1))
         self.recipe = precision.uniform(self.sites, weight_bits=BITS, activation_bits=BITS)
         ranges = jax.jit(
-            lambda: calibration.over_steps(
-                calibration.observe_ranges(fn, params, steps, x_T, key=key)
-            )
+            lambda: precision.over_steps(precision.observe_ranges(fn, params, steps, x_T, key=key))
         )()
         # Narrower than the data and lopsided, so that some elements clip at either end.
         self.ranges = jax.tree.map(lambda r: 0.83 * r, ranges)
