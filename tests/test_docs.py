@@ -11,6 +11,7 @@ import pytest
 
 import qdiffjax
 from experiments.harness import store
+from experiments.random_recipes import plots as recipes
 from experiments.shaping import plots as shaping
 from tests.tolerances import assert_digits
 
@@ -211,3 +212,21 @@ def test_what_is_said_of_shaped_weights_holds_in_every_case():
     assert {case for case in cases if case[2] in (3, 4)} <= better
     assert not {("UNet", n, 6) for n in (20, 50)} & better
     assert {("DiT", n, 6) for n in (10, 20, 50)} <= better
+
+
+def test_the_table_of_random_recipes_is_its_committed_summary():
+    rows = json.loads((ROOT / "experiments/results/random_recipes/summary.json").read_text())
+    told = recipes.of_recipes(rows)
+    page = (ROOT / "docs" / "findings.md").read_text()
+    section = page.split("## Any recipe")[1].split("\n## ")[0]
+    lines = re.findall(r"^\| (\d|all) \|(.*) % \| (\d+) of (\d+) \|$", section, re.M)
+    assert [line[0] for line in lines] == ["4", "5", "6", "8", "all"]
+    for stratum, cells, held, total in lines:
+        members = [r for r in told if stratum in ("all", str(r["stratum"]))]
+        *ranks, miss = cells.split("|")
+        for name, printed in zip(recipes.PREDICTORS, ranks, strict=True):
+            assert_digits(recipes.spearman(members, name), printed.strip())
+        assert_digits(100 * np.median(np.abs(np.expm1(recipes.ratios(members)))), miss.strip())
+        assert recipes.coverage(members)[:2] == (int(held), int(total))
+    (speed,) = [r for r in rows if r["recipe"] == "speed"]
+    assert f"take {speed['speedup_of_200']:.1f} times less" in section
