@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import qdiffjax
+from experiments.feedback import plots as feedback
 from experiments.harness import store
 from experiments.random_recipes import plots as recipes
 from experiments.shaping import plots as shaping
@@ -230,3 +231,34 @@ def test_the_table_of_random_recipes_is_its_committed_summary():
         assert recipes.coverage(members)[:2] == (int(held), int(total))
     (speed,) = [r for r in rows if r["recipe"] == "speed"]
     assert f"take {speed['speedup_of_200']:.1f} times less" in section
+
+
+def test_the_table_of_feedback_is_its_committed_summary():
+    rows = json.loads((ROOT / "experiments/results/feedback/summary.json").read_text())
+    found: dict = {}
+    for row in feedback.recipes(rows):
+        found.setdefault((row["family"], row["name"]), []).append(row)
+    section = (ROOT / "docs" / "findings.md").read_text().split("### Activations: what")[1]
+    lines = re.findall(r"^\| (input|A\d|both) \| ([^|]+) \|(.*)\|$", section, re.M)
+    assert [line[:2] for line in lines] == [*found]
+    for family, name, cells in lines:
+        *values, ends = cells.split("|")
+        own = found[family, name]
+        for row, printed in zip(own, values, strict=True):
+            assert_digits(row["rmse"], printed.strip())
+        ratios = [row["predicted"] / row["rmse"] for row in own]
+        for value, printed in zip((min(ratios), max(ratios)), ends.split(" to "), strict=True):
+            assert_digits(value, printed.strip())
+    gains = {bits: [a["rmse"] / b["rmse"] for a, b in zip(
+        found[bits, "nearest"], found[bits, "feedback"], strict=True
+    )] for bits in ("A8", "A6", "A4")}  # fmt: skip
+    said = re.findall(r"(?:leaves|6 bits|4 bits)\s+([\d.]+) to ([\d.]+) times", section)[:3]
+    for bits, ends in zip(gains, said, strict=True):
+        for value, printed in zip((min(gains[bits]), max(gains[bits])), ends, strict=True):
+            assert_digits(value, printed)
+    sites = feedback.by_site(rows)
+    ratio = np.array(sites["stochastic"]) / np.array(sites["feedback"])
+    assert (int(np.sum(ratio > 1)), len(ratio)) == feedback.signs(sites) == (41, 42)
+    assert_digits(np.median(ratio), "3.3")
+    assert np.all(np.array(sites["nearest"]) > np.array(sites["feedback"]))
+    assert_digits(np.median(np.array(sites["fed_back"]) / np.array(sites["feedback"])), "1.03")

@@ -36,8 +36,12 @@ def draw(config, arrays, rows) -> Figure:
     """RMSE of the samples by the number of steps, a panel for each family of recipes."""
     told = recipes(rows)
     families = list(dict.fromkeys(row["family"] for row in told))
-    fig, axes = panels(1, len(families), 2.4, sharey=True, squeeze=False)
-    for ax, family in zip(axes[0], families, strict=True):
+    rows_of_panels = -(-len(families) // 3)
+    fig, axes = panels(rows_of_panels, 3, 2.2 * rows_of_panels, sharey=True, squeeze=False)
+    for ax in axes.ravel()[len(families) :]:
+        ax.set_visible(False)
+    shown = axes.ravel()[: len(families)]
+    for ax, family in zip(shown, families, strict=True):
         members = [row for row in told if row["family"] == family]
         names = dict.fromkeys(row["name"] for row in members)
         for name, (color, marker, line) in zip(names, STYLES, strict=False):
@@ -50,8 +54,9 @@ def draw(config, arrays, rows) -> Figure:
         ax.set(xscale="log", yscale="log", xlabel="steps", title=family)
         ax.set_xticks(config["num_steps"], [str(n) for n in config["num_steps"]])
         ax.minorticks_off()
-    axes[0, 0].set_ylabel(f"RMSE of the samples, {Path(config['checkpoint']).name}")
-    tidy(*axes[0], legend=6.5)
+    for ax in axes[:, 0]:
+        ax.set_ylabel(f"RMSE of the samples, {Path(config['checkpoint']).name}")
+    tidy(*shown, legend=7)
     return fig
 
 
