@@ -203,8 +203,9 @@ def quantize(
       activations: "dynamic" or "static".
       edge_margin: factor on static ranges of what enters and leaves the network, see
         `Calibration.widened`; None is 1.2 for words and 1 for a `Recipe`.
-      rounding: `round_fn`, `calibrate_fn`, `granularity`, `format_fn`, `adjust_fn` of the weights,
-        see `round_weights`; `round_fn=shaped(key)` is a rounding for each call of the sampler.
+      rounding: `key` of what is random; `round_fn`, `calibrate_fn`, `granularity`, `format_fn`,
+        `adjust_fn` of the weights, see `round_weights`; `round_fn=shaped(key)` is a rounding for
+        each call of the sampler.
 
     Raises:
       ValueError: a recipe in words, a glob or an option that does not fit; nothing to quantize; a

@@ -1,6 +1,7 @@
 """What the rule of every site is given under a recipe."""
 
 import dataclasses
+import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from qdiffjax._checks import check_names, require
+from qdiffjax._typing import Key
 from qdiffjax.precision.formats import (
     BY_STEP,
     CHANNEL,
@@ -35,8 +37,9 @@ def inputs_of(
 ) -> dict[str, SiteQuant]:
     """Return the inputs of every site under a recipe, those that change by phase as a `Switch`."""
     ranges = chosen.calibration.ranges
+    key = chosen.rounding.get("key")
     tables = [
-        site_inputs(table, weights_of(table), over_steps(ranges), grid_fn, by_step=ranges)
+        site_inputs(table, weights_of(table), over_steps(ranges), grid_fn, by_step=ranges, key=key)
         for table in map(Recipe, chosen.recipe.tables)
     ]
     if len(tables) == 1:
@@ -79,6 +82,7 @@ def site_inputs(
     grid_fn: Callable[[Any, Any, int], ActivationGrid | None] = simulated_grid,
     *,
     by_step: Ranges | None = None,
+    key: Key | None = None,
 ) -> dict[str, SiteQuant]:
     """Return the inputs of every site under a recipe without phases.
 
@@ -90,6 +94,8 @@ def site_inputs(
       grid_fn: (low, high, bits) -> how an activation of so many bits is rounded; an
         `OperandFormat` says so itself.
       by_step: ranges with a step axis, for formats whose scales are by step.
+      key: of stochastic rounding, from which every operand of every site has its own; None is
+        key 0.
     """
     inputs = {}
     for name, (_, entry) in recipe.bits.items():
@@ -97,21 +103,30 @@ def site_inputs(
         if entry is not None:
             check_names("ranges", (name,), ranges)
             grids = [
-                format_grid(entry, pair, every) if isinstance(entry, OperandFormat)
-                else grid_fn(pair[0], pair[1], entry)
-                for pair, every in zip(ranges[name], (by_step or ranges)[name], strict=True)
+                format_grid(entry, pair, every, operand_key(key, name, place))
+                if isinstance(entry, OperandFormat) else grid_fn(pair[0], pair[1], entry)
+                for place, (pair, every) in enumerate(
+                    zip(ranges[name], (by_step or ranges)[name], strict=True)
+                )
             ]  # fmt: skip
         inputs[name] = SiteQuant(weights.get(name), tuple(grids))
     return inputs
 
 
-def format_grid(entry: OperandFormat, pair, every) -> ActivationGrid | Series:
+def operand_key(key: Key | None, name: str, place: int) -> Key:
+    """Return the key of an operand: no two have the same random bits."""
+    own = jax.random.fold_in(jax.random.key(0) if key is None else key, place)
+    return jax.random.fold_in(own, zlib.crc32(name.encode()))
+
+
+def format_grid(entry: OperandFormat, pair, every, key: Key) -> ActivationGrid | Series:
     """Return how an activation is rounded as an `OperandFormat` says.
 
     Args:
       entry: with scales, dynamic or static.
       pair: (low, high) of all steps.
       every: (low [N], high [N]) of each.
+      key: of stochastic rounding, which takes a part of it at every call.
     """
     require(entry.granularity != CHANNEL and entry.calibration is None, "activation",
             got=str(entry), expected=f"{TENSOR!r}, {TOKEN!r} or the size of a group, and the range "
@@ -119,7 +134,7 @@ def format_grid(entry: OperandFormat, pair, every) -> ActivationGrid | Series:
     require(entry.rounding in (None, NEAREST, STOCHASTIC, SHAPED), "activation", got=str(entry),
             expected=f"{NEAREST!r}, {STOCHASTIC!r} or {SHAPED!r}",
             remedy="sums and other sequences are of weights")  # fmt: skip
-    key = jax.random.key(0) if entry.rounding == STOCHASTIC else None
+    key = key if entry.rounding == STOCHASTIC else None  # type: ignore[assignment]
     feedback = entry.rounding == SHAPED
     is_static = entry.scales in (STATIC, BY_STEP)
     if isinstance(entry.format, BlockFormat) or not is_static:

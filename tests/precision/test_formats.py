@@ -298,6 +298,10 @@ def test_random_bits_are_new_at_every_call_and_site():
     first, again, second = (eps_of(q, X_T, call) for call in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
     assert float(jnp.max(jnp.abs(first - second))) > 0
+    keys = [jax.random.key_data(inputs.activations[0].key) for inputs in q.site_inputs.values()]
+    assert len({tuple(map(int, key)) for key in keys}) == len(q.site_inputs) == 5
+    other = quantized("A4 stochastic", key=jax.random.key(1))
+    assert float(jnp.max(jnp.abs(first - eps_of(other, X_T, 0)))) > 0
 
 
 @pytest.mark.parametrize(
