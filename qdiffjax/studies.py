@@ -283,5 +283,6 @@ def _distances(q: Quantized, steps: Steps, run: Run, num: int, key: Key) -> dict
 
 def _path_kl(q, x_T, steps, key):
     return divergences.path_kl(
-        full_call(q), quantized_call(q), x_T, steps, key=key, per_call=q.calls(steps)
-    )
+        full_call(q), quantized_call(q), x_T, steps, key=key, per_call=q.calls(steps),
+        state=q.start(x_T),
+    )  # fmt: skip

@@ -155,3 +155,20 @@ def test_a_ledger_of_other_samples_than_the_runs_warns():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         qd.attribute(q, steps, qd.couple(q, steps, KEY, 5), tolerance=1.0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_study_of_shaped_weights_and_activations_by_step_is_whole(sampler):
+    """Sequences, residuals and phases are seen by the run, its prediction, bounds and ledger."""
+    steps = SAMPLERS[sampler]()
+    calibration = qd.calibrate(DENOISER, steps, jax.random.key(0), num_samples=6)
+    q = qd.quantize(calibration, "W6 shaped A6 shaped; steps 1: W8A8", sites=("*",))
+    study = qd.study(q, steps, KEY, 5, progress=False)
+    assert all(bound.holds for bound in study.bounds)
+    assert float(np.median(ledger.defect(study.ledger))) < 1e-2
+    run = qd.couple(q, steps, KEY, 5)
+    np.testing.assert_allclose(qd.sample(q, steps, KEY, 5), run.xs_hat[-1][:, 0]
+                               if sampler == "with memory" else run.xs_hat[-1], atol=1e-5)  # fmt: skip
+    predicted = qd.predict(q, steps, run)
+    assert predicted.errors.shape == run.errors.shape

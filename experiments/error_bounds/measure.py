@@ -68,7 +68,8 @@ def columns(config, full: subject.FullRun) -> dict[str, Callable[[Any, compariso
     some = denoiser.at(slice(num_bound))
     full_gains = functools.cache(lambda: gains(some, xs[:, :num_bound]))
     path_kl = compiled(lambda q, x, key: divergences.path_kl(
-        full_call(q), quantized_call(q), x, companion(), key=key, per_call=q.calls(companion())
+        full_call(q), quantized_call(q), x, companion(), key=key, per_call=q.calls(companion()),
+        state=q.start(x)
     ))  # fmt: skip
     lower = compiled(divergences.w2_lower)
     roundings = comparisons.network_roundings(denoiser.sites())

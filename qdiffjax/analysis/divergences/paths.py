@@ -99,7 +99,8 @@ def path_kl(
       steps: a stochastic sampler such as ddim(eta=1), leaves [N].
       key: noise as in `diffusion.sample`.
       per_call: pytree with leaves [N, ...]; call i of both gets slice i as `inputs`.
-      state: what the first call is handed, of both; the chain carries that of call_full.
+      state: what the first call is handed, of both; each carries its own along the chain, which
+        makes the law of a step one given all states before it.
       noise_hat: standard deviations s_hat of the quantized chain [N] or [N, *shape], for example
         with rounding variance absorbed; None: those of `steps`.
 
@@ -120,9 +121,9 @@ def path_kl(
     spread = coeffs.noise if noise_hat is None else jnp.asarray(noise_hat).astype(dtype)
 
     def body(point, slices):
-        (x, state), (index, t, c, s_hat, dirac, inputs) = point, slices
-        eps, _, next_state = call_full(x, t, inputs, state)
-        eps_hat, *_ = call_quant(x, t, inputs, state)
+        (x, (state, state_hat)), (index, t, c, s_hat, dirac, inputs) = point, slices
+        eps, _, state = call_full(x, t, inputs, state)
+        eps_hat, _, state_hat = call_quant(x, t, inputs, state_hat)
         eps, gap = eps.astype(dtype), eps_hat.astype(dtype) - eps.astype(dtype)
         # Divide by 1 instead of the Dirac's 0: derivatives see the branch that is not taken.
         s, s_hat = jnp.where(dirac, 1, c.noise), jnp.where(dirac, 1, s_hat)
@@ -130,11 +131,12 @@ def path_kl(
         weights = jnp.where(dirac, 0, kl_weights(StepCoeffs(c.x, c.eps, s_hat)))
         constant = jnp.where(dirac, 0, log_excess((s / s_hat) ** 2 - 1) / 2)
         term = jnp.sum(weights[None] * gap**2 + constant[None], axis=tuple(range(1, x.ndim)))
-        return Point(c.advance(x, eps, step_noise(key, index, x)), next_state), term
+        x = c.advance(x, eps, step_noise(key, index, x))
+        return Point(x, (state, state_hat)), term
 
     index, dirac = jnp.arange(num_steps), _is_dirac(coeffs.noise)
     slices = (index, steps.times(x_T), coeffs, spread, dirac, per_call)
-    return jax.lax.scan(body, Point(coeffs.start(x_T), state), slices)[1]
+    return jax.lax.scan(body, Point(coeffs.start(x_T), (state, state)), slices)[1]
 
 
 def _is_dirac(noise) -> Array:
