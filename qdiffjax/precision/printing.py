@@ -66,7 +66,8 @@ def widths(bits: Mapping[str, Any]) -> str:
 def _pair_text(pair) -> str:
     parts = [letter + (str(b) if isinstance(b, OperandFormat) else width(b))
              for letter, b in zip("WA", pair, strict=True) if b is not None]  # fmt: skip
-    return ("" if all(part[1:].isdigit() for part in parts) else " ").join(parts)
+    is_short = not any(isinstance(b, OperandFormat) for b in pair)
+    return ("" if is_short else " ").join(parts)
 
 
 def calibration_table(sites: tuple[Site, ...], ranges: Mapping[str, tuple]) -> Table:

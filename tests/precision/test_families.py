@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from qdiffjax import diffusion, precision
-from tests.precision.test_formats import STEPS, X_T, quantized
+from tests.precision.small import STEPS, X_T, quantized
 
 RECIPES = (
     "W4A8", "W:e2m1 A:e4m3", "W4A4; steps 0-1: W8 A:e2m3", "W3g5 A6 token; steps 4: float",

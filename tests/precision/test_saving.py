@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from qdiffjax import diffusion, precision
-from tests.precision.test_formats import STEPS, X_T, lowered_calibration
+from tests.precision.small import STEPS, X_T, lowered_calibration
 
 RECIPES = ("W4A8", "W8A8", "W3A6; steps 0-1: W8A8", "W:e4m3 A:e4m3 static", "W:nf4 A8 by-step",
            "W2 affine A8")  # fmt: skip

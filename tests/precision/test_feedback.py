@@ -1,0 +1,122 @@
+"""Activations rounded with error feedback from call to call."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from qdiffjax import comparisons, diffusion, precision, quant
+from qdiffjax.analysis.errors import ledger, prediction, runs, site_variances
+from qdiffjax.denoiser import Denoiser
+from tests import worlds
+from tests.precision.small import (
+    INT,
+    SCHEDULE,
+    STEPS,
+    X_T,
+    calibrated,
+    denoiser,
+)
+from tests.tolerances import assert_close
+
+
+def test_feedback_makes_the_error_of_an_operand_a_difference_of_residuals():
+    grid = quant.ActivationGrid(INT(3), jnp.asarray(0.5), feedback=True)
+    xs = 0.4 * worlds.normal(11, 30, 5)
+    residual, errors, residuals = jnp.zeros(5), [], [np.zeros(5)]
+    for x in xs:
+        rounded, residual = grid.round_with_residual(x, residual, (0,))
+        errors.append(np.asarray(rounded - x))
+        residuals.append(np.asarray(residual))
+    assert np.max(np.abs(residuals)) <= 0.25 + 1e-9
+    assert_close(np.asarray(errors), -np.diff(residuals, axis=0), factor=64)
+    assert_close(np.sum(errors, 0), -residuals[-1], factor=4096)
+
+
+def test_feedback_does_not_wind_up_beyond_the_ends_of_a_grid():
+    grid = quant.ActivationGrid(INT(3), jnp.asarray(1.0), feedback=True)
+    residual = jnp.zeros(1)
+    for _ in range(10):
+        rounded, residual = grid.round_with_residual(jnp.full(1, 7.3), residual, (0,))
+        assert float(rounded[0]) == 3
+        assert abs(float(residual[0])) <= 0.5
+    rounded, _ = grid.round_with_residual(jnp.zeros(1), residual, (0,))
+    assert abs(float(rounded[0])) <= 1
+
+
+def by_hand(q, num_steps):
+    """The sampler with feedback at the input alone, step by step."""
+    x, residual = X_T, jnp.zeros_like(X_T)
+    grid = q.site_inputs["input"].activations[0]
+    for i in range(num_steps):
+        rounded, residual = grid.round_with_residual(x, residual, (1, 2, 3))
+        eps = denoiser().eps_fn(denoiser().params, rounded, STEPS.t[i])
+        x = STEPS.coeffs.x[i] * x + STEPS.coeffs.eps[i] * eps
+    return x
+
+
+@pytest.mark.parametrize("words", ["A4 static shaped", "A4 shaped", "A:e2m1g4 shaped"])
+def test_a_run_with_feedback_is_the_recursion(words):
+    q = precision.quantize(calibrated(), words, sites=("input",))
+    call = precision.quantized_call(q)
+    run = diffusion.sample(call, X_T, STEPS, per_call=q.calls(STEPS), state=q.start(X_T))
+    assert_close(run.x_0, by_hand(q, 5), factor=4096)
+
+
+def test_ledger_and_prediction_see_the_residuals():
+    q = precision.quantize(calibrated(), "A6 static shaped", sites=("input", "in"))
+    xs = diffusion.sample(precision.full_call(q), X_T, STEPS).states
+    run = jax.jit(comparisons.measured)(q, X_T, xs, STEPS)
+    entries = ledger.attribution(q, X_T, STEPS, num_nodes=4)
+    np.testing.assert_allclose(entries.x_hat_0, run.xs_hat[-1], rtol=1e-6)
+    assert float(jnp.median(ledger.defect(entries))) < 1e-2
+    ones = {name: jnp.ones(5) for name in q.site_inputs}
+    np.testing.assert_allclose(ledger.inject(q, X_T, STEPS, ones), run.xs_hat[-1], rtol=1e-6)
+    for predict in (prediction.predict_errors, prediction.predict_first_order):
+        ratio = jnp.linalg.norm(predict(q, xs, STEPS)[-1]) / jnp.linalg.norm(run.errors[-1])
+        assert 0.7 < float(ratio) < 1.4
+
+
+def test_a_call_without_its_residuals_is_refused():
+    q = precision.quantize(calibrated(), "A4 shaped", sites=("input",))
+    with pytest.raises(ValueError, match=r"pass state=q.start\(x_T\)"):
+        precision.quantized_call(q)(X_T, STEPS.t[0])
+
+
+def test_feedback_at_the_input_of_a_smooth_network_lets_no_error_pile_up():
+    """eps = x / 2: gains change slowly, so that errors of neighbouring calls cancel."""
+    steps = diffusion.ddim(SCHEDULE, 60)
+    half = Denoiser(lambda p, x, t: p["half"] * x, {"half": jnp.asarray(0.5)}, SCHEDULE, (50,))
+    x_T = worlds.normal(12, 8, 50)
+    calibration = precision.calibrate(half, steps, x_T=x_T)
+    errors = {}
+    for words in ("A5 static", "A5 static shaped", "A5 static stochastic"):
+        q = precision.quantize(calibration, words, sites=("input",))
+        xs = diffusion.sample(precision.full_call(q), x_T, steps).states
+        errors[words] = float(jnp.linalg.norm(comparisons.measured(q, x_T, xs, steps).errors[-1]))
+    assert errors["A5 static shaped"] < 0.6 * min(
+        errors["A5 static"], errors["A5 static stochastic"]
+    )
+
+
+def test_the_forecast_of_feedback_is_the_sum_over_differences_of_gains():
+    """eps = x / 2: gains are numbers, and errors of runs with feedback follow the forecast."""
+    num = 30
+    steps = diffusion.ddim(SCHEDULE, num)
+    half = Denoiser(lambda p, x, t: p["half"] * x, {"half": jnp.asarray(0.5)}, SCHEDULE, (40,))
+    x_T = worlds.normal(12, 64, 40)
+    calibration = precision.calibrate(half, steps, x_T=x_T).widened(1.5, names=("input",))
+    q = precision.quantize(calibration, "A8 static shaped", sites=("input",))
+    probes = runs.signs(jax.random.key(3), 2, x_T)
+    predicted = site_variances.activation_variances(q, x_T, steps, probes, feedback=True)
+    slopes = np.asarray(steps.coeffs.x + 0.5 * steps.coeffs.eps)
+    after = np.append(np.cumprod(slopes[::-1])[::-1][1:], 1.0)
+    gains = 0.5 * np.asarray(steps.coeffs.eps) * after
+    scale = float(q.site_inputs["input"].activations[0].scale)
+    expected = 40 * scale**2 / 12 * np.diff(np.append(gains, 0.0)) ** 2
+    got = predicted.contributions["input"]
+    np.testing.assert_allclose(got, np.broadcast_to(expected, (64, num)), rtol=1e-3)
+    xs = diffusion.sample(precision.full_call(q), x_T, steps).states
+    errors = comparisons.measured(q, x_T, xs, steps).errors[-1]
+    measured = float(jnp.mean(jnp.sum(errors**2, axis=1)))
+    assert abs(measured / expected.sum() - 1) < 0.2

@@ -1,0 +1,65 @@
+"""Recipes of any format in real low precision."""
+
+import warnings
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from qdiffjax import diffusion, precision
+from tests.precision.small import (
+    STEPS,
+    X_T,
+    lowered_calibration,
+)
+
+LOWERED = (
+    "W4A8", "W:e4m3 A:e4m3", "W:e5m2 A:e4m3 static", "W2A8", "W:nf4 A8", "W:e2m1 A8", "W8 A:mxfp8",
+    "W4A8; steps 0-1: W8A8", "W8A8; steps 2: float; steps 4: W:e4m3 A:e4m3", "W8 A8 by-step",
+    "W8 A8 token; out in: W:mxfp4g5 A8", "W4g5 A8",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("recipe", [r for r in LOWERED if "mxfp4g5" not in r])
+def test_a_lowered_recipe_is_the_simulation(recipe):
+    sites = ("in", "out") if "g5" in recipe else ("*",)
+    c32 = lowered_calibration()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", precision.DiagnosisWarning)
+        low = precision.lower(c32, recipe, sites=sites)
+    simulated = precision.quantize(c32, recipe, sites=sites)
+    x_T = X_T.astype(jnp.float32)
+    run = jax.jit(lambda q: diffusion.sample(precision.quantized_call(q), x_T, STEPS,
+                                             per_call=q.calls(STEPS)).states)  # fmt: skip
+    states, same = run(low), run(simulated)
+    # Sums in another order flip some codes: two runs of one recipe, not two recipes.
+    full = diffusion.sample(precision.full_call(low), x_T, STEPS).states
+    lost = float(jnp.linalg.norm(same[-1] - full[-1]))
+    assert float(jnp.linalg.norm(states[1] - same[1])) < 1e-3 * float(jnp.linalg.norm(same[1]))
+    assert float(jnp.linalg.norm(states[-1] - same[-1])) < 0.5 * lost
+
+
+def test_what_is_unpacked_is_named_before_work():
+    with pytest.warns(precision.DiagnosisWarning, match="codes of the weight are unpacked"):
+        q = precision.lower(lowered_calibration(), "W:nf4 A8", sites=("in", "out"))
+    ways = precision.lowering_of(lowered_calibration().sites, q.site_inputs)
+    assert ways["in"] == "simulated: codes of the weight are unpacked"
+    by_turns = precision.lower(lowered_calibration(), "W8A8; steps 0: float", sites=("in",))
+    assert precision.lowering_of(lowered_calibration().sites, by_turns.site_inputs)["in"] == (
+        "codes | plain"
+    )
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        ("W4 shaped", "'shaped' in real low precision"),
+        ("W4 stochastic", "'stochastic' in real low precision"),
+        ("W4A8 shaped", "error feedback at"),
+        ("W16A8", "got 16 bits, expected 2..8"),
+        ("W:nvfp4", "a divisor of axis"),
+    ],
+)
+def test_what_cannot_be_lowered_is_refused(recipe, message):
+    with pytest.raises(ValueError, match=message):
+        precision.lower(lowered_calibration(), recipe, sites=("*",))
