@@ -77,7 +77,7 @@ def _report(args) -> None:
     import jax
 
     import qdiffjax as qd
-    from qdiffjax import _files
+    from qdiffjax import _files, results
     from qdiffjax._checks import require
     from qdiffjax.precision import parse_recipe
 
@@ -100,7 +100,7 @@ def _report(args) -> None:
             q = qd.quantize(calibration, name)
             key = jax.random.key(args.seed + 1)
             study = qd.study(q, steps, key, args.num_samples, name=name)
-            print(qd.report(study, folder and folder / name))
+            print(qd.report(study, folder and folder / results.file_name(name)))
 
 
 if __name__ == "__main__":
