@@ -19,8 +19,7 @@ from experiments.harness import command, subject
 from experiments.harness.command import option
 from qdiffjax import _tables as tables
 from qdiffjax import compiling, diffusion, precision, quant, results
-from qdiffjax.analysis.errors import prediction, runs, site_variances
-from qdiffjax.precision import quantized_call
+from qdiffjax.analysis.errors import runs, site_variances
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +53,6 @@ def run(config: Config, **options):
         config.checkpoint, lambda s: diffusion.ddim(s, most), config.sites, config.seed
     )
     denoiser = here.denoiser
-    full = precision.full_call(precision.Quantized(denoiser, {}))
     x_T = subject.noise(denoiser, config.num_samples, config.seed)
     size = np.prod(x_T.shape[1:])
 
@@ -67,15 +65,10 @@ def run(config: Config, **options):
     def measure(part: str):
         num = parts[part]
         steps = diffusion.ddim(denoiser.schedule, num)
-        xs = compiling.compiled(lambda x: diffusion.sample(full, x, steps).states)(x_T)
+        xs = subject.full_states(denoiser, x_T, steps)
+        errors = compiling.compiled(lambda q: subject.sample_errors(q, xs, steps))
         some = x_T[: config.num_forecast]
         probes = runs.signs(jax.random.key(config.seed + 1), config.num_probes, some)
-
-        @compiling.compiled
-        def errors(q):
-            x_0 = diffusion.sample(quantized_call(q), x_T, steps, per_call=q.calls(steps),
-                                   keep_trajectory=False).x_0  # fmt: skip
-            return prediction.root_mean_square(x_0 - xs[-1])
 
         forecast = compiling.compiled(
             lambda q: sum(site_variances.sequence_variances(q, some, steps, probes).values())
@@ -86,8 +79,10 @@ def run(config: Config, **options):
                 seeds = range(config.seed, config.seed + (config.num_seeds if toggle_fn else 1))
                 qs = [quantized(bits, toggle_fn, seed) for seed in seeds]
                 values = arrays[f"{bits}/{name}"] = np.stack([errors(q) for q in qs])
-                row = {"num_steps": num, "bits": bits, "way": name, "rmse": _rms(values),
-                       "rmse_of_forecast_samples": _rms(values[:, : len(some)])}  # fmt: skip
+                first = values[:, : len(some)]
+                row = {"num_steps": num, "bits": bits, "way": name,
+                       "rmse": float(subject.rms(values)),
+                       "rmse_of_forecast_samples": float(subject.rms(first))}  # fmt: skip
                 if toggle_fn is not None:
                     row["forecast"] = float(np.sqrt(float(forecast(qs[0]).mean()) / size))
                 rows.append(row)
@@ -97,10 +92,6 @@ def run(config: Config, **options):
     mark = results.fingerprint(dataclasses.asdict(config), here.mark())
     done = command.parts(parts, measure, mark, **options)
     return command.by_part(done), [row for _, rows in done.values() for row in rows]
-
-
-def _rms(values) -> float:
-    return float(np.sqrt(np.mean(np.square(values))))
 
 
 def slope(rows) -> float:

@@ -25,7 +25,6 @@ from experiments.harness import command, subject
 from experiments.harness.command import option
 from qdiffjax import compiling, diffusion, estimates, precision, results
 from qdiffjax.analysis.errors import prediction, runs, site_variances
-from qdiffjax.precision import quantized_call
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +73,6 @@ def run(config: Config, **options):
     steps_of = functools.partial(diffusion.ddim, num_steps=most)
     here = subject.prepare(config.checkpoint, steps_of, config.sites, config.seed)
     denoiser = here.denoiser
-    full = precision.full_call(precision.Quantized(denoiser, {}))
 
     @functools.cache
     def world(num_steps: int, num: int):
@@ -82,13 +80,8 @@ def run(config: Config, **options):
         steps = diffusion.ddim(denoiser.schedule, num_steps)
         calibration = subject.observed(here, steps, config.seed).calibration.widened(1.2)
         x_T = subject.noise(denoiser, num, config.seed)
-        xs = compiling.compiled(lambda x: diffusion.sample(full, x, steps).states)(x_T)
-
-        @compiling.compiled
-        def errors(q):
-            x_0 = diffusion.sample(quantized_call(q), x_T, steps, per_call=q.calls(steps),
-                                   state=q.start(x_T), keep_trajectory=False).x_0  # fmt: skip
-            return prediction.root_mean_square(x_0 - xs[-1])
+        xs = subject.full_states(denoiser, x_T, steps)
+        errors = compiling.compiled(lambda q: subject.sample_errors(q, xs, steps))
 
         @compiling.compiled
         def predicted(q):
@@ -111,11 +104,11 @@ def run(config: Config, **options):
         *_, errors, predicted = world(num_steps, config.num_samples)
         q = quantized(num_steps)[family, name]
         values = errors(q)
-        rmse = estimates.bootstrap(_rms, values, key=jax.random.key(config.seed), num=1000)
+        rmse = estimates.bootstrap(subject.rms, values, key=jax.random.key(config.seed), num=1000)
         row = {"kind": "recipe", "num_steps": num_steps, "family": family, "name": name,
                "recipe": words, "rmse": float(rmse.value), "low": float(rmse.low),
                "high": float(rmse.high), "median": float(jnp.median(values)),
-               "predicted": float(_rms(predicted(q)))}  # fmt: skip
+               "predicted": float(subject.rms(predicted(q)))}  # fmt: skip
         return {"errors": np.asarray(values)}, row
 
     parts = {
@@ -150,12 +143,8 @@ def _by_site(config, steps, calibration, x_T, errors, _):
     row = {"kind": BY_SITE, "num_steps": config.num_site_steps, "bits": bits, "names": names,
            "independent": [float(np.sqrt(sums[0][n] / size)) for n in names],
            "fed_back": [float(np.sqrt(sums[1][n] / size)) for n in names],
-           **{way: [float(_rms(e)) for e in measured[way]] for way in WAYS}}  # fmt: skip
+           **{way: [float(subject.rms(e)) for e in measured[way]] for way in WAYS}}  # fmt: skip
     return {way: np.asarray(jnp.stack(values)) for way, values in measured.items()}, row
-
-
-def _rms(values) -> jax.Array:
-    return jnp.sqrt(jnp.mean(values**2))
 
 
 EXPERIMENT = command.experiment(

@@ -13,6 +13,7 @@ from experiments.harness.command import option
 from qdiffjax import diffusion, measures, precision, results
 from qdiffjax._checks import require
 from qdiffjax._conditions import as_arguments
+from qdiffjax.analysis.errors import prediction
 from qdiffjax.compiling import compiled
 from qdiffjax.denoiser import Denoiser
 from qdiffjax.networks import denoisers
@@ -204,6 +205,26 @@ def observed(subject: Subject, steps: diffusion.Steps, seed: int) -> Subject:
     ))  # fmt: skip
     ranges = run(c.params, x_T, jax.random.key(seed + 1_000_004), cond)
     return dataclasses.replace(subject, calibration=dataclasses.replace(c, ranges=ranges))
+
+
+def full_states(denoiser: Denoiser, x_T, steps: diffusion.Steps) -> jax.Array:
+    """Return the states of the full-precision run of a sampler without noise [N+1, num, ...]."""
+    full = precision.full_call(precision.Quantized(denoiser, {}))
+    return compiled(lambda x: diffusion.sample(full, x, steps).states)(x_T)
+
+
+def sample_errors(q: precision.Quantized, xs, steps: diffusion.Steps) -> jax.Array:
+    """Return the RMSE of each quantized sample [num] beside the states xs of `full_states`."""
+    x_0 = diffusion.sample(
+        precision.quantized_call(q), xs[0], steps, per_call=q.calls(steps), state=q.start(xs[0]),
+        keep_trajectory=False,
+    ).x_0  # fmt: skip
+    return prediction.root_mean_square(x_0 - xs[-1])
+
+
+def rms(values) -> jax.Array:
+    """Return the root of the mean square of all values."""
+    return jnp.sqrt(jnp.mean(values**2))
 
 
 class FullRun(NamedTuple):

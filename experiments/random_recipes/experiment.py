@@ -25,7 +25,6 @@ from experiments.harness.command import option
 from experiments.random_recipes import draws, plots
 from qdiffjax import compiling, diffusion, estimates, precision, results
 from qdiffjax.analysis.errors import prediction
-from qdiffjax.precision import quantized_call
 from qdiffjax.sites import match
 
 
@@ -74,11 +73,8 @@ def run(config: Config, **options):
               for i in range(config.num_seeds)]  # fmt: skip
 
     def errors_of(q, xs, others):
-        x_0 = diffusion.sample(quantized_call(q), xs[0], steps, per_call=q.calls(steps),
-                               keep_trajectory=False).x_0  # fmt: skip
         predicted = prediction.predict_errors(q, others, steps)[-1]
-        rms = prediction.root_mean_square
-        return rms(x_0 - xs[-1]), rms(predicted)
+        return subject.sample_errors(q, xs, steps), prediction.root_mean_square(predicted)
 
     shared = compiling.compiled(errors_of)
 
@@ -89,15 +85,15 @@ def run(config: Config, **options):
         pairs = [shared(qs[place], *each) for each in zip(xs, others, strict=True)]
         measured, predicted = (jnp.stack(values) for values in zip(*pairs, strict=True))
         rmse = estimates.bootstrap(
-            _rms, measured.ravel(), key=jax.random.key(config.seed), num=1000
+            subject.rms, measured.ravel(), key=jax.random.key(config.seed), num=1000
         )
         weights, activations = draws.mean_bits(recipes[place], chosen, config.num_steps)
         row = {"recipe": place, "stratum": strata[place], "weight_bits": weights,
                "activation_bits": activations, "phases": len(recipes[place].phases),
                "weight_error": _weight_error(here, qs[place]),
                "measured": float(rmse.value), "low": float(rmse.low), "high": float(rmse.high),
-               "predicted": float(_rms(predicted)),
-               "of_seeds": [[float(_rms(m)), float(_rms(p))]
+               "predicted": float(subject.rms(predicted)),
+               "of_seeds": [[float(subject.rms(m)), float(subject.rms(p))]
                             for m, p in zip(measured, predicted, strict=True)]}  # fmt: skip
         return {"measured": np.asarray(measured), "predicted": np.asarray(predicted)}, row
 
@@ -109,12 +105,7 @@ def run(config: Config, **options):
 
 def _full_run(here, steps, num: int, seed: int) -> jax.Array:
     x_T = subject.noise(here.denoiser, num, seed)
-    full = precision.full_call(precision.Quantized(here.denoiser, {}))
-    return compiling.compiled(lambda x: diffusion.sample(full, x, steps).states)(x_T)
-
-
-def _rms(values) -> jax.Array:
-    return jnp.sqrt(jnp.mean(values**2))
+    return subject.full_states(here.denoiser, x_T, steps)
 
 
 def _weight_error(here, q) -> float:
@@ -126,8 +117,8 @@ def _weight_error(here, q) -> float:
         w = here.calibration.weights[name]
         is_switch = isinstance(weight, precision.Switch)
         taken = [weight.alternatives[k] for k in weight.which] if is_switch else [weight]
-        error += float(np.mean([jnp.sum((w if a is None else a) ** 2 - 2 * w * (
-            w if a is None else a) + w**2) for a in taken]))  # fmt: skip
+        errors = [0.0 if a is None else float(jnp.sum((a - w) ** 2)) for a in taken]
+        error += float(np.mean(errors))
         size += float(jnp.sum(w**2))
     return error / size
 

@@ -32,7 +32,6 @@ from experiments.harness.command import option
 from experiments.shaping import plots
 from qdiffjax import compiling, diffusion, estimates, precision, quant, results
 from qdiffjax.analysis.errors import prediction
-from qdiffjax.precision import quantized_call
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,18 +83,12 @@ def run(config: Config, **options):
     here = subject.prepare(config.checkpoint, steps_of, config.sites, config.seed)
     calibration, denoiser = here.calibration, here.denoiser
     x_T = subject.noise(denoiser, config.num_samples, config.seed)
-    full = precision.full_call(precision.Quantized(denoiser, {}))
 
     @functools.cache
     def programs(num_steps: int):
         steps = diffusion.ddim(denoiser.schedule, num_steps)
-        xs = compiling.compiled(lambda x: diffusion.sample(full, x, steps).states)(x_T)
-
-        @compiling.compiled
-        def errors(q):
-            x_0 = diffusion.sample(quantized_call(q), x_T, steps, per_call=q.calls(steps),
-                                   keep_trajectory=False).x_0  # fmt: skip
-            return prediction.root_mean_square(x_0 - xs[-1])
+        xs = subject.full_states(denoiser, x_T, steps)
+        errors = compiling.compiled(lambda q: subject.sample_errors(q, xs, steps))
 
         @compiling.compiled
         def predicted(q):
@@ -113,12 +106,12 @@ def run(config: Config, **options):
         qs = [precision.quantize(calibration, recipe, sites=config.sites, **each)
               for each in rounded]  # fmt: skip
         values = jnp.stack([errors(q) for q in qs])
-        ours = _rms(predicted(qs[0])) / _rms(values[0, : config.num_predicted])
-        rmse = estimates.bootstrap(_rms, values.T, key=jax.random.key(config.seed), num=1000)
+        ours = subject.rms(predicted(qs[0])) / subject.rms(values[0, : config.num_predicted])
+        rmse = estimates.bootstrap(subject.rms, values.T, key=jax.random.key(config.seed), num=1000)
         row = {"num_steps": num_steps, "bits": bits, "method": method,
                "rmse": float(rmse.value), "low": float(rmse.low),
                "high": float(rmse.high), "median": float(jnp.median(values)),
-               "of_seeds": [float(_rms(e)) for e in values],
+               "of_seeds": [float(subject.rms(e)) for e in values],
                "predicted_over_measured": float(ours)}  # fmt: skip
         return {"errors": np.asarray(values)}, row
 
@@ -127,10 +120,6 @@ def run(config: Config, **options):
     mark = results.fingerprint(dataclasses.asdict(config), here.mark())
     done = command.parts(parts, measure, mark, **options)
     return command.by_part(done), [row for _, row in done.values()]
-
-
-def _rms(values) -> jax.Array:
-    return jnp.sqrt(jnp.mean(values**2))
 
 
 EXPERIMENT = command.experiment(Config, run, plots=plots)

@@ -19,6 +19,7 @@ from qdiffjax import quant
 from qdiffjax._checks import check_names, concrete, require
 from qdiffjax.quant import MAX_BITS, MIN_BITS, BlockFormat, Format, IntFormat, ToggleFn
 from qdiffjax.quant.formats.base import check_number_format
+from qdiffjax.quant.grids import is_affine
 
 FORMATS: dict[str, Any] = {
     "e4m3": quant.E4M3FN, "e5m2": quant.E5M2, "e4m3b11": quant.E4M3B11FNUZ, "fp4": quant.E2M1,
@@ -114,8 +115,7 @@ class OperandFormat:
     def calibrate_fn(self) -> Callable:
         """Return the function that finds the scales of a weight."""
         if self.calibration is None:
-            is_affine = isinstance(self.format, IntFormat) and not self.format.signed
-            return quant.minmax if is_affine else quant.absmax
+            return quant.minmax if is_affine(self.format) else quant.absmax
         return self.calibration if callable(self.calibration) else CALIBRATIONS[self.calibration]
 
     def __str__(self):

@@ -1,7 +1,6 @@
 """What the rule of every site is given under a recipe."""
 
 import dataclasses
-import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,6 +24,7 @@ from qdiffjax.precision.ranges import Ranges, over_steps
 from qdiffjax.precision.recipe import Recipe
 from qdiffjax.precision.rules import Series, SiteQuant, Switch
 from qdiffjax.precision.settings import Assignment, static_grid
+from qdiffjax.precision.shaping import site_key
 from qdiffjax.quant import ActivationGrid, BlockFormat, activation_grid
 
 GridFn = Callable[[Any, Any, int], ActivationGrid]
@@ -97,13 +97,14 @@ def site_inputs(
       key: of stochastic rounding, from which every operand of every site has its own; None is
         key 0.
     """
+    key = jax.random.key(0) if key is None else key
     inputs = {}
     for name, (_, entry) in recipe.bits.items():
         grids: list[Any] = []
         if entry is not None:
             check_names("ranges", (name,), ranges)
             grids = [
-                format_grid(entry, pair, every, operand_key(key, name, place))
+                format_grid(entry, pair, every, site_key(jax.random.fold_in(key, place), name))
                 if isinstance(entry, OperandFormat) else grid_fn(pair[0], pair[1], entry)
                 for place, (pair, every) in enumerate(
                     zip(ranges[name], (by_step or ranges)[name], strict=True)
@@ -111,12 +112,6 @@ def site_inputs(
             ]  # fmt: skip
         inputs[name] = SiteQuant(weights.get(name), tuple(grids))
     return inputs
-
-
-def operand_key(key: Key | None, name: str, place: int) -> Key:
-    """Return the key of an operand: no two have the same random bits."""
-    own = jax.random.fold_in(jax.random.key(0) if key is None else key, place)
-    return jax.random.fold_in(own, zlib.crc32(name.encode()))
 
 
 def format_grid(entry: OperandFormat, pair, every, key: Key) -> ActivationGrid | Series:

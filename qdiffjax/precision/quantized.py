@@ -114,17 +114,11 @@ class Quantized:
         if not fed_back:
             return ()
         x = jax.ShapeDtypeStruct(jnp.shape(x_T), float_dtype(x_T))
-        call = ruled_call(self, rules.collect_operands)
-        marks = {name: SiteQuant() for name in fed_back}
-        t = jax.ShapeDtypeStruct((), x.dtype)
-        operands = jax.eval_shape(lambda x, t: call(x, t, marks)[1], x, t)
-        traced = trace(self.eps_fn, (self.params, x, t, *condition(self, x)))
-        sites = {each.name: each for site in traced.sites for each in expand(site)}
+        call, t = ruled_call(self, rules.observe(lambda x: x)), jax.ShapeDtypeStruct((), x.dtype)
+        operands = jax.eval_shape(lambda x, t: call(x, t)[1], x, t)
         return {
-            name: tuple(
-                jnp.zeros(operands[name][index].shape, operands[name][index].dtype) if on else None
-                for index, on in zip(sites[name].activations, flags, strict=False)
-            )
+            name: tuple(jnp.zeros(x.shape, x.dtype) if on else None
+                        for x, on in zip(operands[name], flags, strict=False))
             for name, flags in fed_back.items()
         }  # fmt: skip
 
@@ -221,12 +215,12 @@ def quantized_call(q: Quantized) -> CallFn:
     return call_fn
 
 
-def recording_call(q: Quantized, *, follow_rule: bool) -> CallFn:
-    """Return call_fn(x, t, inputs, state) with the local error of every site as outputs.
+def recording_call(q: Quantized) -> CallFn:
+    """Return `quantized_call` with the local error of every site as outputs.
 
-    As `quantized_call`, see `sites.rules.local_errors`; `inputs` are overrides of what `q` holds.
+    See `sites.rules.local_errors`.
     """
-    call = ruled_call(q, rules.local_errors(q.rule, follow_rule=follow_rule, keep_outputs=True))
+    call = ruled_call(q, rules.local_errors(q.rule, follow_rule=True, keep_outputs=True))
 
     def call_fn(x, t, inputs=None, state=()):
         eps, outputs, _ = call(x, t, with_residuals(merge(q.site_inputs, inputs), state))

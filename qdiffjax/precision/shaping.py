@@ -30,6 +30,11 @@ from qdiffjax.quant import (
 from qdiffjax.sites import Site
 
 
+def site_key(key: Key, name: str) -> Key:
+    """Return the key of a site: no two have the same random bits."""
+    return jax.random.fold_in(key, zlib.crc32(name.encode()))
+
+
 def shaped(
     key: Key, toggle_fn: ToggleFn = sigma_delta, extra_bits: int | None = None
 ) -> Callable[..., RoundingSequence]:
@@ -54,7 +59,7 @@ def shaped(
     """
 
     def round_fn(site: Site, w, scale, zero_point, format: Format) -> RoundingSequence:
-        own = jax.random.fold_in(key, zlib.crc32(site.name.encode()))
+        own = site_key(key, site.name)
         return _sequence(w, scale, zero_point, format, own, toggle_fn, extra_bits)
 
     round_fn.__name__ = getattr(toggle_fn, "__name__", "a sequence of its own").replace("_", " ")
@@ -65,7 +70,7 @@ def stochastic_weights(key: Key) -> Callable[..., jax.Array]:
     """Return the `round_fn` that rounds a weight once, at random and without bias."""
 
     def round_fn(site: Site, w, scale, zero_point, format: Format) -> jax.Array:
-        own = jax.random.fold_in(key, zlib.crc32(site.name.encode()))
+        own = site_key(key, site.name)
         return fake_quant_stochastic(w, scale, zero_point, uniform_like(own, w), format=format)
 
     round_fn.__name__ = "stochastic"

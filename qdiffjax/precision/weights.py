@@ -73,7 +73,7 @@ def keep_channel_sums(site: Site, w, scale, zero_point, format: Format) -> jax.A
     if not isinstance(format, IntFormat) or (format.is_static and format.bits == 1):
         return w
     channels = output_channels(site)
-    if len(scale.shape) != len(channels):  # rows of groups, see `_in_groups`
+    if len(scale.shape) != len(channels):  # rows of groups, see `_rows`
         channels = (*w.shape[: w.ndim - 2], 1, 1)
     shape = tuple(map(max, scale.shape, channels))
     return _keep_sums(w, scale, zero_point, _width_as_data(format), shape)
@@ -168,27 +168,30 @@ def _round_entry(site: Site, w, entry: OperandFormat, round_fn: Callable, adjust
     size: Any = entry.granularity
     is_block = isinstance(format, BlockFormat)
     element = format.element if is_block else format
+    axis, back = None, None
     if is_block or isinstance(size, int):
         size = format.block_size if is_block else size
         shape, axis = _groups(site, size)
-        if shape is None:  # rows of groups, filled up where they must be
-            require(round_fn in (simulated,), f"{site.name}, weight",
+        if shape is None:
+            require(round_fn is simulated, f"{site.name}, weight",
                     got=f"groups of {size} over {w.shape}",
                     expected=f"a divisor of axis {axis}, the only one that is summed",
                     remedy="simulate it by `quantize`, rounded once")  # fmt: skip
-            return _in_groups(site, w, entry, size, round_fn, adjust_fn)
+            w, back = _rows(site, w, size)
+            shape, axis = (*w.shape[:-1], 1), w.ndim - 1
     else:
         require(size in (None, TENSOR, CHANNEL), f"{site.name}, weight", got=repr(size),
                 expected=f"{TENSOR!r}, {CHANNEL!r} or the size of a group",
                 remedy="tokens are rows of activations")  # fmt: skip
-        shape, axis = (whole_tensor if size == TENSOR else output_channels)(site), None
+        shape = (whole_tensor if size == TENSOR else output_channels)(site)
     if is_block:
         grid = _block_scale(w, format, axis), None
     else:
         grid = _grid(w, element, shape, entry.calibrate_fn)
     if adjust_fn is not None:
         w = adjust_fn(site, w, *grid, element)
-    return round_fn(site, w, *grid, element)
+    rounded = round_fn(site, w, *grid, element)
+    return rounded if back is None else back(rounded)
 
 
 def _groups(site: Site, size: int) -> tuple[tuple[int, ...] | None, int | None]:
@@ -201,8 +204,9 @@ def _groups(site: Site, size: int) -> tuple[tuple[int, ...] | None, int | None]:
     return tuple(n // size if a == axis else n for a, n in enumerate(shape)), axis
 
 
-def _in_groups(site: Site, w, entry: OperandFormat, size: int, round_fn, adjust_fn):
-    """Round a weight in groups of neighbours among all numbers of an output channel.
+def _rows(site: Site, w, size: int):
+    """Return a weight as groups of neighbours among all numbers of an output channel, and the way
+    back.
 
     In the order in which kernels read them: channels of the input next to each other, then space.
     The last group is filled up with zeros.
@@ -210,18 +214,7 @@ def _in_groups(site: Site, w, entry: OperandFormat, size: int, round_fn, adjust_
     assert site.weight is not None
     axis, summed = group_axis(site, site.weight), site.contract_axes[site.weight]
     order = tuple(a for a in summed if a != axis) + (() if axis is None else (axis,))
-    rows, back = grouped(w, size, order, None)
-    if isinstance(entry.format, BlockFormat):
-        grid, element = (
-            (_block_scale(rows, entry.format, rows.ndim - 1), None),
-            entry.format.element,
-        )
-    else:
-        element = entry.format
-        grid = _grid(rows, element, (*rows.shape[:-1], 1), entry.calibrate_fn)
-    if adjust_fn is not None:
-        rows = adjust_fn(site, rows, *grid, element)
-    return back(round_fn(site, rows, *grid, element))
+    return grouped(w, size, order, None)
 
 
 def _width_as_data(format: Format) -> Format:

@@ -230,7 +230,7 @@ def attribution(
         return current(x, steps)[0]
 
     def one(q, x_T, z, *known):
-        record = recording_call(q, follow_rule=True)
+        record = recording_call(q)
         full, tapped = full_call(q), ruled_call(q, rules.perturb)
 
         def recorded(x_hat, t, coeffs, z, inputs):
@@ -308,7 +308,7 @@ def inject(
         require(jnp.shape(amount)[0] == steps.t.shape[0], "amounts",
                 got=f"{jnp.shape(amount)[0]} of {name!r}", expected=f"{steps.t.shape[0]}",
                 remedy="one for each step")  # fmt: skip
-    record = recording_call(q, follow_rule=True)
+    record = recording_call(q)
     tapped = ruled_call(q, rules.perturb)
 
     def body(carry, slices):
