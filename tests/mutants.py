@@ -117,7 +117,9 @@ def killer(copied: Path, files: list[str], seconds: int) -> str | None:
     except subprocess.TimeoutExpired:
         return "timeout"
     failed = re.search(r"^(?:FAILED|ERROR) (\S+)", run.stdout, re.M)
-    return failed[1] if failed else None if run.returncode in (0, 5) else f"exit {run.returncode}"
+    if failed is None and run.returncode not in (0, 5):  # not a test's word: nothing was tried
+        raise SystemExit(f"pytest: exit {run.returncode}\n{run.stdout}{run.stderr}")
+    return failed[1] if failed else None
 
 
 def main() -> None:
