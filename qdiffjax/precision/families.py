@@ -50,11 +50,22 @@ def alike(qs: Sequence[Quantized], steps: Steps) -> list[Quantized]:
             for i in range(count)
         ]  # fmt: skip
         for k, table in enumerate(tables):
-            table[name] = SiteQuant(weights[k], tuple(column[k] for column in columns))
+            around = _around(name, [site.around for site in sites])
+            table[name] = SiteQuant(
+                weights[k], tuple(column[k] for column in columns), around=around[k]
+            )
     return [
         dataclasses.replace(q, site_inputs=table, widths=None)
         for q, table in zip(qs, tables, strict=True)
     ]
+
+
+def _around(name: str, arounds: list) -> list:
+    """Return what is done around a site's product by each, which is not made alike."""
+    require(len({_kind(each) for each in arounds}) == 1, f"{name}, around its product",
+            got="several structures", expected="one, such as the same cures for all",
+            remedy="compare others in programs of their own")  # fmt: skip
+    return arounds
 
 
 def _operands(operands: Sequence[Any], num_calls: int) -> list[Any]:

@@ -31,12 +31,14 @@ FORMATS: dict[str, Any] = {
 }  # fmt: skip
 CALIBRATIONS: dict[str, Callable] = {
     "absmax": quant.absmax, "minmax": quant.minmax, "mse": quant.mse,
-    "percentile": quant.percentile, "kl": quant.kl,
+    "percentile": quant.percentile, "kl": quant.kl, "gaussian": quant.gaussian_clip,
+    "laplace": quant.laplace_clip,
 }  # fmt: skip
 NEAREST, SUMS, STOCHASTIC, SHAPED = "nearest", "sums", "stochastic", "shaped"
+DIFFERENCE = "difference"
 SEQUENCES: dict[str, ToggleFn] = {SHAPED: quant.sigma_delta, "golden": quant.golden_ratio,
                                   "fresh": quant.fresh_bits}  # fmt: skip
-ROUNDINGS = (NEAREST, SUMS, STOCHASTIC, *SEQUENCES)
+ROUNDINGS = (NEAREST, SUMS, STOCHASTIC, DIFFERENCE, *SEQUENCES)
 TENSOR, CHANNEL, TOKEN = "tensor", "channel", "token"
 GRANULARITIES = (TENSOR, CHANNEL, TOKEN)
 DYNAMIC, STATIC, BY_STEP = "dynamic", "static", "by-step"
@@ -63,7 +65,8 @@ class OperandFormat:
         "by-step", static and one for each call of the sampler.
       calibration: of a weight, name in `CALIBRATIONS` or a function such as `quant.mse`.
       rounding: "nearest"; "sums", to nearest such that the sum of each output channel of a weight
-        stays; "stochastic"; and anew at every call of the sampler, "shaped" (weights by sigma-delta
+        stays; "stochastic"; "difference", of an activation to what the call before had rounded; and
+        anew at every call of the sampler, "shaped" (weights by sigma-delta
         sequences, activations by error feedback) or, of weights, "golden" or "fresh".
 
     Raises:

@@ -12,6 +12,7 @@ from qdiffjax._typing import Key
 from qdiffjax.precision.formats import (
     BY_STEP,
     CHANNEL,
+    DIFFERENCE,
     NEAREST,
     SHAPED,
     STATIC,
@@ -38,8 +39,19 @@ def inputs_of(
     """Return the inputs of every site under a recipe, those that change by phase as a `Switch`."""
     ranges = chosen.calibration.ranges
     key = chosen.rounding.get("key")
+    own = Recipe(chosen.recipe.bits)
+    base_weights = weights_of(own)
+
+    def weights(table: Recipe) -> dict[str, Any]:
+        """Return the weights of a phase, those that it rounds like all others being the same."""
+        same = {name for name, bits in table.bits.items()
+                if name in own.bits and _is_same(bits.weight, own.bits[name].weight)}  # fmt: skip
+        rest = Recipe({name: bits for name, bits in table.bits.items() if name not in same})
+        shared = {name: w for name, w in base_weights.items() if name in same}
+        return shared | (weights_of(rest) if rest.bits else {})
+
     tables = [
-        site_inputs(table, weights_of(table), over_steps(ranges), grid_fn, by_step=ranges, key=key)
+        site_inputs(table, weights(table), over_steps(ranges), grid_fn, by_step=ranges, key=key)
         for table in map(Recipe, chosen.recipe.tables)
     ]
     if len(tables) == 1:
@@ -52,6 +64,13 @@ def inputs_of(
                         *(phase.get(name, base.get(name, plain)) for phase in phases)], which)
         for name in chosen.recipe.names
     }  # fmt: skip
+
+
+def _is_same(entry: Any, other: Any) -> bool:
+    """Return whether two entries of a recipe are known to be equal; traced widths are not."""
+    return entry is other or bool(
+        isinstance(entry, int | OperandFormat) and type(entry) is type(other) and entry == other
+    )
 
 
 def num_steps(ranges: Ranges) -> int:
@@ -126,19 +145,23 @@ def format_grid(entry: OperandFormat, pair, every, key: Key) -> ActivationGrid |
     require(entry.granularity != CHANNEL and entry.calibration is None, "activation",
             got=str(entry), expected=f"{TENSOR!r}, {TOKEN!r} or the size of a group, and the range "
             "of the calibration", remedy="channels and calibrations are of weights")  # fmt: skip
-    require(entry.rounding in (None, NEAREST, STOCHASTIC, SHAPED), "activation", got=str(entry),
-            expected=f"{NEAREST!r}, {STOCHASTIC!r} or {SHAPED!r}",
+    known = (NEAREST, STOCHASTIC, SHAPED, DIFFERENCE)
+    require(entry.rounding in (None, *known), "activation", got=str(entry),
+            expected=f"one of {known}",
             remedy="sums and other sequences are of weights")  # fmt: skip
     key = key if entry.rounding == STOCHASTIC else None  # type: ignore[assignment]
-    feedback = entry.rounding == SHAPED
+    memory = {"feedback": entry.rounding == SHAPED, "difference": entry.rounding == DIFFERENCE}
     is_static = entry.scales in (STATIC, BY_STEP)
     if isinstance(entry.format, BlockFormat) or not is_static:
         sizes: dict[Any, int | None] = {None: None, TOKEN: None, TENSOR: 0}
         size = sizes.get(entry.granularity, entry.granularity)
-        return ActivationGrid(entry.format, key=key, group_size=size, feedback=feedback)
+        return ActivationGrid(entry.format, key=key, group_size=size, **memory)
     low, high = every if entry.scales == BY_STEP else pair
     grid = activation_grid(low, high, entry.format)
-    grid = dataclasses.replace(grid, key=key, feedback=feedback)
+    require(entry.rounding != DIFFERENCE, "activation", got=str(entry),
+            expected="dynamic scales: the range of a difference is not that of calibration",
+            remedy="leave the scales out")  # fmt: skip
+    grid = dataclasses.replace(grid, key=key, **memory)
     if entry.scales == STATIC:
         return grid
     keys = None if key is None else jax.random.split(key, len(low))

@@ -101,8 +101,8 @@ def lowered(
       DiagnosisWarning: sites that stay simulated.
     """
     c = chosen.calibration
-    fed_back = [name for name, each in inputs.items() if any(each.has_feedback)]
-    require(not fed_back, "lower", got=f"error feedback at {', '.join(fed_back[:3])}",
+    remembered = [name for name, each in inputs.items() if any(each.has_memory)]
+    require(not remembered, "lower", got=f"error feedback at {', '.join(remembered[:3])}",
             expected="activations without", remedy="simulate it by `quantize`")  # fmt: skip
     _warn_of_simulation(c.sites, inputs)
     inputs = stored(inputs, c.sites, path)
@@ -235,6 +235,7 @@ def _check_inputs(site: Site, inputs: SiteQuant) -> None:
     require(isinstance(inputs, SiteQuant), site.name, got=type(inputs).__name__,
             expected="a SiteQuant", error=TypeError,
             remedy="lower(calibration, recipe) makes them")  # fmt: skip
+    inputs.check_plain(site)
     for grid in (g for g in inputs.activations if g is not None and g.format.is_static):
         shape = () if grid.scale is None else jnp.shape(grid.scale)
         require(

@@ -106,12 +106,12 @@ class Quantized:
     def start(self, x_T) -> Any:
         """Return the `state` that a sampler from x_T [batch, *shape] begins with.
 
-        Zero residuals {site: ([operand's shape] or None, ...)} where activations are rounded with
-        feedback; () where none are.
+        Zeros {site: ([operand's shape] or None, ...)} where activations are rounded with memory of
+        earlier calls: what feedback still owes, what a difference is taken to; () where none are.
         """
-        fed_back = {name: inputs.has_feedback for name, inputs in self.site_inputs.items()
-                    if isinstance(inputs, SiteQuant) and any(inputs.has_feedback)}  # fmt: skip
-        if not fed_back:
+        remembered = {name: inputs.has_memory for name, inputs in self.site_inputs.items()
+                    if isinstance(inputs, SiteQuant) and any(inputs.has_memory)}  # fmt: skip
+        if not remembered:
             return ()
         x = jax.ShapeDtypeStruct(jnp.shape(x_T), float_dtype(x_T))
         call, t = ruled_call(self, rules.observe(lambda x: x)), jax.ShapeDtypeStruct((), x.dtype)
@@ -119,7 +119,7 @@ class Quantized:
         return {
             name: tuple(jnp.zeros(x.shape, x.dtype) if on else None
                         for x, on in zip(operands[name], flags, strict=False))
-            for name, flags in fed_back.items()
+            for name, flags in remembered.items()
         }  # fmt: skip
 
     def at(self, index) -> "Quantized":
@@ -255,8 +255,9 @@ def merge(base: dict[str, Any], override: dict[str, Any] | None) -> dict[str, An
         if isinstance(new, SiteQuant) and isinstance(old, SiteQuant):
             weight = old.weight if new.weight is None else new.weight
             call = old.call if new.call is None else new.call
+            around = old.around if new.around is None else new.around
             new = SiteQuant(weight, new.activations or old.activations, call,
-                            new.residuals or old.residuals)  # fmt: skip
+                            new.residuals or old.residuals, around)  # fmt: skip
         merged[name] = new
     return merged
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from qdiffjax._checks import require
+from qdiffjax.precision.around import Around
 from qdiffjax.quant import ActivationGrid, RoundingSequence, rounding
 from qdiffjax.sites import Site
 from qdiffjax.sites.products import Conv
@@ -67,21 +68,24 @@ class SiteQuant(NamedTuple):
     leave it alone; activations: an `ActivationGrid`, a `Series` of them or None for each activation
     operand, in order; () for none; each may be a `Switch`; call: number of the sampler's network
     call, which sequences, series and switches need; residuals: what earlier calls lost of each
-    activation operand that is rounded with feedback, the call's state.
+    activation operand that is rounded with feedback, the call's state; around: what is done around
+    the product, see `Around`.
     """
 
     weight: Any = None
     activations: tuple = ()
     call: Any = None
     residuals: tuple = ()
+    around: Around | None = None
 
     @property
     def needs_call(self) -> bool:
         """Whether the rounding depends on the number of the call."""
-        return isinstance(self.weight, Switch | RoundingSequence) or any(
+        has_more = self.around is not None and self.around.lengths
+        return bool(has_more) or isinstance(self.weight, Switch | RoundingSequence) or any(
             isinstance(a, Switch | Series) or getattr(a, "key", None) is not None
             for a in self.activations
-        )
+        )  # fmt: skip
 
     def alternatives(self) -> tuple["SiteQuant", ...]:
         """Return what the site is given at some call, one for each alternative of its switches."""
@@ -97,11 +101,21 @@ class SiteQuant(NamedTuple):
         operands = (self.weight, *self.activations)
         return next((o.which for o in operands if isinstance(o, Switch)), None)
 
+    def check_plain(self, site: Site) -> None:
+        """Refuse what is done around a product, for readers that look at roundings alone.
+
+        Raises:
+          ValueError: another basis, a branch or a correction.
+        """
+        require(self.around is None, site.name, got="a cure around its product",
+                expected="roundings alone, which is all that this reads",
+                remedy="use attribute, predict or a run, which take cures")  # fmt: skip
+
     @property
-    def has_feedback(self) -> tuple[bool, ...]:
-        """Whether each activation operand is rounded with error feedback, at some call."""
+    def has_memory(self) -> tuple[bool, ...]:
+        """Whether each activation operand is rounded with memory of earlier calls, at some call."""
         return tuple(
-            any(getattr(getattr(a, "values", a), "feedback", False)
+            any(getattr(getattr(a, "values", a), "has_memory", False)
                 for a in getattr(operand, "alternatives", (operand,)))
             for operand in self.activations
         )  # fmt: skip
@@ -112,7 +126,8 @@ class SiteQuant(NamedTuple):
         switches = [a.which for a in (self.weight, *self.activations) if isinstance(a, Switch)]
         parts = (p for a in self.activations for p in getattr(a, "alternatives", (a,)))
         series = [jax.tree.leaves(p)[0] for p in parts if isinstance(p, Series)]
-        return tuple(len(a) for a in (*switches, *series))
+        own = () if self.around is None else self.around.lengths
+        return (*(len(a) for a in (*switches, *series)), *own)
 
 
 def quantize_site(site: Site, op: Callable, operands: tuple, inputs: SiteQuant | None):
@@ -120,29 +135,51 @@ def quantize_site(site: Site, op: Callable, operands: tuple, inputs: SiteQuant |
 
         y = op(Q(activation), Q(weight))
 
+    and what is done around it, see `Around`.
+
     Survey, section 2.3 and eq. 11: Q(theta), Q(h_t), and at the sites `input` and `output`
     Q(x_t) and Q(eps). The weight was quantized before the loop over steps, see `quantize`. Returns
     the residuals of operands that are rounded with feedback beside the result, None for none.
     """
     if inputs is None:
         return op(*operands), None
-    values = list(operands)
+    values, around = list(operands), inputs.around
+    call = inputs.call
+    if around is not None and around.lengths:
+        call = number(call)
+    if around is not None and around.bases:
+        for index in site.activations:
+            values[index] = around.enter(values[index], group_axis(site, index), call)
+    exact = list(values)
     if site.weight is not None and inputs.weight is not None:
         values[site.weight] = _weight(inputs.weight, values[site.weight], inputs.call)
     residuals: list[Any] = [None] * len(inputs.activations)
-    fed_back = inputs.has_feedback
+    remembered = inputs.has_memory
     for place, (index, grid) in enumerate(zip(site.activations, inputs.activations, strict=False)):
         if grid is None:
             continue
         fn = functools.partial(_rounded, site, index)
         pair = values[index], None
-        if fed_back[place]:
+        if remembered[place]:
             require(inputs.residuals, site.name, got="no residual",
-                    expected="what earlier calls lost of an operand that is rounded with feedback",
+                    expected="what earlier calls hand on of an operand that is rounded with memory",
                     remedy="pass state=q.start(x_T) to whatever runs the sampler")  # fmt: skip
             pair = values[index], inputs.residuals[place]
         values[index], residuals[place] = at_call(fn, grid, inputs.call, pair)
-    return op(*values), tuple(residuals) if any(fed_back) else None
+    return _left(site, op, op(*values), exact, around, call), (
+        tuple(residuals) if any(remembered) else None
+    )
+
+
+def _left(site: Site, op: Callable, y, exact: list, around: Around | None, call):
+    """Return the result of a product with its branch, corrected."""
+    if around is None:
+        return y
+    if around.branch is not None:
+        assert site.weight is not None
+        exact[site.weight] = around.branch.astype(exact[site.weight].dtype)
+        y = y + op(*exact)
+    return y if around.correction is None else around.correction(y, call)
 
 
 def _rounded(site: Site, index: int, grid: ActivationGrid | None, pair):
@@ -151,7 +188,7 @@ def _rounded(site: Site, index: int, grid: ActivationGrid | None, pair):
     if grid is None:
         return pair
     axes, groups = token_axes(site, index), group_axis(site, index)
-    if grid.feedback:
+    if grid.has_memory:
         return grid.round_with_residual(x, residual, axes, groups)
     return round_activation(x, grid, axes=axes, group_axis=groups), residual
 

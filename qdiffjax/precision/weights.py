@@ -13,6 +13,7 @@ from qdiffjax._checks import require
 from qdiffjax._typing import EpsFn, Key
 from qdiffjax.precision.formats import (
     CHANNEL,
+    DIFFERENCE,
     NEAREST,
     SEQUENCES,
     STOCHASTIC,
@@ -153,6 +154,9 @@ def _rounding_of(entry: OperandFormat, round_fn: Callable, key: Key | None) -> C
     """Return what rounds a weight as its entry says."""
     if entry.rounding in (None, NEAREST, SUMS):
         return round_fn
+    require(entry.rounding != DIFFERENCE, "weight", got=str(entry),
+            expected="a weight, which does not change from call to call",
+            remedy="differences are of activations: A4 difference")  # fmt: skip
     require(round_fn is simulated, "rounding", got=f"{entry.rounding!r} in real low precision",
             expected="codes that stay from call to call: nearest or sums",
             remedy="simulate it by `quantize`")  # fmt: skip

@@ -34,6 +34,7 @@ class ActivationGrid:
         the operand, other samples too. A block format has its own. Static.
       feedback: whether what a call's rounding lost is added to what the next call rounds, see
         `round_with_residual`. Static.
+      difference: whether a call rounds the difference to what the call before had rounded. Static.
     """
 
     format: Any
@@ -42,6 +43,12 @@ class ActivationGrid:
     key: Any = None
     group_size: int | None = dataclasses.field(default=None, metadata={"static": True})
     feedback: bool = dataclasses.field(default=False, metadata={"static": True})
+    difference: bool = dataclasses.field(default=False, metadata={"static": True})
+
+    @property
+    def has_memory(self) -> bool:
+        """Whether a call's rounding depends on that of the call before."""
+        return self.feedback or self.difference
 
     def with_bits_as_data(self) -> "ActivationGrid":
         """Return the same grid, its bits an array of the shape of its scale.
@@ -111,8 +118,16 @@ class ActivationGrid:
 
         so that q_i - x_i = r_i - r_{i+1}: the error is high-pass in the number of the call, however
         x moves. What lies beyond a static grid's ends is not carried on, so that |r| stays within
-        half a step (anti-windup).
+        half a step (anti-windup). With `difference` what is handed on is the rounded operand,
+
+            q_i = q_{i-1} + Q(x_i - q_{i-1}),   q_{-1} = 0
+
+        whose range is that of a step's change (MoDiff, ICML 2025): since the difference is taken to
+        what was rounded, errors do not add up.
         """
+        if self.difference:
+            rounded = residual + self.round(x - residual, axes, None, group_axis)
+            return rounded, jax.lax.stop_gradient(rounded)
         target = x + residual
         rounded = self.round(target, axes, None, group_axis)
         if self.scale is not None:

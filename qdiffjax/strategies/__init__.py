@@ -1,15 +1,17 @@
-"""How to choose a recipe: where bits matter.
+"""How to choose a recipe, and what makes its rounding hurt less.
 
-allocation  bits by water-filling and Lagrange multipliers; one of several choices for each item,
-            within a budget, with the bound that says how far from the best it is
+allocation      bits by water-filling and Lagrange multipliers; one of several choices for each
+                item, within a budget, with the bound that says how far from the best it is
+drafts          a quantized denoiser in the making; cures, and how they compose
+states          the calls of a sampler at which cures look; `statistics`, what they see there
+bases           smoothing, rotation, reordering, low rank: the basis in which products round
+weights         clips, GPTQ, AdaRound: how weights round, from second moments
+blocks          the same, learned from the prediction, block by block
+activations     static clips by step; the time path
+corrections     mean errors of sites; the prediction's by call (PTQD, TAC, D2-DPM, compensation);
+                `lines`, how they are fitted
 """
 
-from qdiffjax.strategies.allocation import (
-    Allocation,
-    Relaxed,
-    WaterFilling,
-    choose,
-    lagrangian_bits,
-    relaxed_choice,
-    reverse_water_filling,
-)
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

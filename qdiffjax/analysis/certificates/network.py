@@ -156,6 +156,8 @@ class Walk:
     def at_edge(self, site: Site, value: Pair) -> Pair:
         """The site `input` or `output`."""
         how = self.site_inputs.get(site.name)
+        if how is not None:
+            how.check_plain(site)
         return value if not how or not how.activations else self.round(value, how.activations[0])
 
     def at_site(self, eqn, site: Site, values, index) -> list:
@@ -163,6 +165,7 @@ class Walk:
         how = self.site_inputs.get(site.name + "".join(f"[{i}]" for i in index))
         if how is None:
             return primitives.apply(eqn, values)
+        how.check_plain(site)
         values = list(values)
         for i, grid in zip(site.activations, how.activations, strict=False):
             values[i] = self.round(pairs.as_pair(values[i]), grid)

@@ -271,11 +271,15 @@ def _tap(site, op, operands, inputs):
     if inputs is None:
         return op(*operands), None
     taps, rounding = inputs
+    rounding.check_plain(site)
     values = list(operands)
     for index, tap in zip(site.activations, taps, strict=False):
         values[index] = values[index] + tap
 
     def variance(index, grid, x):
+        require(not getattr(grid, "difference", False), site.name, got="rounded differences",
+                expected="roundings whose size the operand alone decides",
+                remedy="measure them by a run")  # fmt: skip
         return jnp.zeros_like(x) if grid is None else average_variance(
             x, grid, axes=precision.token_axes(site, index),
             group_axis=precision.group_axis(site, index),

@@ -1,0 +1,205 @@
+"""Cures that leave the product as it is and change in which basis it is rounded.
+
+x w = B(x) B^-T(w):  smoothing, rotation, reordering;      x w = x (w - L) + x L:  low rank
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from qdiffjax import precision
+from qdiffjax._checks import SHARE, check_count, check_key, checked
+from qdiffjax._typing import Array
+from qdiffjax.precision.around import Around, Diagonal, Order, Rotation, largest_block
+from qdiffjax.precision.shaping import site_key
+from qdiffjax.sites import Site
+from qdiffjax.strategies.drafts import BASIS, SPLIT, Cure, Draft
+from qdiffjax.strategies.statistics import (
+    channel_maxima,
+    weight_matrix,
+    weight_operand,
+    with_matrices,
+)
+
+SMALLEST = 1e-5  # of a channel's factor, as in SmoothQuant's code
+
+
+def smoothing_factors(activation, weight, alpha) -> Array:
+    """Return what channels of an activation are divided by [*lead, channels].
+
+        s_j = max|X_j|^alpha / max|W_j|^(1 - alpha)
+
+    Xiao et al. 2023 (SmoothQuant), eq. 4; 1 where either is zero.
+
+    Args:
+      activation: max |X_j| [*lead, channels].
+      weight: max |W_j| [channels].
+      alpha: share of the difficulty that moves to the weights.
+    """
+    wide = jnp.broadcast_to(weight, jnp.shape(activation))
+    usable = (activation > 0) & (wide > 0)
+    safe = jnp.where(usable, activation, 1.0), jnp.where(usable, wide, 1.0)
+    factor = safe[0] ** alpha / safe[1] ** (1 - alpha)
+    return jnp.where(usable, jnp.maximum(factor, SMALLEST), 1.0)
+
+
+@checked(alpha=SHARE, num_ranges=check_count)
+def smoothing(
+    alpha: float = 0.5, num_ranges: int = 1, *, sites: Sequence[str] | None = None
+) -> Cure:
+    """Return the cure that moves the range of activation channels to the weights.
+
+    SmoothQuant (Xiao et al. 2023, eqs. 3 and 4). With several ranges of the sampler's calls each
+    has factors and a rounded weight of its own, as ViDiT-Q (Zhao et al. 2024, section 4.2), at
+    num_ranges times the storage of the weights. Costs a pass over the states.
+    """
+
+    def apply(draft: Draft) -> Draft:
+        names = with_matrices(draft, sites)
+        maxima = channel_maxima(draft, names)
+        num_calls = draft.steps.t.shape[0]
+        for name in names:
+            weight = _weight_maxima(draft, name)
+            if num_ranges == 1:
+                scale = smoothing_factors(jnp.max(maxima[name], 0), weight, alpha)
+            else:
+                scale = _by_range(draft, maxima[name], weight, alpha, num_ranges, num_calls)
+            draft = _with_basis(draft, name, Diagonal(scale))
+        return draft.billed(evaluations=draft.states.num)
+
+    ranges = f" in {num_ranges} ranges" if num_ranges > 1 else ""
+    return Cure(f"smoothing {alpha:g}{ranges}".replace("0.", "."), BASIS, apply)
+
+
+def _by_range(draft: Draft, maxima, weight, alpha, num_ranges: int, num_calls: int):
+    """Return factors of every call [num_calls, channels], the same within a range of calls."""
+    place = np.asarray(draft.states.call) * num_ranges // num_calls
+    rows: list[Any] = []
+    for k in range(num_ranges):
+        seen = maxima[np.flatnonzero(place == k)] if (place == k).any() else maxima
+        rows.append(smoothing_factors(jnp.max(seen, 0), weight, alpha))
+    return jnp.stack(rows)[np.arange(num_calls) * num_ranges // num_calls]
+
+
+def _weight_maxima(draft: Draft, name: str) -> Array:
+    """Return max |W_j| of every input channel of a weight, in the basis that it has so far."""
+    site = draft.sites[name]
+    assert site.weight is not None
+    axis = precision.group_axis(site, site.weight)
+    w = draft.around.get(name, Around()).weight(draft.calibration.weights[name], axis)
+    return jnp.max(jnp.abs(w), tuple(a for a in range(w.ndim) if a != axis))
+
+
+def _with_basis(draft: Draft, name: str, basis) -> Draft:
+    bases = draft.around.get(name, Around()).bases
+    return draft.with_around(name, bases=(*bases, basis))
+
+
+@checked(key=check_key)
+def rotation(key, *, sites: Sequence[str] | None = None) -> Cure:
+    """Return the cure that mixes channels by a Hadamard matrix with random signs.
+
+        x w = (x D H)(H D w),   H = H_b / sqrt(b),   b the largest power of two in the channels
+
+    Outliers of a channel spread over b of them, so that ranges shrink towards those of a Gaussian
+    (QuIP#, Tseng et al. 2024, section 3; QuaRot, Ashkboos et al. 2024). For a convolution channels
+    are mixed at every pixel, which zero padding does not disturb. Costs no network evaluation, and
+    n log2 b additions an input at run time.
+    """
+
+    def apply(draft: Draft) -> Draft:
+        for name in with_matrices(draft, sites):
+            num = _num_channels(draft.sites[name])
+            signs = jax.random.rademacher(site_key(key, name), (num,), jnp.float32)
+            draft = _with_basis(draft, name, Rotation(signs, largest_block(num)))
+        return draft
+
+    return Cure("rotation", BASIS, apply)
+
+
+def reordering(*, sites: Sequence[str] | None = None) -> Cure:
+    """Return the cure that sorts channels by their range, for recipes with groups of activations.
+
+    Channels of like range then share a scale; the idea of PermuQuant (2026) and RPTQ (Yuan et al.
+    2023). Without groups it changes nothing. Costs a pass over the states, nothing at run time
+    where the order can be folded into the layer before.
+    """
+
+    def apply(draft: Draft) -> Draft:
+        names = with_matrices(draft, sites)
+        for name, maxima in channel_maxima(draft, names).items():
+            draft = _with_basis(draft, name, Order(jnp.argsort(jnp.max(maxima, 0))))
+        return draft.billed(evaluations=draft.states.num)
+
+    return Cure("reordering", BASIS, apply)
+
+
+def low_rank_part(matrix: Array, rank: int) -> Array:
+    """Return the nearest matrix of a rank to [K, M], by the singular value decomposition.
+
+    Eckart and Young 1936.
+    """
+    u, s, v = jnp.linalg.svd(matrix, full_matrices=False)
+    return jnp.matmul(u[:, :rank] * s[None, :rank], v[:rank], precision="highest")
+
+
+@checked(rank=check_count)
+def low_rank(rank: int = 16, *, sites: Sequence[str] | None = None) -> Cure:
+    """Return the cure that keeps a low-rank part of each weight in full precision, beside it.
+
+        x w = Q(x) Q(w - L) + x L,   L = SVD_rank(w)
+
+    SVDQuant (Li et al. 2025), eqs. 5 and 6, after smoothing there. It costs 16 rank (K + M) bits
+    of storage and rank (K + M) multiplications a row, see `stored_bits`.
+    """
+
+    def apply(draft: Draft) -> Draft:
+        for name in with_matrices(draft, sites):
+            site, around = draft.sites[name], draft.around.get(name, Around())
+            assert site.weight is not None
+            axis = precision.group_axis(site, site.weight)
+            w = around.weight(draft.calibration.weights[name], axis)
+            part = low_rank_part(weight_matrix(site, w), rank)
+            draft = draft.with_around(name, branch=weight_operand(site, part))
+        return draft
+
+    return Cure(f"rank {rank}", SPLIT, apply)
+
+
+def stored_bits(draft: Draft, rank: int = 0) -> float:
+    """Return the bits stored for each weight that the recipe rounds, on average.
+
+    Codes, a float32 scale (and zero point) for each of its groups, 16 bits for each number of the
+    factors of a low-rank part and of channels' factors, and every version of a weight that changes
+    with the steps. Survey, eq. 13, counts codes alone.
+
+    Args:
+      draft: its recipe and cures.
+      rank: of its low-rank parts.
+    """
+    total = num = 0
+    for name, grid in draft.weight_grids().items():
+        around = draft.around.get(name, Around())
+        extra, versions = 0, 1
+        if around.branch is not None:
+            extra += 16 * rank * sum(weight_matrix(draft.sites[name], grid.w).shape)
+        for basis in around.bases:
+            extra += 16 * basis.scale.size if isinstance(basis, Diagonal) else 0
+            if basis.num_calls is not None:
+                versions = len(np.unique(np.asarray(basis.scale), axis=0))
+        scales = grid.scale.size * (1 if grid.zero_point is None else 2)
+        bits = float(np.max(np.asarray(grid.format.bits)))
+        total += versions * (bits * grid.w.size + 32 * scales) + extra
+        num += grid.w.size
+    return total / num
+
+
+def _num_channels(site: Site) -> int:
+    assert site.weight is not None
+    axis = precision.group_axis(site, site.weight)
+    assert axis is not None
+    return math.prod(site.shapes[site.weight][axis : axis + 1])

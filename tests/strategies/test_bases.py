@@ -1,0 +1,153 @@
+"""Smoothing, rotation, order and low rank: worked cases, and the product stays."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from qdiffjax import diffusion, precision, strategies
+from qdiffjax.strategies import bases, drafts
+from tests import worlds
+from tests.precision.small import STEPS, calibrated, denoiser
+from tests.tolerances import assert_close
+
+NOISE = worlds.normal(31, 8, 6, 6, 3)
+
+KEY = jax.random.key(5)
+
+
+@functools.cache
+def eps_of():
+    return jax.jit(
+        lambda q, x, inputs: precision.quantized_call(q)(x, jnp.asarray(90.0), inputs)[0]
+    )
+
+
+def made(cures, recipe="W16A16", **options):
+    """A draft of the small network."""
+    return strategies.improve(calibrated(), recipe, cures, STEPS, jax.random.key(1),
+                              x_T=NOISE[:4], sites=("conv", "in"), **options)  # fmt: skip
+
+
+def test_smoothing_meets_half_way():
+    """Activations to 16 and 1, weights to 1 and 4: both channels end at sqrt(max X max W)."""
+    x, w = jnp.asarray([16.0, 1.0]), jnp.asarray([1.0, 4.0])
+    s = bases.smoothing_factors(x, w, 0.5)
+    assert_close(s, np.array([4.0, 0.5]))
+    assert_close(x / s, np.sqrt(x * w))
+    assert_close(w * s, np.sqrt(x * w))
+    assert_close(bases.smoothing_factors(x, w, 1.0), x)
+    assert_close(bases.smoothing_factors(x, w, 0.0), 1 / w)
+    assert_close(bases.smoothing_factors(jnp.asarray([0.0, 2.0]), w, 0.5)[0], 1.0)
+
+
+CURES = {
+    "smoothing": strategies.smoothing(), "by range": strategies.smoothing(0.7, 5),
+    "rotation": strategies.rotation(KEY), "reordering": strategies.reordering(),
+    "rank": strategies.low_rank(2),
+    "all": strategies.compose([strategies.low_rank(1), strategies.rotation(KEY),
+                               strategies.smoothing()]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("cure", CURES.values(), ids=CURES)
+def test_at_sixteen_bits_every_basis_gives_the_network(cure):
+    q = made([cure]).quantized()
+    x = worlds.normal(8, 2, 6, 6, 3)
+    calls = q.calls(STEPS)
+    inputs = None if calls is None else jax.tree.map(lambda a: jnp.asarray(a)[3], calls)
+    exact = denoiser().eps_fn(denoiser().params, x, jnp.asarray(90.0))
+    error = eps_of()(q, x, inputs) - exact
+    assert float(jnp.max(jnp.abs(error))) < 2e-3 * float(jnp.max(jnp.abs(exact)))
+    assert "cures:" in q.settings.weights
+
+
+def test_low_rank_is_the_best_of_its_rank():
+    matrix = worlds.normal(2, 7, 5)
+    singular = np.linalg.svd(np.asarray(matrix), compute_uv=False)
+    for rank in (1, 3):
+        rest = matrix - bases.low_rank_part(matrix, rank)
+        assert_close(jnp.linalg.norm(rest), np.sqrt(np.sum(singular[rank:] ** 2)), factor=256)
+        assert np.linalg.matrix_rank(np.asarray(matrix - rest), tol=1e-9) == rank
+
+
+def test_what_low_rank_leaves_has_a_smaller_range():
+    w = jnp.outer(jnp.arange(1.0, 9.0), jnp.ones(4)) + 0.01 * worlds.normal(1, 8, 4)
+    assert float(jnp.max(jnp.abs(w - bases.low_rank_part(w, 1)))) < 0.05
+
+
+def outlier_world():
+    """A product whose third input channel is 100 times the others."""
+    size = jnp.ones(16, jnp.float32).at[2].set(100.0)
+    params = {"w": worlds.normal32(3, 16, 16, scale=0.25)}
+
+    def net_fn(p, x, t):
+        return (x * size[None]) @ p["w"] / 10
+
+    from qdiffjax.denoiser import Denoiser
+
+    return Denoiser(net_fn, params, worlds.SCHEDULE, (16,))
+
+
+@pytest.mark.parametrize(
+    "cure", [strategies.smoothing(), strategies.rotation(KEY)], ids=["smoothing", "rotation"]
+)
+def test_an_outlier_channel_hurts_less_after(cure):
+    world, steps = outlier_world(), diffusion.ddim(worlds.SCHEDULE, 4)
+    calibration = precision.calibrate(world, steps, jax.random.key(0))
+    x = worlds.normal32(4, 64, 16)
+    errors = []
+    for cures in ([], [cure]):
+        done = strategies.improve(calibration, "W8A6", cures, steps, jax.random.key(1),
+                                  sites=("w",), num_samples=8)  # fmt: skip
+        eps = precision.quantized_call(done.quantized())(x, jnp.float32(3), None)[0]
+        errors.append(jnp.linalg.norm(eps - world.eps_fn(world.params, x, jnp.float32(3))))
+    assert float(errors[1]) < 0.6 * float(errors[0])
+
+
+def test_reordering_helps_groups_of_mixed_ranges():
+    size = jnp.asarray([100.0, 1.0] * 8, jnp.float32)
+    from qdiffjax.denoiser import Denoiser
+
+    params = {"w": worlds.normal32(3, 16, 16, scale=0.25) / size[:, None]}
+    world = Denoiser(lambda p, x, t: (x * size[None]) @ p["w"], params, worlds.SCHEDULE, (16,))
+    steps = diffusion.ddim(worlds.SCHEDULE, 4)
+    calibration = precision.calibrate(world, steps, jax.random.key(0))
+    x = worlds.normal32(4, 64, 16)
+    errors = []
+    for cures in ([], [strategies.reordering()]):
+        done = strategies.improve(calibration, "W16A4g8", cures, steps, jax.random.key(1),
+                                  sites=("w",), num_samples=8)  # fmt: skip
+        eps = precision.quantized_call(done.quantized())(x, jnp.float32(3), None)[0]
+        errors.append(jnp.linalg.norm(eps - world.eps_fn(world.params, x, jnp.float32(3))))
+    assert float(errors[1]) < 0.6 * float(errors[0])
+
+
+def test_stored_bits_are_codes_scales_and_factors():
+    done = made([strategies.low_rank(2)], "W4A8")
+    shapes = {"conv": (27, 5), "in": (5, 20)}
+    num = sum(a * b for a, b in shapes.values())
+    bits = sum(4 * a * b + 32 * b + 16 * 2 * (a + b) for a, b in shapes.values())
+    assert_close(strategies.stored_bits(done, rank=2), bits / num)
+
+
+def test_static_grids_of_another_basis_are_refused():
+    with pytest.raises(ValueError, match="activations='dynamic'"):
+        made([strategies.smoothing()], activations="static").quantized()
+
+
+def test_a_recipe_without_weights_has_nothing_to_smooth():
+    with pytest.raises(ValueError, match="a recipe such as W4A8"):
+        made([strategies.smoothing()], "A8")
+
+
+def test_factors_follow_the_calls_of_their_range():
+    done = made([strategies.smoothing(0.5, 5)], num_calls=5)
+    scale = done.around["in"].bases[0].scale
+    maxima = strategies.statistics.channel_maxima(made([], num_calls=5), ("in",))["in"]
+    w = jnp.max(jnp.abs(calibrated().weights["in"]), 1)
+    for call in range(5):
+        assert_close(scale[call], bases.smoothing_factors(maxima[call], w, 0.5), factor=64)
+    assert isinstance(done, drafts.Draft)

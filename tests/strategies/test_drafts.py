@@ -1,0 +1,128 @@
+"""Cures compose in one order, cost what they say, and are refused where they do not fit."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import qdiffjax as qd
+from qdiffjax import precision, strategies
+from qdiffjax.strategies import states
+from tests import worlds
+from tests.precision.small import STEPS, calibrated
+from tests.tolerances import assert_close
+
+NOISE = worlds.normal(31, 4, 6, 6, 3)
+KEY = jax.random.key(1)
+
+
+def draft(recipe="W4A8", **options):
+    return strategies.draft(calibrated(), recipe, STEPS, KEY, x_T=NOISE, **options)
+
+
+def test_a_draft_without_cures_is_the_recipe():
+    q, plain = draft().quantized(), precision.quantize(calibrated(), "W4A8")
+    assert q.site_inputs.keys() == plain.site_inputs.keys()
+    for name, inputs in plain.site_inputs.items():
+        assert_close(q.site_inputs[name].weight, inputs.weight)
+    assert draft().bill.evaluations == 5 * 4
+
+
+def test_cures_are_sorted_by_their_stages():
+    cures = [strategies.gptq(), strategies.low_rank(1), strategies.clips(), strategies.smoothing()]
+    done = strategies.improve(calibrated(), "W4A8", cures, STEPS, KEY, x_T=NOISE)
+    names = ["smoothing .5", "rank 1", "clips by mse", "GPTQ"]
+    assert [cure.name for cure in done.cures] == names
+    whole = strategies.compose(cures)
+    assert whole.name == " + ".join(names)
+    again = whole(draft())
+    for name, w in done.rounded.items():
+        assert_close(again.rounded[name], w)
+    assert again.bill.evaluations == done.bill.evaluations == 20 + 20 + 20
+    assert done.bill.seconds > 0
+
+
+def test_a_cure_out_of_order_is_refused():
+    made = strategies.gptq()(draft())
+    with pytest.raises(ValueError, match="compose"):
+        strategies.smoothing()(made)
+
+
+@pytest.mark.parametrize(
+    "cures",
+    [[strategies.gptq(), strategies.adaround()], [strategies.ptqd(), strategies.compensation()]],
+    ids=["roundings", "predictions"],
+)
+def test_two_that_decide_the_same_are_refused(cures):
+    with pytest.raises(ValueError, match="choose one"):
+        strategies.compose(cures)
+
+
+def test_what_is_no_cure_is_refused():
+    with pytest.raises(TypeError, match="smoothing"):
+        strategies.compose(["gptq"])
+    with pytest.raises(TypeError, match="Draft"):
+        strategies.gptq()(calibrated())
+
+
+def test_weights_that_change_by_step_are_refused():
+    with pytest.raises(ValueError, match="a weight by step"):
+        strategies.gptq()(draft("W4A8; steps 0: W8A8"))
+
+
+def test_activations_that_change_by_step_are_kept():
+    done = strategies.gptq()(draft("W4A4; steps 0: W4A8", num_calls=2))
+    q = done.quantized()
+    assert isinstance(q.site_inputs["in"].activations[0], precision.Switch)
+
+
+def test_calls_are_spread_evenly_or_drawn():
+    assert draft(num_calls=3).states.call.tolist() == [0, 2, 4]
+    chances = np.array([0, 0, 1.0, 0, 0])
+    assert draft(num_calls=3, chances=chances).states.call.tolist() == [2, 2, 2]
+    law = states.normal_chances(qd.ddim(worlds.SCHEDULE, 40))
+    share = np.asarray(qd.ddim(worlds.SCHEDULE, 40).t) / 40
+    assert abs(np.sum(law * share) - 0.4) < 0.02
+    assert_close(np.sum(law), 1.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [({"num_calls": 6}, "num_calls"), ({"num_samples": 1}, "num_samples"),
+     ({"chances": np.zeros(5)}, "chances"), ({"chances": np.ones(3)}, "chances"),
+     ({"recipe": "W4B8"}, "recipe"), ({"wrong": 1}, "options")],
+)  # fmt: skip
+def test_drafts_that_make_no_sense_are_refused(options, said):
+    with pytest.raises(ValueError, match=said):
+        draft(**options)
+
+
+def test_a_sampler_with_noise_looks_along_its_own_run():
+    steps = qd.ddim(STEPS and worlds.SCHEDULE, 4, eta=1.0)
+    calibration = precision.Calibration(
+        calibrated().denoiser, calibrated().sites, calibrated().weights, calibrated().ranges
+    )
+    made = strategies.draft(calibration, "W4A8", steps, KEY, x_T=NOISE)
+    run = qd.diffusion.sample(
+        precision.full_call(precision.Quantized(calibrated().denoiser, {})), NOISE, steps, key=KEY
+    )
+    assert_close(made.states.x, run.states[:-1], factor=64)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("network", ["handwritten", "nnx_net", "eqx_net", "linen_layers"])
+def test_cures_work_on_networks_of_any_framework(network):
+    net = getattr(worlds, network)()
+    denoiser = qd.Denoiser(net.fn, net.params, worlds.SCHEDULE, net.x.shape[1:])
+    steps = qd.ddim(denoiser.schedule, 3)
+    calibration = qd.calibrate(denoiser, steps, jax.random.key(0))
+    cures = [strategies.smoothing(), strategies.rotation(KEY), strategies.low_rank(1),
+             strategies.gptq(), strategies.bias_correction(),
+             strategies.compensation()]  # fmt: skip
+    for recipe in ("W4A8", "W16A16"):
+        done = strategies.improve(calibration, recipe, cures, steps, KEY, num_samples=3,
+                                  sites=("*", "!input", "!output"))  # fmt: skip
+        x_0 = qd.sample(done.quantized(), steps, jax.random.key(2), 2)
+        assert bool(jnp.all(jnp.isfinite(x_0)))
+    exact = qd.sample(precision.Quantized(denoiser, {}), steps, jax.random.key(2), 2)
+    assert float(jnp.max(jnp.abs(x_0 - exact))) < 2e-2 * float(jnp.max(jnp.abs(exact)))
