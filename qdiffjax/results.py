@@ -76,7 +76,7 @@ def fingerprint(*values) -> str:
     for value in values:
         is_array = isinstance(value, np.ndarray)
         about = [value.dtype.name, value.shape] if is_array else value
-        digest.update(json.dumps(_plain(about), sort_keys=True).encode() + b"\n")
+        digest.update(json.dumps(plain(about), sort_keys=True).encode() + b"\n")
         digest.update(value.tobytes() if is_array else b"")
     return digest.hexdigest()[:16]
 
@@ -98,7 +98,7 @@ def save_part(folder, name: str, mark: str, arrays: dict, row: dict) -> None:
     Raises:
       OSError: it cannot be written; says which.
     """
-    about = json.dumps({"name": name, "mark": mark, "row": _plain(row)}, allow_nan=False)
+    about = json.dumps({"name": name, "mark": mark, "row": plain(row)}, allow_nan=False)
     archive = _archive(arrays | {ABOUT: np.asarray(about)})
     _files.write({part_path(folder, name, mark): _files.sealed(archive)})
 
@@ -140,7 +140,7 @@ def _arrays(path: Path, archive: bytes, remedy: str) -> dict[str, np.ndarray]:
 
 def _text(value) -> bytes:
     """Return JSON; infinities and NaN become null, arrays lists."""
-    return (json.dumps(_plain(value), indent=1, allow_nan=False) + "\n").encode()
+    return (json.dumps(plain(value), indent=1, allow_nan=False) + "\n").encode()
 
 
 def _json(path: Path, kind: type, remedy: str):
@@ -187,11 +187,12 @@ def _commit() -> str | None:
         return None
 
 
-def _plain(value):
+def plain(value):
+    """Return what a reader of JSON will find: lists, and null for infinities and NaN."""
     if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     if isinstance(value, (np.ndarray, np.generic)):
-        return _plain(value.tolist())
+        return plain(value.tolist())
     return None if isinstance(value, float) and not np.isfinite(value) else value

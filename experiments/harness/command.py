@@ -282,6 +282,8 @@ def by_part(done: dict[str, tuple[dict, Any]]) -> dict[str, Any]:
 def parts(names, measure, mark: str, *, progress=False, keep=None, kept=None):
     """Return {name: (arrays, row)} of all parts, measuring those that no earlier run kept.
 
+    Rows are as a reader will find them, NaN as None, whether they were kept or not.
+
     Args:
       names: of the parts.
       measure: name -> (arrays, row).
@@ -298,7 +300,8 @@ def parts(names, measure, mark: str, *, progress=False, keep=None, kept=None):
             bar.set_description(name)
             part = kept(name, mark) if kept else None
             if part is None:
-                part = measure(name)
+                arrays, row = measure(name)
+                part = arrays, results.plain(row)
                 if keep:
                     keep(name, mark, *part)
             done[name] = part

@@ -91,7 +91,7 @@ COLUMNS = (
         ("rms", "rms"), ("predicted", "predicted_rms"), ("median", "median"),
         ("predicted", "predicted_median"),
     )),
-    ("kappa", lambda r: f"{r['kappa']:.2f}"),
+    ("kappa", lambda r: "-" if r["kappa"] is None else f"{r['kappa']:.2f}"),
     ("bound/err\nmin, median", lambda r: ", ".join(
         tables.number(r[f"bound_over_measured_{end}"]) for end in ("min", "median")
     )),

@@ -1,5 +1,6 @@
 """What cures measure at the sites of a network: products as matrices, their moments and ranges."""
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -101,7 +102,12 @@ def _weight_order(site: Site) -> tuple[tuple[int, ...], int]:
 
 
 def observed(
-    draft: Draft, names: Sequence[str], stat_fn: Callable[[Site, Array], Any], *, by_call: bool
+    draft: Draft,
+    names: Sequence[str],
+    stat_fn: Callable[[Site, Array], Any],
+    *,
+    by_call: bool,
+    rounded: bool = False,
 ) -> dict[str, Any]:
     """Return stat_fn(site, x) of the activation operands of sites, in the basis of the draft.
 
@@ -113,8 +119,12 @@ def observed(
       stat_fn: of one call's operand [*shape], a pytree of arrays.
       by_call: whether results keep an axis of calls [calls, ...]; else they are the mean over
         calls.
+      rounded: whether operands are rounded as the recipe says, where that takes no memory.
     """
-    arounds = {name: draft.around.get(name, Around()) for name in names}
+    inputs = draft.site_inputs() if rounded else {}
+    arounds = {name: (draft.around.get(name, Around()),
+                      draft.grids.get(name, getattr(inputs.get(name), "activations", ())))
+               for name in names}  # fmt: skip
     denoiser = draft.calibration.denoiser
     cond = precision.condition(precision.Quantized(denoiser, {}), draft.states.x[0])
 
@@ -126,7 +136,11 @@ def observed(
                     return op(*operands), None
                 index = site.activations[0]
                 axis = precision.group_axis(site, index)
-                value = inputs.enter(operands[index], axis, call)
+                around, grids = inputs
+                value = around.enter(operands[index], axis, call)
+                if grids and grids[0] is not None:
+                    fn = functools.partial(_rounded, site, index)
+                    value = precision.at_call(fn, grids[0], call, value)
                 return op(*operands), stat_fn(site, value.astype(float_dtype(value)))
 
             g = transform(denoiser.eps_fn, rule)
@@ -146,17 +160,27 @@ def observed(
     return measure(denoiser.params, draft.states, arounds, cond)
 
 
-def grams(draft: Draft, names: Sequence[str]) -> dict[str, Array]:
-    """Return E[x x^T] of the rows x that weights multiply, in their basis, [K, K] by site.
+def _rounded(site: Site, index: int, grid, x: Array) -> Array:
+    if grid is None or grid.has_memory:
+        return x
+    return precision.round_activation(x, grid, axes=precision.token_axes(site, index),
+                                      group_axis=precision.group_axis(site, index))  # fmt: skip
 
-    The squared error of a product whose weight [K, M] changes by D is tr(D^T E[x x^T] D) a row.
+
+def grams(draft: Draft, names: Sequence[str]) -> dict[str, Array]:
+    """Return E[x x^T] of the rows x that weights multiply, [K, K] by site.
+
+    In their basis and rounded as the recipe says: the squared error of a product whose weight
+    [K, M] changes by D is tr(D^T E[x x^T] D) a row, beside what the rounding of x adds. At four
+    bits that noise is on the diagonal, and keeps roundings from leaning on small differences of
+    inputs that are no more there.
     """
 
     def gram(site: Site, x: Array) -> Array:
         rows = activation_matrix(site, x)
         return jnp.matmul(rows.T, rows, precision="highest") / rows.shape[0]
 
-    return observed(draft, names, gram, by_call=False)
+    return observed(draft, names, gram, by_call=False, rounded=True)
 
 
 def channel_maxima(draft: Draft, names: Sequence[str]) -> dict[str, Array]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import json
 import os
 import runpy
 import sys
@@ -166,6 +167,20 @@ def test_an_interrupted_run_resumes_after_the_last_part_done(tmp_path, monkeypat
     assert done == ["8", "4"]
     assert command.main(EXPERIMENT, [*argv, "--checkpoint", "another"]) == 0
     assert done == ["8", "4", "8", "4"]
+
+
+def test_rows_are_the_same_measured_and_read_again():
+    kept = {}
+
+    def measure(name):
+        return {"a": np.arange(2.0)}, {"kappa": float("nan"), "list": (1, np.float32(2))}
+
+    def run():
+        return command.parts(["one"], measure, "mark", keep=lambda n, _, *part: kept.update(
+            {n: (part[0], json.loads(json.dumps(part[1], allow_nan=False)))}
+        ), kept=lambda n, _: kept.get(n))["one"][1]  # fmt: skip
+
+    assert run() == run() == {"kappa": None, "list": [1, 2.0]}
 
 
 @pytest.mark.parametrize("full", ["4.npz", "arrays.npz", "summary.json", "config.json", "two.png"])

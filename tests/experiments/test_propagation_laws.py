@@ -11,7 +11,7 @@ import pytest
 
 from experiments.harness import command, store
 from experiments.propagation_laws import experiment as propagation_laws
-from experiments.propagation_laws import measure
+from experiments.propagation_laws import measure, plots
 from qdiffjax import precision
 from qdiffjax.denoiser import Denoiser
 from qdiffjax.quant import ActivationGrid, IntFormat
@@ -122,3 +122,10 @@ def test_what_cannot_be_run_is_refused_first(change, message):
 @pytest.mark.slow
 def test_rows_are_json(finished):
     assert json.loads((finished[0] / "summary.json").read_text())
+
+
+def test_a_row_without_a_number_prints_as_a_dash_when_it_is_read_again():
+    """An error that is exactly zero has no kappa: NaN when measured, null in the files."""
+    columns = dict(plots.COLUMNS)
+    assert columns["kappa"]({"kappa": None}) == "-"
+    assert columns["kappa"]({"kappa": 1.234}) == "1.23"
