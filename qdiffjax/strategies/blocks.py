@@ -37,12 +37,12 @@ def block_of(name: str) -> str:
 @checked(num_steps=check_count, batch=check_count, learning_rate=POSITIVE, weight=NOT_NEGATIVE,
          drop=SHARE)  # fmt: skip
 def reconstruction(
-    num_steps: int = 200,
+    num_steps: int = 300,
     *,
     unit: str = BLOCKS,
     batch: int = 16,
     drop: float = 0.0,
-    learning_rate: float = 0.01,
+    learning_rate: float = 0.03,
     weight: float = 3.0,
 ) -> Cure:
     """Return the cure that learns how the weights of each block round, from the prediction.

@@ -288,7 +288,7 @@ def draft(
       calibration: see `calibrate`.
       recipe: as for `quantize`, which is called as a check.
       steps: the sampler.
-      key: of the samples' noise and conditions, and of what else is random.
+      key: of the samples' noise and conditions, and of what else is random, roundings too.
       num_samples: number of samples.
       num_calls: how many of the sampler's calls are looked at, evenly spread with the first and the
         last among them; None is 16, or all of fewer.
@@ -307,6 +307,7 @@ def draft(
     most = steps.t.shape[0]
     num_calls = min(16, most) if num_calls is None else num_calls
     check_count("num_calls", num_calls, most=most)
+    options = {"key": jax.random.fold_in(key, 3)} | options
     precision.quantize(calibration, recipe, **options)
     if x_T is None:
         draw = calibration.denoiser.draw(key, num_samples, steps.t[0])

@@ -1,0 +1,89 @@
+"""What the errors of all cases say together: medians, intervals, tests."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from experiments.cures.cases import NONE
+
+NUM_RESAMPLES = 1000
+PEAK = 2.0  # samples live in [-1, 1]
+
+
+def rows(errors: Mapping[tuple[int, str, str], Mapping[str, Any]], runs, seed: int) -> list[dict]:
+    """Return a row for each (recipe, case), over its seeds.
+
+    Args:
+      errors: by (seed, recipe, case): `errors` of the fresh noises, `chosen` of the other split.
+      runs: the rows of the runs.
+      seed: of the resampling.
+    """
+    pairs = list(dict.fromkeys((recipe, case) for _, recipe, case in errors))
+    table = {pair: np.stack([each["errors"] for (_, *key), each in errors.items()
+                             if tuple(key) == pair]) for pair in pairs}  # fmt: skip
+    choice = {pair: np.median(np.stack([each["chosen"] for (_, *key), each in errors.items()
+                                        if tuple(key) == pair])) for pair in pairs}  # fmt: skip
+    told = []
+    for recipe, case in pairs:
+        values, base = table[recipe, case], table[recipe, NONE]
+        own = [run for run in runs if (run["recipe"], run["case"]) == (recipe, case)]
+        low, high = recovered_interval(values, base, seed)
+        best = min((c for r, c in pairs if r == recipe), key=lambda c: choice[recipe, c])
+        told.append({
+            "kind": "cure", "recipe": recipe, "case": case, "median": float(np.median(values)),
+            "mean": float(np.mean(values)), "most": float(np.quantile(values, 0.9)),
+            "rms": float(np.sqrt(np.mean(values**2))),
+            "psnr": float(20 * np.log10(PEAK / np.sqrt(np.mean(values**2)))),
+            "recovered": float(1 - np.median(values) / np.median(base)),
+            "low": low, "high": high, "p": p_value(values, base), "is_best": best == case,
+            **{name: float(np.mean([run[name] for run in own])) if own[0][name] is not None
+               else None for name in ("bits", "evaluations", "learned", "seconds")},
+        })  # fmt: skip
+    for row, p in zip(told, holm([row["p"] for row in told]), strict=True):
+        row["holm"] = p
+    return told
+
+
+def recovered_interval(values, base, seed: int) -> tuple[float, float]:
+    """Return the 95 % interval of 1 - median(values) / median(base).
+
+    Args:
+      values, base: errors [seeds, noises], of the same noises; seeds and noises are resampled,
+        noises alike for both.
+      seed: of the resampling.
+    """
+    rng, (num_seeds, num) = np.random.default_rng(seed), np.shape(values)
+    found = []
+    for _ in range(NUM_RESAMPLES):
+        noises = rng.integers(num, size=num)
+        own, other = (array[rng.integers(num_seeds, size=num_seeds)][:, noises]
+                      for array in (values, base))  # fmt: skip
+        found.append(1 - np.median(own) / np.median(other))
+    return float(np.quantile(found, 0.025)), float(np.quantile(found, 0.975))
+
+
+def p_value(values, base) -> float:
+    """Return Wilcoxon's p of the paired log ratios [seeds, noises], averaged over seeds.
+
+    Two-sided; 1 where all are equal.
+    """
+    from scipy import stats
+
+    ratios = np.mean(np.log(values) - np.log(base), 0)
+    if not np.any(ratios):
+        return 1.0
+    return float(stats.wilcoxon(ratios).pvalue)
+
+
+def holm(values) -> list[float]:
+    """Return p values adjusted for all of them being looked at; Holm 1979.
+
+    max over those before it of (m - rank) p, at most 1.
+    """
+    values = np.asarray(values, np.float64)
+    order, num = np.argsort(values), len(values)
+    adjusted = np.maximum.accumulate((num - np.arange(num)) * values[order])
+    out = np.empty(num)
+    out[order] = np.minimum(adjusted, 1)
+    return out.tolist()
