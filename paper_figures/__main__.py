@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 
 from experiments.certificates import plots as certificates
 from experiments.clipping import plots as clipping
+from experiments.cures import plots as cures
 from experiments.divergence_vs_bits import plots as divergence_vs_bits
 from experiments.error_bounds import plots as error_bounds
 from experiments.feedback import plots as feedback
@@ -100,6 +101,10 @@ FIGURES: dict[str, tuple[str, Callable[..., Figure], str]] = {
     "fig16_random_recipes": (
         "random_recipes", random_recipes.draw,
         "Error of recipes drawn at random, predicted and measured.",
+    ),
+    "fig17_cures": (
+        "cures", cures.draw,
+        "What every cure after training leaves of the samples' error.",
     ),
 }  # fmt: skip
 

@@ -6,6 +6,7 @@ from . import networks as networks
 from . import precision as precision
 from . import quant as quant
 from . import sites as sites
+from . import strategies as strategies
 from .analysis.errors.ledger import Ledger as Ledger
 from .comparisons import Run as Run
 from .denoiser import Denoiser as Denoiser

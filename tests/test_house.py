@@ -30,7 +30,7 @@ def test_the_code_passes(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", ["README.md", "docs/recipes.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/recipes.md", "docs/cures.md"])
 def test_examples_of_the_pages_run_as_printed(page, users_defaults, compile_fast):
     result = doctest.testfile(str(ROOT / page), module_relative=False)
     assert result.attempted >= 9

@@ -96,6 +96,11 @@ CLASSES = dataclasses.replace(DIT, num_classes=10)
 # The cheapest run with more than one part: (network, its flag, other flags).
 MINIATURES = {
     "clipping": (DIT, "checkpoint", "--num-steps 2 --num-samples 8 --sites input output"),
+    "cures": (
+        DIT, "checkpoint",
+        "--num-steps 2 --num-samples 3 --num-chosen 2 --num-calibration 2 --num-seeds 1 "
+        "--recipes W4A8 --cases rotation GPTQ",
+    ),
     "divergence_vs_bits": (
         DIT, "checkpoint",
         "--num-steps 3 --num-samples 32 --num-chosen 16 --num-kl-samples 4 --num-fan-samples 2 "
