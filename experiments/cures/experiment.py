@@ -103,7 +103,8 @@ def run(config: Config, **options):
         return arrays, row
 
     _say_hours(denoiser, x_T, steps, len(parts))
-    mark = results.fingerprint(dataclasses.asdict(config) | {"num_seeds": 0}, here.mark())
+    which = dict.fromkeys(("recipes", "cases", "num_seeds"))  # parts are kept if others are added
+    mark = results.fingerprint(dataclasses.asdict(config) | which, here.mark())
     done = command.parts(parts, measure, mark, **options)
     errors = {parts[part]: arrays for part, (arrays, _) in done.items()}
     rows = [row for _, row in done.values()]

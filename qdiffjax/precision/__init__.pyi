@@ -9,8 +9,10 @@ from .diagnosis import Finding as Finding
 from .diagnosis import diagnose as diagnose
 from .exports import differences as differences
 from .exports import from_qwix as from_qwix
+from .exports import from_step_policy as from_step_policy
 from .exports import skipped as skipped
 from .exports import to_qwix as to_qwix
+from .exports import to_step_policy as to_step_policy
 from .families import alike as alike
 from .formats import FORMATS as FORMATS
 from .formats import OperandFormat as OperandFormat

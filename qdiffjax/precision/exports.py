@@ -1,15 +1,16 @@
 """Recipes beside each other, and as the rules of other tools."""
 
+import dataclasses
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from qdiffjax._checks import check_names, require
+from qdiffjax._checks import check_count, check_names, require
 from qdiffjax._tables import Table, number
 from qdiffjax.precision.formats import OperandFormat, check_bits, width_of
 from qdiffjax.precision.printing import BYTES, steps_text, width
-from qdiffjax.precision.recipe import Recipe, SiteBits, check_recipe
-from qdiffjax.quant import E4M3FN, E5M2, BlockFormat, FloatFormat, IntFormat
+from qdiffjax.precision.recipe import Phase, Recipe, SiteBits, check_recipe
+from qdiffjax.quant import E4M3FN, E5M2, MAX_BITS, BlockFormat, FloatFormat, IntFormat
 from qdiffjax.quant.formats import nf4
 from qdiffjax.sites import Site, stored_elements
 
@@ -119,6 +120,75 @@ def from_qwix(rules: Iterable[Mapping[str, Any]], sites: Sequence[Site]) -> Reci
     recipe = Recipe(table)
     check_recipe(recipe, sites)
     return recipe
+
+
+def to_step_policy(recipe: Recipe, num_calls: int) -> dict[str, Any]:
+    """Return `diffusion_step_policy` of a ModelOpt checkpoint's configuration.
+
+    What serving systems read there (quantization_config.runtime, schema 1): activations stay in 16
+    bits in the first and the last steps, weights as they are.
+
+    Args:
+      recipe: whose phases leave activations in full precision, or 16 bits, at every site that it
+        rounds, and weights as at the other steps.
+      num_calls: steps of the sampler, one network call each.
+
+    Raises:
+      ValueError: phases of another kind, or steps in the middle.
+    """
+    check_count("num_calls", num_calls)
+    which = recipe.which(num_calls)
+    for name in recipe.names:
+        base, *phases = recipe.choices(name)
+        for bits in phases:
+            is_wide = bits.activation is None or width_of(bits.activation) == MAX_BITS
+            require(bits.weight == base.weight and is_wide, f"steps of a phase, {name}",
+                    got=f"W {width(bits.weight)} A {width(bits.activation)}",
+                    expected=f"W {width(base.weight)} and activations in 16 bits or in full",
+                    remedy="a step policy says no more")  # fmt: skip
+    plain = [i for i in range(num_calls) if not which[i]]
+    first, last = (plain[0], num_calls - 1 - plain[-1]) if plain else (num_calls, 0)
+    require(len(plain) == num_calls - first - last, "steps of the phases",
+            got=steps_text(tuple(i for i in range(num_calls) if which[i])),
+            expected="the first and the last", remedy="a step policy says no more")  # fmt: skip
+    ends = {f"{word}_steps": {"count": count, "mode": "a16"}
+            for word, count in (("first", first), ("last", last))}  # fmt: skip
+    return {"schema_version": 1, "type": "first_last_n", "index_space": "denoising_loop_iteration",
+            "scope": ["transformer"], "default_mode": "native", **ends,
+            "overlap": "a16"}  # fmt: skip
+
+
+def from_step_policy(policy: Mapping[str, Any], recipe: Recipe, num_calls: int) -> Recipe:
+    """Return a recipe with activations in full precision at the steps that a policy names.
+
+    Args:
+      policy: see `to_step_policy`; fields of other parts of a system, such as `reasoner`, are
+        passed over.
+      recipe: of all steps, without phases.
+      num_calls: steps of the sampler, one network call each.
+
+    Raises:
+      ValueError: another schema or mode; a recipe by step.
+    """
+    check_count("num_calls", num_calls)
+    require(not recipe.phases, "recipe", got="one by step", expected="one for all steps",
+            remedy="the policy says which steps differ")  # fmt: skip
+    for word, value in (("schema_version", 1), ("type", "first_last_n"),
+                        ("index_space", "denoising_loop_iteration"),
+                        ("default_mode", "native")):  # fmt: skip
+        require(policy.get(word) == value, f"policy, {word}", got=repr(policy.get(word)),
+                expected=repr(value), remedy="read it by hand")  # fmt: skip
+    counts = []
+    for word in ("first_steps", "last_steps"):
+        window = policy.get(word, {"count": 0, "mode": "a16"})
+        require(isinstance(window, Mapping) and window.get("mode") == "a16", f"policy, {word}",
+                got=repr(window), expected="a count and the mode 'a16'",
+                remedy="read it by hand")  # fmt: skip
+        check_count(f"policy, {word}", window.get("count"), least=0)
+        counts.append(min(window["count"], num_calls))
+    steps = tuple(i for i in range(num_calls) if i < counts[0] or i >= num_calls - counts[1])
+    wide = {name: bits._replace(activation=None) for name, bits in recipe.bits.items()}
+    return dataclasses.replace(recipe, phases=(Phase(steps, wide),) if steps else ())
 
 
 def _module(name: str) -> str:

@@ -66,3 +66,52 @@ def test_what_qwix_cannot_say_is_refused(recipe, message):
         exports.from_qwix([{"modul_path": "out"}], SITES)
     with pytest.raises(ValueError, match="got 'int4x'"):
         exports.from_qwix([{"module_path": "out", "weight_qtype": "int4x"}], SITES)
+
+
+def edges(first, last, num_calls):
+    """The recipe with activations in full precision at its first and last steps."""
+    steps = (*range(first), *range(num_calls - last, num_calls))
+    wide = {name: bits._replace(activation=None) for name, bits in BASE.bits.items()}
+    return Recipe(BASE.bits, (Phase(steps, wide),) if steps else ())
+
+
+@pytest.mark.parametrize(("first", "last"), [(3, 3), (0, 2), (4, 0), (0, 0)])
+def test_step_policies_come_back(first, last):
+    policy = exports.to_step_policy(edges(first, last, 10), 10)
+    assert (policy["first_steps"]["count"], policy["last_steps"]["count"]) == (first, last)
+    assert exports.from_step_policy(policy, BASE, 10) == edges(first, last, 10)
+
+
+def test_a_published_policy_is_read():
+    """Three first and last steps of fifty, with a field that is none of a sampler's."""
+    policy = {
+        "schema_version": 1, "type": "first_last_n", "index_space": "denoising_loop_iteration",
+        "scope": ["transformer"], "default_mode": "native",
+        "first_steps": {"count": 3, "mode": "a16"}, "last_steps": {"count": 3, "mode": "a16"},
+        "overlap": "a16", "reasoner": "a16",
+    }  # fmt: skip
+    recipe = exports.from_step_policy(policy, BASE, 50)
+    assert recipe.phases[0].steps == (0, 1, 2, 47, 48, 49)
+    assert exports.to_step_policy(recipe, 50).items() <= policy.items()
+    assert exports.from_step_policy(policy, BASE, 4).phases[0].steps == (0, 1, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "said"),
+    [(Recipe(BASE.bits, (Phase((4,), edges(1, 0, 10).phases[0].bits),)), "the first and the last"),
+     (Recipe(BASE.bits, (Phase((0,), {"conv/kernel": SiteBits(4, None)}),)), "says no more"),
+     (Recipe(BASE.bits, (Phase((0,), {"conv/kernel": SiteBits(8, None)}),)), "says no more")],
+    ids=["middle", "weights", "some sites"],
+)  # fmt: skip
+def test_what_a_step_policy_cannot_say_is_refused(recipe, said):
+    with pytest.raises(ValueError, match=said):
+        exports.to_step_policy(recipe, 10)
+
+
+@pytest.mark.parametrize("change", [{"schema_version": 2}, {"type": "windows"},
+                                    {"first_steps": {"count": 3, "mode": "a8"}},
+                                    {"last_steps": {"count": -1, "mode": "a16"}}])  # fmt: skip
+def test_other_policies_are_refused(change):
+    policy = exports.to_step_policy(edges(1, 1, 10), 10) | change
+    with pytest.raises(ValueError, match="policy"):
+        exports.from_step_policy(policy, BASE, 10)
