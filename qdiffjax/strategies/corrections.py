@@ -312,7 +312,8 @@ def fit_along(
 
     def _wanted_change(q, taken, seen, t, coeffs, x, x_next, eps_hat, index):
         z = None if noise_key is None else step_noise(noise_key, index, seen)
-        missing = (x_next - coeffs.advance(x, eps_hat, z)) / coeffs.eps  # of eps
+        missing = x_next - coeffs.advance(x, eps_hat, z)
+        missing = missing / jnp.asarray(coeffs.eps).astype(missing.dtype)  # of eps
         tapped = ruled_call(q, _tapped(q.rule))
         _, slope = jax.jvp(
             lambda tap: tapped(seen, t, {**{n: (None, i) for n, i in taken.items()},

@@ -115,14 +115,17 @@ def test_cures_work_on_networks_of_any_framework(network):
     net = getattr(worlds, network)()
     denoiser = qd.Denoiser(net.fn, net.params, worlds.SCHEDULE, net.x.shape[1:])
     steps = qd.ddim(denoiser.schedule, 3)
-    calibration = qd.calibrate(denoiser, steps, jax.random.key(0))
+    x_T = worlds.normal(5, 3, *denoiser.shape, dtype=net.x.dtype)
+    calibration = qd.calibrate(denoiser, steps, x_T=x_T)
     cures = [strategies.smoothing(), strategies.rotation(KEY), strategies.low_rank(1),
              strategies.gptq(), strategies.bias_correction(),
              strategies.compensation()]  # fmt: skip
     for recipe in ("W4A8", "W16A16"):
-        done = strategies.improve(calibration, recipe, cures, steps, KEY, num_samples=3,
+        done = strategies.improve(calibration, recipe, cures, steps, KEY, x_T=x_T,
                                   sites=("*", "!input", "!output"))  # fmt: skip
-        x_0 = qd.sample(done.quantized(), steps, jax.random.key(2), 2)
+        q = done.quantized()
+        x_0 = qd.diffusion.sample(precision.quantized_call(q), x_T, steps,
+                                  per_call=q.calls(steps)).x_0  # fmt: skip
         assert bool(jnp.all(jnp.isfinite(x_0)))
-    exact = qd.sample(precision.Quantized(denoiser, {}), steps, jax.random.key(2), 2)
+    exact = qd.diffusion.sample(precision.full_call(q), x_T, steps).x_0
     assert float(jnp.max(jnp.abs(x_0 - exact))) < 2e-2 * float(jnp.max(jnp.abs(exact)))
