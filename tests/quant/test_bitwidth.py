@@ -66,6 +66,17 @@ def test_widths_may_differ_by_group():
     assert_close(whole[:1, 3:], part)
 
 
+def test_the_groups_of_a_vector_have_widths_of_their_own():
+    x, clip, bits = X[0], CLIP[0], jnp.array([2.0, 3.5])
+    whole = jax.jit(fake_quant_fractional)(x, clip, bits)
+    for group in range(2):
+        part = slice(3 * group, 3 * group + 3)
+        own = (_quantizer(b, X[:1, part], CLIP[:1, group : group + 1]) for b in (2.0, 3.0, 4.0))
+        two, three, four = own
+        expected = two if group == 0 else (three + four) / 2
+        assert_close(whole[part], expected[0])
+
+
 def test_fractional_is_continuous_in_bits():
     run = jax.jit(lambda b: fake_quant_fractional(X, CLIP, b))
     at, before = run(jnp.array(4.0)), run(jnp.array(4.0 - 1e-9))

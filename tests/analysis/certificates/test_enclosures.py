@@ -126,6 +126,19 @@ def test_slopes_are_derivatives_and_their_ranges_are_tight(name):
                 assert most <= inside.max() + slack
 
 
+def test_the_line_of_a_function_has_the_slope_of_its_secant():
+    """Of x^2 over [a, b] it is a + b, at the middle, and x^2 leaves it by +-(b - a)^2 / 8."""
+    f = functions.SCALARS["square"]
+    a, b = jnp.array([-1.0, 0.0, 0.5]), jnp.array([2.0, 1.0, 4.0])
+    line = functions.fit(f.value, f.slope_range, a, b)
+    np.testing.assert_allclose(line.tilt, a + b, rtol=1e-12)
+    np.testing.assert_allclose(line.centre, (a + b) / 2, rtol=1e-12)
+    lowest, secant = ((a + b) / 2) ** 2, (a**2 + b**2) / 2
+    np.testing.assert_allclose(line.level, (lowest + secant) / 2, rtol=0.05)
+    np.testing.assert_allclose(line.rad, (b - a) ** 2 / 8, rtol=0.2)
+    assert np.all(line.rad >= (b - a) ** 2 / 8)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SMOOTH)
 def test_lines_enclose_the_function_and_are_nearly_the_best_of_their_slope(name):

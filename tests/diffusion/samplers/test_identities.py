@@ -84,6 +84,20 @@ def test_the_first_stage_of_a_singlestep_method_is_ddim_to_its_middle():
         assert_close(steps.t[1], middle)
 
 
+def test_the_stages_of_dpm_solver_3_are_at_thirds_of_the_interval():
+    """Lu et al. 2022a, algorithm 2: r1 = 1/3 and r2 = 2/3 of the step in lambda, half the log SNR.
+
+    The first is reached by DDIM.
+    """
+    at, to = VP.exact(REAL[0]), VP.exact(REAL[1])
+    start, end = d.half_log_snr(at), d.half_log_snr(to)
+    steps = d.dpm_solver_3(VP, REAL)
+    for call, share in ((1, 1 / 3), (2, 2 / 3)):
+        assert_close(d.half_log_snr(VP.exact(steps.t[call])), start + share * (end - start))
+    c = d.ddim_coeffs(at, VP.exact(steps.t[1]))
+    assert_close(steps.coeffs.input[1], np.array([c.x, c.eps, 0.0]), factor=64)
+
+
 def test_unipc_1_predicts_with_ddim_and_corrects_with_the_trapezoid():
     """x_s = transfer(x, (D_t + D_s) / 2) in D = x_0, in two calls written out."""
     times = REAL[:3]

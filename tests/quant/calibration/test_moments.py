@@ -87,6 +87,13 @@ def test_ternary_fit_of_a_hand_worked_case():
     assert_close(got, np.array([[0, 0, 1, -1, 1, 0]]) * 10 / 3)
 
 
+def test_the_ternary_scale_of_one_large_number_is_that_number():
+    """mean|x| = 5/4, threshold 7/8, above it 5 alone."""
+    scale, threshold = ternary_fit(jnp.array([0.0, 0.0, -5.0, 0.0]))
+    assert_close(threshold, np.array([0.875]))
+    assert_close(scale, np.array([5.0]))
+
+
 def test_ternary_scale_is_the_best_for_its_threshold():
     """Against least squares by channel; an all-zero channel has scale 1."""
     x = X[0].at[:, 3].set(0.0)

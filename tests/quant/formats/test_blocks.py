@@ -227,6 +227,17 @@ def test_blocks_along_any_axis_with_any_leading_shape():
     assert jax.eval_shape(lambda x: block_scale(x, MXFP4, axis=1), x).shape == (2, 2, 3)
 
 
+def test_blocks_lie_along_the_last_axis_unless_another_is_named():
+    """Each row of 32 is a block: its first number is exact, the others are lost beside it."""
+    x = np.float32([[[1.0] * 32, [2.0] * 32], [[3.0] * 32, [4.0] * 32]]) * np.float32(2.0**-9)
+    x[..., 1:] /= 2**20
+    kept = np.where(np.arange(32) == 0, x, 0)
+    np.testing.assert_array_equal(fake_quant_block(x, MXFP4), kept)
+    q = quantize_block(x, MXFP4)
+    assert q.scale.shape == (2, 2, 1)
+    np.testing.assert_array_equal(dequantize(q), kept)
+
+
 def test_stored_codes_and_scales_give_the_same_numbers():
     x = _data((40, 32), seed=6)
     for format in (MXFP4, MXINT8, NVFP4):

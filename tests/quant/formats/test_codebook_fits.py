@@ -174,6 +174,14 @@ def test_kmeans_levels_are_the_means_of_their_members():
     assert_close(levels, np.array([X[member == j].mean() for j in range(8)]))
 
 
+def test_kmeans_of_one_step_moves_each_level_to_the_mean_of_its_members_once():
+    start = np.asarray(jax.jit(lambda x: quantile_codebook(x, 3))(X))
+    member = np.argmin(np.abs(X[:, None] - start), axis=1)
+    means = np.array([X[member == j].mean() for j in range(8)])
+    assert np.max(np.abs(means - start)) > 0.01
+    assert_close(_kmeans(X, bits=3, max_steps=1), means)
+
+
 def test_kmeans_error_never_grows():
     errors = [_error(X, _kmeans(X, bits=3, max_steps=k)) for k in (0, 2, 500)]
     assert np.all(np.diff(errors) <= 0)

@@ -108,6 +108,23 @@ def test_a_few_outliers_that_decide_the_error_of_a_float_are_kept():
     assert abs(noise.predict_error(x, scale, format=floats.FP16).mse / mse - 1) < 0.005
 
 
+def test_the_number_that_matters_most_is_an_atom_between_its_neighbours():
+    """All in one octave: 1.03 counts 100 times, so that bins end before and begin behind it."""
+    x = np.array([1.0, 1.01, 1.02, 1.03, 1.04, 1.05, 1.06])
+    weights = np.array([1.0, 1, 1, 100, 1, 1, 1])
+    law = noise.histogram(x, weights, per_octave=1, num_atoms=1)
+    points = np.array([1.0205, 1.029999, 1.030001, 1.0395])  # between it and its neighbours
+    assert_close(law.cumulative(points)[0], np.array([3, 3, 103, 103]) / 106)
+    spread = noise.histogram(x, weights, per_octave=1, num_atoms=0)
+    assert np.all(spread.cumulative(points)[0] != law.cumulative(points)[0])
+
+
+def test_the_entropy_of_a_law_with_an_atom_is_minus_infinity():
+    """The limit of a bin of width w and mass m, whose -m log(m / w) goes there with log w."""
+    law = noise.Histogram(np.array([0.0, 1.0, 1.0, 2.0]), np.array([0.25, 0.5, 0.25]))
+    assert law.entropy == -math.inf
+
+
 def test_a_histogram_is_small_whatever_the_data():
     for size in (10, 1000, 2**18):
         x = np.random.default_rng(2).standard_cauchy(size)
