@@ -44,6 +44,14 @@ def test_a_recipe_by_step_is_its_recipes_by_turns():
     assert_close(got, expected, factor=4096)
 
 
+def test_at_a_step_of_a_phase_its_widths_take_the_place_of_the_recipe_s_own():
+    phases = Phase((0,), {"out": SiteBits(2)}), Phase((2,), {"conv": SiteBits(3)})
+    recipe = Recipe({"in": SiteBits(4, 4), "out": SiteBits(8, 8)}, phases)
+    assert recipe.at(0) == {"in": SiteBits(4, 4), "out": SiteBits(2)}
+    assert recipe.at(1) == {"in": SiteBits(4, 4), "out": SiteBits(8, 8)}
+    assert recipe.at(2) == {**recipe.at(1), "conv": SiteBits(3)}
+
+
 def test_ledger_and_prediction_see_a_recipe_by_step():
     q = quantized("W6; steps 0-1: W8; steps 3 out: float")
     xs = diffusion.sample(precision.full_call(q), X_T, STEPS).states

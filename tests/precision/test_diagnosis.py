@@ -126,6 +126,19 @@ def test_conditions_of_another_number_of_samples_are_refused():
         precision.diagnose(denoiser, STEPS, draw=draw)
 
 
+def test_mixing_is_measured_against_the_sample_s_own_eps():
+    """Every other sample changes by a twentieth in company, small beside what the others have."""
+    x_T = normal32(7, 4, WIDTH).at[:, 0].set(jnp.float32([1, -1, 1, -1]))
+
+    def mixed(p, x, t):
+        alone = jnp.float32(1.05 if x.shape[0] == 1 else 1)
+        return foreign.sound(p, x, t) * jnp.where(x[:, :1] > 0, 1e4, alone).astype(x.dtype)
+
+    diagnosis = precision.diagnose(of_vectors(mixed), STEPS, draw=Draw(x_T, None))
+    assert [finding.kind for finding in diagnosis.findings] == [MIXED]
+    assert "differs by 0.05 (relative)" in str(diagnosis)
+
+
 def test_rounding_of_a_narrow_type_is_no_mixing_of_samples():
     def narrow(p, x, t):
         h = x.astype(jnp.bfloat16) @ p["a"].astype(jnp.bfloat16)

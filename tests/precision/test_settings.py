@@ -10,6 +10,7 @@ import pytest
 from qdiffjax import diffusion, precision
 from qdiffjax.analysis.errors import ledger, runs
 from qdiffjax.denoiser import Denoiser
+from qdiffjax.precision import OperandFormat, SiteBits
 from qdiffjax.precision.settings import EDGE_MARGIN
 from qdiffjax.quant import IntFormat
 from qdiffjax.sites import match
@@ -74,6 +75,24 @@ def test_static_words_widen_what_enters_the_network():
         pair = grids_of(q)[name], grids_of(plain)[name]
         assert_close(pair[0][0].scale / pair[1][0].scale, EDGE_MARGIN)
     assert_close(grids_of(q)["out/kernel"][0].scale, grids_of(plain)["out/kernel"][0].scale)
+
+
+@pytest.mark.parametrize("grids", ["static", "dynamic"])
+def test_formats_that_leave_their_scales_open_take_those_of_the_settings(grids):
+    """But a group has no static scale, and what a format itself says stays."""
+    c, number = calibrated(), IntFormat(8)
+    recipe = precision.Recipe({
+        "conv/kernel": SiteBits(None, OperandFormat(number)),
+        "attn/query/kernel": SiteBits(None, OperandFormat(number, 2)),
+        "attn/key/kernel": SiteBits(None, OperandFormat(number, scales="static")),
+        "out/kernel": SiteBits(None, OperandFormat(number, scales="dynamic")),
+    })  # fmt: skip
+    found = grids_of(precision.quantize(c, recipe, activations=grids))
+    is_static = {name: grid.scale is not None for name, (grid,) in found.items()}
+    assert is_static == {
+        "conv/kernel": grids == "static", "attn/query/kernel": False,
+        "attn/key/kernel": True, "out/kernel": False,
+    }  # fmt: skip
 
 
 def test_words_keep_the_sum_of_each_output_channel():

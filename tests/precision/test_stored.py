@@ -12,6 +12,7 @@ from qdiffjax.denoiser import Denoiser
 from qdiffjax.kernels.gpu import products as gpu_products
 from qdiffjax.precision.codes import Stored, unstored
 from qdiffjax.precision.lowering import as_matrix
+from qdiffjax.quant import IntFormat, QTensor, dequantize
 from qdiffjax.sites import list_sites, transform
 from tests import worlds
 from tests.precision.lowering import (
@@ -80,6 +81,16 @@ def test_stored_codes_are_the_matrix_that_kernels_read(name, bits):
     assert back.format == codes.format
     np.testing.assert_array_equal(back.codes, codes.codes)
     np.testing.assert_array_equal(back.scale, codes.scale)
+
+
+def test_the_matrix_of_codes_stands_for_the_same_numbers_whatever_shares_a_scale():
+    """Columns of two axes, of which the last has two scales and zero points, the first none."""
+    codes = jnp.arange(18, dtype=jnp.uint8).reshape(3, 3, 2)
+    scale, zero = jnp.float32([[[0.5, 0.125]]]), jnp.int32([[[3, 7]]])
+    matrix = as_matrix(QTensor(codes, scale, zero, IntFormat(8, signed=False)), (0,), (1, 2))
+    expected = np.arange(18.0).reshape(3, 6) - np.array([[3, 7, 3, 7, 3, 7]])
+    expected *= np.array([[0.5, 0.125, 0.5, 0.125, 0.5, 0.125]])
+    np.testing.assert_array_equal(dequantize(matrix), expected)
 
 
 def plain_product(x, w, vectors, *, act_fn, out_dtype, taps=None, **_):

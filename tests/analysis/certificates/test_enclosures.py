@@ -72,6 +72,12 @@ def test_what_cancels_in_reality_cancels_in_forms():
     assert float(forms.magnitude(forms.subtract(no_symbols, no_symbols)).min()) >= 2.0
 
 
+def test_a_box_has_a_symbol_for_each_element_and_an_interval_none():
+    low, high = jnp.array([-1.0, 2.0]), jnp.array([3.0, 2.5])
+    assert len(forms.between(low, high)) == 0
+    np.testing.assert_allclose(forms.box(low, high).gens, np.diag([2.0, 0.25]), rtol=1e-12)
+
+
 def test_what_is_unknown_stays_unknown():
     zero = forms.exactly(jnp.zeros(()))
     log = functions.apply(functions.SCALARS["log"], forms.between(-jnp.ones(()), jnp.ones(())))

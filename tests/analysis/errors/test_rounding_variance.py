@@ -34,6 +34,18 @@ def test_the_variance_of_one_rounding_is_its_two_point_variance_or_a_twelfth():
     np.testing.assert_allclose(np.var(drawn, axis=0)[:5], 0.25 * f * (1 - f), atol=2e-3)
 
 
+def test_groups_along_a_named_axis_have_steps_of_their_own_range():
+    """Four neighbours of a column, 0 to 15 steps: of 1/4, 1/2, 1 and 2; two are off their grid."""
+    steps = np.array([[0.25, 0.5], [1.0, 2.0]])
+    inside = np.array([0.0, 4.4, 9.7, 15.0])
+    x = (inside[None, :, None] * steps[:, None]).reshape(8, 2)
+    grid = ActivationGrid(IntFormat(4, signed=False), group_size=4)
+    found = site_variances.average_variance(jnp.asarray(x), grid, axes=(1,), group_axis=0)
+    off = np.array([0.0, 1.0, 1.0, 0.0])
+    expected = (off[None, :, None] * steps[:, None] ** 2 / 12).reshape(8, 2)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
 def tiny_fn(params, x, t):
     """Two dots and a product of activations, no batch statistics."""
     h = jnp.tanh(x @ params["in"] + t / 40)
