@@ -130,6 +130,18 @@ def test_the_zeros_that_a_padded_transposed_convolution_meets_are_where_the_padd
     assert listed["params"].macs == 2 * (2 + 3 + 3 + 2) * 3 * 8
 
 
+def test_a_tap_meets_the_element_that_lies_ahead_of_its_place():
+    """3 elements at 1, 4, 7 of 8 places, 2 taps: two results meet each but the last, which one."""
+
+    def fn(p, x, t):
+        return jax.lax.conv_general_dilated(
+            x, p, (1,), [(1, 0)], lhs_dilation=(3,), dimension_numbers=("NHC", "HIO", "NHC")
+        )
+
+    listed = by_name(fn, jnp.zeros((2, 3, 8)), jnp.zeros((2, 3, 3)), T)
+    assert listed["params"].macs == 2 * (2 + 2 + 1) * 3 * 8
+
+
 def test_a_batched_einsum_counts_each_batch_once_and_keeps_its_batch_axes():
     w = jnp.zeros((7, 3, 5))
 

@@ -192,6 +192,25 @@ def test_of_a_linear_network_the_rounding_part_is_the_worst_outcome():
     np.testing.assert_allclose(certificates.bounds(error)[0][0], -worst, rtol=1e-12)
 
 
+def test_errors_of_a_nonlinear_step_cancel_while_there_are_symbols_for_them():
+    """Of tanh(x) - tanh(x) nothing is left if two symbols may be added to the two of x."""
+
+    def twice(params, x, t):
+        h = jnp.tanh(x @ params["w"])
+        return h - h.reshape(-1).reshape(h.shape)
+
+    q = quantized(twice, {"w": jnp.eye(2)}, (1, 2), activation_bits=None)
+    box = certificates.box(-jnp.ones((1, 2)), jnp.ones((1, 2)))
+    widths = {}
+    for most in (4, 3, 0):
+        z = certificates.enclose(q, box, T, max_symbols=most).z
+        assert len(z) <= max(most, 2)
+        low, high = certificates.bounds(z)
+        widths[most] = float(np.max(high - low))
+    assert widths[4] < 1e-9
+    assert widths[3] == widths[0] > 0.1
+
+
 def test_what_lies_beyond_the_grid_is_paid_in_full():
     q = quantized(linear, {"w": jnp.eye(3)}, (1, 3), weight_bits=None, activation_bits=4)
     grid = q.site_inputs["w"].activations[0]

@@ -263,6 +263,16 @@ def test_vjp_of_a_learned_codebook_is_that_of_the_plain_form(name):
         assert_close(got, want)
 
 
+def test_the_element_that_sets_the_range_of_a_learned_codebook_is_inside():
+    """Whatever the rounding of its scale, and however close the levels at the other end are."""
+    levels = np.float32([-1.9, -1.8999, 1.9])
+    x = np.linspace(0.1, 10, 200, dtype=np.float32)
+    scale = x / levels[-1]
+    assert np.any(x / scale > levels[-1])  # else the case would prove nothing
+    loss = lambda x: fake_quant_codebook(x, scale, levels).sum()  # noqa: E731
+    np.testing.assert_array_equal(jax.jit(jax.grad(loss))(jnp.asarray(x)), 1.0)
+
+
 def test_levels_gradient_sums_u_times_scale_over_the_members_of_each_level():
     """Han et al. 2016, eq. 3."""
     scale, u = _scale("channel"), _normal(3)
