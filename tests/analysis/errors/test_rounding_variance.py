@@ -164,3 +164,18 @@ def test_weight_variances_sum_over_steps_before_squaring(stochastic):
     for name, r in variances.items():
         expected = np.sum(np.asarray(jacobians[name]) ** 2 * r, axis=(1, 2, 3))
         np.testing.assert_allclose(found[name], expected, rtol=1e-10)
+
+
+def test_weight_variances_hold_the_gradients_of_one_sample_at_a_time():
+    """Eight samples more take less memory than a gradient of one."""
+    wide = {"in": normal(63, 2, 1024), "out": normal(64, 1024, 2)}
+    q = precision.Quantized(Denoiser(tiny_fn, wide), {})
+
+    def bytes_of(num):
+        x_T, probes = (jax.ShapeDtypeStruct(shape, np.float64) for shape in ((num, 2), (1, num, 2)))
+        run = jax.jit(lambda x_T, probes: site_variances.weight_variances(
+            q, x_T, STEPS, {"in": 1e-4}, probes
+        ))  # fmt: skip
+        return run.lower(x_T, probes).compile().memory_analysis().temp_size_in_bytes
+
+    assert bytes_of(12) - bytes_of(4) < wide["in"].nbytes
