@@ -9,7 +9,7 @@ import pytest
 
 from qdiffjax import diffusion, precision, quant
 from qdiffjax.denoiser import Denoiser
-from qdiffjax.precision import formats
+from qdiffjax.precision import OperandFormat, Recipe, SiteBits, formats
 from tests import worlds
 from tests.precision.small import (
     INT,
@@ -105,6 +105,21 @@ def test_one_scale_for_an_operand_is_that_of_all_its_numbers():
     got = precision.round_activation(x, quant.ActivationGrid(INT(4), group_size=0), axes=(1,))
     scale = jnp.max(jnp.abs(x)).astype(jnp.float32) / 7
     assert_close(got, quant.fake_quant(x, scale.reshape(1, 1), format=INT(4)), factor=1)
+
+
+def test_a_dynamic_scale_of_a_recipe_is_that_of_a_tensor_a_token_or_a_group_as_it_says():
+    x = worlds.normal(8, 3, 20)
+    a = np.abs(np.asarray(x))
+    largest = {
+        "tensor": np.max(a), "token": np.max(a, axis=1, keepdims=True),
+        5: np.repeat(a.reshape(3, 4, 5).max(2), 5, axis=1),
+    }  # fmt: skip
+    for granularity, absmax in largest.items():
+        entry = OperandFormat(INT(4), granularity, scales="dynamic")
+        q = quantized(Recipe({"out": SiteBits(None, entry)}))
+        (grid,) = q.site_inputs["out"].activations
+        got = precision.round_activation(x, grid, axes=(1,), group_axis=1)
+        np.testing.assert_allclose(got, np.round(7 * x / absmax) * absmax / 7, atol=1e-6)
 
 
 def test_a_network_of_rounded_operands_is_what_its_parts_are():
