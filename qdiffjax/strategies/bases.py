@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from qdiffjax import precision
-from qdiffjax._checks import SHARE, check_count, check_key, checked
+from qdiffjax._checks import SHARE, check_count, check_key, check_type, checked, require
 from qdiffjax._typing import Array
 from qdiffjax.precision.around import Around, Diagonal, Order, Rotation, largest_block
 from qdiffjax.precision.shaping import site_key
@@ -162,8 +162,11 @@ def low_rank(rank: int = 16, *, sites: Sequence[str] | None = None) -> Cure:
             site, around = draft.sites[name], draft.around.get(name, Around())
             assert site.weight is not None
             axis = precision.group_axis(site, site.weight)
-            w = around.weight(draft.calibration.weights[name], axis)
-            part = low_rank_part(weight_matrix(site, w), rank)
+            matrix = weight_matrix(site, around.weight(draft.calibration.weights[name], axis))
+            least = min(matrix.shape)
+            require(rank < least, name, got=f"rank {rank} of a matrix {matrix.shape}",
+                    expected=f"less than {least}", remedy="keep less of it")  # fmt: skip
+            part = low_rank_part(matrix, rank)
             draft = draft.with_around(name, branch=weight_operand(site, part))
         return draft
 
@@ -181,6 +184,8 @@ def stored_bits(draft: Draft, rank: int = 0) -> float:
       draft: its recipe and cures.
       rank: of its low-rank parts.
     """
+    check_type("draft", draft, Draft, remedy="improve(calibration, recipe, cures, steps, key)")
+    check_count("rank", rank, least=0)
     total = num = 0
     for name, grid in draft.weight_grids().items():
         around = draft.around.get(name, Around())

@@ -15,7 +15,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from qdiffjax import precision
-from qdiffjax._checks import NOT_NEGATIVE, check_names, checked, optional, require
+from qdiffjax._checks import (
+    NOT_NEGATIVE,
+    check_callable,
+    check_names,
+    check_number,
+    check_numbers,
+    check_type,
+    checked,
+    optional,
+    require,
+)
 from qdiffjax._typing import Array, float_dtype
 from qdiffjax.diffusion import Point, StepCoeffs, Steps, as_point, sample, step_noise
 from qdiffjax.precision import Quantized, SiteQuant
@@ -27,6 +37,7 @@ from qdiffjax.strategies.lines import (
     CHANNEL,
     PIXEL,
     Fit,
+    check_over,
     correlated_noise,
     least_squares,
     matched_moments,
@@ -132,6 +143,7 @@ def correction(name: str, fit_fn: FitFn, target: str = POINT) -> Cure:
     Raises (when applied):
       ValueError: target "state" for a sampler with memory.
     """
+    check_callable("fit_fn", fit_fn, "(y, wanted) -> gain and shift")
     check_names("target", (target,), (POINT, RUN, STATE))
 
     def apply(draft: Draft) -> Draft:
@@ -159,7 +171,7 @@ def ptqd() -> Cure:
     return correction("PTQD", correlated_noise)
 
 
-@checked(ridge=NOT_NEGATIVE)
+@checked(over=check_over, ridge=NOT_NEGATIVE)
 def joint_gaussian(over: str = CHANNEL, ridge: float = 0.0) -> Cure:
     """Return D2-DPM's correction, see `least_squares`."""
     return correction("D2-DPM", lambda y, wanted: least_squares(y, wanted, over=over, ridge=ridge))
@@ -180,7 +192,7 @@ def drift() -> Cure:
     return correction("moments", matched_moments)
 
 
-@checked(ridge=optional(NOT_NEGATIVE))
+@checked(over=check_over, ridge=optional(NOT_NEGATIVE))
 def compensation(over: str = PIXEL, ridge: float | None = None) -> Cure:
     """Return the correction that removes the mean of the accumulated error at each step.
 
@@ -213,6 +225,7 @@ def ceiling(errors) -> float:
     Args:
       errors: of samples [num, *shape]; rho is estimated without its bias of (1 - rho) / (num - 1).
     """
+    check_numbers("errors", errors, least_rank=1)
     errors = np.asarray(errors, np.float64)
     num = len(errors)
     require(num >= 2, "errors", got=f"{num} sample", expected="at least 2",
@@ -238,6 +251,9 @@ def absorbed(steps: Steps, variances) -> Steps:
     Raises:
       ValueError: another number of calls; a sampler without noise.
     """
+    check_type("steps", steps, Steps, remedy="such as ddpm(schedule, 100)")
+    check_numbers("variances", variances)
+    check_number("variances", variances, least=0)
     coeffs = steps.coeffs
     require(isinstance(coeffs, StepCoeffs) and np.ndim(coeffs.noise) == 1, "steps",
             got="matrices or slots", expected="a first-order sampler",

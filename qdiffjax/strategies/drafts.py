@@ -252,6 +252,8 @@ def compose(cures: Iterable[Cure]) -> Cure:
       ValueError: two that decide the same: how weights are rounded, or how the prediction is
         corrected.
     """
+    require(not isinstance(cures, Cure), "cures", got="one", expected="a list of them",
+            remedy="[cure]", error=TypeError)  # fmt: skip
     cures = tuple(cures)
     for cure in cures:
         check_type("cures", cure, Cure, remedy="such as smoothing() or gptq()")
@@ -352,13 +354,8 @@ def improve(
       >>> qd.sample(made.quantized(), steps, jax.random.key(2), 3).shape
       (3, 2)
     """
+    compose(cures)  # refuses what does not fit together, before any work
     made = draft(calibration, recipe, steps, key, **options)
-    for cure in sorted(_flat(cures), key=lambda cure: cure.stage):
+    for cure in sorted(cures, key=lambda cure: cure.stage):
         made = cure(made)
     return made
-
-
-def _flat(cures: Sequence[Cure]) -> tuple[Cure, ...]:
-    cures = tuple(cures)
-    compose(cures)  # refuses what does not fit together
-    return cures

@@ -76,7 +76,12 @@ def matched_moments(y: Array, wanted: Array) -> Fit:
     return Fit(gain[0], (means[1] - gain * means[0])[0])
 
 
+def check_over(what: str, over: str) -> None:
+    """Refuse what is none of "pixel", "channel", "tensor"."""
+    check_names(what, (over,), (PIXEL, CHANNEL, WHOLE))
+
+
 def _axes(y: Array, over: str) -> tuple[int, ...]:
-    check_names("over", (over,), (PIXEL, CHANNEL, WHOLE))
+    check_over("over", over)
     last = {PIXEL: 1, CHANNEL: y.ndim - 1, WHOLE: y.ndim}[over]
     return tuple(range(last))

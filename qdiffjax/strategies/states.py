@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from qdiffjax import diffusion, precision
-from qdiffjax._checks import require
+from qdiffjax._checks import check_number, require
 from qdiffjax.denoiser import Denoiser
 from qdiffjax.diffusion import Steps
 from qdiffjax.precision import Quantized
@@ -48,6 +48,8 @@ def normal_chances(steps: Steps, mean: float = 0.4, std: float = 0.2):
     mean, std: in shares of the noisiest call's time.
     """
     share = np.asarray(steps.t, np.float64) / float(np.max(np.asarray(steps.t)))
+    check_number("mean", mean)
+    check_number("std", std, above=0)
     weight = np.exp(-0.5 * ((share - mean) / std) ** 2)
     return weight / weight.sum()
 

@@ -38,6 +38,8 @@ def with_matrices(draft: Draft, globs: Sequence[str] | None) -> tuple[str, ...]:
     """
     rounded = draft.rounds_weight()
     if globs is not None:
+        require(not isinstance(globs, str), "sites", got=repr(globs), expected="a tuple of globs",
+                remedy=f"({globs!r},)", error=TypeError)  # fmt: skip
         named = match(draft.calibration.sites, globs)
         rounded = tuple(name for name in rounded if name in named)
         for name in rounded:

@@ -129,3 +129,40 @@ def test_cures_work_on_networks_of_any_framework(network):
         assert bool(jnp.all(jnp.isfinite(x_0)))
     exact = qd.diffusion.sample(precision.full_call(q), x_T, steps).x_0
     assert float(jnp.max(jnp.abs(x_0 - exact))) < 2e-2 * float(jnp.max(jnp.abs(exact)))
+
+
+REFUSED = {
+    "a function": lambda: strategies.compose([strategies.gptq]),
+    "a cure alone": lambda: strategies.compose(strategies.gptq()),
+    "letters": lambda: strategies.gptq(sites="w*")(draft()),
+    "no such site": lambda: strategies.gptq(sites=("nothing*",))(draft()),
+    "alpha": lambda: strategies.smoothing(1.5),
+    "ranges": lambda: strategies.smoothing(num_ranges=0),
+    "rank": lambda: strategies.low_rank(0),
+    "full rank": lambda: strategies.low_rank(5)(draft()),
+    "damping": lambda: strategies.gptq(damping=-1.0),
+    "seed": lambda: strategies.rotation(3),
+    "unit": lambda: strategies.reconstruction(unit="layer"),
+    "drop": lambda: strategies.reconstruction(drop=2.0),
+    "clips": lambda: strategies.clips(3),
+    "no function": lambda: strategies.correction("x", None),
+    "target": lambda: strategies.correction("x", lambda y, wanted: None, "nowhere"),
+    "over": lambda: strategies.compensation(over="row"),
+    "ridge": lambda: strategies.joint_gaussian(ridge=-1.0),
+    "static": lambda: strategies.static_clips(0),
+    "bits of": lambda: strategies.stored_bits(draft().quantized()),
+    "one sample": lambda: strategies.ceiling(np.zeros((1, 2))),
+    "NaN": lambda: strategies.ceiling(np.full((3, 2), np.nan)),
+    "no sampler": lambda: strategies.absorbed(5, np.zeros(5)),
+    "negative": lambda: strategies.absorbed(qd.ddim(worlds.SCHEDULE, 5, eta=1.0), -np.ones(5)),
+    "no width": lambda: strategies.normal_chances(STEPS, std=0.0),
+    "a denoiser": lambda: strategies.draft(calibrated().denoiser, "W4A8", STEPS, KEY),
+    "no steps": lambda: strategies.draft(calibrated(), "W4A8", 6, KEY),
+    "no key": lambda: strategies.draft(calibrated(), "W4A8", STEPS, 3),
+}
+
+
+@pytest.mark.parametrize("call", REFUSED.values(), ids=REFUSED)
+def test_what_makes_no_sense_is_refused_in_words(call):
+    with pytest.raises((TypeError, ValueError), match=r"got .*expected .*;"):
+        call()
