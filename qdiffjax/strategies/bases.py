@@ -16,6 +16,7 @@ from qdiffjax._checks import SHARE, check_count, check_key, check_type, checked,
 from qdiffjax._typing import Array
 from qdiffjax.precision.around import Around, Diagonal, Order, Rotation, largest_block
 from qdiffjax.precision.shaping import site_key
+from qdiffjax.quant import RoundingSequence
 from qdiffjax.sites import Site
 from qdiffjax.strategies.drafts import BASIS, SPLIT, Cure, Draft
 from qdiffjax.strategies.statistics import (
@@ -178,7 +179,8 @@ def stored_bits(draft: Draft, rank: int = 0) -> float:
 
     Codes, a float32 scale (and zero point) for each of its groups, 16 bits for each number of the
     factors of a low-rank part and of channels' factors, and every version of a weight that changes
-    with the steps. Survey, eq. 13, counts codes alone.
+    with the steps. A weight that is rounded anew at every call is stored as itself, in 32 bits: it
+    saves arithmetic and traffic. Survey, eq. 13, counts codes alone.
 
     Args:
       draft: its recipe and cures.
@@ -186,20 +188,31 @@ def stored_bits(draft: Draft, rank: int = 0) -> float:
     """
     check_type("draft", draft, Draft, remedy="improve(calibration, recipe, cures, steps, key)")
     check_count("rank", rank, least=0)
+    names, plain = draft.rounds_weight(), draft.site_inputs()
+    shaped = {name: plain[name].weight for name in names
+              if isinstance(plain[name].weight, RoundingSequence)}  # fmt: skip
+    grids = {} if shaped else draft.weight_grids()
     total = num = 0
-    for name, grid in draft.weight_grids().items():
+    for name in names:
         around = draft.around.get(name, Around())
         extra, versions = 0, 1
         if around.branch is not None:
-            extra += 16 * rank * sum(weight_matrix(draft.sites[name], grid.w).shape)
+            extra += 16 * rank * sum(weight_matrix(draft.sites[name], around.branch).shape)
         for basis in around.bases:
             extra += 16 * basis.scale.size if isinstance(basis, Diagonal) else 0
             if basis.num_calls is not None:
                 versions = len(np.unique(np.asarray(basis.scale), axis=0))
-        scales = grid.scale.size * (1 if grid.zero_point is None else 2)
-        bits = float(np.max(np.asarray(grid.format.bits)))
-        total += versions * (bits * grid.w.size + 32 * scales) + extra
-        num += grid.w.size
+        size = draft.calibration.weights[name].size
+        if shaped:
+            require(name in shaped, name, got="one rounding beside weights rounded anew",
+                    expected="all of one kind", remedy="count the two recipes")  # fmt: skip
+            bits, scales = 32.0, shaped[name].scale.size
+        else:
+            grid = grids[name]
+            scales = grid.scale.size * (1 if grid.zero_point is None else 2)
+            bits = float(np.max(np.asarray(grid.format.bits)))
+        total += versions * (bits * size + 32 * scales) + extra
+        num += size
     return total / num
 
 

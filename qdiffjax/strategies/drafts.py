@@ -25,6 +25,7 @@ from qdiffjax.precision import Quantized, Recipe, SiteQuant, Switch
 from qdiffjax.precision.around import Around
 from qdiffjax.precision.calibration import Calibration
 from qdiffjax.precision.refusals import check_noise
+from qdiffjax.quant import RoundingSequence
 from qdiffjax.sites import Site
 from qdiffjax.strategies.states import States, chosen_calls, full_inputs
 
@@ -136,7 +137,7 @@ class Draft:
         Raises:
           ValueError: weights that change with the steps, which cures do not reach.
         """
-        inputs = self.site_inputs(round_fn=_noted)
+        inputs = self.site_inputs()
         for name, each in inputs.items():
             require(not isinstance(each.weight, Switch), name, got="a weight by step",
                     expected="one for all steps, which cures can round",
@@ -148,9 +149,14 @@ class Draft:
         """Return every weight that the recipe rounds, with its grid, none of them rounded yet.
 
         Raises:
-          ValueError: groups that are no part of the operand's shape; weights by step.
+          ValueError: groups that are no part of the operand's shape; weights by step, or rounded
+            anew at every call.
         """
-        names = self.rounds_weight()
+        names, plain = self.rounds_weight(), self.site_inputs()
+        for name in names:
+            require(not isinstance(plain[name].weight, RoundingSequence), name,
+                    got="a weight rounded anew at every call", expected="one rounding",
+                    remedy="leave the word 'shaped' out")  # fmt: skip
         inputs = self.site_inputs(round_fn=_noted)
         found = {name: inputs[name].weight for name in names}
         for name, grid in found.items():

@@ -151,3 +151,23 @@ def test_factors_follow_the_calls_of_their_range():
     for call in range(5):
         assert_close(scale[call], bases.smoothing_factors(maxima[call], w, 0.5), factor=64)
     assert isinstance(done, drafts.Draft)
+
+
+def test_weights_rounded_anew_are_stored_as_themselves():
+    done = made([], "W4 shaped A8")
+    num, channels = 27 * 5 + 5 * 20, 5 + 20
+    assert_close(strategies.stored_bits(done), 32 + 32 * channels / num)
+    with pytest.raises(ValueError, match="leave the word 'shaped' out"):
+        done.weight_grids()
+
+
+def test_shaped_weights_shape_in_their_basis():
+    """Sigma-delta codes of rotated weights: their mean over calls is the rotated weight."""
+    done = made([strategies.rotation(KEY)], "W4 shaped A16")
+    q = done.quantized()
+    weight = q.site_inputs["in"].weight
+    mean = sum(weight.at(i) for i in range(200)) / 200
+    w = calibrated().weights["in"]
+    turned = done.around["in"].weight(w, 0)
+    assert float(jnp.max(jnp.abs(mean - turned))) < 0.02 * float(jnp.max(jnp.abs(turned)))
+    assert float(jnp.max(jnp.abs(turned - w))) > 0.1
