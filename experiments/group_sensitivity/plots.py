@@ -24,7 +24,8 @@ def draw(config, arrays, rows) -> Figure:
     ax.set(xscale="log", xlabel="RMS error of a sample when only this is rounded, image units")
     name = Path(config["checkpoint"]).name
     ax.set_title(f"{name}, DDIM-{config['num_steps']}: medians, 10 to 90 % of the samples")
-    tidy(ax, legend=7)
+    tidy(ax)
+    fig.legend(loc="outside lower center", ncols=len(config["bits"]), frameon=False, fontsize=7)
     return fig
 
 
