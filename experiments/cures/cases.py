@@ -78,7 +78,12 @@ def cases(words: str, num_steps: int, key, learn_steps: int) -> dict[str, Case]:
         words, (*free, turn, strategies.gptq(), strategies.bias_correction())
     )
     table["time, rotation, compensation"] = Case(words, (*free, turn, strategies.compensation()))
+    held = strategies.compensation(ridge=0.1)
+    table["time, rotation, GPTQ, compensation and gain"] = Case(
+        words, (*free, turn, strategies.gptq(), held)
+    )
     table["shaped, time"] = Case(shaped, free)
+    table["shaped, time, compensation and gain"] = Case(shaped, (*free, held))
     table["shaped, time, rotation"] = Case(shaped, (*free, turn))
     table["shaped, time, rotation, compensation"] = Case(
         shaped, (*free, turn, strategies.compensation())
