@@ -88,6 +88,7 @@ def cases(words: str, num_steps: int, key, learn_steps: int) -> dict[str, Case]:
     table["shaped, time, rotation, compensation"] = Case(
         shaped, (*free, turn, strategies.compensation())
     )
+    table["shaped, time, rotation, compensation and gain"] = Case(shaped, (*free, turn, held))
     return table
 
 

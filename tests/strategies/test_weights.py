@@ -61,13 +61,17 @@ def test_groups_and_batches_have_no_matrix():
         assert not statistics.has_matrix(site)
 
 
-def test_grams_are_second_moments_of_rows():
-    draft = strategies.draft(calibrated(), "W4A8", STEPS, jax.random.key(1), x_T=NOISE[:3],
+@pytest.mark.parametrize("recipe", ["W4", "W4A8"])
+def test_grams_are_second_moments_of_what_weights_multiply(recipe):
+    """Rows as they are, or rounded on a grid of their own each, as the recipe says."""
+    draft = strategies.draft(calibrated(), recipe, STEPS, jax.random.key(1), x_T=NOISE[:3],
                              num_calls=2, sites=("conv", "in"))  # fmt: skip
     found = statistics.grams(draft, ("in",))["in"]
     params = denoiser().params
     rows = jnp.tanh(worlds.convolve(draft.states.x.reshape(-1, 6, 6, 3), params["conv"]))
     rows = rows.reshape(-1, 5)
+    if recipe == "W4A8":
+        rows = quant.ActivationGrid(quant.IntFormat(8, signed=False)).round(rows, (1,))
     assert_close(found, rows.T @ rows / len(rows), factor=256)
     assert draft.states.call.tolist() == [0, 4]
 
