@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import qdiffjax
+from experiments.cures import plots as cures
 from experiments.feedback import plots as feedback
 from experiments.harness import store
 from experiments.random_recipes import plots as recipes
@@ -262,3 +263,27 @@ def test_the_table_of_feedback_is_its_committed_summary():
     assert_digits(np.median(ratio), "3.2")
     assert np.all(np.array(sites["nearest"]) > np.array(sites["feedback"]))
     assert_digits(np.median(np.array(sites["fed_back"]) / np.array(sites["feedback"])), "1.03")
+
+
+def test_the_table_of_cures_is_its_committed_summary():
+    rows = json.loads((ROOT / "experiments/results/cures/summary.json").read_text())
+    told = {(row["recipe"], row["case"]): row for row in cures.cures(rows)}
+    section = (ROOT / "docs" / "findings.md").read_text().split("## Cures after training")[1]
+    section = section.split("\n## ")[0]
+    lines = re.findall(r"^\| ([^|]+) \| ([\d.]+.*)\|$", section, re.M)
+    assert [name for name, _ in lines] == list(dict.fromkeys(case for _, case in told))
+    for name, cells in lines:
+        *pairs, bits, evaluations = (cell.strip() for cell in cells.split("|"))
+        for recipe, median, recovered in zip(
+            dict.fromkeys(r for r, _ in told), pairs[::2], pairs[1::2], strict=True
+        ):
+            row = told[recipe, name]
+            assert_digits(row["median"], median)
+            assert_digits(100 * row["recovered"], recovered.rstrip("*"))
+            assert recovered.endswith("*") == (row["holm"] < 0.05)
+        assert_digits(told["W4A8", name]["bits"], bits)
+        assert_digits(told["W4A8", name]["evaluations"], evaluations)
+    for recipe in ("W4A8", "W4A4"):
+        (best,) = [row for row in told.values() if row["recipe"] == recipe and row["is_best"]]
+        assert f"*{best['case']}*" in section
+        assert f"{best['median']:.3g} of {told[recipe, 'none']['median']:.3g}" in section

@@ -33,10 +33,11 @@ def draw(config, arrays, rows) -> Figure:
             ax.plot(row["median"], place, "D" if row["is_best"] else "o", color=color, ms=3)
         ax.axvline(base, color=GREY, lw=0.7, ls=":")
         ax.set(title=recipe, xscale="log")
+        ax.minorticks_off()
         ax.set_yticks(np.arange(len(names)), names)
     axes[0, 0].invert_yaxis()
-    middle = axes[0, len(recipes) // 2]
-    middle.set_xlabel(f"median RMSE of the samples, {Path(config['checkpoint']).name}")
+    name = Path(config["checkpoint"]).name
+    fig.supxlabel(f"median RMSE of the samples, {name}", fontsize=7.5)
     tidy(*axes[0])
     return fig
 

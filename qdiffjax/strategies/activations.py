@@ -17,6 +17,7 @@ from qdiffjax.sites import transform
 from qdiffjax.strategies.drafts import CLIP, LEAVE, Cure, Draft
 
 MOST = 4096  # numbers of an operand that a call's grid is fitted to
+STRIDE = 1_000_003
 
 
 @checked(num_ranges=check_count)
@@ -90,8 +91,9 @@ def operand_numbers(draft: Draft) -> dict[str, tuple]:
     """Return some numbers of every activation operand at every state [calls, at most 4096]."""
 
     def some(x):
-        flat = x.reshape(-1)
-        return flat[:: max(1, flat.size // MOST)][:MOST].astype(float_dtype(x))
+        # A large prime as stride meets all channels alike, whatever their number.
+        places = np.arange(min(MOST, x.size)) * STRIDE % x.size
+        return x.reshape(-1)[places].astype(float_dtype(x))
 
     return _operands(draft, some)
 

@@ -68,3 +68,20 @@ def test_the_time_path_is_what_no_sample_changes():
     assert "time" not in q.site_inputs
     assert "in" in q.site_inputs
     assert np.isfinite(np.asarray(qd.sample(q, steps, KEY, 2))).all()
+
+
+@pytest.mark.parametrize("num_channels", [64, 48])
+def test_numbers_of_an_operand_are_of_all_its_channels(num_channels):
+    """An operand that is its channel's number: each is met about as often as the others."""
+    channels = jnp.arange(num_channels, dtype=jnp.float32)
+    denoiser = qd.Denoiser(
+        lambda p, x, t: (0 * x + channels[None, None]) @ p["w"], {"w": jnp.eye(num_channels)},
+        worlds.SCHEDULE, (100, num_channels),
+    )  # fmt: skip
+    steps = qd.ddim(denoiser.schedule, 2)
+    calibration = qd.calibrate(denoiser, steps, KEY, num_samples=2)
+    made = strategies.draft(calibration, "A4", steps, KEY, num_samples=2, sites=("w",))
+    seen = np.asarray(activations.operand_numbers(made)["w"][0][0]).astype(int)
+    counts = np.bincount(seen, minlength=num_channels)
+    assert counts.min() > 0.5 * counts.mean()
+    assert counts.max() < 2 * counts.mean()
