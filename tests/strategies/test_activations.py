@@ -74,8 +74,9 @@ def test_the_time_path_is_what_no_sample_changes():
 def test_numbers_of_an_operand_are_of_all_its_channels(num_channels):
     """An operand that is its channel's number: each is met about as often as the others."""
     channels = jnp.arange(num_channels, dtype=jnp.float32)
+    eye = jnp.eye(num_channels, dtype=jnp.float32)
     denoiser = qd.Denoiser(
-        lambda p, x, t: (0 * x + channels[None, None]) @ p["w"], {"w": jnp.eye(num_channels)},
+        lambda p, x, t: (0 * x + channels[None, None]) @ p["w"], {"w": eye},
         worlds.SCHEDULE, (100, num_channels),
     )  # fmt: skip
     steps = qd.ddim(denoiser.schedule, 2)
