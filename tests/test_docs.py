@@ -287,3 +287,23 @@ def test_the_table_of_cures_is_its_committed_summary():
         (best,) = [row for row in told.values() if row["recipe"] == recipe and row["is_best"]]
         assert f"*{best['case']}*" in section
         assert f"{best['median']:.3g} of {told[recipe, 'none']['median']:.3g}" in section
+
+
+def test_the_table_of_the_forecast_of_shaping_is_its_committed_summary():
+    rows = json.loads((ROOT / "experiments/results/shaping_forecast/summary.json").read_text())
+    by: dict = {}
+    for row in rows:
+        by.setdefault((str(row["bits"]), row["way"]), []).append(row)
+    section = (ROOT / "docs" / "findings.md").read_text().split("### Forecast from full")[1]
+    section = section.split("\n### ")[0]
+    lines = re.findall(r"^\| (\d+) \| ([^|]+) \|(.*)\|$", section, re.M)
+    assert [line[:2] for line in lines] == [*by]
+    for *key, cells in lines:
+        own, (*values, slope, ratios) = by[tuple(key)], (c.strip() for c in cells.split("|"))
+        for row, printed in zip(own, values, strict=True):
+            assert_digits(row["rmse"], printed)
+        logs = (np.log([row[name] for row in own]) for name in ("num_steps", "rmse"))
+        assert_digits(np.polyfit(*logs, 1)[0], slope)
+        for row, printed in zip(own, ratios.split(", "), strict=False):
+            if printed != "-":
+                assert_digits(row["forecast"] / row["rmse_of_forecast_samples"], printed)
