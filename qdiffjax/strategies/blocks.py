@@ -51,7 +51,8 @@ def reconstruction(
     those before already rounded, activations rounded as in the recipe. They take the error of the
     block's result, weighted by the Fisher information that stands for what it does to the loss;
     here that is the error of the prediction itself, which a network of this size can afford. With
-    `drop` some of the activations' roundings are left out at random, QDrop (Wei et al. 2022).
+    `drop` some of the activations' roundings are left out at random, QDrop (Wei et al. 2022). What
+    is not better than before on the states, first the default of the recipe, is not taken.
 
     Args:
       num_steps: optimizer steps (Adam) for each block.
@@ -69,8 +70,7 @@ def reconstruction(
         blocks = {name: block_of(name) if unit == BLOCKS else NETWORK for name in grids}
         order = list(dict.fromkeys(blocks.values()))
         learner = _learner(draft, q, grids, batch, drop, learning_rate, weight, num_steps)
-        rounded: Rounding = {name: quant.fake_quant(g.w, g.scale, g.zero_point, format=g.format)
-                   for name, g in grids.items()}  # fmt: skip
+        rounded: Rounding = {name: q.site_inputs[name].weight for name in grids}
         key = jax.random.fold_in(draft.key, 2)
         for number, block in enumerate(order):
             active = {name: jnp.asarray(blocks[name] == block) for name in grids}

@@ -50,11 +50,10 @@ def test_what_is_learned_errs_less_on_other_samples(options):
         assert float(jnp.max(jnp.abs(done.rounded[name] - grid.w) / grid.scale)) < 1 + 1e-3
 
 
-def test_no_step_is_ever_worse_than_nearest_on_its_states():
+def test_no_step_is_ever_worse_than_the_default_on_its_states():
     cure = strategies.reconstruction(1, unit="network", learning_rate=10.0)
     done = strategies.improve(calibrated(), "W3A16", [cure], STEPS, KEY, x_T=NOISE, sites=("in",))
-    before = strategies.improve(calibrated(), "W3A16", [], STEPS, KEY, x_T=NOISE, sites=("in",),
-                                adjust_fn=None)  # fmt: skip
+    before = strategies.improve(calibrated(), "W3A16", [], STEPS, KEY, x_T=NOISE, sites=("in",))
     seen = done.states
 
     def of(q):
