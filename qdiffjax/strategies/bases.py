@@ -165,8 +165,11 @@ def low_rank(rank: int = 16, *, sites: Sequence[str] | None = None) -> Cure:
             axis = precision.group_axis(site, site.weight)
             matrix = weight_matrix(site, around.weight(draft.calibration.weights[name], axis))
             least = min(matrix.shape)
-            require(rank < least, name, got=f"rank {rank} of a matrix {matrix.shape}",
-                    expected=f"less than {least}", remedy="keep less of it")  # fmt: skip
+            require(rank < least or sites is None, name,
+                    got=f"rank {rank} of a matrix {matrix.shape}", expected=f"less than {least}",
+                    remedy="keep less of it")  # fmt: skip
+            if rank >= least:  # nothing would be left to round
+                continue
             part = low_rank_part(matrix, rank)
             draft = draft.with_around(name, branch=weight_operand(site, part))
         return draft

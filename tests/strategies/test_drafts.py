@@ -139,7 +139,7 @@ REFUSED = {
     "alpha": lambda: strategies.smoothing(1.5),
     "ranges": lambda: strategies.smoothing(num_ranges=0),
     "rank": lambda: strategies.low_rank(0),
-    "full rank": lambda: strategies.low_rank(5)(draft()),
+    "full rank": lambda: strategies.low_rank(5, sites=("in",))(draft()),
     "damping": lambda: strategies.gptq(damping=-1.0),
     "seed": lambda: strategies.rotation(3),
     "unit": lambda: strategies.reconstruction(unit="layer"),
