@@ -13,7 +13,7 @@ from qdiffjax._typing import float_dtype
 from qdiffjax.precision import Series
 from qdiffjax.quant import ActivationGrid, BlockFormat
 from qdiffjax.quant.grids import is_affine
-from qdiffjax.sites import transform
+from qdiffjax.sites import rules, transform
 from qdiffjax.strategies.drafts import CLIP, LEAVE, Cure, Draft
 
 MOST = 4096  # numbers of an operand that a call's grid is fitted to
@@ -103,10 +103,7 @@ def _operands(draft: Draft, fn) -> dict[str, tuple]:
     denoiser = draft.calibration.denoiser
     cond = precision.condition(precision.Quantized(denoiser, {}), draft.states.x[0])
 
-    def rule(site, op, operands, inputs):
-        return op(*operands), tuple(fn(operands[i]) for i in site.activations)
-
-    g = transform(denoiser.eps_fn, rule)
+    g = transform(denoiser.eps_fn, rules.observe(fn))
     seen = jax.jit(lambda params, states, cond: jax.lax.map(
         lambda s: g(params, s.x, s.t, *cond)[1], states
     ))  # fmt: skip

@@ -3,7 +3,6 @@
 x w = B(x) B^-T(w):  smoothing, rotation, reordering;      x w = x (w - L) + x L:  low rank
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -91,7 +90,7 @@ def _weight_maxima(draft: Draft, name: str) -> Array:
     site = draft.sites[name]
     assert site.weight is not None
     axis = precision.group_axis(site, site.weight)
-    w = draft.around.get(name, Around()).weight(draft.calibration.weights[name], axis)
+    w = draft.weight(name)
     return jnp.max(jnp.abs(w), tuple(a for a in range(w.ndim) if a != axis))
 
 
@@ -160,10 +159,8 @@ def low_rank(rank: int = 16, *, sites: Sequence[str] | None = None) -> Cure:
 
     def apply(draft: Draft) -> Draft:
         for name in with_matrices(draft, sites):
-            site, around = draft.sites[name], draft.around.get(name, Around())
-            assert site.weight is not None
-            axis = precision.group_axis(site, site.weight)
-            matrix = weight_matrix(site, around.weight(draft.calibration.weights[name], axis))
+            site = draft.sites[name]
+            matrix = weight_matrix(site, draft.weight(name))
             least = min(matrix.shape)
             require(rank < least or sites is None, name,
                     got=f"rank {rank} of a matrix {matrix.shape}", expected=f"less than {least}",
@@ -223,4 +220,4 @@ def _num_channels(site: Site) -> int:
     assert site.weight is not None
     axis = precision.group_axis(site, site.weight)
     assert axis is not None
-    return math.prod(site.shapes[site.weight][axis : axis + 1])
+    return site.shapes[site.weight][axis]

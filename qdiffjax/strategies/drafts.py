@@ -198,7 +198,7 @@ class Draft:
         for name, around in self.around.items():
             own = inputs.get(name, SiteQuant())
             if (around.bases or around.branch is not None) and own.weight is None:
-                own = own._replace(weight=self._weight(name, 0))
+                own = own._replace(weight=self.weight(name, 0))
             inputs[name] = own._replace(around=around)
         inputs = {name: each for name, each in inputs.items() if name not in self.plain}
         names = ", ".join(cure.name for cure in self.cures)
@@ -208,7 +208,7 @@ class Draft:
         return dataclasses.replace(base, site_inputs=inputs, settings=settings)
 
     def _quantize(self, call: int, **options) -> Quantized:
-        changed = {name: self._weight(name, call) for name in self.around
+        changed = {name: self.weight(name, call) for name in self.around
                    if name in self.calibration.weights}  # fmt: skip
         for name in changed:
             is_static = self.options.get("activations") == "static" or not isinstance(
@@ -222,10 +222,12 @@ class Draft:
         calibration = dataclasses.replace(self.calibration, weights=weights)
         return precision.quantize(calibration, self.recipe, **{**self.options, **options})
 
-    def _weight(self, name: str, call: int):
+    def weight(self, name: str, call: int = 0):
+        """Return a weight operand in the basis that it has so far, without its branch."""
         site = self.sites[name]
         axis = None if site.weight is None else precision.group_axis(site, site.weight)
-        return self.around[name].weight(self.calibration.weights[name], axis, call)
+        around = self.around.get(name, Around())
+        return around.weight(self.calibration.weights[name], axis, call)
 
     def _weights_by_call(self, num: int) -> dict[str, SiteQuant]:
         """Return the inputs of sites whose basis changes from call to call, their weights too."""
