@@ -6,10 +6,18 @@
 Weights are rounded once, with fresh bits, or by sigma-delta sequences. Forecast is the root of
 E|x_0 error|^2 over phases, to first order (`errors.sequence_variances`), on a few samples; measured
 is the RMSE over phases and samples of runs. A width at which no rounding matters is the control of
-what does not come from rounding. The slope is that of the measured error in the number of steps.
+what does not come from rounding. The slope is that of the measured error in the number of steps;
+with the last call in full precision, whose loss nothing makes up for, what is left is the part that
+the sampler integrates away.
+
+The floor is the mean error over phases, of second order (`errors.sequence_bias`): measured over
+many seeds of phases, predicted from curvature alone. Both are known up to noise, so that their
+squares are products of two independent halves, and what correcting samples by the prediction gains
+is the ratio of the errors with and without it.
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -19,7 +27,7 @@ from experiments.harness import command, subject
 from experiments.harness.command import option
 from qdiffjax import _tables as tables
 from qdiffjax import compiling, diffusion, precision, quant, results
-from qdiffjax.analysis.errors import runs, site_variances
+from qdiffjax.analysis.errors import runs, sequences
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,13 +41,20 @@ class Config:
     num_forecast: int = option(8, "Samples of the forecast, the first of those.", least=1)
     num_probes: int = option(2, "Probes of the forecast.", least=2)
     num_seeds: int = option(3, "Seeds of phases.", least=1)
+    num_phases: int = option(32, "Seeds of phases of the mean error.", least=4)
+    num_draws: int = option(32, "Draws of the predicted mean error.", least=4)
     sites: tuple[str, ...] = option(
         subject.ALL_BUT_LAST, "Globs of sites to quantize, see `sites.match`."
     )
     seed: int = command.seed()
 
 
-WAYS = {"nearest": None, "fresh bits": quant.fresh_bits, "sigma-delta": quant.sigma_delta}
+# {way: (toggle function, whether the last call is in full precision, whether it has a floor)}
+WAYS: dict[str, tuple[Any, bool, bool]] = {
+    "nearest": (None, False, False), "fresh bits": (quant.fresh_bits, False, True),
+    "sigma-delta": (quant.sigma_delta, False, True),
+    "sigma-delta, last in full": (quant.sigma_delta, True, False),
+}  # fmt: skip
 
 
 def run(config: Config, **options):
@@ -56,28 +71,35 @@ def run(config: Config, **options):
     x_T = subject.noise(denoiser, config.num_samples, config.seed)
     size = np.prod(x_T.shape[1:])
 
-    def quantized(bits: int, toggle_fn, seed: int):
+    def quantized(calibration, num_steps: int, bits: int, toggle_fn, is_last_full: bool, seed: int):
         rounding: dict[str, Any] = {"adjust_fn": None}
         if toggle_fn is not None:
             rounding["round_fn"] = precision.shaped(jax.random.key(seed), toggle_fn)
-        return precision.quantize(here.calibration, f"W{bits}", sites=config.sites, **rounding)
+        recipe = f"W{bits}; steps {num_steps - 1}: float" if is_last_full else f"W{bits}"
+        return precision.quantize(calibration, recipe, sites=config.sites, **rounding)
 
     def measure(part: str):
         num = parts[part]
         steps = diffusion.ddim(denoiser.schedule, num)
+        calibration = subject.observed(here, steps, config.seed).calibration  # for its steps
         xs = subject.full_states(denoiser, x_T, steps)
-        errors = compiling.compiled(lambda q: subject.sample_errors(q, xs, steps))
-        some = x_T[: config.num_forecast]
+        some, few = x_T[: config.num_forecast], xs[:, : config.num_forecast]
         probes = runs.signs(jax.random.key(config.seed + 1), config.num_probes, some)
+        errors = compiling.compiled(lambda q: subject.sample_errors(q, xs, steps))
+        ends = compiling.compiled(lambda q: subject.final_errors(q, few, steps))
 
         forecast = compiling.compiled(
-            lambda q: sum(site_variances.sequence_variances(q, some, steps, probes).values())
+            lambda q: sum(sequences.sequence_variances(q, some, steps, probes).values())
         )
+        biases = compiling.compiled(lambda q, key: sequences.sequence_bias(
+            q, some, steps, phases=key, num=config.num_draws // 2
+        ).value)  # fmt: skip
         arrays, rows = {}, []
         for bits in config.weight_bits:
-            for name, toggle_fn in WAYS.items():
+            for name, (toggle_fn, is_last_full, has_floor) in WAYS.items():
+                draw = functools.partial(quantized, calibration, num, bits, toggle_fn, is_last_full)
                 seeds = range(config.seed, config.seed + (config.num_seeds if toggle_fn else 1))
-                qs = [quantized(bits, toggle_fn, seed) for seed in seeds]
+                qs = [draw(seed) for seed in seeds]
                 values = arrays[f"{bits}/{name}"] = np.stack([errors(q) for q in qs])
                 first = values[:, : len(some)]
                 row = {"num_steps": num, "bits": bits, "way": name,
@@ -85,6 +107,10 @@ def run(config: Config, **options):
                        "rmse_of_forecast_samples": float(subject.rms(first))}  # fmt: skip
                 if toggle_fn is not None:
                     row["forecast"] = float(np.sqrt(float(forecast(qs[0]).mean()) / size))
+                if has_floor:
+                    many = np.stack([ends(draw(config.seed + k)) for k in range(config.num_phases)])
+                    keys = jax.random.split(jax.random.key(config.seed + 2))
+                    row |= floor(many, np.stack([biases(qs[0], key) for key in keys]))
                 rows.append(row)
         return arrays, rows
 
@@ -92,6 +118,23 @@ def run(config: Config, **options):
     mark = results.fingerprint(dataclasses.asdict(config), here.mark())
     done = command.parts(parts, measure, mark, **options)
     return command.by_part(done), [row for _, rows in done.values() for row in rows]
+
+
+def floor(errors, predicted) -> dict[str, float]:
+    """Return the floor measured and predicted, their alignment, and the gain of a correction.
+
+    Args:
+      errors: of samples, by seed of phases [phases, samples, ...].
+      predicted: mean error, two independent estimates [2, samples, ...].
+    """
+    halves = np.stack([errors[::2].mean(0), errors[1::2].mean(0)])
+    squares = [float(np.mean(a * b)) for a, b in (halves, predicted)]  # unbiased, may be negative
+    measured, told = np.sqrt(np.maximum(squares, 0))
+    mean = predicted.mean(0)
+    common = float(np.mean(errors.mean(0) * mean)) / max(measured * told, 1e-30)
+    gain = np.sqrt(np.mean((errors - mean) ** 2) / np.mean(errors**2))
+    return {"floor": float(measured), "predicted_floor": float(told), "alignment": common,
+            "corrected": float(gain)}  # fmt: skip
 
 
 def slope(rows) -> float:
@@ -119,13 +162,22 @@ def table(rows) -> list:
     spec += [(f"N = {n}", lambda key, n=n: f"{by[*key, n]['rmse']:.3g}") for n in steps]
     spec += [("slope", lambda key: f"{slope(groups[key]):.2f}"),
              ("forecast / measured", ratios)]  # fmt: skip
-    return [tables.columns([*groups], spec, title="RMSE of the samples, weights rounded")]
+    floors = [row for row in rows if "floor" in row]
+    of_floor: list = [
+        ("steps", lambda row: row["num_steps"]), ("W", lambda row: row["bits"]),
+        ("rounded", lambda row: row["way"]), ("floor", lambda row: f"{row['floor']:.2g}"),
+        ("predicted", lambda row: f"{row['predicted_floor']:.2g}"),
+        ("alignment", lambda row: f"{row['alignment']:.2f}"),
+        ("corrected / not", lambda row: f"{row['corrected']:.2f}"),
+    ]  # fmt: skip
+    return [tables.columns([*groups], spec, title="RMSE of the samples, weights rounded"),
+            tables.columns(floors, of_floor, title="Mean error over phases")]  # fmt: skip
 
 
 EXPERIMENT = command.experiment(
     Config, run, table=table,
     quick={"num_steps": (3, 6), "weight_bits": (8,), "num_samples": 4, "num_forecast": 2,
-           "num_seeds": 1},
+           "num_seeds": 1, "num_phases": 4, "num_draws": 4},
 )  # fmt: skip
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from experiments.harness.command import option
 from qdiffjax import diffusion, measures, precision, results
 from qdiffjax._checks import require
 from qdiffjax._conditions import as_arguments
-from qdiffjax.analysis.errors import prediction
+from qdiffjax.analysis.errors import prediction, runs
 from qdiffjax.compiling import compiled
 from qdiffjax.denoiser import Denoiser
 from qdiffjax.networks import denoisers
@@ -207,19 +207,25 @@ def observed(subject: Subject, steps: diffusion.Steps, seed: int) -> Subject:
     return dataclasses.replace(subject, calibration=dataclasses.replace(c, ranges=ranges))
 
 
-def full_states(denoiser: Denoiser, x_T, steps: diffusion.Steps) -> jax.Array:
-    """Return the states of the full-precision run of a sampler without noise [N+1, num, ...]."""
+def full_states(denoiser: Denoiser, x_T, steps: diffusion.Steps, key=None) -> jax.Array:
+    """Return the states of the full-precision run [N+1, num, ...]; key: of the sampler's noise."""
     full = precision.full_call(precision.Quantized(denoiser, {}))
-    return compiled(lambda x: diffusion.sample(full, x, steps).states)(x_T)
+    return compiled(lambda x: diffusion.sample(full, x, steps, key=key).states)(x_T)
 
 
-def sample_errors(q: precision.Quantized, xs, steps: diffusion.Steps) -> jax.Array:
-    """Return the RMSE of each quantized sample [num] beside the states xs of `full_states`."""
-    x_0 = diffusion.sample(
-        precision.quantized_call(q), xs[0], steps, per_call=q.calls(steps), state=q.start(xs[0]),
-        keep_trajectory=False,
+def final_errors(q: precision.Quantized, xs, steps: diffusion.Steps, key=None) -> jax.Array:
+    """Return quantized samples less those of `full_states` xs, of the same key [num, ...]."""
+    x_T, x_0 = (runs.current(runs.at(xs, end), steps) for end in (0, -1))
+    x_hat_0 = diffusion.sample(
+        precision.quantized_call(q), x_T, steps, key=key, per_call=q.calls(steps),
+        state=q.start(x_T), keep_trajectory=False,
     ).x_0  # fmt: skip
-    return prediction.root_mean_square(x_0 - xs[-1])
+    return x_hat_0 - x_0
+
+
+def sample_errors(q: precision.Quantized, xs, steps: diffusion.Steps, key=None) -> jax.Array:
+    """Return the RMSE of each quantized sample [num] beside the states xs of `full_states`."""
+    return prediction.root_mean_square(final_errors(q, xs, steps, key))
 
 
 def rms(values) -> jax.Array:

@@ -41,10 +41,12 @@ class Config:
     checkpoint: str = subject.checkpoint()
     weight_bits: tuple[int, ...] = option((3, 4, 6, 8), "Widths of the products' weights.",
                                           least=2, most=8)  # fmt: skip
-    num_steps: tuple[int, ...] = option((10, 20, 50), "Steps of DDIM.", least=1)
+    samplers: tuple[str, ...] = option(("ddim",), "Samplers.", choices=subject.SAMPLERS)
+    num_steps: tuple[int, ...] = option((10, 20, 50), "Steps of a sampler.", least=1)
     num_samples: int = option(64, "Number of samples.", least=2)
     num_seeds: int = option(3, "Seeds of phases.", least=1)
-    extra_bits: int = option(2, "k of periodic rounding.", least=1, most=8)
+    extra_bits: tuple[int, ...] = option((1, 2, 3, 4), "k of periodic rounding.", least=1, most=8)
+    group_size: int = option(32, "Weights that share a scale where they are in groups.", least=2)
     num_predicted: int = option(16, "Samples whose error is predicted.", least=2)
     sites: tuple[str, ...] = option(
         subject.ALL_BUT_LAST, "Globs of sites to quantize, see `sites.match`."
@@ -56,9 +58,10 @@ SHAPED = {"fresh bits": quant.fresh_bits, "golden ratio": quant.golden_ratio,
           "sigma-delta": quant.sigma_delta}  # fmt: skip
 
 
-def methods(bits: int, extra: int) -> dict[str, tuple[str, dict[str, Any], Any]]:
+def methods(bits: int, extra_bits, group_size: int) -> dict[str, tuple[str, dict[str, Any], Any]]:
     """Return {method: (recipe, options of `quantize`, seed of phases -> `round_fn` or None)}."""
     once = {"adjust_fn": None}
+    grouped = f"W{bits}g{group_size} mse"
 
     def drawn(toggle_fn, **options):
         return lambda seed: precision.shaped(jax.random.key(seed), toggle_fn, **options)
@@ -67,28 +70,34 @@ def methods(bits: int, extra: int) -> dict[str, tuple[str, dict[str, Any], Any]]
         "nearest": (f"W{bits}", once, None),
         "clipped": (f"W{bits}", once | {"calibrate_fn": quant.mse}, None),
         "sums kept": (f"W{bits}", {}, None),
-        f"nearest + {extra}": (f"W{bits + extra}", once, None),
+        "grouped": (grouped, once, None),
+        **{f"nearest + {k}": (f"W{bits + k}", once, None) for k in extra_bits},
         **{name: (f"W{bits}", {}, drawn(fn)) for name, fn in SHAPED.items()},
-        f"periodic {extra}": (f"W{bits}", {}, drawn(quant.sigma_delta, extra_bits=extra)),
-    }
+        "grouped sigma-delta": (grouped, {}, drawn(quant.sigma_delta)),
+        **{f"periodic {k}": (f"W{bits}", {}, drawn(quant.sigma_delta, extra_bits=k))
+           for k in extra_bits},
+    }  # fmt: skip
 
 
 def run(config: Config, **options):
-    """Return arrays and rows of every (steps, bits, method); touches no file.
+    """Return arrays and rows of every (sampler, steps, bits, method); touches no file.
 
     Arrays of each: errors, the RMSE of each sample [seeds, samples]. Options as `command.parts`.
     """
     most = max(config.num_steps)
-    steps_of = functools.partial(diffusion.ddim, num_steps=most)
+    steps_of = functools.partial(subject.SAMPLERS[config.samplers[0]], num_steps=most)
     here = subject.prepare(config.checkpoint, steps_of, config.sites, config.seed)
     calibration, denoiser = here.calibration, here.denoiser
     x_T = subject.noise(denoiser, config.num_samples, config.seed)
 
     @functools.cache
-    def programs(num_steps: int):
-        steps = diffusion.ddim(denoiser.schedule, num_steps)
-        xs = subject.full_states(denoiser, x_T, steps)
-        errors = compiling.compiled(lambda q: subject.sample_errors(q, xs, steps))
+    def programs(sampler: str, num_steps: int):
+        steps = subject.SAMPLERS[sampler](denoiser.schedule, num_steps)
+        key = subject.noise_key(steps, config.seed)
+        xs = subject.full_states(denoiser, x_T, steps, key)
+        errors = compiling.compiled(lambda q: subject.sample_errors(q, xs, steps, key))
+        if key is not None or not isinstance(steps.coeffs, diffusion.StepCoeffs):
+            return errors, None  # predictions are of a state alone, and of a sampler without noise
 
         @compiling.compiled
         def predicted(q):
@@ -98,25 +107,27 @@ def run(config: Config, **options):
         return errors, predicted
 
     def measure(part: str):
-        num_steps, bits, method = parts[part]
-        recipe, chosen, round_of = methods(bits, config.extra_bits)[method]
-        errors, predicted = programs(num_steps)
+        sampler, num_steps, bits, method = parts[part]
+        recipe, chosen, round_of = methods(bits, config.extra_bits, config.group_size)[method]
+        errors, predicted = programs(sampler, num_steps)
         seeds = range(config.seed, config.seed + (config.num_seeds if round_of else 1))
         rounded = [chosen | ({"round_fn": round_of(seed)} if round_of else {}) for seed in seeds]
         qs = [precision.quantize(calibration, recipe, sites=config.sites, **each)
               for each in rounded]  # fmt: skip
         values = jnp.stack([errors(q) for q in qs])
-        ours = subject.rms(predicted(qs[0])) / subject.rms(values[0, : config.num_predicted])
         rmse = estimates.bootstrap(subject.rms, values.T, key=jax.random.key(config.seed), num=1000)
-        row = {"num_steps": num_steps, "bits": bits, "method": method,
+        row = {"sampler": sampler, "num_steps": num_steps, "bits": bits, "method": method,
                "rmse": float(rmse.value), "low": float(rmse.low),
                "high": float(rmse.high), "median": float(jnp.median(values)),
-               "of_seeds": [float(subject.rms(e)) for e in values],
-               "predicted_over_measured": float(ours)}  # fmt: skip
+               "of_seeds": [float(subject.rms(e)) for e in values]}  # fmt: skip
+        if predicted is not None:
+            ours = subject.rms(predicted(qs[0])) / subject.rms(values[0, : config.num_predicted])
+            row["predicted_over_measured"] = float(ours)
         return {"errors": np.asarray(values)}, row
 
-    parts = {f"{n} steps, W{b}, {m}": (n, b, m) for n in config.num_steps
-             for b in config.weight_bits for m in methods(b, config.extra_bits)}  # fmt: skip
+    parts = {f"{s}, {n} steps, W{b}, {m}": (s, n, b, m) for s in config.samplers
+             for n in config.num_steps for b in config.weight_bits
+             for m in methods(b, config.extra_bits, config.group_size)}  # fmt: skip
     mark = results.fingerprint(dataclasses.asdict(config), here.mark())
     done = command.parts(parts, measure, mark, **options)
     return command.by_part(done), [row for _, row in done.values()]

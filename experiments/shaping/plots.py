@@ -8,17 +8,17 @@ from matplotlib.figure import Figure
 from qdiffjax import _tables as tables
 from qdiffjax._looks import BLUE, GREEN, GREY, ORANGE, panels, tidy
 
-ONCE = ("nearest", "clipped", "sums kept")
+ONCE = ("nearest", "clipped", "sums kept")  # roundings of the weights' own channels
 STYLES = {"nearest": (GREY, "o", "--"), "sums kept": (GREY, "s", ":"),
           "fresh bits": (GREEN, "^", "-"),
           "golden ratio": (ORANGE, "D", "-"), "sigma-delta": (BLUE, "v", "-")}  # fmt: skip
 
 
-def grids(rows) -> list[tuple[int, int, dict[str, dict]]]:
-    """Return (steps, bits, {method: row}) of each pair, in the order of the rows."""
-    pair = lambda row: (row["num_steps"], row["bits"])  # noqa: E731
+def grids(rows) -> list[tuple[str, int, int, dict[str, dict]]]:
+    """Return (sampler, steps, bits, {method: row}) of each case, in the order of the rows."""
+    case = lambda row: (row["sampler"], row["num_steps"], row["bits"])  # noqa: E731
     return [(*key, {row["method"]: row for row in members})
-            for key, members in itertools.groupby(rows, pair)]  # fmt: skip
+            for key, members in itertools.groupby(rows, case)]  # fmt: skip
 
 
 def gain(by_method) -> float:
@@ -26,12 +26,21 @@ def gain(by_method) -> float:
     return min(by_method[name]["rmse"] for name in ONCE) / by_method["sigma-delta"]["rmse"]
 
 
+def periodic_ratios(by_method) -> dict[int, float]:
+    """Return {k: mean square error of k extra bits over that of general + nearest at b + k}."""
+    square = {name: row["rmse"] ** 2 for name, row in by_method.items()}
+    ks = [int(name.split()[-1]) for name in by_method if name.startswith("periodic")]
+    return {k: square[f"periodic {k}"] / (square["sigma-delta"] + square[f"nearest + {k}"])
+            for k in ks}  # fmt: skip
+
+
 def draw(config, arrays, rows) -> Figure:
-    """RMSE of the samples by width, a panel for each number of steps."""
-    panes = {n: [g for g in grids(rows) if g[0] == n] for n in config["num_steps"]}
+    """RMSE of the samples by width, a panel for each number of steps of the first sampler."""
+    first = config["samplers"][0]
+    panes = {n: [g for g in grids(rows) if g[:2] == (first, n)] for n in config["num_steps"]}
     fig, axes = panels(1, len(panes), 2.4, sharey=True, squeeze=False)
     for ax, (num_steps, pane) in zip(axes[0], panes.items(), strict=True):
-        bits = [b for _, b, _ in pane]
+        bits = [b for *_, b, _ in pane]
         for name, (color, marker, line) in STYLES.items():
             found = [by_method[name] for *_, by_method in pane]
             values = [row["rmse"] for row in found]
@@ -51,13 +60,28 @@ FIGURES = {"shaping": draw}
 
 
 def table(rows) -> list:
-    """Return the table on the screen: a line for each number of steps and width."""
-    names = list(grids(rows)[0][2])
-    spec: list = [("steps", lambda g: g[0]), ("W", lambda g: g[1])]
-    spec += [(name, lambda g, name=name: f"{g[2][name]['rmse']:.3g}") for name in names]
-    spec += [("once /\nsigma-delta", lambda g: f"{gain(g[2]):.2f}"),
-             ("predicted /\nmeasured",
-              lambda g: f"{g[2]['sigma-delta']['predicted_over_measured']:.2f}")]  # fmt: skip
+    """Return the tables on the screen: a line for each sampler, number of steps and width."""
+    cases = grids(rows)
+    names = list(cases[0][3])
+    main = [name for name in names if not name.startswith(("periodic", "nearest +"))]
+    ks = list(periodic_ratios(cases[0][3]))
+    case: list = [("sampler", lambda g: g[0]), ("steps", lambda g: g[1]), ("W", lambda g: g[2])]
+
+    def column(name):
+        return name, lambda g: f"{g[3][name]['rmse']:.3g}"
+
+    def predicted(g) -> str:
+        ratio = g[3]["sigma-delta"].get("predicted_over_measured")
+        return "-" if ratio is None else f"{ratio:.2f}"
+
+    ways = [*case, *map(column, main), ("once /\nsigma-delta", lambda g: f"{gain(g[3]):.2f}"),
+            ("predicted /\nmeasured", predicted)]  # fmt: skip
+    stored = [*case]
+    for k in ks:
+        stored += [column(f"nearest + {k}"), column(f"periodic {k}"),
+                   (f"ratio {k}", lambda g, k=k: f"{periodic_ratios(g[3])[k]:.2f}")]  # fmt: skip
     return [
-        tables.columns(grids(rows), spec, title="RMSE of the samples by how weights are rounded")
-    ]
+        tables.columns(cases, ways, title="RMSE of the samples by how weights are rounded"),
+        tables.columns(cases, stored, title="k more bits stored; ratio: of mean squares, periodic "
+                       "over (sigma-delta + nearest)"),
+    ]  # fmt: skip

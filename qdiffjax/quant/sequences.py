@@ -92,6 +92,16 @@ class RoundingSequence:
         upper = self.toggle_fn(call, self.fraction, self.phase)
         return (self.lower + upper.astype(self.lower.dtype)) * expand(self.scale, self.shape)
 
+    def error(self, call) -> Array:
+        """Return what the rounding at a call adds to the array, in real units [*shape]."""
+        exact = (self.lower + self.fraction) * expand(self.scale, self.shape)
+        return self.at(call) - exact
+
+    def redrawn(self, key: Key) -> "RoundingSequence":
+        """Return the same with phases drawn anew, uniform and one for each element."""
+        phase = jax.random.uniform(key, self.shape, self.lower.dtype) if self._is_real else key
+        return dataclasses.replace(self, phase=phase)
+
     @property
     def _is_real(self) -> bool:
         return not jnp.issubdtype(jnp.asarray(self.phase).dtype, jax.dtypes.prng_key)

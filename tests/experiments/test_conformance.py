@@ -146,6 +146,7 @@ MINIATURES = {
     "shaping_forecast": (
         DIT, "checkpoint",
         "--num-steps 2 3 --weight-bits 4 --num-samples 4 --num-forecast 1 --num-seeds 1 "
+        "--num-phases 4 --num-draws 4 "
         "--sites *attention*",
     ),
     "spectra": (

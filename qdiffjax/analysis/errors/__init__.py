@@ -76,9 +76,9 @@ from qdiffjax.analysis.errors.runs import (
     signs,
     step_map,
 )
+from qdiffjax.analysis.errors.sequences import sequence_bias, sequence_variances
 from qdiffjax.analysis.errors.site_variances import (
     activation_variances,
     average_variance,
-    sequence_variances,
     weight_variances,
 )

@@ -20,7 +20,7 @@ from qdiffjax.analysis.errors.runs import (
 )
 from qdiffjax.diffusion import Steps
 from qdiffjax.precision.quantized import Quantized, merge, ruled_call
-from qdiffjax.quant import ActivationGrid, RoundingSequence, expand, fresh_bits, sigma_delta
+from qdiffjax.quant import ActivationGrid
 from qdiffjax.sites import rules
 
 
@@ -146,10 +146,10 @@ def weight_variances(
       probes: v [num, batch, *shape].
       key: noise of a stochastic sampler.
     """
-    nothing = _nothing(q, x_T, steps, variances)
+    nothing = nothing_at(q, x_T, steps, variances)
 
     def one(q, x_T, z, vs):
-        sweep = _weight_gradients(q, x_T, steps, z, nothing)
+        sweep = weight_gradients(q, x_T, steps, z, nothing)
 
         def squares(v):
             sums, _ = sweep(v, lambda sums, bars: (jax.tree.map(jnp.add, sums, bars), None))
@@ -160,90 +160,20 @@ def weight_variances(
     return per_sample(one, q, x_T, steps, key, jnp.moveaxis(probes, 1, 0), is_map=True)
 
 
-def sequence_variances(
-    q: Quantized, x_T: Array, steps: Steps, probes: Array, *, key: Key | None = None
-) -> dict[str, Array]:
-    """Predict what weights rounded anew at every call add to E|x_0 error|^2 {site: [batch]}.
-
-    With G_i the gradient of <v, x_0> in a weight at call i, to first order and over phases,
-
-        sigma-delta:  E_v sum_k s_k^2 sum_{i,j} a_ki a_kj B_2(frac((i - j) f_k)) / 2,
-                      a_0 = G_0, a_i = G_i - G_{i-1}, a_N = -G_{N-1},   B_2(x) = x^2 - x + 1/6
-        fresh bits:   E_v sum_k s_k^2 f_k (1 - f_k) sum_i G_ki^2
-
-    with f the fraction and s the scale of element k: the sequence's error is r_i - r_{i+1}, and
-    B_2 / 2 the covariance of r (`quant.sigma_delta`). Nothing is run in low precision. What a bend
-    of the network adds, of second order and alike for both, is left out. Samples are done one after
-    another, and keep a gradient for each call: N times the weights' memory.
-
-    Args:
-      q: a denoiser whose weights are a `RoundingSequence` each; other sites add nothing.
-      x_T: initial noise [batch, *shape].
-      steps: the sampler, leaves [N].
-      probes: v [num, batch, *shape], see `runs.signs`.
-      key: noise of a stochastic sampler.
-
-    Raises:
-      ValueError: no sequence, or one whose covariance is not known in closed form.
-    """
-    sequences = {
-        name: inputs.weight for name, inputs in q.site_inputs.items()
-        if isinstance(inputs.weight, RoundingSequence)
-    }  # fmt: skip
-    require(sequences, "sequence_variances", got="no weights that change from call to call",
-            expected="some", remedy="quantize with round_fn=precision.shaped(key)")  # fmt: skip
-    for name, sequence in sequences.items():
-        require(sequence.toggle_fn in (sigma_delta, fresh_bits), name,
-                got=getattr(sequence.toggle_fn, "__name__", "a sequence"),
-                expected="sigma_delta or fresh_bits, whose covariance is known",
-                remedy="measure other sequences over seeds")  # fmt: skip
-    nothing = _nothing(q, x_T, steps, sequences)
-
-    def one(q, x_T, z, vs):
-        sweep = _weight_gradients(q, x_T, steps, z, nothing)
-
-        def squares(v):
-            _, gains = sweep(v, lambda kept, bars: (kept, bars))
-            return {n: _sequence_variance(sequences[n], gains[n]) for n in gains}
-
-        return jax.tree.map(lambda a: jnp.mean(a, 0), jax.lax.map(squares, vs[0]))
-
-    return per_sample(one, q, x_T, steps, key, jnp.moveaxis(probes, 1, 0), is_map=True)
-
-
-def _sequence_variance(sequence: RoundingSequence, gains) -> Array:
-    """Return the variance of sum_i <G_i, error of call i> for gains G [N, *weight]."""
-    f, scale = sequence.fraction, expand(sequence.scale, sequence.shape)
-    gains = gains * scale[None]
-    if sequence.toggle_fn is fresh_bits:
-        return jnp.sum(jnp.sum(gains**2, 0) * f * (1 - f))
-    a = jnp.concatenate([gains[:1], gains[1:] - gains[:-1], -gains[-1:]])
-    padded = jnp.concatenate([a, jnp.zeros_like(a)])
-
-    def of_lag(lag):
-        part = lag.astype(f.dtype) * f
-        part = part - jnp.floor(part)
-        bernoulli = (part**2 - part + 1 / 6) / 2
-        pairs = jnp.sum(a * jax.lax.dynamic_slice_in_dim(padded, lag, len(a)), axis=0)
-        return jnp.sum(bernoulli * pairs) * jnp.where(lag == 0, 1, 2).astype(f.dtype)
-
-    return jnp.sum(jax.lax.map(of_lag, jnp.arange(len(a))))
-
-
-def _nothing(q: Quantized, x_T, steps: Steps, names) -> dict[str, Array]:
+def nothing_at(q: Quantized, x_T, steps: Steps, names) -> dict[str, Array]:
     """Return zeros like the weight operands of some sites."""
     weights = ruled_call(q.at(slice(1)), rules.collect_weights)
     shapes = jax.eval_shape(lambda: weights(x_T[:1], steps.times(x_T)[0])[1])
     return zeros_of({name: shapes[name] for name in names})
 
 
-def _weight_gradients(q: Quantized, x_T, steps: Steps, z, nothing):
+def weight_gradients(q: Quantized, x_T, steps: Steps, z, nothing):
     """Return (v, fold) -> (folded, outs): gradients of <v, x_0> in the weights, call by call.
 
     fold(folded, gradients of one call) -> (folded, out), from zeros, the last call first; outs have
     a leading axis of calls [N].
     """
-    tapped = ruled_call(q, _tap_weight)
+    tapped = ruled_call(q, tap_weight)
     table = (steps.times(x_T), steps.coeffs, z, None)
     x, xs = full_run(q, x_T, table, steps)
 
@@ -292,7 +222,7 @@ def _tap(site, op, operands, inputs):
     return op(*values), tuple(variances)
 
 
-def _tap_weight(site, op, operands, inputs):
+def tap_weight(site, op, operands, inputs):
     """Add `inputs` to the weight operand: a rule."""
     if inputs is None:
         return op(*operands), None

@@ -19,13 +19,13 @@ W, X_T = worlds.normal(4, 5, 3), worlds.normal(3, 2, 3)
 PROBES = coupled.axes(X_T)
 
 
-def weights_alone(toggle_fn):
-    """eps = sum of the rows of w for every x: first order is exact."""
-    denoiser = Denoiser(lambda p, x, t: (0 * x[:, :1] + jnp.ones((1, 5))) @ p["w"], {"w": W},
-                        SCHEDULE, (3,))  # fmt: skip
+def weights_alone(toggle_fn, recipe="W4", power=1):
+    """eps = sum of the rows of w^power for every x: first order is exact for power 1."""
+    net_fn = lambda p, x, t: ((0 * x[:, :1] + jnp.ones((1, 5))) @ p["w"]) ** power  # noqa: E731
+    denoiser = Denoiser(net_fn, {"w": W}, SCHEDULE, (3,))
     calibration = precision.calibrate(denoiser, STEPS, x_T=X_T)
     round_fn = precision.shaped(jax.random.key(0), toggle_fn)
-    return precision.quantize(calibration, "W4", sites=("*",), round_fn=round_fn)
+    return precision.quantize(calibration, recipe, sites=("*",), round_fn=round_fn)
 
 
 def gains():
@@ -33,16 +33,23 @@ def gains():
     return c_eps * np.append(np.cumprod(c_x[::-1])[::-1][1:], 1.0)
 
 
-def test_over_all_phases_the_mean_square_is_the_forecast():
-    q = weights_alone(quant.sigma_delta)
+@pytest.mark.parametrize(
+    ("recipe", "is_rounded"),
+    [("W4", np.ones(NUM)), (f"W4; steps {NUM - 1}: float", np.arange(NUM) < NUM - 1),
+     ("W4; steps 0,3-5: float", ~np.isin(np.arange(NUM), [0, 3, 4, 5]))],
+)  # fmt: skip
+def test_over_all_phases_the_mean_square_is_the_forecast(recipe, is_rounded):
+    q = weights_alone(quant.sigma_delta, recipe)
     sequence = q.site_inputs["w"].weight
+    if isinstance(sequence, precision.Switch):
+        (sequence,) = [a for a in sequence.alternatives if a is not None]
     phases = jnp.asarray((np.arange(20_000) + 0.5) / 20_000)
     calls = jnp.arange(float(NUM))
     upper = jax.vmap(lambda phase: jax.vmap(lambda i: quant.sigma_delta(
         i, sequence.fraction, jnp.full(W.shape, phase)
     ))(calls))(phases)  # fmt: skip
     misses = (np.asarray(upper) - np.asarray(sequence.fraction)) * np.asarray(sequence.scale)
-    total = np.einsum("i,pikl->pkl", gains(), misses)
+    total = np.einsum("i,pikl->pkl", gains() * is_rounded, misses)
     expected = np.mean(total**2, axis=0).sum()  # phases of elements are independent
     found = errors.sequence_variances(q, X_T, STEPS, PROBES)
     np.testing.assert_allclose(found["w"], [expected, expected], rtol=5e-5)  # of the phases
@@ -80,10 +87,59 @@ def test_of_a_bent_network_it_is_the_mean_over_runs_at_many_bits():
         assert np.all(spread < 0.12 * np.asarray(forecast))
 
 
+WAYS = [quant.sigma_delta, quant.fresh_bits, quant.golden_ratio]
+
+
+@pytest.mark.parametrize("toggle_fn", WAYS)
+def test_the_bias_of_a_square_is_the_variance_of_every_call(toggle_fn):
+    # E (sum of rows of w + d)^2 - (sum of rows of w)^2 = sum of rows of s^2 f (1 - f), at each call
+    q = weights_alone(toggle_fn, f"W4; steps {NUM - 1}: float", power=2)
+    (sequence,) = [a for a in q.site_inputs["w"].weight.alternatives if a is not None]
+    f, s = np.asarray(sequence.fraction), np.asarray(sequence.scale)
+    expected = np.sum(gains()[:-1]) * np.sum(s**2 * f * (1 - f), axis=0)
+    found = errors.sequence_bias(q, X_T, STEPS, phases=jax.random.key(3), num=800)
+    value, spread = np.asarray(found.value), np.asarray(found.standard_error)
+    assert np.all(np.abs(value - expected) < 4 * spread)
+    assert np.all(spread < 0.08 * np.abs(expected))
+
+
+def test_the_bias_of_a_bent_network_is_the_mean_error_of_runs():
+    params = {"in": worlds.normal(1, 3, 6, scale=0.9), "out": worlds.normal(2, 6, 3, scale=0.6)}
+    denoiser = Denoiser(lambda p, x, t: jnp.cos(x @ p["in"]) @ p["out"], params, SCHEDULE, (3,))
+    calibration = precision.calibrate(denoiser, STEPS, x_T=X_T)
+    round_fn = precision.shaped(jax.random.key(0), quant.fresh_bits)
+    q = precision.quantize(calibration, "W5", sites=("*",), round_fn=round_fn)
+
+    @jax.jit
+    def error(key):
+        keys = dict(zip(("in", "out"), jax.random.split(key), strict=True))
+        drawn = dataclasses.replace(q, site_inputs={
+            name: precision.SiteQuant(q.site_inputs[name].weight.redrawn(own))
+            for name, own in keys.items()
+        })  # fmt: skip
+        full, quantized = precision.full_call(q), precision.quantized_call(drawn)
+        x_0 = diffusion.sample(full, X_T, STEPS).x_0
+        return diffusion.sample(quantized, X_T, STEPS, per_call=q.calls(STEPS)).x_0 - x_0
+
+    runs = jax.lax.map(error, jax.random.split(jax.random.key(1), 40_000))
+    mean, spread = np.mean(runs, 0), np.std(runs, 0) / np.sqrt(len(runs))
+    found = errors.sequence_bias(q, X_T, STEPS, phases=jax.random.key(2), num=4000)
+    allowed = 4 * np.hypot(spread, np.asarray(found.standard_error)) + 0.06 * np.abs(
+        mean
+    )  # of fourth order
+    assert np.all(np.abs(np.asarray(found.value) - mean) < allowed)
+    assert np.sum(np.abs(mean) > 4 * allowed) >= 2  # it is there
+
+
 def test_what_has_no_forecast_is_refused():
     with pytest.raises(ValueError, match="golden_ratio, expected sigma_delta or fresh_bits"):
         errors.sequence_variances(weights_alone(quant.golden_ratio), X_T, STEPS, PROBES)
     q = weights_alone(quant.sigma_delta)
+    mixed = weights_alone(quant.sigma_delta, "W4; steps 2: W8")
+    with pytest.raises(ValueError, match="w: got roundings of several kinds"):
+        errors.sequence_variances(mixed, X_T, STEPS, PROBES)
+    with pytest.raises(ValueError, match="num: got 1, expected at least 2"):
+        errors.sequence_bias(q, X_T, STEPS, phases=jax.random.key(0), num=1)
     plain = dataclasses.replace(q, site_inputs={"w": precision.SiteQuant(W)})
     with pytest.raises(ValueError, match="no weights that change"):
         errors.sequence_variances(plain, X_T, STEPS, PROBES)
