@@ -68,7 +68,7 @@ def table(rows) -> list:
     case: list = [("sampler", lambda g: g[0]), ("steps", lambda g: g[1]), ("W", lambda g: g[2])]
 
     def column(name):
-        return name, lambda g: f"{g[3][name]['rmse']:.3g}"
+        return name.replace(" ", "\n", 1), lambda g: f"{g[3][name]['rmse']:.3g}"
 
     def predicted(g) -> str:
         ratio = g[3]["sigma-delta"].get("predicted_over_measured")

@@ -28,6 +28,7 @@ from qdiffjax.quant import (
     BlockFormat,
     Format,
     IntFormat,
+    RoundingSequence,
     absmax,
     block_scale,
     fake_quant,
@@ -177,10 +178,6 @@ def _round_entry(site: Site, w, entry: OperandFormat, round_fn: Callable, adjust
         size = format.block_size if is_block else size
         shape, axis = _groups(site, size)
         if shape is None:
-            require(round_fn is simulated, f"{site.name}, weight",
-                    got=f"groups of {size} over {w.shape}",
-                    expected=f"a divisor of axis {axis}, the only one that is summed",
-                    remedy="simulate it by `quantize`, rounded once")  # fmt: skip
             w, back = _rows(site, w, size)
             shape, axis = (*w.shape[:-1], 1), w.ndim - 1
     else:
@@ -195,7 +192,15 @@ def _round_entry(site: Site, w, entry: OperandFormat, round_fn: Callable, adjust
     if adjust_fn is not None:
         w = adjust_fn(site, w, *grid, element)
     rounded = round_fn(site, w, *grid, element)
-    return rounded if back is None else back(rounded)
+    if back is None:
+        return rounded
+    if isinstance(rounded, RoundingSequence):
+        return rounded.mapped(back)
+    require(isinstance(rounded, jax.Array), f"{site.name}, weight",
+            got=f"groups of {size} that end inside of the axes that are summed",
+            expected="groups that divide the only axis that is summed",
+            remedy="simulate it by `quantize`")  # fmt: skip
+    return back(rounded)
 
 
 def _groups(site: Site, size: int) -> tuple[tuple[int, ...] | None, int | None]:

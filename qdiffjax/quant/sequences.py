@@ -102,6 +102,14 @@ class RoundingSequence:
         phase = jax.random.uniform(key, self.shape, self.lower.dtype) if self._is_real else key
         return dataclasses.replace(self, phase=phase)
 
+    def mapped(self, fn: Callable[[Array], Array]) -> "RoundingSequence":
+        """Return the sequence of an array whose elements fn moves, such as a transpose."""
+        phase = fn(self.phase) if self._is_real else self.phase
+        scale = fn(jnp.broadcast_to(expand(self.scale, self.shape), self.shape))
+        return dataclasses.replace(
+            self, lower=fn(self.lower), fraction=fn(self.fraction), phase=phase, scale=scale
+        )
+
     @property
     def _is_real(self) -> bool:
         return not jnp.issubdtype(jnp.asarray(self.phase).dtype, jax.dtypes.prng_key)

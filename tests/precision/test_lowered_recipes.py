@@ -57,7 +57,7 @@ def test_what_is_unpacked_is_named_before_work():
         ("W4 stochastic", "'stochastic' in real low precision"),
         ("W4A8 shaped", "error feedback at"),
         ("W16A8", "got 16 bits, expected 2..8"),
-        ("W:nvfp4", "a divisor of axis"),
+        ("W:nvfp4", "groups that divide the only axis that is summed"),
     ],
 )
 def test_what_cannot_be_lowered_is_refused(recipe, message):

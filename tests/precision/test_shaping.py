@@ -37,6 +37,29 @@ def quantized(num_steps, seed=5, toggle_fn=quant.sigma_delta, **options):
     return q, steps
 
 
+def test_weights_in_groups_over_several_axes_are_in_the_mean_themselves():
+    kernel = worlds.normal(5, 3, 3, 4, 6)  # 36 numbers of an output channel: groups of 8, one of 4
+
+    def net_fn(p, x, t):
+        return jax.lax.conv_general_dilated(
+            x, p["kernel"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )[..., :4]
+
+    steps = diffusion.ddim(SCHEDULE, 64)
+    denoiser = Denoiser(net_fn, {"kernel": kernel}, SCHEDULE, (4, 4, 4))
+    calibration = precision.calibrate(denoiser, steps, x_T=worlds.normal(3, 2, 4, 4, 4))
+    q = precision.quantize(calibration, "W3g8 shaped", sites=("*",))
+    weight = q.site_inputs["kernel"].weight
+    kept = precision.quantize(calibration, "W3g8", sites=("*",), adjust_fn=None)
+    once = kept.site_inputs["kernel"].weight
+    step = np.asarray(weight.scale)
+    calls = np.stack([weight.at(call) for call in range(64)])
+    assert np.all(np.abs(calls - np.asarray(kernel)) <= step * (1 + 1e-12))
+    assert np.all(np.abs(once - np.asarray(kernel)) <= step / 2 * (1 + 1e-12))  # the same groups
+    assert np.all(np.abs(calls.mean(0) - np.asarray(kernel)) <= step / 64 * (1 + 1e-9))
+    assert len(np.unique(step.transpose(3, 0, 1, 2).reshape(6, 36)[0])) == 5  # scales of a channel
+
+
 def test_the_error_of_a_network_that_is_its_weight_is_a_sum_by_parts():
     """eps = w for every x: error = sum_i G_i (q_i - w), at most the variation of the gains."""
     num = 40

@@ -152,3 +152,11 @@ def test_a_sequence_wants_the_number_of_its_call():
     assert isinstance(sequence, RoundingSequence)
     with pytest.raises(ValueError, match=r"per_call=q\.calls"):
         sequence.at(None)
+
+
+def test_a_sequence_whose_elements_move_rounds_them_alike():
+    x = worlds.normal(7, 6, 8)
+    sequence = make(x.reshape(6, 2, 4), jnp.full((6, 2, 1), 0.3), format=IntFormat(4))
+    moved = sequence.mapped(lambda a: a.reshape(6, 8).T)
+    for call in (0, 1, 5):
+        np.testing.assert_array_equal(moved.at(call), sequence.at(call).reshape(6, 8).T)
