@@ -31,7 +31,15 @@ from qdiffjax.precision.recipe import Recipe
 from qdiffjax.precision.rules import Series, SiteQuant, number, quantize_site, token_axes
 from qdiffjax.precision.settings import Assignment, assign
 from qdiffjax.precision.weights import round_weights
-from qdiffjax.quant import ActivationGrid, BlockFormat, FloatFormat, QTensor, dequantize, expand
+from qdiffjax.quant import (
+    ActivationGrid,
+    AlternatingCodes,
+    BlockFormat,
+    FloatFormat,
+    QTensor,
+    dequantize,
+    expand,
+)
 from qdiffjax.quant.straight_through import with_value
 from qdiffjax.sites.products import Conv, Dot
 from qdiffjax.sites.records import Site
@@ -57,7 +65,8 @@ def lower(
 
     Args:
       calibration: see `calibrate`.
-      recipe, sites, activations, edge_margin, rounding: see `quantize`.
+      recipe, sites, activations, edge_margin, rounding: see `quantize`. With a round_fn of
+        `precision.shaped(key, extra_bits=k)` codes alternate from call to call.
       path: implementation of the kernels; None takes the platform's.
       grid_fn: (low, high, bits) -> how an activation is rounded, None leaving it alone, in place of
         what `activations` says.
@@ -78,15 +87,17 @@ def lower(
       >>> qd.precision.lowering_of(denoiser.sites(), q.site_inputs)
       {'input': 'plain', 'in': 'codes', 'out': 'plain', 'output': 'plain'}
     """
-    require("round_fn" not in rounding, "lower", got="round_fn",
-            expected="codes that stay from call to call",
+    round_fn = rounding.get("round_fn")
+    codes_fn: Any = weight_codes if round_fn is None else getattr(round_fn, "codes_fn", None)
+    require(codes_fn is not None, "lower", got="round_fn without codes",
+            expected="codes that stay, or that alternate: precision.shaped(key, extra_bits=k)",
             remedy="simulate it by `quantize`")  # fmt: skip
     chosen = assign(calibration, recipe, rounding, sites=sites, activations=activations,
                     edge_margin=edge_margin)  # fmt: skip
     c = chosen.calibration
-    round_fn = functools.partial(round_weights, c.weights, c.sites, round_fn=weight_codes,
-                                 **chosen.rounding)  # fmt: skip
-    return lowered(chosen, inputs_of(chosen, round_fn, grid_fn or chosen.grid_fn), path)
+    rounded_fn = functools.partial(round_weights, c.weights, c.sites,
+                                 **chosen.rounding | {"round_fn": codes_fn})  # fmt: skip
+    return lowered(chosen, inputs_of(chosen, rounded_fn, grid_fn or chosen.grid_fn), path)
 
 
 def lowered(
@@ -249,7 +260,10 @@ def _at_call(inputs: SiteQuant) -> SiteQuant:
     if not isinstance(inputs, SiteQuant):
         return inputs
     grids = tuple(a.at(inputs.call) if isinstance(a, Series) else a for a in inputs.activations)
-    return inputs._replace(activations=grids)
+    weight = inputs.weight
+    if isinstance(weight, AlternatingCodes):
+        weight = weight.at(inputs.call)
+    return inputs._replace(activations=grids, weight=weight)
 
 
 def _at_first(inputs: SiteQuant) -> SiteQuant:

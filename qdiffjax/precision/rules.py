@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from qdiffjax._checks import require
 from qdiffjax.precision.around import Around
-from qdiffjax.quant import ActivationGrid, RoundingSequence, rounding
+from qdiffjax.quant import ActivationGrid, AlternatingCodes, RoundingSequence, rounding
 from qdiffjax.sites import Site
 from qdiffjax.sites.products import Conv
 
@@ -82,7 +82,8 @@ class SiteQuant(NamedTuple):
     def needs_call(self) -> bool:
         """Whether the rounding depends on the number of the call."""
         has_more = self.around is not None and self.around.lengths
-        return bool(has_more) or isinstance(self.weight, Switch | RoundingSequence) or any(
+        changing = Switch | RoundingSequence | AlternatingCodes
+        return bool(has_more) or isinstance(self.weight, changing) or any(
             isinstance(a, Switch | Series) or getattr(a, "key", None) is not None
             for a in self.activations
         )  # fmt: skip

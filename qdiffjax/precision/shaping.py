@@ -17,11 +17,15 @@ from collections.abc import Callable
 
 import jax
 
+from qdiffjax._checks import require
 from qdiffjax._typing import Key
 from qdiffjax.quant import (
+    AlternatingCodes,
     Format,
+    IntFormat,
     RoundingSequence,
     ToggleFn,
+    alternating_codes,
     fake_quant_stochastic,
     rounding_sequence,
     sigma_delta,
@@ -42,7 +46,8 @@ def shaped(
 
     Args:
       key: of the phases; each site has its own.
-      toggle_fn, extra_bits: see `quant.rounding_sequence`.
+      toggle_fn, extra_bits: see `quant.rounding_sequence`. `lower` takes sigma-delta with extra
+        bits, in integers: `quant.AlternatingCodes`.
 
     Example:
       >>> import jax, jax.numpy as jnp, qdiffjax as qd
@@ -62,7 +67,17 @@ def shaped(
         own = site_key(key, site.name)
         return _sequence(w, scale, zero_point, format, own, toggle_fn, extra_bits)
 
+    def codes_fn(site: Site, w, scale, zero_point, format: Format) -> AlternatingCodes:
+        require(zero_point is None and isinstance(format, IntFormat), f"{site.name}, weight",
+                got="an affine grid, or no integers", expected="symmetric integers that alternate",
+                remedy="simulate it by `quantize`")  # fmt: skip
+        assert isinstance(format, IntFormat)
+        own = site_key(key, site.name)
+        return alternating_codes(w, scale, format=format, key=own, extra_bits=extra_bits or 0)
+
     round_fn.__name__ = getattr(toggle_fn, "__name__", "a sequence of its own").replace("_", " ")
+    if toggle_fn is sigma_delta and extra_bits is not None:
+        round_fn.codes_fn = codes_fn  # type: ignore[attr-defined]  # of `lower`
     return round_fn
 
 

@@ -164,8 +164,10 @@ from qdiffjax.quant.rounding import (
     uniform_like,
 )
 from qdiffjax.quant.sequences import (
+    AlternatingCodes,
     RoundingSequence,
     ToggleFn,
+    alternating_codes,
     fresh_bits,
     golden_ratio,
     rounding_sequence,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ from qdiffjax._checks import require
 from qdiffjax._typing import Array, Key
 from qdiffjax.quant.formats import Format, IntFormat, is_binary
 from qdiffjax.quant.granularity import clipped_steps, compute_dtype, expand
+from qdiffjax.quant.qtensor import QTensor
 
 # (call [], fraction [*shape] in [0, 1), phase) -> whether the call takes the upper code [*shape].
 ToggleFn = Callable[[Any, Array, Any], Array]
@@ -85,9 +87,7 @@ class RoundingSequence:
         Raises:
           ValueError: no number of the call.
         """
-        require(call is not None, "rounding sequence", got="no number of the call",
-                expected="which call of the sampler this is",
-                remedy="pass per_call=q.calls(steps) to whatever runs the sampler")  # fmt: skip
+        _check_call(call)
         call = jnp.asarray(call).astype(self.fraction.dtype if self._is_real else jnp.int32)
         upper = self.toggle_fn(call, self.fraction, self.phase)
         return (self.lower + upper.astype(self.lower.dtype)) * expand(self.scale, self.shape)
@@ -113,6 +113,12 @@ class RoundingSequence:
     @property
     def _is_real(self) -> bool:
         return not jnp.issubdtype(jnp.asarray(self.phase).dtype, jax.dtypes.prng_key)
+
+
+def _check_call(call) -> None:
+    require(call is not None, "rounding sequence", got="no number of the call",
+            expected="which call of the sampler this is",
+            remedy="pass per_call=q.calls(steps) to whatever runs the sampler")  # fmt: skip
 
 
 def rounding_sequence(
@@ -165,7 +171,96 @@ def rounding_sequence(
     lower = jnp.floor(steps)
     if toggle_fn is fresh_bits:
         return RoundingSequence(lower, steps - lower, key, scale, toggle_fn)
-    phase = jax.random.uniform(key, x.shape, x.dtype)
-    if extra_bits is not None:
-        phase = (jnp.floor(phase * 2**extra_bits) + 0.5) / 2**extra_bits
+    if extra_bits is None:
+        phase = jax.random.uniform(key, x.shape, x.dtype)
+    else:
+        place = phases_of_places(seed_of(key), x.shape, extra_bits)
+        phase = (place.astype(x.dtype) + 0.5) / 2**extra_bits
     return RoundingSequence(lower, steps - lower, phase, scale, toggle_fn)
+
+
+def seed_of(key: Key) -> Array:
+    """Return 32 random bits of a key, uint32 []."""
+    return jax.random.bits(key, (), jnp.uint32)
+
+
+def phases_of_places(seed: Array, shape: tuple[int, ...], bits: int) -> Array:
+    """Return a phase 0 .. 2^bits - 1 for each element, mixed from its place and a seed: int32.
+
+    So that nothing is stored of them. The mixing is the finalizer of MurmurHash3 (Appleby, 2011),
+    over the places times the golden ratio.
+    """
+    size = math.prod(shape)
+    h = (jnp.arange(size, dtype=jnp.uint32) + seed) * jnp.uint32(0x9E3779B9)
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+        h = (h ^ (h >> shift)) * jnp.uint32(factor)
+    h = h ^ (h >> 16)
+    if bits == 0:
+        return jnp.zeros(shape, jnp.int32)
+    return (h >> (32 - bits)).astype(jnp.int32).reshape(shape)
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("fine", "seed", "scale"), meta_fields=("format", "extra_bits"),
+)  # fmt: skip
+@dataclasses.dataclass(frozen=True)
+class AlternatingCodes:
+    """Codes of `format.bits` bits that alternate from call to call, stored in extra_bits more.
+
+        q_i = floor(((i + 1) n + j) / 2^k) - floor((i n + j) / 2^k),   n = round(2^k x / scale)
+
+    `rounding_sequence` of `sigma_delta` in integers: the sum over 2^k calls is n itself.
+
+    fine: n, of bits + k bits, whole bytes [*shape]; seed: of the phases j, made up from the places
+    at every call; scale [*groups].
+    """
+
+    fine: Array
+    seed: Array
+    scale: Array
+    format: IntFormat
+    extra_bits: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the array."""
+        return self.fine.shape
+
+    def at(self, call) -> QTensor:
+        """Return the codes at a call [].
+
+        Raises:
+          ValueError: no number of the call.
+        """
+        _check_call(call)
+        n, i = self.fine.astype(jnp.int32), jnp.asarray(call).astype(jnp.int32)
+        before = i * n + phases_of_places(self.seed, self.shape, self.extra_bits)
+        codes = ((before + n) >> self.extra_bits) - (before >> self.extra_bits)
+        return QTensor(codes.astype(self.format.storage_dtype), self.scale, None, self.format)
+
+
+def alternating_codes(
+    x: Array, scale: Array, *, format: IntFormat, key: Key, extra_bits: int
+) -> AlternatingCodes:
+    """Return the codes of `rounding_sequence` with as many extra bits, bit for bit.
+
+    Args:
+      x: real array [*shape].
+      scale: positive steps [*groups].
+      format: a symmetric `IntFormat` of static width, at least 2 bits.
+      key: of the phases.
+      extra_bits: k; bits + k is at most 16, and (number of calls) 2^(bits + k) below 2^31.
+
+    Raises:
+      ValueError: widths outside of these.
+    """
+    require(format.is_static and format.bits >= 2 and format.bits + extra_bits <= 16 and
+            extra_bits >= 0, "alternating codes", got=f"{format.bits} + {extra_bits} bits",
+            expected="a static width of 2 or more, 16 at most with the extra bits",
+            remedy="store fewer bits of the fraction")  # fmt: skip
+    x, scale = x.astype(compute_dtype(x)), scale.astype(compute_dtype(x))
+    steps = clipped_steps(x, scale, None, format)
+    small = jnp.int8 if format.bits + extra_bits <= 8 else jnp.int16
+    fine = jnp.round(steps * 2**extra_bits).astype(small)
+    return AlternatingCodes(fine, seed_of(key), scale, format, extra_bits)

@@ -20,14 +20,21 @@ LOWERED = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("recipe", [r for r in LOWERED if "mxfp4g5" not in r])
-def test_a_lowered_recipe_is_the_simulation(recipe):
+ALTERNATING = {"round_fn": precision.shaped(jax.random.key(3), extra_bits=4)}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "rounding"),
+    [*((r, {}) for r in LOWERED if "mxfp4g5" not in r),
+     *((r, ALTERNATING) for r in ("W4A8", "W3", "W4A8; steps 0-1: float"))],
+)  # fmt: skip
+def test_a_lowered_recipe_is_the_simulation(recipe, rounding):
     sites = ("in", "out") if "g5" in recipe else ("*",)
     c32 = lowered_calibration()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", precision.DiagnosisWarning)
-        low = precision.lower(c32, recipe, sites=sites)
-    simulated = precision.quantize(c32, recipe, sites=sites)
+        low = precision.lower(c32, recipe, sites=sites, **rounding)
+    simulated = precision.quantize(c32, recipe, sites=sites, **rounding)
     x_T = X_T.astype(jnp.float32)
     run = jax.jit(lambda q: diffusion.sample(precision.quantized_call(q), x_T, STEPS,
                                              per_call=q.calls(STEPS)).states)  # fmt: skip
@@ -37,6 +44,17 @@ def test_a_lowered_recipe_is_the_simulation(recipe):
     lost = float(jnp.linalg.norm(same[-1] - full[-1]))
     assert float(jnp.linalg.norm(states[1] - same[1])) < 1e-3 * float(jnp.linalg.norm(same[1]))
     assert float(jnp.linalg.norm(states[-1] - same[-1])) < 0.5 * lost
+
+
+def test_codes_that_alternate_multiply_codes_and_are_stored_in_whole_bytes():
+    c32 = lowered_calibration()
+    q = precision.lower(c32, "W4A8", sites=("*",), **ALTERNATING)
+    assert precision.lowering_of(c32.sites, q.site_inputs)["in"] == "codes"
+    weight = q.site_inputs["in"].weight
+    assert weight.fine.nbytes == c32.weights["in"].size  # 4 + 4 bits
+    assert weight.seed.nbytes == 4
+    with pytest.raises(ValueError, match="round_fn without codes"):
+        precision.lower(c32, "W4A8", round_fn=precision.shaped(jax.random.key(3)))
 
 
 def test_what_is_unpacked_is_named_before_work():

@@ -160,3 +160,36 @@ def test_a_sequence_whose_elements_move_rounds_them_alike():
     moved = sequence.mapped(lambda a: a.reshape(6, 8).T)
     for call in (0, 1, 5):
         np.testing.assert_array_equal(moved.at(call), sequence.at(call).reshape(6, 8).T)
+
+
+@pytest.mark.parametrize(("bits", "extra_bits"), [(4, 1), (4, 4), (3, 2), (8, 0), (8, 4), (2, 14)])
+def test_alternating_codes_are_the_sequence_in_integers(bits, extra_bits):
+    x, scale = worlds.normal(8, 40, 6), jnp.full((1, 6), 0.2)
+    format = IntFormat(bits)
+    sequence = make(x, scale, format=format, extra_bits=extra_bits)
+    alternating = quant.alternating_codes(x, scale, format=format, key=KEY, extra_bits=extra_bits)
+    assert alternating.fine.dtype.itemsize == (1 if bits + extra_bits <= 8 else 2)
+    for call in (0, 1, 2, 3, 17, 999):
+        codes = alternating.at(call)
+        assert codes.codes.dtype == format.storage_dtype
+        np.testing.assert_array_equal(quant.dequantize(codes, x.dtype), sequence.at(call))
+    assert np.all(np.abs(alternating.at(5).codes) <= format.qmax)
+    total = sum(np.asarray(alternating.at(i).codes, np.int64) for i in range(2**extra_bits))
+    if 2**extra_bits <= 16:
+        np.testing.assert_array_equal(total, alternating.fine)  # exactly, over a period
+
+
+def test_phases_of_places_are_spread_evenly():
+    phases = np.asarray(quant.sequences.phases_of_places(jnp.uint32(7), (64, 1024), 3))
+    counts = np.bincount(phases.ravel(), minlength=8)
+    assert len(counts) == 8
+    assert np.all(np.abs(counts - 8192) < 5 * np.sqrt(8192 * 7 / 8))
+    pairs = np.bincount((phases[:, 1:] * 8 + phases[:, :-1]).ravel(), minlength=64)
+    assert np.sum((pairs - pairs.mean()) ** 2 / pairs.mean()) < 63 + 5 * np.sqrt(126)  # chi square
+
+
+@pytest.mark.parametrize(("bits", "extra_bits"), [(8, 9), (4, -1)])
+def test_what_no_code_holds_is_refused(bits, extra_bits):
+    with pytest.raises(ValueError, match="16 at most with the extra bits"):
+        quant.alternating_codes(worlds.normal(8, 4), jnp.ones(1), format=IntFormat(bits), key=KEY,
+                                extra_bits=extra_bits)  # fmt: skip
