@@ -14,6 +14,7 @@ from .exports import skipped as skipped
 from .exports import to_qwix as to_qwix
 from .exports import to_step_policy as to_step_policy
 from .families import alike as alike
+from .feedback import cancelled as cancelled
 from .formats import FORMATS as FORMATS
 from .formats import OperandFormat as OperandFormat
 from .formats import check_bits as check_bits

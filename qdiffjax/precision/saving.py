@@ -51,6 +51,8 @@ def save_quantized(
     Raises:
       ValueError: what `lower` refuses, a format without a name.
     """
+    require("round_fn" not in rounding, "save_quantized", got="round_fn",
+            expected="codes that stay from call to call", remedy="leave it out")  # fmt: skip
     chosen = assign(calibration, recipe, rounding, sites=sites, activations=activations,
                     edge_margin=edge_margin)  # fmt: skip
     c = chosen.calibration

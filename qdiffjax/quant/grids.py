@@ -35,6 +35,7 @@ class ActivationGrid:
       feedback: whether what a call's rounding lost is added to what the next call rounds, see
         `round_with_residual`. Static.
       difference: whether a call rounds the difference to what the call before had rounded. Static.
+      carry: factor of what feedback hands on, [] or None for 1, see `precision.cancelled`.
     """
 
     format: Any
@@ -44,6 +45,7 @@ class ActivationGrid:
     group_size: int | None = dataclasses.field(default=None, metadata={"static": True})
     feedback: bool = dataclasses.field(default=False, metadata={"static": True})
     difference: bool = dataclasses.field(default=False, metadata={"static": True})
+    carry: Any = None
 
     @property
     def has_memory(self) -> bool:
@@ -118,7 +120,8 @@ class ActivationGrid:
 
         so that q_i - x_i = r_i - r_{i+1}: the error is high-pass in the number of the call, however
         x moves. What lies beyond a static grid's ends is not carried on, so that |r| stays within
-        half a step (anti-windup). With `difference` what is handed on is the rounded operand,
+        half a step (anti-windup). With a `carry` what is lost is handed on so many times. With
+        `difference` what is handed on is the rounded operand,
 
             q_i = q_{i-1} + Q(x_i - q_{i-1}),   q_{-1} = 0
 
@@ -137,7 +140,10 @@ class ActivationGrid:
                     for end in (self.format.low, self.format.high))  # fmt: skip
             low, high = (jnp.broadcast_to(end, x.shape).astype(x.dtype) for end in ends)
             target = jnp.clip(target, low, high)
-        return rounded, jax.lax.stop_gradient(target - rounded)
+        lost = target - rounded
+        if self.carry is not None:
+            lost = lost * jnp.asarray(self.carry).astype(lost.dtype)
+        return rounded, jax.lax.stop_gradient(lost)
 
     def _round_fn(self, x: Array) -> RoundFn:
         if self.key is None:

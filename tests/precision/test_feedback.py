@@ -44,11 +44,13 @@ def test_feedback_does_not_wind_up_beyond_the_ends_of_a_grid():
     assert abs(float(rounded[0])) <= 1
 
 
-def by_hand(q, num_steps):
+def by_hand(q, num_steps, carries=None):
     """The sampler with feedback at the input alone, step by step."""
     x, residual = X_T, jnp.zeros_like(X_T)
     grid = q.site_inputs["input"].activations[0]
     for i in range(num_steps):
+        if carries is not None:
+            residual = residual * (carries[i - 1] if i else 0)
         rounded, residual = grid.round_with_residual(x, residual, (1, 2, 3))
         eps = denoiser().eps_fn(denoiser().params, rounded, STEPS.t[i])
         x = STEPS.coeffs.x[i] * x + STEPS.coeffs.eps[i] * eps
@@ -61,6 +63,42 @@ def test_a_run_with_feedback_is_the_recursion(words):
     call = precision.quantized_call(q)
     run = diffusion.sample(call, X_T, STEPS, per_call=q.calls(STEPS), state=q.start(X_T))
     assert_close(run.x_0, by_hand(q, 5), factor=4096)
+
+
+@pytest.mark.parametrize("words", ["A4 static shaped", "A4 shaped"])
+def test_cancelled_residuals_are_weighed_by_the_steps_coefficients(words):
+    q = precision.quantize(calibrated(), words, sites=("input",))
+    weighed = precision.cancelled(q, STEPS)
+    c_eps = np.asarray(STEPS.coeffs.eps)
+    run = diffusion.sample(precision.quantized_call(weighed), X_T, STEPS,
+                           per_call=weighed.calls(STEPS), state=weighed.start(X_T))  # fmt: skip
+    expected = by_hand(q, 5, carries=c_eps[:-1] / c_eps[1:])
+    np.testing.assert_allclose(run.x_0, expected, rtol=1e-5, atol=1e-5)
+    assert float(jnp.max(jnp.abs(run.x_0 - by_hand(q, 5)))) > 1e-3  # it is another run
+
+
+def test_weighed_losses_add_up_to_the_last_one():
+    h, xs = np.asarray([3.0, 2.5, 1.0, 0.25]), 0.3 * worlds.normal(12, 4, 6)
+    carries = np.append(h[:-1] / h[1:], 1.0)
+    residual, total = jnp.zeros(6), np.zeros(6)
+    for x, weight, carry in zip(xs, h, carries, strict=True):
+        grid = quant.ActivationGrid(INT(8), jnp.asarray(0.05), feedback=True,
+                                    carry=jnp.asarray(carry))  # fmt: skip
+        rounded, residual = grid.round_with_residual(x, residual, (0,))
+        total += weight * np.asarray(rounded - x)
+    assert_close(total, -h[-1] * np.asarray(residual), factor=4096)
+
+
+def test_what_cannot_be_weighed_is_refused():
+    plain = precision.quantize(calibrated(), "A4", sites=("input",))
+    with pytest.raises(ValueError, match="no activation that is rounded with feedback"):
+        precision.cancelled(plain, STEPS)
+    q = precision.quantize(calibrated(), "A4 shaped", sites=("input",))
+    with pytest.raises(ValueError, match="a sampler with memory"):
+        precision.cancelled(q, diffusion.dpmpp_2m(SCHEDULE, 5))
+    probes = runs.signs(jax.random.key(0), 2, X_T)
+    with pytest.raises(ValueError, match="weighed residuals"):
+        site_variances.activation_variances(precision.cancelled(q, STEPS), X_T, STEPS, probes)
 
 
 def test_ledger_and_prediction_see_the_residuals():

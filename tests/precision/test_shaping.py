@@ -156,5 +156,7 @@ def test_a_plain_recipe_adds_nothing_to_the_calls():
 def test_lowering_a_sequence_is_refused_with_the_way_out():
     q, steps = quantized(4)
     calibration = precision.calibrate(q.denoiser, steps, x_T=worlds.normal(3, 8, 3))
-    with pytest.raises((TypeError, ValueError), match="round_fn without codes, expected codes that stay"):
+    with pytest.raises(
+        (TypeError, ValueError), match="round_fn without codes, expected codes that stay"
+    ):
         precision.lower(calibration, "W4A8", round_fn=precision.shaped(jax.random.key(0)))

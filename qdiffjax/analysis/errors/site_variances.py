@@ -210,6 +210,9 @@ def _tap(site, op, operands, inputs):
         require(not getattr(grid, "difference", False), site.name, got="rounded differences",
                 expected="roundings whose size the operand alone decides",
                 remedy="measure them by a run")  # fmt: skip
+        require(getattr(grid, "carry", None) is None, site.name, got="weighed residuals",
+                expected="residuals that are handed on as they are",
+                remedy="measure them by a run")  # fmt: skip
         return jnp.zeros_like(x) if grid is None else average_variance(
             x, grid, axes=precision.token_axes(site, index),
             group_axis=precision.group_axis(site, index),

@@ -1,0 +1,68 @@
+"""Error feedback of activations, weighed as the sampler weighs what the network commits."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from qdiffjax._checks import require
+from qdiffjax.diffusion import StepCoeffs, Steps
+from qdiffjax.precision.quantized import Quantized
+from qdiffjax.precision.rules import Series, Switch
+
+
+def cancelled(q: Quantized, steps: Steps) -> Quantized:
+    """Return q with what feedback hands on weighed by the sampler's own coefficients.
+
+        r_{i+1} = (c_eps,i / c_eps,i+1) (x_i + r_i - q_i)
+
+    A step adds c_eps,i times what the network commits, so that c_eps,i (q_i - x_i) is what adds up:
+    of the error sum_i c_eps,i G_i (q_i - x_i) the variation of G, the gain from the next state
+    on, is left, and not that of the coefficients. It pays with few steps, whose coefficients differ
+    most. What the later steps of the sampler alone would make of an error, prod_{j > i} c_x,j,
+    belongs into no weight: the network takes it back (docs/findings.md). Takes headroom: where
+    coefficients fall along the run, |r| exceeds half a step by their ratio.
+
+    Args:
+      q: with activations that are rounded with feedback; others stay.
+      steps: the sampler that will run it, without memory.
+
+    Raises:
+      ValueError: no feedback; a sampler with memory; a step that does not listen to the network.
+    """
+    require(isinstance(steps.coeffs, StepCoeffs), "steps", got="a sampler with memory",
+            expected="one whose steps read the state alone, such as ddim",
+            remedy="leave the residuals as they are")  # fmt: skip
+    h = np.asarray(steps.coeffs.eps, np.float64)
+    require(bool(np.all(h != 0)), "steps", got="a c_eps of 0",
+            expected="steps that all use the network", remedy="leave that step out")  # fmt: skip
+    ratios = jnp.asarray(np.append(h[:-1] / h[1:], 1.0), jnp.float32)
+    found = {name for name, inputs in q.site_inputs.items()
+             if any(_feeds_back(a) for a in inputs.activations)}  # fmt: skip
+    require(found, "cancelled", got="no activation that is rounded with feedback", expected="some",
+            remedy="quantize with a recipe such as 'A8 shaped'")  # fmt: skip
+
+    def carried(operand):
+        if not _feeds_back(operand):
+            return operand
+        if isinstance(operand, Switch):
+            return Switch(tuple(map(carried, operand.alternatives)), operand.which)
+        num = len(ratios)
+        values = operand.values if isinstance(operand, Series) else jax.tree.map(
+            lambda leaf: jnp.broadcast_to(leaf, (num, *jnp.shape(leaf))), operand
+        )  # fmt: skip
+        return Series(dataclasses.replace(values, carry=ratios))
+
+    inputs = {
+        name: each._replace(activations=tuple(map(carried, each.activations)))
+        if name in found else each for name, each in q.site_inputs.items()
+    }  # fmt: skip
+    return dataclasses.replace(q, site_inputs=inputs)
+
+
+def _feeds_back(operand) -> bool:
+    if isinstance(operand, Switch):
+        return any(map(_feeds_back, operand.alternatives))
+    grid = operand.values if isinstance(operand, Series) else operand
+    return getattr(grid, "feedback", False)
