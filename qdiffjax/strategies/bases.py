@@ -13,6 +13,7 @@ import numpy as np
 from qdiffjax import precision
 from qdiffjax._checks import SHARE, check_count, check_key, check_type, checked, require
 from qdiffjax._typing import Array
+from qdiffjax.precision import Switch
 from qdiffjax.precision.around import Around, Diagonal, Order, Rotation, largest_block
 from qdiffjax.precision.shaping import site_key
 from qdiffjax.quant import RoundingSequence
@@ -174,6 +175,13 @@ def low_rank(rank: int = 16, *, sites: Sequence[str] | None = None) -> Cure:
     return Cure(f"rank {rank}", SPLIT, apply)
 
 
+def _sequence(weight) -> RoundingSequence | None:
+    """Return the sequence that a weight is rounded by, at all calls or at some."""
+    if isinstance(weight, Switch):
+        return next((a for a in weight.alternatives if isinstance(a, RoundingSequence)), None)
+    return weight if isinstance(weight, RoundingSequence) else None
+
+
 def stored_bits(draft: Draft, rank: int = 0) -> float:
     """Return the bits stored for each weight that the recipe rounds, on average.
 
@@ -189,8 +197,8 @@ def stored_bits(draft: Draft, rank: int = 0) -> float:
     check_type("draft", draft, Draft, remedy="improve(calibration, recipe, cures, steps, key)")
     check_count("rank", rank, least=0)
     names, plain = draft.rounds_weight(), draft.site_inputs()
-    shaped = {name: plain[name].weight for name in names
-              if isinstance(plain[name].weight, RoundingSequence)}  # fmt: skip
+    found = {name: _sequence(plain[name].weight) for name in names}
+    shaped = {name: sequence for name, sequence in found.items() if sequence is not None}
     grids = {} if shaped else draft.weight_grids()
     total = num = 0
     for name in names:

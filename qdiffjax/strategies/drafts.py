@@ -132,16 +132,8 @@ class Draft:
         return self._quantize(0, **options).site_inputs
 
     def rounds_weight(self) -> tuple[str, ...]:
-        """Return the sites whose weight the recipe rounds, in the order of evaluation.
-
-        Raises:
-          ValueError: weights that change with the steps, which cures do not reach.
-        """
+        """Return the sites whose weight the recipe rounds at some step, in evaluation's order."""
         inputs = self.site_inputs()
-        for name, each in inputs.items():
-            require(not isinstance(each.weight, Switch), name, got="a weight by step",
-                    expected="one for all steps, which cures can round",
-                    remedy="let activations alone change by step")  # fmt: skip
         return tuple(name for name in self.sites
                      if name in inputs and inputs[name].weight is not None)  # fmt: skip
 
@@ -154,6 +146,9 @@ class Draft:
         """
         names, plain = self.rounds_weight(), self.site_inputs()
         for name in names:
+            require(not isinstance(plain[name].weight, Switch), name, got="a weight by step",
+                    expected="one for all steps, which cures can round",
+                    remedy="let activations alone change by step")  # fmt: skip
             require(not isinstance(plain[name].weight, RoundingSequence), name,
                     got="a weight rounded anew at every call", expected="one rounding",
                     remedy="leave the word 'shaped' out")  # fmt: skip
@@ -197,8 +192,8 @@ class Draft:
                 inputs[name] = inputs[name]._replace(activations=grids)
         for name, around in self.around.items():
             own = inputs.get(name, SiteQuant())
-            if (around.bases or around.branch is not None) and own.weight is None:
-                own = own._replace(weight=self.weight(name, 0))
+            if around.bases or around.branch is not None:
+                own = own._replace(weight=_filled(own.weight, self.weight(name, 0)))
             inputs[name] = own._replace(around=around)
         inputs = {name: each for name, each in inputs.items() if name not in self.plain}
         names = ", ".join(cure.name for cure in self.cures)
@@ -239,6 +234,10 @@ class Draft:
         versions = [self._quantize(int(call)).site_inputs for call in first]
         changing = [name for name, around in self.around.items()
                     if any(b.num_calls is not None for b in around.bases)]  # fmt: skip
+        for name in changing:
+            is_switch = name in versions[0] and isinstance(versions[0][name].weight, Switch)
+            require(not is_switch, name, got="a weight by step in a basis by step",
+                    expected="one of the two", remedy="smooth in one range")  # fmt: skip
         return {
             name: versions[0][name]._replace(
                 weight=Switch(tuple(v[name].weight for v in versions), numbers)
@@ -246,6 +245,13 @@ class Draft:
             for name in changing
             if name in versions[0] and versions[0][name].weight is not None
         }
+
+
+def _filled(weight, full):
+    """Return a weight with that in full precision wherever it is left alone."""
+    if isinstance(weight, Switch):
+        return Switch(tuple(_filled(a, full) for a in weight.alternatives), weight.which)
+    return full if weight is None else weight
 
 
 def _noted(site: Site, w, scale, zero_point, format) -> Grid:
