@@ -52,6 +52,8 @@ from .precision.recipe import Recipe as Recipe
 from .precision.recipe import SiteBits as SiteBits
 from .reports import report as report
 from .sites import list_sites as list_sites
+from .strategies.recommendation import Recommendation as Recommendation
+from .strategies.recommendation import recommend as recommend
 from .studies import Study as Study
 from .studies import study as study
 

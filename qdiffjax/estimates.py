@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from qdiffjax._checks import (
     FROM_2,
     FUNCTION,
+    OPEN_SHARE,
     check_count,
     check_key,
     check_numbers,
@@ -20,7 +21,7 @@ from qdiffjax._typing import Array, Key, float_dtype
 
 
 class Estimate(NamedTuple):
-    """A number from samples with its 95 % interval; leaves [*shape]."""
+    """A number from samples with its interval, of 95 % unless said otherwise; leaves [*shape]."""
 
     value: Array
     low: Array
@@ -48,8 +49,11 @@ def mean_interval(samples) -> Estimate:
     return Estimate(mean, mean - width, mean + width)
 
 
-@checked(stat_fn=FUNCTION, key=check_key, num=check_count, block=check_count)
-def bootstrap(stat_fn, *arrays, key: Key, num: int = 200, block: int = 1) -> Estimate:
+@checked(stat_fn=FUNCTION, key=check_key, num=check_count, block=check_count,
+         confidence=OPEN_SHARE)  # fmt: skip
+def bootstrap(
+    stat_fn, *arrays, key: Key, num: int = 200, block: int = 1, confidence: float = 0.95
+) -> Estimate:
     """Return stat_fn(*arrays) with its percentile bootstrap interval (Efron 1979).
 
     All arrays are resampled by the same rows, which keeps pairs together. The interval shows
@@ -64,6 +68,7 @@ def bootstrap(stat_fn, *arrays, key: Key, num: int = 200, block: int = 1) -> Est
       num: number of resamples.
       block: rows that stay together, on a circle (Politis & Romano 1992); more than 1 for rows
         that depend on their neighbours, such as the states of one chain.
+      confidence: of the interval.
 
     Raises:
       ValueError: if the first axes differ, or the block is not in 1 ... n.
@@ -80,7 +85,8 @@ def bootstrap(stat_fn, *arrays, key: Key, num: int = 200, block: int = 1) -> Est
     rows = (starts[:, :, None] + jnp.arange(block)[None, None]) % size
     rows = rows.reshape(num, -1)[:, :size]
     draws = jax.lax.map(lambda row: stat_fn(*(jnp.asarray(a)[row] for a in arrays)), rows)
-    low, high = (jnp.quantile(draws, q, axis=0) for q in (0.025, 0.975))
+    ends = ((1 - confidence) / 2, (1 + confidence) / 2)
+    low, high = (jnp.quantile(draws, q, axis=0) for q in ends)
     return Estimate(jnp.asarray(stat_fn(*arrays)), low, high)
 
 

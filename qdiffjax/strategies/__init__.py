@@ -2,6 +2,11 @@
 
 allocation      bits by water-filling and Lagrange multipliers; one of several choices for each
                 item, within a budget, with the bound that says how far from the best it is
+choices         what every site's weight may be, all in one structure; `trials`, noise on which
+                picks of them run
+algebra         errors of sites as vectors that add: every recipe priced from one set of runs
+search          the pick of least error where errors add as vectors, and how far below any could be
+recommendation  a recipe within a budget, checked on fresh noise beside uniform
 drafts          a quantized denoiser in the making; cures, and how they compose
 states          the calls of a sampler at which cures look; `statistics`, what they see there
 bases           smoothing, rotation, reordering, low rank: the basis in which products round

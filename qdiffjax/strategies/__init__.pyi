@@ -1,6 +1,8 @@
 from .activations import cached_time_path as cached_time_path
 from .activations import static_clips as static_clips
 from .activations import time_path as time_path
+from .algebra import ErrorAlgebra as ErrorAlgebra
+from .algebra import error_algebra as error_algebra
 from .allocation import Allocation as Allocation
 from .allocation import Relaxed as Relaxed
 from .allocation import WaterFilling as WaterFilling
@@ -14,6 +16,8 @@ from .bases import rotation as rotation
 from .bases import smoothing as smoothing
 from .bases import stored_bits as stored_bits
 from .blocks import reconstruction as reconstruction
+from .choices import Choices as Choices
+from .choices import offer as offer
 from .corrections import absorbed as absorbed
 from .corrections import bias_correction as bias_correction
 from .corrections import ceiling as ceiling
@@ -29,8 +33,16 @@ from .drafts import Draft as Draft
 from .drafts import compose as compose
 from .drafts import draft as draft
 from .drafts import improve as improve
+from .recommendation import Recommendation as Recommendation
+from .recommendation import recommend as recommend
+from .search import RelaxedTogether as RelaxedTogether
+from .search import choose_exhaustively as choose_exhaustively
+from .search import choose_together as choose_together
+from .search import relaxed_together as relaxed_together
 from .states import States as States
 from .states import normal_chances as normal_chances
+from .trials import Trial as Trial
+from .trials import trial as trial
 from .weights import adaround as adaround
 from .weights import clips as clips
 from .weights import gptq as gptq

@@ -139,13 +139,15 @@ class Relaxed(NamedTuple):
 
     error: no allocation within the budget has less; price: what one unit of budget is worth, error
     per cost, >= 0; choice [items]: its integer part, which is within the budget; gap: error of that
-    choice less the bound, at most that of the one item which is split.
+    choice less the bound, at most that of the one item which is split; shares [items, choices]: of
+    each choice, the optimum itself.
     """
 
     error: float
     price: float
     choice: np.ndarray
     gap: float
+    shares: np.ndarray
 
 
 class Allocation(NamedTuple):
@@ -181,15 +183,23 @@ def relaxed_choice(costs, errors, budget: float) -> Relaxed:
         for i, hull in enumerate(hulls)
         for k, (a, b) in enumerate(itertools.pairwise(hull))
     )
-    price, error = 0.0, errors[rows, choice].sum()
+    price, error, split = 0.0, errors[rows, choice].sum(), None
     for worth, _, _, i, b in reversed(upgrades):
         step = costs[i, b] - costs[i, choice[i]]
         if step > left:
             price, error = worth, errors[rows, choice].sum() - worth * left
+            split = i, b, left / step
             break
         choice[i], left = b, left - step
         error = errors[rows, choice].sum()
-    return Relaxed(float(error), float(price), choice, float(errors[rows, choice].sum() - error))
+    shares = np.zeros_like(costs)
+    shares[rows, choice] = 1
+    if split is not None:
+        i, b, part = split
+        shares[i, choice[i]] -= part
+        shares[i, b] += part
+    gap = float(errors[rows, choice].sum() - error)
+    return Relaxed(float(error), float(price), choice, gap, shares)
 
 
 def choose(costs, errors, budget: float) -> Allocation:
@@ -215,7 +225,8 @@ def choose(costs, errors, budget: float) -> Allocation:
     exists = np.isfinite(costs) & np.isfinite(errors)
     items, choices = np.nonzero(exists)
     # The solver's tolerances are absolute, 1e-6: errors are scaled beyond them.
-    objective = errors[exists] * (1e6 / max(np.abs(errors[exists]).max(), np.finfo(float).tiny))
+    largest = np.abs(errors[exists]).max()
+    objective = errors[exists] / (largest if largest > 0 else 1.0) * 1e6
     once = sparse.csr_array((np.ones(items.size), (items, np.arange(items.size))))
     row, most = _constraint(costs[exists], budget)
     rows, choice = np.arange(len(costs)), np.full(len(costs), -1)

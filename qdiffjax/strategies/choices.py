@@ -1,0 +1,273 @@
+"""What each site's weight may be: quantized once for every choice, in one structure.
+
+    offer(calibration, steps, ("W4", "W6", "W4 mse")) -> Choices
+    choices.recipe(pick), choices.quantized(pick), choices.total(pick)     of any pick
+
+A pick is an index of a choice for each site, so that one compiled program runs every recipe.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from qdiffjax import precision
+from qdiffjax._checks import check_names, check_type, require
+from qdiffjax.diffusion import Steps
+from qdiffjax.precision import OperandFormat, Quantized, Recipe, SiteBits, SiteQuant
+from qdiffjax.precision.calibration import Calibration
+from qdiffjax.precision.formats import DYNAMIC, SEQUENCES, SUMS, TENSOR
+from qdiffjax.precision.refusals import check_steps
+from qdiffjax.precision.settings import SITES
+from qdiffjax.quant import BlockFormat, IntFormat
+from qdiffjax.quant.grids import is_affine
+from qdiffjax.sites import Site, match, stored_elements
+
+FULL_BITS = 32  # of a scale, and of a weight that is rounded anew at every call
+STORED, MULTIPLIED = "stored", "multiplied"
+Offered = Sequence[str | int] | Mapping[str, Sequence[str | int]]
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Choices:
+    """Sites with weights, and what each of them may be.
+
+    Attributes:
+      calibration: of the network.
+      steps: the sampler.
+      sites: names; sites that share a stored weight are one.
+      names: of the choices, in words, one for each column.
+      entries: {choice: SiteBits}.
+      bits: what a choice costs at a site, in bits [sites, choices]; infinite where it is not
+        offered.
+      num_weights: elements stored at each site [sites].
+      members: {site: all sites that share its weight, itself first}.
+      tables: what the rule is given {choice: {site: SiteQuant}}, weights alone and with the
+        activations that the choice rounds, all in one structure; full precision under None.
+    """
+
+    calibration: Calibration
+    steps: Steps
+    sites: tuple[str, ...]
+    names: tuple[str, ...]
+    entries: dict[str, SiteBits]
+    bits: np.ndarray
+    num_weights: np.ndarray
+    members: dict[str, tuple[str, ...]]
+    tables: dict[Any, dict[str, SiteQuant]]
+
+    @property
+    def least(self) -> float:
+        """Bits of the cheapest recipe."""
+        return float(self.bits.min(1).sum())
+
+    def pick(self, name: str | int) -> np.ndarray:
+        """Return the pick of one choice at all sites.
+
+        Raises:
+          ValueError: no such choice, or a site that is not offered it.
+        """
+        name = _words(name)
+        check_names("choice", (name,), self.names)
+        column = self.names.index(name)
+        for site, bits in zip(self.sites, self.bits[:, column], strict=True):
+            require(np.isfinite(bits), site, got=f"no {name!r}", expected="it among its choices",
+                    remedy="offer it at all sites")  # fmt: skip
+        return np.full(len(self.sites), column)
+
+    def checked(self, pick) -> np.ndarray:
+        """Return a pick, or refuse what is none.
+
+        Raises:
+          ValueError: another number of sites, or a choice that a site is not offered.
+        """
+        pick = np.asarray(pick)
+        is_pick = (
+            pick.shape == (len(self.sites),)
+            and pick.dtype.kind in "iu"
+            and (bool(np.all((pick >= 0) & (pick < len(self.names)))))
+        )
+        require(is_pick, "pick", got=f"{pick.dtype} {list(pick.shape)}",
+                expected=f"{len(self.sites)} indices below {len(self.names)}",
+                remedy="choices.pick(name), or what `choose_together` found")  # fmt: skip
+        for site, bits in zip(self.sites, self.bits[np.arange(len(pick)), pick], strict=True):
+            require(np.isfinite(bits), site, got="a choice that it is not offered",
+                    expected="one of its own", remedy="offer it there too")  # fmt: skip
+        return pick
+
+    def total(self, pick) -> float:
+        """Return the bits of all sites."""
+        return float(self.bits[np.arange(len(self.sites)), self.checked(pick)].sum())
+
+    def mean_bits(self, pick) -> float:
+        """Return the bits of a weight, on average."""
+        return self.total(pick) / float(self.num_weights.sum())
+
+    def recipe(self, pick) -> Recipe:
+        """Return the recipe, as `quantize` takes and `Recipe.to_json` writes it."""
+        return Recipe({member: self.entries[self.names[k]]
+                       for site, k in zip(self.sites, pick, strict=True)
+                       for member in self.members[site]})  # fmt: skip
+
+    def quantized(self, pick, *, activations: bool = True) -> Quantized:
+        """Return the denoiser under a pick; None at a site leaves it in full precision.
+
+        activations: whether those that a choice rounds are rounded.
+        """
+        inputs = {member: self.tables[None if k is None else (self.names[k], activations)][member]
+                  for site, k in zip(self.sites, pick, strict=True)
+                  for member in self.members[site]}  # fmt: skip
+        return Quantized(self.calibration.denoiser, inputs)
+
+    @functools.cached_property
+    def rounds_activations(self) -> np.ndarray:
+        """Whether each choice rounds activations [choices]."""
+        return np.array([self.entries[name].activation is not None for name in self.names])
+
+
+def offer(
+    calibration: Calibration,
+    steps: Steps,
+    choices: Offered = (2, 3, 4, 5, 6, 8),
+    *,
+    sites: Sequence[str] = SITES,
+    counted: str = STORED,
+    key=None,
+) -> Choices:
+    """Round every weight in every way that is offered.
+
+    Args:
+      calibration: see `calibrate`.
+      steps: the sampler.
+      choices: widths, or words of a recipe's line such as "W4", "W4g32 mse", "W6 nearest", "W4A8";
+        for all sites, or by glob, the later before the earlier. Integers are rounded such that the
+        sums of channels stay unless a rounding is named, as by `quantize` of words.
+      sites: globs of the sites, see `sites.match`; those without a weight are left out.
+      counted: "stored" bits, with float32 scales and zero points, 32 for a weight that changes from
+        call to call; or "multiplied": the width of what the products see, which is the cost of
+        arithmetic.
+      key: of roundings that are random; None is key 0, as for `quantize`.
+
+    Raises:
+      ValueError: words that are no such line, a site without a choice, or a format that it cannot
+        take; names the site.
+    """
+    check_type("calibration", calibration, Calibration, remedy="calibrate(denoiser, steps, key)")
+    check_steps(calibration.denoiser, steps)
+    require(counted in (STORED, MULTIPLIED), "counted", got=repr(counted),
+            expected=f"{STORED!r} or {MULTIPLIED!r}",
+            remedy="memory is what is stored")  # fmt: skip
+    members = _members(calibration, match(calibration.sites, sites))
+    own = _by_site(calibration.sites, choices, members)
+    names = tuple(dict.fromkeys(name for offered in own.values() for name in offered))
+    entries = {name: _entry(name) for name in names}
+    rounding = {} if key is None else {"key": key}
+    made: dict[Any, dict[str, SiteQuant]] = {
+        None: {n: SiteQuant(calibration.weights[n]) for group in members.values() for n in group}
+    }
+    bits = np.full((len(members), len(names)), np.inf)
+    by_name = {site.name: site for site in calibration.sites}
+    for column, (name, entry) in enumerate(entries.items()):
+        takers = [site for site in members if name in own[site]]
+        rows = [m for site in takers for m in members[site]]
+        for is_whole in (False, True):
+            bits_of = entry if is_whole else entry._replace(activation=None)
+            recipe = Recipe(dict.fromkeys(rows, bits_of))
+            made[name, is_whole] = precision.quantize(calibration, recipe, **rounding).site_inputs
+            if entry.activation is None:
+                made[name, True] = made[name, False]
+                break
+        for row, site in enumerate(members):
+            if site in takers:
+                bits[row, column] = _bits(by_name[site], entry.weight, counted)
+    alike = precision.alike(
+        [Quantized(calibration.denoiser, inputs) for inputs in made.values()], steps
+    )
+    tables = {which: q.site_inputs for which, q in zip(made, alike, strict=True)}
+    num_weights = np.array([calibration.weights[site].size for site in members], np.float64)
+    return Choices(calibration, steps, tuple(members), names, entries, bits, num_weights, members,
+                   tables)  # fmt: skip
+
+
+def _words(choice: str | int) -> str:
+    """Return a choice in words; a width is that of the weight."""
+    is_width = isinstance(choice, int | np.integer) and not isinstance(choice, bool)
+    require(is_width or isinstance(choice, str), "choices", got=repr(choice),
+            expected="a width or the words of a recipe", remedy="such as 4 or 'W4g32 mse'",
+            error=TypeError)  # fmt: skip
+    return f"W{choice}" if is_width else " ".join(str(choice).split())
+
+
+def _entry(name: str) -> SiteBits:
+    """Return how a choice rounds, with what `quantize` of words takes by default written out."""
+    lines = precision.parse_recipe(name)
+    require(len(lines) == 1 and lines[0][:2] == ((), ()) and lines[0].bits.weight is not None,
+            "choices", got=repr(name), expected="one line, of a weight, for all sites and steps",
+            remedy="such as 'W4g32 mse'")  # fmt: skip
+    weight, activation = lines[0].bits
+    if not isinstance(weight, OperandFormat):
+        weight = OperandFormat(IntFormat(int(weight)))
+    if weight.rounding is None and isinstance(weight.format, IntFormat) and weight.bits > 1:
+        weight = dataclasses.replace(weight, rounding=SUMS)
+    if activation is not None and not isinstance(activation, OperandFormat):
+        activation = OperandFormat(IntFormat(int(activation), signed=False), scales=DYNAMIC)
+    return SiteBits(weight, activation)
+
+
+def _by_site(all_sites, choices: Offered, members) -> dict[str, tuple[str, ...]]:
+    """Return the choices of each site.
+
+    Raises:
+      ValueError: a site that has none, or one that comes twice.
+    """
+    tables = choices if isinstance(choices, Mapping) else {"*": choices}
+    own: dict[str, tuple[str, ...]] = {}
+    for globs, offered in tables.items():
+        require(not isinstance(offered, str | int), "choices", got=repr(offered),
+                expected="a tuple of them", remedy=f"({offered!r},)", error=TypeError)  # fmt: skip
+        names = tuple(map(_words, offered))
+        require(names and len(set(names)) == len(names), "choices", got=names or "none",
+                expected="at least one, each once", remedy="delete the others")  # fmt: skip
+        own |= dict.fromkeys(match(all_sites, globs.split()), names)
+    for site in members:
+        require(site in own, site, got="no format", expected="at least one choice",
+                remedy="add a glob that matches it, or leave it out of `sites`")  # fmt: skip
+    return own
+
+
+def _members(calibration: Calibration, names: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Return sites with a weight, and with each those that read the same stored one."""
+    sites = [s for s in calibration.sites
+             if s.name in calibration.weights and s.is_real and not s.is_constant]  # fmt: skip
+    stored = dict(zip((s.name for s in calibration.sites), stored_elements(calibration.sites),
+                      strict=True))  # fmt: skip
+    first: dict[Any, str] = {}
+    members: dict[str, tuple[str, ...]] = {}
+    for site in sites:
+        if site.name not in names:
+            continue
+        is_tied = stored[site.name] == 0 and site.weight_path in first
+        owner = first[site.weight_path] if is_tied else site.name
+        first.setdefault(site.weight_path, site.name)
+        members[owner] = (*members.get(owner, ()), site.name)
+    require(members, "sites", got="none with a weight", expected="at least one",
+            remedy="see `list_sites`")  # fmt: skip
+    return members
+
+
+def _bits(site: Site, weight: OperandFormat, counted: str) -> float:
+    """Return the bits that a weight costs at a site."""
+    assert site.weight is not None
+    size = math.prod(site.shapes[site.weight])
+    if counted == MULTIPLIED or isinstance(weight.format, BlockFormat):
+        return float(weight.bits) * size
+    channels = math.prod(precision.output_channels(site))
+    per_channel = size // channels
+    scales = 1 if weight.granularity == TENSOR else channels
+    if isinstance(weight.granularity, int):
+        scales = channels * -(-per_channel // weight.granularity)
+    width = FULL_BITS if weight.rounding in SEQUENCES else float(weight.bits)
+    return width * size + FULL_BITS * scales * (2 if is_affine(weight.format) else 1)

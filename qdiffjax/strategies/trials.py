@@ -1,0 +1,99 @@
+"""Noise on which picks run, all by one compiled program."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from qdiffjax import diffusion
+from qdiffjax._checks import check_count, check_key, check_type, require
+from qdiffjax._typing import Array, Key
+from qdiffjax.compiling import compiled
+from qdiffjax.denoiser import Draw
+from qdiffjax.diffusion import Steps
+from qdiffjax.precision import Quantized, quantized_call
+from qdiffjax.strategies.choices import Choices
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """Noise on which recipes run.
+
+    Attributes:
+      choices: of the recipes.
+      draw: initial noise [samples, *shape] and conditions.
+      key: of the sampler's own noise, None without.
+      batch_size: samples of a run.
+    """
+
+    choices: Choices
+    draw: Draw
+    key: Key | None
+    batch_size: int
+
+    @property
+    def num_samples(self) -> int:
+        """How many samples there are."""
+        return self.draw.x_T.shape[0]
+
+    def final(self, pick, *, activations: bool = True) -> Array:
+        """Return the final samples under a pick, see `Choices.quantized` [samples, *shape]."""
+        q = self.choices.quantized(pick, activations=activations)
+        parts = []
+        for start in range(0, self.num_samples, self.batch_size):
+            x_T, cond = jax.tree.map(lambda a: a[start : start + self.batch_size], self.draw)  # noqa: B023
+            key = None if self.key is None else jax.random.fold_in(self.key, start)
+            with jax.default_matmul_precision("highest"):
+                parts.append(_program()(q.given(cond), x_T, key, self.choices.steps))
+        return jnp.concatenate(parts)
+
+    @functools.cached_property
+    def full(self) -> Array:
+        """The final samples in full precision, by the same program."""
+        x_0 = self.final([None] * len(self.choices.sites))
+        require(bool(jnp.isfinite(x_0).all()), "full precision", got="samples with NaN or infinity",
+                expected="finite ones", remedy="check the parameters and the sampler")  # fmt: skip
+        return x_0
+
+    def errors(self, pick) -> np.ndarray:
+        """Return the RMSE of every final sample under a pick [samples]."""
+        apart = np.asarray(self.final(pick) - self.full, np.float64)
+        return np.sqrt(np.mean(apart.reshape(len(apart), -1) ** 2, 1))
+
+    def rmse(self, pick) -> float:
+        """Return the RMSE of all final samples under a pick."""
+        return float(np.sqrt(np.mean(self.errors(pick) ** 2)))
+
+
+def trial(choices: Choices, key: Key, num_samples: int, batch_size: int | None = None) -> Trial:
+    """Draw noise and conditions; the same key is the same noise.
+
+    Args:
+      choices: of the recipes that will run on it.
+      key: of everything random.
+      num_samples: how many.
+      batch_size: samples of a run, which all trials had better share, as one compiled program
+        serves them; None for all.
+    """
+    check_type("choices", choices, Choices, remedy="offer(calibration, steps, choices)")
+    check_key("key", key)
+    check_count("num_samples", num_samples)
+    steps = choices.steps
+    key_start, key_noise = jax.random.split(key)
+    draw = choices.calibration.denoiser.draw(key_start, num_samples, steps.t[0])
+    has_noise = bool(np.any(np.asarray(steps.coeffs.noise) != 0))
+    return Trial(choices, draw, key_noise if has_noise else None, batch_size or num_samples)
+
+
+@functools.cache
+def _program():
+    return compiled(_final)
+
+
+def _final(q: Quantized, x_T, key, steps: Steps):
+    return diffusion.sample(
+        quantized_call(q), x_T, steps, key=key, per_call=q.calls(steps), state=q.start(x_T),
+        keep_trajectory=False,
+    ).x_0  # fmt: skip
