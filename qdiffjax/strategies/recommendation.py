@@ -22,7 +22,7 @@ from qdiffjax.precision.settings import SITES
 from qdiffjax.strategies import search
 from qdiffjax.strategies.algebra import ErrorAlgebra, error_algebra
 from qdiffjax.strategies.choices import STORED, Choices, Offered, offer
-from qdiffjax.strategies.trials import trial
+from qdiffjax.strategies.trials import Trial, trial
 
 NUM_RESAMPLES = 2000
 
@@ -186,14 +186,9 @@ def recommend(
     total = total_of(offered, budget)
     keys = jax.random.split(key, 3)
     first, second = (trial(offered, k, num_noises) for k in keys[:2])
-    algebras: list[ErrorAlgebra] = []
-    picks: list[np.ndarray] = []
-    num_runs = 0.0
-    for _ in range(1 + num_rounds):
-        algebra = error_algebra(first, picks[-1] if picks else None, progress=progress)
-        num_runs += algebra.num_runs
-        algebras.append(algebra)
-        picks.append(least_error(algebra, total, starts=picks).choice)
+    algebra = error_algebra(first, progress=progress)
+    algebras, picks = linearized_again(first, algebra, total, num_rounds, progress=progress)
+    num_runs: float = sum(each.num_runs for each in algebras)
     plain = uniform_picks(offered, total)
     best = min(range(len(picks)), key=lambda i: second.rmse(picks[i]))
     uniform = min(plain, key=second.rmse)
@@ -208,6 +203,17 @@ def recommend(
         algebras[best].predicted(picks[best]), lower_bound(algebras[best], total),
         found, beside, ratio, confidence, num_samples, num_runs,
     )  # fmt: skip
+
+
+def linearized_again(
+    noise: Trial, algebra: ErrorAlgebra, total: float, num_rounds: int, *, progress: bool = False
+) -> tuple[list[ErrorAlgebra], list[np.ndarray]]:
+    """Return algebras and the picks found in them, each algebra around the pick before it."""
+    algebras, picks = [algebra], [least_error(algebra, total).choice]
+    for _ in range(num_rounds):
+        algebras.append(error_algebra(noise, picks[-1], progress=progress))
+        picks.append(least_error(algebras[-1], total, starts=picks).choice)
+    return algebras, picks
 
 
 def total_of(choices: Choices, budget: float | str) -> float:

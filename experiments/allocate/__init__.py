@@ -1,0 +1,1 @@
+"""Bits where they matter: recipes within a budget, from errors of sites that add as vectors."""

@@ -1,0 +1,172 @@
+"""Recipes within a budget of bits: uniform, from a sum of squares, and from errors that add.
+
+    python -m experiments.allocate                                 the shipped DiT
+    python -m experiments.allocate --checkpoint fashion_unet
+    python -m experiments.allocate --budget-bits 4.5
+
+A budget of b bits is what uniform weights of b bits take, scales included; between two widths it is
+in proportion. Every site has a choice of widths ("widths"), or of widths and several roundings of
+each, which cost no bits ("free"). For both and every budget, on the same fresh noises:
+
+    uniform           the best width and rounding for all sites, with what is left of the budget at
+                      the smallest of them
+    sum of squares    the optimum if errors of sites did not correlate (`strategies.choose`)
+    vector sum        the search on the sum of the error vectors of sites (`choose_together`)
+    again             the same, with vectors taken around what the search has found
+
+Three splits of noise: one for the vectors; one on which the best of several uniform recipes is
+chosen, and one of the last two (*); and fresh noise. The last part draws recipes at random, of
+each width and its neighbours, and compares three forecasts with what is measured on fresh noise:
+both sums, and that of vectors taken around the width at all sites.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+
+from experiments.allocate import plots
+from experiments.harness import command, subject
+from experiments.harness.command import option
+from qdiffjax import results, strategies
+from qdiffjax._checks import require
+from qdiffjax.strategies import recommendation
+
+WIDTHS, FREE = "widths", "free"
+FORECAST = "forecast"
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What to run."""
+
+    checkpoint: str = subject.checkpoint("fashion_dit")
+    budget_bits: tuple[float, ...] = option((4.0, 4.5, 5.0, 6.0), "Budgets.", least=2, most=8)
+    widths: tuple[int, ...] = option((2, 3, 4, 5, 6, 8), "Widths of weights.", least=2, most=16)
+    roundings: tuple[str, ...] = option(
+        ("sums", "nearest", "mse sums", "mse nearest"),
+        "Ways to round, words of a recipe; the first is that of the family of widths.",
+    )
+    sampler: str = option("ddim", "Sampler.", choices=subject.SAMPLERS)
+    num_steps: int = option(20, "Steps of the sampler.", least=1)
+    num_noises: int = option(16, "Noises of the vectors, and of the split that chooses.", least=1)
+    num_samples: int = option(64, "Fresh noises.", least=2)
+    num_rounds: int = option(1, "How often vectors are taken again.", least=1)
+    num_recipes: int = option(24, "Recipes at random of the forecasts, for each width.", least=2)
+    sites: tuple[str, ...] = option(
+        subject.ALL_BUT_LAST, "Globs of sites to quantize, see `sites.match`."
+    )
+    seed: int = command.seed()
+
+    def check(self) -> None:
+        """Refuse budgets beyond the widths."""
+        ends = min(self.widths), max(self.widths)
+        for bits in self.budget_bits:
+            require(ends[0] <= bits <= ends[1], got=f"budget_bits = {bits:g}",
+                    expected=f"{ends[0]} to {ends[1]}, the widths that are offered",
+                    remedy="widen --widths")  # fmt: skip
+
+
+def run(config: Config, **options):
+    """Return arrays and rows of every (family, budget) and of the forecasts; touches no file.
+
+    Arrays of a budget: errors of each way, RMSE of the fresh samples [num_samples]; pick of each
+    way [sites]. Of the forecasts: measured, vectors, squares, around [recipes].
+    Options as `command.parts`.
+    """
+    steps_of = functools.partial(subject.SAMPLERS[config.sampler], num_steps=config.num_steps)
+    here = subject.prepare(config.checkpoint, steps_of, config.sites, config.seed, takes_cond=True)
+    steps = steps_of(here.denoiser.schedule)
+    keys = jax.random.split(jax.random.key(config.seed), 4)
+
+    @functools.cache
+    def world(family: str):
+        """What is offered, the three splits of noise, and the algebra in full precision."""
+        words = config.roundings if family == FREE else config.roundings[:1]
+        names = [f"W{bits} {rounding}" for bits in config.widths for rounding in words]
+        choices = strategies.offer(here.calibration, steps, names, sites=config.sites)
+        nums = (config.num_noises, config.num_noises, config.num_samples)
+        trials = [strategies.trial(choices, key, num, config.num_noises)
+                  for key, num in zip(keys[:3], nums, strict=True)]  # fmt: skip
+        return choices, trials, strategies.error_algebra(trials[0])
+
+    def measure(part: str):
+        family, bits = parts[part]
+        return (_forecasts(config, world(family)) if bits is None
+                else _budget(config, family, bits, world(family), keys[3]))  # fmt: skip
+
+    parts: dict = {f"{family}, {bits:g} bits": (family, bits)
+             for family in (WIDTHS, FREE) for bits in config.budget_bits}  # fmt: skip
+    parts[FORECAST] = (WIDTHS, None)
+    mark = results.fingerprint(dataclasses.asdict(config) | {"budget_bits": None}, here.mark())
+    done = command.parts(parts, measure, mark, **options)
+    return command.by_part(done), [row for _, rows in done.values() for row in rows]
+
+
+def budget_of(choices: strategies.Choices, rounding: str, widths, bits: float) -> float:
+    """Return what uniform weights of so many bits take, in proportion between two widths."""
+    totals = [choices.total(choices.pick(f"W{width} {rounding}")) for width in sorted(widths)]
+    return float(np.interp(bits, sorted(widths), totals))
+
+
+def _budget(config, family: str, bits: float, world, key):
+    choices, (first, second, fresh), algebra = world
+    total = budget_of(choices, config.roundings[0], config.widths, bits)
+    algebras, picks = recommendation.linearized_again(first, algebra, total, config.num_rounds)
+    plain = recommendation.uniform_picks(choices, total)
+    knapsack = strategies.choose(choices.bits, algebra.alone**2, total)
+    ways = {
+        "uniform": (algebra, min(plain, key=second.rmse)),
+        "sum of squares": (algebra, knapsack.choice),
+        "vector sum": (algebra, picks[0]),
+        "again": (algebras[-1], picks[-1]),
+    }  # fmt: skip
+    chosen = min(("vector sum", "again"), key=lambda way: second.rmse(ways[way][1]))
+    errors = {way: fresh.errors(pick) for way, (_, pick) in ways.items()}
+    rows = []
+    for way, (own, pick) in ways.items():
+        rmse, _, ratio = recommendation.compared(errors[way], errors["uniform"], key)
+        rows.append({
+            "kind": "budget", "family": family, "budget": bits, "way": way,
+            "bits": choices.mean_bits(pick), "predicted": own.predicted(pick),
+            "squares": own.additive(pick), "own": first.rmse(pick), "is_chosen": way == chosen,
+            **_named("rmse", rmse), **_named("ratio", ratio),
+            "floor": recommendation.lower_bound(own, total), "runs": own.num_runs,
+            "choices": [choices.names[k] for k in pick], "sites": list(choices.sites),
+        })  # fmt: skip
+    arrays = {f"errors {way}": values for way, values in errors.items()}
+    return arrays | {f"pick {way}": pick for way, (_, pick) in ways.items()}, rows
+
+
+def _named(name: str, estimate) -> dict[str, float]:
+    value, low, high = map(float, estimate)
+    return {name: value, f"{name}_low": low, f"{name}_high": high}
+
+
+def _forecasts(config, world):
+    """Compare both sums with what is measured, over recipes drawn at random around each width."""
+    choices, (first, _, fresh), algebra = world
+    rng = np.random.default_rng(config.seed)
+    rows: list[dict] = []
+    arrays: dict[str, np.ndarray] = {}
+    order = np.argsort(choices.bits.sum(0))
+    for place, column in enumerate(order):
+        near = order[max(0, place - 1) : place + 2]
+        here = strategies.error_algebra(first, np.full(len(choices.sites), column))
+        picks = [rng.choice(near, size=len(choices.sites)) for _ in range(config.num_recipes)]
+        found = {"measured": [fresh.rmse(pick) for pick in picks],
+                 "vectors": [algebra.predicted(pick) for pick in picks],
+                 "squares": [algebra.additive(pick) for pick in picks],
+                 "around": [here.predicted(pick) for pick in picks]}  # fmt: skip
+        name = choices.names[column].split()[0]
+        arrays |= {f"{name} {what}": np.array(values) for what, values in found.items()}
+        rows.append({"kind": FORECAST, "width": name, **found})
+    return arrays, rows
+
+
+EXPERIMENT = command.experiment(
+    Config, run, plots=plots, quick={"budget_bits": (4.0, 4.5), "widths": (3, 4, 5), "num_steps": 4,
+                                     "roundings": ("sums", "nearest"), "num_noises": 4,
+                                     "num_samples": 8, "num_recipes": 2}
+)  # fmt: skip
