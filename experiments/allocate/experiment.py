@@ -45,15 +45,15 @@ class Config:
     budget_bits: tuple[float, ...] = option((4.0, 4.5, 5.0, 6.0), "Budgets.", least=2, most=8)
     widths: tuple[int, ...] = option((2, 3, 4, 5, 6, 8), "Widths of weights.", least=2, most=16)
     roundings: tuple[str, ...] = option(
-        ("sums", "nearest", "mse sums", "mse nearest"),
+        ("sums", "nearest", "mse sums"),
         "Ways to round, words of a recipe; the first is that of the family of widths.",
     )
     sampler: str = option("ddim", "Sampler.", choices=subject.SAMPLERS)
     num_steps: int = option(20, "Steps of the sampler.", least=1)
-    num_noises: int = option(16, "Noises of the vectors, and of the split that chooses.", least=1)
+    num_noises: int = option(8, "Noises of the vectors, and of the split that chooses.", least=1)
     num_samples: int = option(64, "Fresh noises.", least=2)
     num_rounds: int = option(1, "How often vectors are taken again.", least=1)
-    num_recipes: int = option(24, "Recipes at random of the forecasts, for each width.", least=2)
+    num_recipes: int = option(12, "Recipes at random of the forecasts, for each width.", least=2)
     sites: tuple[str, ...] = option(
         subject.ALL_BUT_LAST, "Globs of sites to quantize, see `sites.match`."
     )
@@ -96,9 +96,9 @@ def run(config: Config, **options):
         return (_forecasts(config, world(family)) if bits is None
                 else _budget(config, family, bits, world(family), keys[3]))  # fmt: skip
 
-    parts: dict = {f"{family}, {bits:g} bits": (family, bits)
-             for family in (WIDTHS, FREE) for bits in config.budget_bits}  # fmt: skip
-    parts[FORECAST] = (WIDTHS, None)
+    named = {family: {f"{family}, {bits:g} bits": (family, bits) for bits in config.budget_bits}
+             for family in (WIDTHS, FREE)}  # fmt: skip
+    parts: dict = named[WIDTHS] | {FORECAST: (WIDTHS, None)} | named[FREE]
     mark = results.fingerprint(dataclasses.asdict(config) | {"budget_bits": None}, here.mark())
     done = command.parts(parts, measure, mark, **options)
     return command.by_part(done), [row for _, rows in done.values() for row in rows]

@@ -5,6 +5,7 @@ allocation      bits by water-filling and Lagrange multipliers; one of several c
 choices         what every site's weight may be, all in one structure; `trials`, noise on which
                 picks of them run
 algebra         errors of sites as vectors that add: every recipe priced from one set of runs
+sensitivity     each site alone, beside Fisher information and the weight's own error
 search          the pick of least error where errors add as vectors, and how far below any could be
 recommendation  a recipe within a budget, checked on fresh noise beside uniform
 drafts          a quantized denoiser in the making; cures, and how they compose

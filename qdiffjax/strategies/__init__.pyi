@@ -39,6 +39,8 @@ from .search import RelaxedTogether as RelaxedTogether
 from .search import choose_exhaustively as choose_exhaustively
 from .search import choose_together as choose_together
 from .search import relaxed_together as relaxed_together
+from .sensitivity import Sensitivity as Sensitivity
+from .sensitivity import sensitivity_of as sensitivity_of
 from .states import States as States
 from .states import normal_chances as normal_chances
 from .trials import Trial as Trial

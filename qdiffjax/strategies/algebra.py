@@ -61,6 +61,18 @@ class ErrorAlgebra:
         places = np.arange(len(self.choices.sites))
         return float(np.sqrt(np.sum(self.alone[places, np.asarray(pick)] ** 2)))
 
+    def cosines(self, pick) -> np.ndarray:
+        """Return how alike the errors of pairs of sites are at a pick [sites, sites].
+
+        <e_l, e_m> / |e_l| |e_m|: 1 on the diagonal, -1 where two cancel; 0 beside a site without
+        error.
+        """
+        places, pick = np.arange(len(self.choices.sites)), self.choices.checked(pick)
+        entries = self.gram[places, pick][:, places, pick]
+        size = np.sqrt(np.diag(entries))
+        size = np.where(size > 0, size, np.inf)
+        return entries / np.outer(size, size)
+
     def table(self) -> Table:
         """Return the RMSE of each site alone at each choice."""
         rows = tuple(

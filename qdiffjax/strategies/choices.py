@@ -22,7 +22,7 @@ from qdiffjax.precision.calibration import Calibration
 from qdiffjax.precision.formats import DYNAMIC, SEQUENCES, SUMS, TENSOR
 from qdiffjax.precision.refusals import check_steps
 from qdiffjax.precision.settings import SITES
-from qdiffjax.quant import BlockFormat, IntFormat
+from qdiffjax.quant import BlockFormat, IntFormat, RoundingSequence
 from qdiffjax.quant.grids import is_affine
 from qdiffjax.sites import Site, match, stored_elements
 
@@ -44,6 +44,8 @@ class Choices:
       bits: what a choice costs at a site, in bits [sites, choices]; infinite where it is not
         offered.
       num_weights: elements stored at each site [sites].
+      weight_rmse: RMS of what a choice does to the weight [sites, choices]; infinite where it is
+        not offered, NaN where the weight changes from call to call.
       members: {site: all sites that share its weight, itself first}.
       tables: what the rule is given {choice: {site: SiteQuant}}, weights alone and with the
         activations that the choice rounds, all in one structure; full precision under None.
@@ -56,6 +58,7 @@ class Choices:
     entries: dict[str, SiteBits]
     bits: np.ndarray
     num_weights: np.ndarray
+    weight_rmse: np.ndarray
     members: dict[str, tuple[str, ...]]
     tables: dict[Any, dict[str, SiteQuant]]
 
@@ -169,6 +172,7 @@ def offer(
         None: {n: SiteQuant(calibration.weights[n]) for group in members.values() for n in group}
     }
     bits = np.full((len(members), len(names)), np.inf)
+    rmse = bits.copy()
     by_name = {site.name: site for site in calibration.sites}
     for column, (name, entry) in enumerate(entries.items()):
         takers = [site for site in members if name in own[site]]
@@ -183,13 +187,15 @@ def offer(
         for row, site in enumerate(members):
             if site in takers:
                 bits[row, column] = _bits(by_name[site], entry.weight, counted)
+                apart = _apart(made[name, False][site].weight, calibration.weights[site])
+                rmse[row, column] = apart
     alike = precision.alike(
         [Quantized(calibration.denoiser, inputs) for inputs in made.values()], steps
     )
     tables = {which: q.site_inputs for which, q in zip(made, alike, strict=True)}
     num_weights = np.array([calibration.weights[site].size for site in members], np.float64)
-    return Choices(calibration, steps, tuple(members), names, entries, bits, num_weights, members,
-                   tables)  # fmt: skip
+    return Choices(calibration, steps, tuple(members), names, entries, bits, num_weights, rmse,
+                   members, tables)  # fmt: skip
 
 
 def _words(choice: str | int) -> str:
@@ -256,6 +262,13 @@ def _members(calibration: Calibration, names: Sequence[str]) -> dict[str, tuple[
     require(members, "sites", got="none with a weight", expected="at least one",
             remedy="see `list_sites`")  # fmt: skip
     return members
+
+
+def _apart(rounded, weight) -> float:
+    """Return the RMS of what rounding does to a weight."""
+    if isinstance(rounded, RoundingSequence):
+        return float("nan")
+    return float(np.sqrt(np.mean(np.square(np.asarray(rounded - weight, np.float64)))))
 
 
 def _bits(site: Site, weight: OperandFormat, counted: str) -> float:
