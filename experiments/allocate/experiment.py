@@ -113,7 +113,9 @@ def budget_of(choices: strategies.Choices, rounding: str, widths, bits: float) -
 def _budget(config, family: str, bits: float, world, key):
     choices, (first, second, fresh), algebra = world
     total = budget_of(choices, config.roundings[0], config.widths, bits)
-    algebras, picks = recommendation.linearized_again(first, algebra, total, config.num_rounds)
+    algebras, picks = recommendation.linearized_again(
+        functools.partial(strategies.error_algebra, first), algebra, total, config.num_rounds
+    )
     plain = recommendation.uniform_picks(choices, total)
     knapsack = strategies.choose(choices.bits, algebra.alone**2, total)
     ways = {

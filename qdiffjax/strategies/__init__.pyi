@@ -41,6 +41,7 @@ from .search import choose_together as choose_together
 from .search import relaxed_together as relaxed_together
 from .sensitivity import Sensitivity as Sensitivity
 from .sensitivity import sensitivity_of as sensitivity_of
+from .sketch import sketched_algebra as sketched_algebra
 from .states import States as States
 from .states import normal_chances as normal_chances
 from .trials import Trial as Trial

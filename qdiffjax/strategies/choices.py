@@ -180,7 +180,8 @@ def offer(
         for is_whole in (False, True):
             bits_of = entry if is_whole else entry._replace(activation=None)
             recipe = Recipe(dict.fromkeys(rows, bits_of))
-            made[name, is_whole] = precision.quantize(calibration, recipe, **rounding).site_inputs
+            rounded = precision.quantize(calibration, recipe, **rounding).site_inputs
+            made[name, is_whole] = made[None] | rounded
             if entry.activation is None:
                 made[name, True] = made[name, False]
                 break

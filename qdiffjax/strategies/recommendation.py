@@ -4,7 +4,7 @@ recommend(calibration, steps, 4.5, key=key) -> Recommendation       its `recipe`
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,8 @@ from qdiffjax.precision.settings import SITES
 from qdiffjax.strategies import search
 from qdiffjax.strategies.algebra import ErrorAlgebra, error_algebra
 from qdiffjax.strategies.choices import STORED, Choices, Offered, offer
-from qdiffjax.strategies.trials import Trial, trial
+from qdiffjax.strategies.sketch import sketched_algebra
+from qdiffjax.strategies.trials import trial
 
 NUM_RESAMPLES = 2000
 
@@ -138,6 +139,7 @@ def recommend(
     num_noises: int = 16,
     num_samples: int = 64,
     num_rounds: int = 1,
+    num_probes: int | None = None,
     confidence: float = 0.95,
     progress: bool = False,
 ) -> Recommendation:
@@ -158,6 +160,8 @@ def recommend(
       num_noises: of the first part, and samples of a run.
       num_samples: of the third.
       num_rounds: how often it is all done again around what was found.
+      num_probes: adjoint passes of a round, three sampling runs each (`sketched_algebra`), in place
+        of a run for each site and choice; None for those.
       confidence: of the intervals.
       progress: show a progress bar.
 
@@ -181,13 +185,20 @@ def recommend(
     check_count("num_noises", num_noises)
     check_count("num_samples", num_samples, least=2)
     check_count("num_rounds", num_rounds, least=0)
+    if num_probes is not None:
+        check_count("num_probes", num_probes)
     OPEN_SHARE("confidence", confidence)
     offered = offer(calibration, steps, choices, sites=sites, counted=counted)
     total = total_of(offered, budget)
-    keys = jax.random.split(key, 3)
+    keys = jax.random.split(key, 5)
     first, second = (trial(offered, k, num_noises) for k in keys[:2])
-    algebra = error_algebra(first, progress=progress)
-    algebras, picks = linearized_again(first, algebra, total, num_rounds, progress=progress)
+
+    def algebra_fn(around=None):
+        if num_probes is None:
+            return error_algebra(first, around, progress=progress)
+        return sketched_algebra(first, keys[3], num_probes=num_probes, around=around)
+
+    algebras, picks = linearized_again(algebra_fn, algebra_fn(), total, num_rounds)
     num_runs: float = sum(each.num_runs for each in algebras)
     plain = uniform_picks(offered, total)
     best = min(range(len(picks)), key=lambda i: second.rmse(picks[i]))
@@ -196,7 +207,7 @@ def recommend(
     fresh = trial(offered, keys[2], num_samples, num_noises)
     errors = [fresh.errors(pick) for pick in (picks[best], uniform)]
     num_runs += 3 * num_samples / num_noises
-    found, beside, ratio = compared(errors[0], errors[1], jax.random.fold_in(key, 3), confidence)
+    found, beside, ratio = compared(errors[0], errors[1], keys[4], confidence)
     is_better = float(ratio.high) < 1
     return Recommendation(
         offered, picks[best] if is_better else uniform, picks[best], uniform, total,
@@ -206,12 +217,13 @@ def recommend(
 
 
 def linearized_again(
-    noise: Trial, algebra: ErrorAlgebra, total: float, num_rounds: int, *, progress: bool = False
-) -> tuple[list[ErrorAlgebra], list[np.ndarray]]:
-    """Return algebras and the picks found in them, each algebra around the pick before it."""
+    algebra_fn: Callable[[np.ndarray], ErrorAlgebra], algebra: ErrorAlgebra, total: float,
+    num_rounds: int,
+) -> tuple[list[ErrorAlgebra], list[np.ndarray]]:  # fmt: skip
+    """Return algebras and the picks found in them, each `algebra_fn` of the pick before it."""
     algebras, picks = [algebra], [least_error(algebra, total).choice]
     for _ in range(num_rounds):
-        algebras.append(error_algebra(noise, picks[-1], progress=progress))
+        algebras.append(algebra_fn(picks[-1]))
         picks.append(least_error(algebras[-1], total, starts=picks).choice)
     return algebras, picks
 

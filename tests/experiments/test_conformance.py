@@ -95,6 +95,11 @@ DIT, UNET = worlds.TINY_DIT, worlds.TINY
 CLASSES = dataclasses.replace(DIT, num_classes=10)
 # The cheapest run with more than one part: (network, its flag, other flags).
 MINIATURES = {
+    "allocate": (
+        DIT, "checkpoint",
+        "--budget-bits 4 4.5 --widths 4 5 --roundings sums nearest --num-steps 2 --num-noises 2 "
+        "--num-samples 4 --num-recipes 2 --sites *attention*",
+    ),
     "clipping": (DIT, "checkpoint", "--num-steps 2 --num-samples 8 --sites input output"),
     "cures": (
         DIT, "checkpoint",

@@ -29,7 +29,7 @@ def test_it_is_within_the_budget_and_better_on_fresh_noise_or_uniform():
     assert found.floor <= found.predicted
     assert_close(found.ratio.value, found.measured.value / found.beside.value, factor=64)
     # The same numbers from runs of the recipe itself on the noise of the check.
-    fresh = strategies.trial(found.choices, jax.random.split(KEY, 3)[2], 16)
+    fresh = strategies.trial(found.choices, jax.random.split(KEY, 5)[2], 16)
     q = qd.quantize(parallel.calibrated(4), found.recipe)
     full = qd.sample(parallel.denoiser(), parallel.STEPS, KEY, x_T=fresh.draw.x_T)
     apart = qd.sample(q, parallel.STEPS, KEY, x_T=fresh.draw.x_T) - full
@@ -40,9 +40,16 @@ def test_it_is_within_the_budget_and_better_on_fresh_noise_or_uniform():
     assert "16 fresh noises" in text
 
 
+def test_adjoint_passes_are_counted_as_three_sampling_runs():
+    words = ("W3", "W4", "W4 nearest", "W4 mse", "W5")
+    found = recommend("W4", words, 4, num_probes=8, num_rounds=1)
+    assert found.num_runs == 2 * (1 + 3 * 8) + 1 + 2 + 3 + 3 * 16 / 8
+    assert found.choices.total(found.found) <= found.budget
+
+
 def test_noise_of_the_three_parts_differs():
     choices = recommend("W4").choices
-    draws = [strategies.trial(choices, key, 4).draw.x_T for key in jax.random.split(KEY, 3)]
+    draws = [strategies.trial(choices, key, 4).draw.x_T for key in jax.random.split(KEY, 5)]
     for i in range(3):
         for j in range(i):
             assert float(jnp.min(jnp.abs(draws[i] - draws[j]))) > 0
