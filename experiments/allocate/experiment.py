@@ -13,9 +13,11 @@ each, which cost no bits ("free"). For both and every budget, on the same fresh 
     sum of squares    the optimum if errors of sites did not correlate (`strategies.choose`)
     vector sum        the search on the sum of the error vectors of sites (`choose_together`)
     again             the same, with vectors taken around what the search has found
+    adjoint           the search on the sum of first order, from a few adjoint passes whatever is
+                      offered (`sketched_algebra`)
 
 Three splits of noise: one for the vectors; one on which the best of several uniform recipes is
-chosen, and one of the last two (*); and fresh noise. The last part draws recipes at random, of
+chosen, and vectors or vectors again (*); and fresh noise. The last part draws recipes at random, of
 each width and its neighbours, and compares three forecasts with what is measured on fresh noise:
 both sums, and that of vectors taken around the width at all sites.
 """
@@ -51,6 +53,8 @@ class Config:
     sampler: str = option("ddim", "Sampler.", choices=subject.SAMPLERS)
     num_steps: int = option(20, "Steps of the sampler.", least=1)
     num_noises: int = option(8, "Noises of the vectors, and of the split that chooses.", least=1)
+    num_adjoint: int = option(32, "Noises of the adjoint passes.", least=1)
+    num_probes: int = option(8, "Adjoint passes.", least=1)
     num_samples: int = option(64, "Fresh noises.", least=2)
     num_rounds: int = option(1, "How often vectors are taken again.", least=1)
     num_recipes: int = option(12, "Recipes at random of the forecasts, for each width.", least=2)
@@ -78,18 +82,20 @@ def run(config: Config, **options):
     steps_of = functools.partial(subject.SAMPLERS[config.sampler], num_steps=config.num_steps)
     here = subject.prepare(config.checkpoint, steps_of, config.sites, config.seed, takes_cond=True)
     steps = steps_of(here.denoiser.schedule)
-    keys = jax.random.split(jax.random.key(config.seed), 4)
+    keys = jax.random.split(jax.random.key(config.seed), 5)
 
     @functools.cache
     def world(family: str):
-        """What is offered, the three splits of noise, and the algebra in full precision."""
+        """What is offered, the three splits of noise, and the algebras in full precision."""
         words = config.roundings if family == FREE else config.roundings[:1]
         names = [f"W{bits} {rounding}" for bits in config.widths for rounding in words]
         choices = strategies.offer(here.calibration, steps, names, sites=config.sites)
         nums = (config.num_noises, config.num_noises, config.num_samples)
         trials = [strategies.trial(choices, key, num, config.num_noises)
                   for key, num in zip(keys[:3], nums, strict=True)]  # fmt: skip
-        return choices, trials, strategies.error_algebra(trials[0])
+        more = strategies.trial(choices, keys[0], config.num_adjoint, config.num_noises)
+        sketch = strategies.sketched_algebra(more, keys[4], num_probes=config.num_probes)
+        return choices, trials, strategies.error_algebra(trials[0]), sketch
 
     def measure(part: str):
         family, bits = parts[part]
@@ -111,7 +117,7 @@ def budget_of(choices: strategies.Choices, rounding: str, widths, bits: float) -
 
 
 def _budget(config, family: str, bits: float, world, key):
-    choices, (first, second, fresh), algebra = world
+    choices, (first, second, fresh), algebra, sketch = world
     total = budget_of(choices, config.roundings[0], config.widths, bits)
     algebras, picks = recommendation.linearized_again(
         functools.partial(strategies.error_algebra, first), algebra, total, config.num_rounds
@@ -123,6 +129,7 @@ def _budget(config, family: str, bits: float, world, key):
         "sum of squares": (algebra, knapsack.choice),
         "vector sum": (algebra, picks[0]),
         "again": (algebras[-1], picks[-1]),
+        "adjoint": (sketch, recommendation.least_error(sketch, total).choice),
     }  # fmt: skip
     chosen = min(("vector sum", "again"), key=lambda way: second.rmse(ways[way][1]))
     errors = {way: fresh.errors(pick) for way, (_, pick) in ways.items()}
@@ -148,7 +155,7 @@ def _named(name: str, estimate) -> dict[str, float]:
 
 def _forecasts(config, world):
     """Compare both sums with what is measured, over recipes drawn at random around each width."""
-    choices, (first, _, fresh), algebra = world
+    choices, (first, _, fresh), algebra, _ = world
     rng = np.random.default_rng(config.seed)
     rows: list[dict] = []
     arrays: dict[str, np.ndarray] = {}
@@ -170,5 +177,5 @@ def _forecasts(config, world):
 EXPERIMENT = command.experiment(
     Config, run, plots=plots, quick={"budget_bits": (4.0, 4.5), "widths": (3, 4, 5), "num_steps": 4,
                                      "roundings": ("sums", "nearest"), "num_noises": 4,
-                                     "num_samples": 8, "num_recipes": 2}
+                                     "num_samples": 8, "num_recipes": 2, "num_adjoint": 4}
 )  # fmt: skip

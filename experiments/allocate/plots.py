@@ -9,7 +9,8 @@ from qdiffjax import _tables as tables
 from qdiffjax._looks import BLUE, GREEN, GREY, ORANGE, panels, tidy
 
 STYLES = {"uniform": (GREY, "o", "--"), "sum of squares": (GREEN, "^", "-"),
-          "vector sum": (BLUE, "v", "-"), "again": (ORANGE, "D", "-")}  # fmt: skip
+          "vector sum": (BLUE, "v", "-"), "again": (ORANGE, "D", "-"),
+          "adjoint": (BLUE, "s", ":")}  # fmt: skip
 
 
 def budgets(rows) -> list[dict]:
