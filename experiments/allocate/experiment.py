@@ -133,6 +133,8 @@ def _budget(config, family: str, bits: float, world, key):
     }  # fmt: skip
     chosen = min(("vector sum", "again"), key=lambda way: second.rmse(ways[way][1]))
     errors = {way: fresh.errors(pick) for way, (_, pick) in ways.items()}
+    floors = {id(own): recommendation.lower_bound(own, total)
+              for own in (algebra, algebras[-1], sketch)}  # fmt: skip
     rows = []
     for way, (own, pick) in ways.items():
         rmse, _, ratio = recommendation.compared(errors[way], errors["uniform"], key)
@@ -141,7 +143,7 @@ def _budget(config, family: str, bits: float, world, key):
             "bits": choices.mean_bits(pick), "predicted": own.predicted(pick),
             "squares": own.additive(pick), "own": first.rmse(pick), "is_chosen": way == chosen,
             **_named("rmse", rmse), **_named("ratio", ratio),
-            "floor": recommendation.lower_bound(own, total), "runs": own.num_runs,
+            "floor": floors[id(own)], "runs": own.num_runs,
             "choices": [choices.names[k] for k in pick], "sites": list(choices.sites),
         })  # fmt: skip
     arrays = {f"errors {way}": values for way, values in errors.items()}

@@ -117,14 +117,15 @@ def choose_exhaustively(costs, gram, budget: float, *, variances=None) -> Alloca
 
 
 def choose_together(
-    costs, gram, budget: float, *, variances=None, starts: Iterable = (), num_kicks: int = 30,
+    costs, gram, budget: float, *, variances=None, starts: Iterable = (), num_kicks: int = 60,
     seed: int = 0,
 ) -> Allocation:  # fmt: skip
     """Return the best pick that descent finds: no better one differs at one item, or at two.
 
     Starts are those given, all choices alike where that is within the budget, the cheapest pick,
     and the optimum of the diagonal (`choose`), which is that of errors which do not correlate. The
-    best is then kicked: some items are drawn anew, and it descends again.
+    best is then kicked: some of its items, or every second time all, are drawn anew, and it
+    descends again.
 
     Args:
       costs, gram, budget, variances: see `problem`.
@@ -147,10 +148,12 @@ def choose_together(
     first += [p.costs.argmin(1), choose(p.costs, diagonal, p.budget).choice]
     best = min((_descend(p, _afforded(p, start)) for start in first), key=p.value)
     rng = np.random.default_rng(seed)
-    for _ in range(num_kicks):
+    options = [np.flatnonzero(np.isfinite(row)) for row in p.costs]
+    for number in range(num_kicks):
         kicked = best.copy()
-        for item in rng.choice(items, size=min(items, max(2, items // 6)), replace=False):
-            kicked[item] = rng.choice(np.flatnonzero(np.isfinite(p.costs[item])))
+        size = items if number % 2 else rng.integers(2, max(3, items // 3), endpoint=True)
+        for item in rng.choice(items, size=min(items, size), replace=False):
+            kicked[item] = rng.choice(options[item])
         found = _descend(p, _afforded(p, kicked))
         if p.value(found) < p.value(best):
             best = found
@@ -268,7 +271,7 @@ def relaxed_together(
         return found.error, found.shares.ravel()
 
     x = lowest(np.where(exists, np.diag(p.gram) + p.variances, 0))[1]
-    corners, weights = x[None], np.ones(1)
+    corners, images, weights = x[None], x[None] @ q, np.ones(1)
     best = -np.inf
     for step in range(1, num_iterations + 1):  # noqa: B007
         gradient = 2 * q @ x + linear
@@ -277,9 +280,9 @@ def relaxed_together(
         best = max(best, value + least - gradient @ x)
         if value - best <= tolerance * abs(value) or value <= 0:
             break
-        corners, weights = np.vstack([corners, corner]), np.append(weights, 0.0)
-        weights = _mixed(corners @ q @ corners.T, corners @ linear, weights)
-        corners, weights = corners[weights > 0], weights[weights > 0]
+        corners, images = np.vstack([corners, corner]), np.vstack([images, corner @ q])
+        weights = _mixed(images @ corners.T, corners @ linear, np.append(weights, 0.0))
+        corners, images, weights = (each[weights > 0] for each in (corners, images, weights))
         x = weights @ corners
     return RelaxedTogether(float(max(best, 0.0)), x.reshape(p.costs.shape), step)
 
@@ -307,14 +310,15 @@ def _share_of_blocks(p: Problem, blocks: np.ndarray, exists: np.ndarray) -> floa
 def _mixed(a: np.ndarray, b: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Return weights w >= 0, sum w = 1, that lower w^T a w + b . w: pairwise Frank-Wolfe steps."""
     w = weights.copy()
-    for _ in range(20 * len(w)):
-        gradient = 2 * a @ w + b
-        to, held = int(np.argmin(gradient)), np.flatnonzero(w > 0)
-        away = int(held[np.argmax(gradient[held])])
+    gradient = 2 * a @ w + b
+    for _ in range(5 * len(w)):
+        to = int(gradient.argmin())
+        away = int(np.where(w > 0, gradient, -np.inf).argmax())
         slope = gradient[away] - gradient[to]
         bend = a[to, to] + a[away, away] - 2 * a[to, away]
-        if slope <= 1e-12 * np.abs(gradient).max():
+        if slope <= 1e-12 * abs(gradient[away]):
             break
         step = w[away] if bend <= 0 else min(w[away], slope / (2 * bend))
         w[to], w[away] = w[to] + step, w[away] - step
+        gradient += 2 * step * (a[:, to] - a[:, away])
     return w / w.sum()
