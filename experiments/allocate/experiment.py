@@ -11,15 +11,16 @@ each, which cost no bits ("free"). For both and every budget, on the same fresh 
     uniform           the best width and rounding for all sites, with what is left of the budget at
                       the smallest of them
     sum of squares    the optimum if errors of sites did not correlate (`strategies.choose`)
-    vector sum        the search on the sum of the error vectors of sites (`choose_together`)
-    again             the same, with vectors taken around what the search has found
-    adjoint           the search on the sum of first order, from a few adjoint passes whatever is
-                      offered (`sketched_algebra`)
+    vector sum        the search on the sum of the error vectors of sites (`choose_together`), to
+                      first order from a few adjoint passes (`sketched_algebra`)
+    again             the same, with gradients taken at what the search has found
+    runs              the search on vectors from a run for each site and choice (`error_algebra`),
+                      for widths alone
 
 Three splits of noise: one for the vectors; one on which the best of several uniform recipes is
-chosen, and vectors or vectors again (*); and fresh noise. The last part draws recipes at random, of
+chosen, and vector sum or again (*); and fresh noise. The last part draws recipes at random, of
 each width and its neighbours, and compares three forecasts with what is measured on fresh noise:
-both sums, and that of vectors taken around the width at all sites.
+the sums of squares and of vectors, and that of vectors from runs.
 """
 
 import dataclasses
@@ -52,9 +53,10 @@ class Config:
     )
     sampler: str = option("ddim", "Sampler.", choices=subject.SAMPLERS)
     num_steps: int = option(20, "Steps of the sampler.", least=1)
-    num_noises: int = option(8, "Noises of the vectors, and of the split that chooses.", least=1)
-    num_adjoint: int = option(32, "Noises of the adjoint passes.", least=1)
+    num_noises: int = option(48, "Noises of the adjoint passes.", least=1)
     num_probes: int = option(8, "Adjoint passes.", least=1)
+    batch_size: int = option(8, "Noises of a run: of the vectors from runs, of the split that "
+                             "chooses.", least=1)  # fmt: skip
     num_samples: int = option(64, "Fresh noises.", least=2)
     num_rounds: int = option(1, "How often vectors are taken again.", least=1)
     num_recipes: int = option(12, "Recipes at random of the forecasts, for each width.", least=2)
@@ -76,7 +78,7 @@ def run(config: Config, **options):
     """Return arrays and rows of every (family, budget) and of the forecasts; touches no file.
 
     Arrays of a budget: errors of each way, RMSE of the fresh samples [num_samples]; pick of each
-    way [sites]. Of the forecasts: measured, vectors, squares, around [recipes].
+    way [sites]. Of the forecasts: measured, vectors, squares, runs [recipes].
     Options as `command.parts`.
     """
     steps_of = functools.partial(subject.SAMPLERS[config.sampler], num_steps=config.num_steps)
@@ -86,16 +88,19 @@ def run(config: Config, **options):
 
     @functools.cache
     def world(family: str):
-        """What is offered, the three splits of noise, and the algebras in full precision."""
+        """What is offered, the three splits of noise, and both algebras in full precision."""
         words = config.roundings if family == FREE else config.roundings[:1]
         names = [f"W{bits} {rounding}" for bits in config.widths for rounding in words]
         choices = strategies.offer(here.calibration, steps, names, sites=config.sites)
-        nums = (config.num_noises, config.num_noises, config.num_samples)
-        trials = [strategies.trial(choices, key, num, config.num_noises)
+        nums = (config.num_noises, 2 * config.batch_size, config.num_samples)
+        trials = [strategies.trial(choices, key, num, config.batch_size)
                   for key, num in zip(keys[:3], nums, strict=True)]  # fmt: skip
-        more = strategies.trial(choices, keys[0], config.num_adjoint, config.num_noises)
-        sketch = strategies.sketched_algebra(more, keys[4], num_probes=config.num_probes)
-        return choices, trials, strategies.error_algebra(trials[0]), sketch
+        algebra_fn = functools.partial(
+            strategies.sketched_algebra, trials[0], keys[4], num_probes=config.num_probes
+        )
+        few = strategies.trial(choices, keys[0], config.batch_size)
+        runs = None if family == FREE else strategies.error_algebra(few)
+        return choices, trials, algebra_fn, algebra_fn(), runs
 
     def measure(part: str):
         family, bits = parts[part]
@@ -117,10 +122,10 @@ def budget_of(choices: strategies.Choices, rounding: str, widths, bits: float) -
 
 
 def _budget(config, family: str, bits: float, world, key):
-    choices, (first, second, fresh), algebra, sketch = world
+    choices, (first, second, fresh), algebra_fn, algebra, runs = world
     total = budget_of(choices, config.roundings[0], config.widths, bits)
     algebras, picks = recommendation.linearized_again(
-        functools.partial(strategies.error_algebra, first), algebra, total, config.num_rounds
+        lambda pick: algebra_fn(around=pick), algebra, total, config.num_rounds
     )
     plain = recommendation.uniform_picks(choices, total)
     knapsack = strategies.choose(choices.bits, algebra.alone**2, total)
@@ -129,12 +134,13 @@ def _budget(config, family: str, bits: float, world, key):
         "sum of squares": (algebra, knapsack.choice),
         "vector sum": (algebra, picks[0]),
         "again": (algebras[-1], picks[-1]),
-        "adjoint": (sketch, recommendation.least_error(sketch, total).choice),
-    }  # fmt: skip
+    }
+    if runs is not None:
+        ways["runs"] = runs, recommendation.least_error(runs, total).choice
     chosen = min(("vector sum", "again"), key=lambda way: second.rmse(ways[way][1]))
     errors = {way: fresh.errors(pick) for way, (_, pick) in ways.items()}
     floors = {id(own): recommendation.lower_bound(own, total)
-              for own in (algebra, algebras[-1], sketch)}  # fmt: skip
+              for own in {id(own): own for own, _ in ways.values()}.values()}  # fmt: skip
     rows = []
     for way, (own, pick) in ways.items():
         rmse, _, ratio = recommendation.compared(errors[way], errors["uniform"], key)
@@ -143,7 +149,7 @@ def _budget(config, family: str, bits: float, world, key):
             "bits": choices.mean_bits(pick), "predicted": own.predicted(pick),
             "squares": own.additive(pick), "own": first.rmse(pick), "is_chosen": way == chosen,
             **_named("rmse", rmse), **_named("ratio", ratio),
-            "floor": floors[id(own)], "runs": own.num_runs,
+            "floor": floors[id(own)], "sample_runs": own.num_runs * own.vectors.shape[2],
             "choices": [choices.names[k] for k in pick], "sites": list(choices.sites),
         })  # fmt: skip
     arrays = {f"errors {way}": values for way, values in errors.items()}
@@ -157,19 +163,18 @@ def _named(name: str, estimate) -> dict[str, float]:
 
 def _forecasts(config, world):
     """Compare both sums with what is measured, over recipes drawn at random around each width."""
-    choices, (first, _, fresh), algebra, _ = world
+    choices, (_, _, fresh), _, algebra, runs = world
     rng = np.random.default_rng(config.seed)
     rows: list[dict] = []
     arrays: dict[str, np.ndarray] = {}
     order = np.argsort(choices.bits.sum(0))
     for place, column in enumerate(order):
         near = order[max(0, place - 1) : place + 2]
-        here = strategies.error_algebra(first, np.full(len(choices.sites), column))
         picks = [rng.choice(near, size=len(choices.sites)) for _ in range(config.num_recipes)]
         found = {"measured": [fresh.rmse(pick) for pick in picks],
                  "vectors": [algebra.predicted(pick) for pick in picks],
                  "squares": [algebra.additive(pick) for pick in picks],
-                 "around": [here.predicted(pick) for pick in picks]}  # fmt: skip
+                 "runs": [runs.predicted(pick) for pick in picks]}  # fmt: skip
         name = choices.names[column].split()[0]
         arrays |= {f"{name} {what}": np.array(values) for what, values in found.items()}
         rows.append({"kind": FORECAST, "width": name, **found})
@@ -179,5 +184,5 @@ def _forecasts(config, world):
 EXPERIMENT = command.experiment(
     Config, run, plots=plots, quick={"budget_bits": (4.0, 4.5), "widths": (3, 4, 5), "num_steps": 4,
                                      "roundings": ("sums", "nearest"), "num_noises": 4,
-                                     "num_samples": 8, "num_recipes": 2, "num_adjoint": 4}
+                                     "num_samples": 8, "num_recipes": 2, "batch_size": 4}
 )  # fmt: skip

@@ -10,7 +10,7 @@ from qdiffjax._looks import BLUE, GREEN, GREY, ORANGE, panels, tidy
 
 STYLES = {"uniform": (GREY, "o", "--"), "sum of squares": (GREEN, "^", "-"),
           "vector sum": (BLUE, "v", "-"), "again": (ORANGE, "D", "-"),
-          "adjoint": (BLUE, "s", ":")}  # fmt: skip
+          "runs": (BLUE, "s", ":")}  # fmt: skip
 
 
 def budgets(rows) -> list[dict]:
@@ -52,7 +52,7 @@ def draw(config, arrays, rows) -> Figure:
     ax = axes[0, -1]
     for what, color, marker, label in (("squares", GREEN, "^", "sum of squares"),
                                        ("vectors", BLUE, "v", "vector sum"),
-                                       ("around", ORANGE, "D", "again")):  # fmt: skip
+                                       ("runs", ORANGE, "D", "from runs")):  # fmt: skip
         pairs = [(m, p) for row in forecasts(rows)
                  for m, p in zip(row["measured"], row[what], strict=True)]  # fmt: skip
         ax.scatter(*zip(*pairs, strict=True), s=5, color=color, marker=marker, label=label)
@@ -81,7 +81,7 @@ def table(rows) -> list:
     more: list = [
         ("width", lambda row: row["width"]), ("recipes", lambda row: len(row["measured"])),
         ("vector sum", lambda row: f"{100 * misses(row, 'vectors'):.0f} %"),
-        ("around the width", lambda row: f"{100 * misses(row, 'around'):.0f} %"),
+        ("from runs", lambda row: f"{100 * misses(row, 'runs'):.0f} %"),
         ("sum of squares", lambda row: f"{100 * misses(row, 'squares'):.0f} %"),
     ]  # fmt: skip
     misses_of = tables.columns(forecasts(rows), more, title="Median miss of recipes at random")

@@ -136,19 +136,19 @@ def recommend(
     key: Key,
     sites: Sequence[str] = SITES,
     counted: str = STORED,
-    num_noises: int = 16,
+    num_noises: int = 48,
     num_samples: int = 64,
     num_rounds: int = 1,
-    num_probes: int | None = None,
+    num_probes: int | None = 8,
     confidence: float = 0.95,
     progress: bool = False,
 ) -> Recommendation:
     """Recommend a recipe within a budget: better than uniform on fresh noise, or uniform.
 
     The noise is of three parts. On the first the error vectors of every site at every choice are
-    run (`error_algebra`), the best sum within the budget is searched for (`choose_together`), and
-    both again around what was found. On the second, as large, what was found last is chosen or what
-    was found before, and the best of the uniform recipes. On the third these two are measured.
+    found (`sketched_algebra`), the best sum within the budget is searched for (`choose_together`),
+    and both again around what was found. On the second, as large, what was found last is chosen or
+    what was found before, and the best of the uniform recipes. On the third both are measured.
 
     Args:
       calibration: see `calibrate`.
@@ -160,8 +160,8 @@ def recommend(
       num_noises: of the first part, and samples of a run.
       num_samples: of the third.
       num_rounds: how often it is all done again around what was found.
-      num_probes: adjoint passes of a round, three sampling runs each (`sketched_algebra`), in place
-        of a run for each site and choice; None for those.
+      num_probes: adjoint passes of a round, three sampling runs each; None has a run for each site
+        and choice in their place (`error_algebra`), which takes every kind of choice and sampler.
       confidence: of the intervals.
       progress: show a progress bar.
 

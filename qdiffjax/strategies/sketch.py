@@ -51,10 +51,11 @@ def sketched_algebra(noise: Trial, key: Key, *, num_probes: int = 8, around=None
     check_count("num_probes", num_probes)
     choices = noise.choices
     is_plain = not choices.rounds_activations.any() and not np.isnan(choices.weight_rmse).any()
+    remedy = "use error_algebra, or recommend(..., num_probes=None)"
     require(is_plain, "choices", got="activations, or weights that change from call to call",
-            expected="weights rounded once", remedy="use error_algebra")  # fmt: skip
-    require(noise.key is None, "noise", got="a sampler that adds noise", expected="one that does "
-            "not", remedy="use error_algebra")  # fmt: skip
+            expected="weights rounded once", remedy=remedy)  # fmt: skip
+    require(noise.key is None, "noise", got="a sampler that adds noise",
+            expected="one that does not", remedy=remedy)  # fmt: skip
     base = [None] * len(choices.sites) if around is None else [*map(int, choices.checked(around))]
     weights = {name: inputs.weight for name, inputs in choices.quantized(base).site_inputs.items()}
     moved = {}

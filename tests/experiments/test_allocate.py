@@ -34,7 +34,7 @@ def test_forecasts_of_one_row_are_drawn_in_one_panel():
               "rmse_low": 0.1, "rmse_high": 0.3}  # fmt: skip
     rows = [budget | {"way": way} for way in plots.STYLES]
     rows += [{"kind": "forecast", "width": "W4", "measured": [0.1, 0.2], "squares": [0.1, 0.2],
-              "vectors": [0.1, 0.3], "around": [0.1, 0.2]}]  # fmt: skip
+              "vectors": [0.1, 0.3], "runs": [0.1, 0.2]}]  # fmt: skip
     figure = plots.draw({"checkpoint": "runs/tiny"}, {}, rows)
     assert [ax.get_title() for ax in figure.axes] == ["widths", "at random"]
     assert np.allclose(figure.axes[1].collections[1].get_offsets(), [[0.1, 0.1], [0.2, 0.3]])

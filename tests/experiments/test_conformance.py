@@ -98,7 +98,7 @@ MINIATURES = {
     "allocate": (
         DIT, "checkpoint",
         "--budget-bits 4 4.5 --widths 4 5 --roundings sums nearest --num-steps 2 --num-noises 2 "
-        "--num-samples 4 --num-recipes 2 --num-adjoint 2 --sites *attention*",
+        "--num-samples 4 --num-recipes 2 --batch-size 2 --sites *attention*",
     ),
     "clipping": (DIT, "checkpoint", "--num-steps 2 --num-samples 8 --sites input output"),
     "cures": (

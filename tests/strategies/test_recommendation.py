@@ -16,7 +16,7 @@ KEY = jax.random.key(5)
 
 def recommend(budget, choices=(2, 3, 4, 5, 6), num_steps=1, **options):
     steps = {1: parallel.ONE_STEP, 4: parallel.STEPS}[num_steps]
-    options = {"sites": ("*",), "num_noises": 8, "num_samples": 16} | options
+    options = {"sites": ("*",), "num_noises": 8, "num_samples": 16, "num_probes": None} | options
     return qd.recommend(parallel.calibrated(num_steps), steps, budget, choices, key=KEY, **options)
 
 
