@@ -29,6 +29,9 @@ NEGATIVE = np.array([[1.0, -1.0]], np.float32)
 SAMPLES = (*not_finite(40, 2), X[:, :1], X[:0], "x", None, np.zeros((40, 2), complex))
 NORMS = (NEGATIVE, *not_finite(4, 3))
 TABLE = np.ones((2, 2))
+GRAM = np.ones((2, 2, 2, 2))
+ODD = np.arange(16.0).reshape(2, 2, 2, 2)  # not symmetric
+TOGETHER = ("choose_together", "choose_exhaustively", "relaxed_together")
 BOX = certificates.box(-jnp.ones((1, 2)), jnp.ones((1, 2)))
 AMOUNTS = np.ones(4, np.float32)
 
@@ -77,6 +80,14 @@ ROWS = {
     **{f"{name}(costs)": (lambda v, name=name: getattr(strategies, name)(v, TABLE, 9.0),
                           (np.ones(2), np.ones((3, 3)), np.full((2, 2), NAN), None, "x"))
        for name in ("choose", "relaxed_choice")},
+    **{f"{name}(budget)": (lambda v, name=name: getattr(strategies, name)(TABLE, GRAM, v),
+                           (0.0, NAN, INF, "x", None)) for name in TOGETHER},
+    **{f"{name}(costs)": (lambda v, name=name: getattr(strategies, name)(v, GRAM, 9.0),
+                          (np.ones(2), np.ones((3, 3)), np.full((2, 2), NAN), None, "x"))
+       for name in TOGETHER},
+    **{f"{name}(gram)": (lambda v, name=name: getattr(strategies, name)(TABLE, v, 9.0),
+                         (TABLE, NAN * GRAM, None, ODD))
+       for name in TOGETHER},
     "gronwall(gains)": (lambda v: bounds.gronwall(v, STEP_GAINS), NORMS),
     "gronwall(local_norms)": (lambda v: bounds.gronwall(STEP_GAINS, v), NORMS),
     "remainder_bound(gains)": (lambda v: bounds.remainder_bound(v, STEP_GAINS, XS), NORMS),

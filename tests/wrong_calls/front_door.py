@@ -73,6 +73,20 @@ ROWS = {
     "calibrate(key)": (lambda v: qd.calibrate(DENOISER, STEPS, v), KEYS),
     "calibrate(num_samples)": (lambda v: qd.calibrate(DENOISER, STEPS, KEY, num_samples=v), COUNT),
     "calibrate(x_T)": (lambda v: qd.calibrate(DENOISER, STEPS, KEY, x_T=v), NOISE),
+    "recommend(budget)": (lambda v: qd.recommend(CALIBRATION, STEPS, v, key=KEY, sites=("*",)),
+                          (0.0, -1.0, NAN, 2.0, None)),
+    "recommend(key)": (lambda v: qd.recommend(CALIBRATION, STEPS, 9.0, key=v), KEYS),
+    "recommend(num_noises)": (
+        lambda v: qd.recommend(CALIBRATION, STEPS, 9.0, key=KEY, num_noises=v), COUNT),
+    "recommend(num_samples)": (
+        lambda v: qd.recommend(CALIBRATION, STEPS, 9.0, key=KEY, num_samples=v), FROM_2),
+    "recommend(num_probes)": (
+        lambda v: qd.recommend(CALIBRATION, STEPS, 9.0, key=KEY, num_probes=v), COUNT),
+    "recommend(confidence)": (
+        lambda v: qd.recommend(CALIBRATION, STEPS, 9.0, key=KEY, confidence=v), (0.0, 1.0, NAN)),
+    "recommend(choices)": (
+        lambda v: qd.recommend(CALIBRATION, STEPS, 9.0, v, key=KEY), ((), "W4", (4.5,), ("A8",))),
+    "recommend(calibration)": (lambda v: qd.recommend(v, STEPS, 9.0, key=KEY), (None, DENOISER)),
     "Calibration.widened(factor)": (CALIBRATION.widened, POSITIVE),
     "Calibration.widened(names)": (lambda v: CALIBRATION.widened(1.2, v), (("inptu",), ("x",))),
     "quantize(calibration)": (lambda v: qd.quantize(v, "W8A8"), (None, DENOISER, "W8A8")),
