@@ -17,7 +17,7 @@ from qdiffjax.strategies.choices import Choices
 from qdiffjax.strategies.trials import Trial
 
 
-@dataclasses.dataclass(frozen=True, repr=False)
+@dataclasses.dataclass(frozen=True, repr=False, eq=False)
 class ErrorAlgebra:
     """Predicted errors of the final samples, by site and choice.
 

@@ -31,7 +31,7 @@ STORED, MULTIPLIED = "stored", "multiplied"
 Offered = Sequence[str | int] | Mapping[str, Sequence[str | int]]
 
 
-@dataclasses.dataclass(frozen=True, repr=False)
+@dataclasses.dataclass(frozen=True, repr=False, eq=False)
 class Choices:
     """Sites with weights, and what each of them may be.
 
@@ -138,7 +138,6 @@ def offer(
     *,
     sites: Sequence[str] = SITES,
     counted: str = STORED,
-    key=None,
 ) -> Choices:
     """Round every weight in every way that is offered.
 
@@ -152,7 +151,6 @@ def offer(
       counted: "stored" bits, with float32 scales and zero points, 32 for a weight that changes from
         call to call; or "multiplied": the width of what the products see, which is the cost of
         arithmetic.
-      key: of roundings that are random; None is key 0, as for `quantize`.
 
     Raises:
       ValueError: words that are no such line, a site without a choice, or a format that it cannot
@@ -167,7 +165,6 @@ def offer(
     own = _by_site(calibration.sites, choices, members)
     names = tuple(dict.fromkeys(name for offered in own.values() for name in offered))
     entries = {name: _entry(name) for name in names}
-    rounding = {} if key is None else {"key": key}
     made: dict[Any, dict[str, SiteQuant]] = {
         None: {n: SiteQuant(calibration.weights[n]) for group in members.values() for n in group}
     }
@@ -177,19 +174,18 @@ def offer(
     for column, (name, entry) in enumerate(entries.items()):
         takers = [site for site in members if name in own[site]]
         rows = [m for site in takers for m in members[site]]
-        for is_whole in (False, True):
-            bits_of = entry if is_whole else entry._replace(activation=None)
-            recipe = Recipe(dict.fromkeys(rows, bits_of))
-            rounded = precision.quantize(calibration, recipe, **rounding).site_inputs
-            made[name, is_whole] = made[None] | rounded
-            if entry.activation is None:
+        plain = entry._replace(activation=None)
+        for is_whole, bits_of in ((False, plain), (True, entry)):
+            if is_whole and bits_of == plain:
                 made[name, True] = made[name, False]
-                break
+                continue
+            recipe = Recipe(dict.fromkeys(rows, bits_of))
+            made[name, is_whole] = made[None] | precision.quantize(calibration, recipe).site_inputs
         for row, site in enumerate(members):
             if site in takers:
                 bits[row, column] = _bits(by_name[site], entry.weight, counted)
-                apart = _apart(made[name, False][site].weight, calibration.weights[site])
-                rmse[row, column] = apart
+                rounded = made[name, False][site].weight
+                rmse[row, column] = _apart(rounded, calibration.weights[site])
     alike = precision.alike(
         [Quantized(calibration.denoiser, inputs) for inputs in made.values()], steps
     )

@@ -28,7 +28,7 @@ from qdiffjax.strategies.trials import trial
 NUM_RESAMPLES = 2000
 
 
-@dataclasses.dataclass(frozen=True, repr=False)
+@dataclasses.dataclass(frozen=True, repr=False, eq=False)
 class Recommendation:
     """A recipe within a budget, beside uniform precision on noise that neither has seen.
 
@@ -138,7 +138,7 @@ def recommend(
     counted: str = STORED,
     num_noises: int = 48,
     num_samples: int = 64,
-    num_rounds: int = 1,
+    num_rounds: int = 0,
     num_probes: int | None = 8,
     confidence: float = 0.95,
     progress: bool = False,
@@ -146,9 +146,10 @@ def recommend(
     """Recommend a recipe within a budget: better than uniform on fresh noise, or uniform.
 
     The noise is of three parts. On the first the error vectors of every site at every choice are
-    found (`sketched_algebra`), the best sum within the budget is searched for (`choose_together`),
-    and both again around what was found. On the second, as large, what was found last is chosen or
-    what was found before, and the best of the uniform recipes. On the third both are measured.
+    found (`sketched_algebra`), and the best sum within the budget is searched for
+    (`choose_together`); both again around what was found, if rounds are asked for. On the second,
+    as large, the best is chosen of what the rounds found, and of the uniform recipes. On the third
+    these two are measured.
 
     Args:
       calibration: see `calibrate`.
@@ -159,7 +160,8 @@ def recommend(
       key: of all noise.
       num_noises: of the first part, and samples of a run.
       num_samples: of the third.
-      num_rounds: how often it is all done again around what was found.
+      num_rounds: how often it is done again around what was found, which is worth its price where
+        errors are large, as at 4 bits and below.
       num_probes: adjoint passes of a round, three sampling runs each; None has a run for each site
         and choice in their place (`error_algebra`), which takes every kind of choice and sampler.
       confidence: of the intervals.

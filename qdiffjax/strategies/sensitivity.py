@@ -28,7 +28,7 @@ from qdiffjax.strategies.trials import Trial
 RANKED = ("fisher", "weight_rmse")
 
 
-@dataclasses.dataclass(frozen=True, repr=False)
+@dataclasses.dataclass(frozen=True, repr=False, eq=False)
 class Sensitivity:
     """What rounding one site alone does; all [sites, choices], infinite where not offered.
 

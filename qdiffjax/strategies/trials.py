@@ -17,7 +17,7 @@ from qdiffjax.precision import Quantized, quantized_call
 from qdiffjax.strategies.choices import Choices
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False, eq=False)
 class Trial:
     """Noise on which recipes run.
 

@@ -47,6 +47,14 @@ def test_adjoint_passes_are_counted_as_three_sampling_runs():
     assert found.choices.total(found.found) <= found.budget
 
 
+def test_activations_are_priced_by_their_variance_and_measured():
+    """Within the same bits of weights, 8-bit activations are taken and 2-bit ones are not."""
+    found = recommend("W4A8", ("W4A2", "W4A8"), 4)
+    assert [found.choices.names[k] for k in found.found] == ["W4A8"] * 4
+    assert found.is_uniform
+    assert all(bits.activation.bits == 8 for bits in found.recipe.bits.values())
+
+
 def test_noise_of_the_three_parts_differs():
     choices = recommend("W4").choices
     draws = [strategies.trial(choices, key, 4).draw.x_T for key in jax.random.split(KEY, 5)]
