@@ -187,3 +187,15 @@ def test_the_bound_is_labelled_as_one():
 def test_what_cannot_be_allotted_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_shares_are_the_optimum_that_the_relaxation_speaks_of():
+    rng = np.random.default_rng(4)
+    costs, errors = rng.integers(1, 9, (12, 4)).astype(float), rng.gamma(1.0, size=(12, 4))
+    for budget in np.linspace(costs.min(1).sum(), costs.max(1).sum(), 7):
+        found = relaxed_choice(costs, errors, budget)
+        assert_close(found.shares.sum(1), np.ones(12))
+        assert np.all(found.shares >= 0)
+        assert np.sum(found.shares * costs) <= budget * (1 + 1e-12)
+        assert_close(np.sum(found.shares * errors), found.error)
+        assert np.sum((found.shares > 0) & (found.shares < 1)) in (0, 2)
