@@ -4,7 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from qdiffjax import diffusion, strategies
+from qdiffjax import diffusion, precision, strategies
+from qdiffjax.denoiser import Denoiser
 from tests.strategies import parallel
 from tests.tolerances import assert_close
 
@@ -50,3 +51,30 @@ def test_what_has_no_gradient_of_its_own_is_refused(choices, steps, match):
     noise = strategies.trial(offered(choices, steps), KEY, 2)
     with pytest.raises(ValueError, match=match):
         strategies.sketched_algebra(noise, KEY)
+
+
+def test_conditions_go_with_their_samples():
+    """Each sample has its own label, and a run is of two samples at a time."""
+    params = {name: parallel.denoiser().params[name] for name in ("a", "b")}
+    onehot = np.eye(6, dtype=np.float32)
+
+    def net_fn(params, x, t, label):
+        return np.float32(0.5) * (x @ params["a"]) + jax.numpy.asarray(onehot)[label] @ params["b"]
+
+    labels = np.array([3, 0, 5, 1])
+    denoiser = Denoiser(net_fn, params, parallel.SCHEDULE, (6,), cond=(labels,))
+    calibration = precision.calibrate(denoiser, parallel.ONE_STEP, KEY, num_samples=2)
+    choices = strategies.offer(calibration, parallel.ONE_STEP, ("W3", "W4"), sites=("*",))
+    assert choices.sites == ("a", "b")
+    noise = strategies.trial(choices, KEY, 4, 2)
+    sketch = strategies.sketched_algebra(noise, KEY, num_probes=2)
+    exact = strategies.error_algebra(noise)
+    probes = np.asarray(jax.random.rademacher(KEY, (4, 2, 6), np.float32))
+    expected = np.einsum("spi,lbsi->lbsp", probes, exact.vectors) / np.float32(np.sqrt(6))
+    assert_close(sketch.vectors, expected, factor=64, scale=1.0)
+    # The error of the labels' matrix is that of the row of each sample's own label.
+    rounded = choices.tables["W3", False]["b"].weight - params["b"]
+    rows = np.asarray(rounded)[labels]
+    largest = np.unravel_index(np.argmax(np.abs(rows)), rows.shape)
+    gain = exact.vectors[1, 0][largest] / rows[largest]  # of the sampler's one step
+    assert_close(exact.vectors[1, 0], gain * rows, scale=1.0)
