@@ -50,6 +50,10 @@ from .precision.lowering import lower as lower
 from .precision.quantized import Quantized as Quantized
 from .precision.recipe import Recipe as Recipe
 from .precision.recipe import SiteBits as SiteBits
+from .promises import choose_recipe as choose_recipe
+from .promises import draw_scores as draw_scores
+from .promises import promise as promise
+from .promises import split_noise as split_noise
 from .reports import report as report
 from .sites import list_sites as list_sites
 from .strategies.recommendation import Recommendation as Recommendation

@@ -17,6 +17,7 @@ class Kind(enum.StrEnum):
 
     ALONG_RUN = "a posteriori along the run"  # the two runs that were measured
     DISTRIBUTIONAL = "distributional"  # the laws of the samples
+    GUARANTEED = "guaranteed"  # the next random sample, or a mean, with a stated probability
     CERTIFIED = "certified"  # every input of a stated set
     COUNTED = "counted"  # exact, from shapes and widths
     PREDICTED = "predicted"  # a model of a machine

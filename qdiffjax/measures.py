@@ -66,7 +66,7 @@ def sample(
     q = model if isinstance(model, Quantized) else Quantized(model, {})
     call_of = quantized_call if isinstance(model, Quantized) else full_call
     parts = []
-    for start in _starts(q, steps, key, num_samples, x_T, batch_size, progress):
+    for start in starts(q, steps, key, num_samples, x_T, batch_size, progress):
         parts.append(program(_final, call_of)(*start, steps))
     return jnp.concatenate(parts)
 
@@ -115,7 +115,7 @@ def couple(
     """
     check_quantized(q)
     parts = []
-    for start in _starts(q, steps, key, num_samples, x_T, batch_size, progress):
+    for start in starts(q, steps, key, num_samples, x_T, batch_size, progress):
         run = program(_coupled)(*start, steps)
         parts.append(run._replace(cond=start[0].cond, key=start[2]))
     is_one = len(parts) == 1
@@ -374,7 +374,7 @@ def noise_key(steps: Steps, key: Key) -> Key | None:
     return key if np.any(np.asarray(steps.coeffs.noise) != 0) else None
 
 
-def _starts(q, steps, key, num_samples, x_T, batch_size, progress) -> Iterator[tuple]:
+def starts(q, steps, key, num_samples, x_T, batch_size, progress) -> Iterator[tuple]:
     """Yield (q with its conditions, x_T, noise key) of each chunk."""
     check_sampling(q.denoiser, steps, key, num_samples, x_T=x_T, batch_size=batch_size)
     key_start, key_noise = jax.random.split(key)

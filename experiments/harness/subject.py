@@ -204,7 +204,10 @@ def observed(subject: Subject, steps: diffusion.Steps, seed: int) -> Subject:
         c.eps_fn, p, steps, x, key=key, cond=cond
     ))  # fmt: skip
     ranges = run(c.params, x_T, jax.random.key(seed + 1_000_004), cond)
-    return dataclasses.replace(subject, calibration=dataclasses.replace(c, ranges=ranges))
+    noise = c.noise | precision.marks_of(key, x_T)
+    return dataclasses.replace(
+        subject, calibration=dataclasses.replace(c, ranges=ranges, noise=noise)
+    )
 
 
 def full_states(denoiser: Denoiser, x_T, steps: diffusion.Steps, key=None) -> jax.Array:

@@ -25,6 +25,8 @@ from .inputs import site_inputs as site_inputs
 from .lowering import lower as lower
 from .lowering import lower_site as lower_site
 from .lowering import lowering_of as lowering_of
+from .noise_marks import NoiseMarks as NoiseMarks
+from .noise_marks import marks_of as marks_of
 from .quantized import Quantized as Quantized
 from .quantized import condition as condition
 from .quantized import drop_weights as drop_weights

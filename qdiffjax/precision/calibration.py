@@ -14,6 +14,7 @@ from qdiffjax._typing import EpsFn
 from qdiffjax.denoiser import Denoiser, Draw
 from qdiffjax.precision.diagnosis import diagnose
 from qdiffjax.precision.inputs import as_data, inputs_of
+from qdiffjax.precision.noise_marks import NoiseMarks, marks_of
 from qdiffjax.precision.printing import calibration_table
 from qdiffjax.precision.quantized import Quantized
 from qdiffjax.precision.ranges import Ranges, observe_ranges
@@ -36,6 +37,7 @@ class Calibration:
       sites: where it multiplies; static.
       weights: the weight operand of every site that has one, by name.
       ranges: (low, high) of each activation operand by site, for all steps [num_steps] or for one.
+      noise: marks of the noises that were seen, which may not be scored; static.
 
     Example:
       >>> import jax, jax.numpy as jnp, qdiffjax as qd
@@ -54,6 +56,7 @@ class Calibration:
     sites: Sites = dataclasses.field(metadata={"static": True})
     weights: dict[str, Any]
     ranges: Ranges
+    noise: NoiseMarks = dataclasses.field(default=NoiseMarks(), metadata={"static": True})
 
     @property
     def eps_fn(self) -> EpsFn:
@@ -169,7 +172,7 @@ def calibrate(
         bar.update()
         ranges = jax.block_until_ready(observe(denoiser, draw.x_T, key_noise, draw.cond))
         bar.update()
-    return Calibration(denoiser, diagnosis.sites, weights, ranges)
+    return Calibration(denoiser, diagnosis.sites, weights, ranges, marks_of(key, draw.x_T))
 
 
 def quantize(
@@ -228,5 +231,5 @@ def quantize(
     round_fn = functools.partial(round_weights, c.weights, c.sites, **chosen.rounding)
     inputs = inputs_of(chosen, round_fn, as_data(chosen.grid_fn))
     return Quantized(
-        c.denoiser, inputs, widths=recipe.widths(), settings=chosen.settings
+        c.denoiser, inputs, widths=recipe.widths(), settings=chosen.settings, noise=c.noise
     )  # fmt: skip

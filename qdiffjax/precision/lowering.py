@@ -118,7 +118,7 @@ def lowered(
     _warn_of_simulation(c.sites, inputs)
     inputs = stored(inputs, c.sites, path)
     widths = chosen.recipe.widths()
-    return Quantized(c.denoiser, inputs, lower_site(path), widths, chosen.settings)
+    return Quantized(c.denoiser, inputs, lower_site(path), widths, chosen.settings, c.noise)
 
 
 def lower_site(path: Path | None = None) -> Rule:

@@ -11,6 +11,7 @@ from qdiffjax._checks import require
 from qdiffjax._typing import CallFn, EpsFn, float_dtype
 from qdiffjax.denoiser import Denoiser
 from qdiffjax.diffusion import Steps
+from qdiffjax.precision.noise_marks import NoiseMarks
 from qdiffjax.precision.printing import quantized_table
 from qdiffjax.precision.rules import SiteQuant, quantize_site
 from qdiffjax.precision.settings import Settings
@@ -35,6 +36,7 @@ class Quantized:
       widths: what the recipe said, `SiteBits` of integers by site, to be read only; None if it is
         not known.
       settings: what was chosen, in words, to be printed; static, and ignored by compilations.
+      noise: marks of the noises that it was calibrated or chosen on; as settings.
 
     Example:
       >>> import jax, jax.numpy as jnp, qdiffjax as qd
@@ -52,6 +54,7 @@ class Quantized:
     rule: Rule = dataclasses.field(default=quantize_site, metadata={"static": True})
     widths: dict[str, Any] | None = None
     settings: Settings = dataclasses.field(default=Settings(), metadata={"static": True})
+    noise: NoiseMarks = dataclasses.field(default=NoiseMarks(), metadata={"static": True})
 
     def __repr__(self):
         return str(quantized_table(self))

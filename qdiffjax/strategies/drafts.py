@@ -24,6 +24,7 @@ from qdiffjax.diffusion import Steps
 from qdiffjax.precision import Quantized, Recipe, SiteQuant, Switch
 from qdiffjax.precision.around import Around
 from qdiffjax.precision.calibration import Calibration
+from qdiffjax.precision.noise_marks import marks_of
 from qdiffjax.precision.refusals import check_noise
 from qdiffjax.quant import RoundingSequence
 from qdiffjax.sites import Site
@@ -334,7 +335,9 @@ def draft(
     calls = chosen_calls(most, num_calls, chances, jax.random.fold_in(key, 1))
     seen = full_inputs(denoiser, steps, draw.x_T, key)
     states = States(seen[calls], steps.times(draw.x_T)[calls], jnp.asarray(calls, jnp.int32))
-    calibration = dataclasses.replace(calibration, denoiser=denoiser)
+    calibration = dataclasses.replace(
+        calibration, denoiser=denoiser, noise=calibration.noise | marks_of(key, draw.x_T)
+    )
     made = Draft(calibration, recipe, steps, states, draw.x_T, key, options)
     return made.billed(evaluations=most * draw.x_T.shape[0])
 

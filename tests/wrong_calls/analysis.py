@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from qdiffjax import Flow, estimates, strategies
-from qdiffjax.analysis import bounds, certificates, divergences, errors, gains
+from qdiffjax.analysis import bounds, certificates, divergences, errors, gains, guarantees
 from tests.wrong_calls import (
     AT_LEAST_0,
     COUNT,
@@ -34,6 +34,18 @@ ODD = np.arange(16.0).reshape(2, 2, 2, 2)  # not symmetric
 TOGETHER = ("choose_together", "choose_exhaustively", "relaxed_together")
 BOX = certificates.box(-jnp.ones((1, 2)), jnp.ones((1, 2)))
 AMOUNTS = np.ones(4, np.float32)
+ONES = np.ones(40)
+OPEN = (0.0, 1.0, -0.1, NAN, INF, "x")
+BOUNDED = {
+    "betting_upper": lambda v: guarantees.betting_upper(v, 0.1, 4.0),
+    "bernstein_upper": lambda v: guarantees.bernstein_upper(v, 0.1, 4.0),
+    "betting_p_value": lambda v: guarantees.betting_p_value(v, 0.5, 4.0),
+    "hoeffding_bentkus_p_value": lambda v: guarantees.hoeffding_bentkus_p_value(v, 0.5, 4.0),
+}
+GUARANTEES = BOUNDED | {
+    "conformal_bound": lambda v: guarantees.conformal_bound(v, 0.1),
+    "share_p_value": lambda v: guarantees.share_p_value(v, 0.5, 0.1),
+}
 
 
 def call(x, t, inputs, state):
@@ -88,6 +100,30 @@ ROWS = {
     **{f"{name}(gram)": (lambda v, name=name: getattr(strategies, name)(TABLE, v, 9.0),
                          (TABLE, NAN * GRAM, None, ODD))
        for name in TOGETHER},
+    **{f"{name}(scores)": (lambda v, fn=fn: fn(v), (*not_finite(40), ONES[:0], "x", None, 1.0))
+       for name, fn in GUARANTEES.items()},
+    **{f"{name}(scores), bounded": (lambda v, fn=fn: fn(v), (-ONES, 5 * ONES))
+       for name, fn in BOUNDED.items()},
+    "conformal_bound(alpha)": (
+        lambda v: guarantees.conformal_bound(ONES, v), (*OPEN, None)),
+    "conformal_bound(delta)": (lambda v: guarantees.conformal_bound(ONES, 0.1, v), OPEN),
+    "samples_needed(alpha)": (guarantees.samples_needed, (*OPEN, None)),
+    "betting_upper(delta)": (lambda v: guarantees.betting_upper(ONES, v), (*OPEN, None)),
+    "betting_upper(most)": (lambda v: guarantees.betting_upper(ONES, 0.1, v), POSITIVE),
+    "bernstein_upper(delta)": (lambda v: guarantees.bernstein_upper(ONES, v), (*OPEN, None)),
+    "mean_bounds(upper_fn)": (
+        lambda v: guarantees.mean_bounds(ONES, 0.1, upper_fn=v), FUNCTIONS),
+    "mean_floor(num)": (lambda v: guarantees.mean_floor(v, 0.1), COUNT),
+    "samples_for_mean(target)": (
+        lambda v: guarantees.samples_for_mean(0.1, v, 0.1), (0.05, 0.1, 1.5, NAN, "x")),
+    "betting_p_value(promise)": (
+        lambda v: guarantees.betting_p_value(ONES, v), (*POSITIVE, 1.1)),
+    "hoeffding_bentkus_p_value(promise)": (
+        lambda v: guarantees.hoeffding_bentkus_p_value(ONES, v), (*POSITIVE, 1.1)),
+    "share_p_value(share)": (lambda v: guarantees.share_p_value(ONES, 1.0, v), OPEN),
+    "share_p_value(tolerance)": (
+        lambda v: guarantees.share_p_value(ONES, v, 0.1), (NAN, INF, "x", None)),
+    "fixed_sequence(delta)": (lambda v: guarantees.fixed_sequence({"W8": 0.1}, v), OPEN),
     "gronwall(gains)": (lambda v: bounds.gronwall(v, STEP_GAINS), NORMS),
     "gronwall(local_norms)": (lambda v: bounds.gronwall(STEP_GAINS, v), NORMS),
     "remainder_bound(gains)": (lambda v: bounds.remainder_bound(v, STEP_GAINS, XS), NORMS),
