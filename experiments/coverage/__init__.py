@@ -1,0 +1,1 @@
+"""Experiment `coverage`: see `experiment`."""
