@@ -83,6 +83,7 @@ def numbers_table(study) -> Table:
         ("first order misses", f"{number(100 * study.first_order_miss)} %", None,
          "measured, median"),
         *bound_rows(study.bounds),
+        *guaranteed_rows(study.next_sample),
         ("W2 of the samples", f"{number(study.w2[0])} .. {number(study.w2[1])}", None, "bracket"),
     ]  # fmt: skip
     if study.path_kl is not None:
@@ -110,6 +111,15 @@ def bound_rows(bounds) -> list[tuple[str | None, ...]]:
     tightest = min(valid, key=lambda row: row.median)
     return [("bound / error", number(tightest.median),
              f"{number(tightest.smallest)} at least", tightest.name)]  # fmt: skip
+
+
+def guaranteed_rows(found) -> list[tuple[str | None, ...]]:
+    """Return a line for what is guaranteed of the next random sample, none without."""
+    if found is None:
+        return []
+    covered = f"of {100 * found.coverage:.0f} % at least"
+    level = f"guaranteed ({1 - found.alpha:g}, {1 - found.delta:g})"
+    return [("RMSE of the next", number(float(found.bound)), covered, level)]
 
 
 def bounds_table(study) -> Table:
@@ -163,7 +173,8 @@ def arrays_of(study) -> dict[str, Any]:
     parts = {f"ledger/{key}": value for key, value in ledger.items()}
     parts |= {f"bounded/{key}": value for key, value in study.bounded._asdict().items()}
     parts |= {key: np.array(getattr(study, key)) for key in ARRAYS}
-    return parts if study.path_kl is None else parts | {"path_kl": np.array(study.path_kl)}
+    known = {name: getattr(study, name) for name in ("path_kl", "next_sample")}
+    return parts | {name: np.array(v, float) for name, v in known.items() if v is not None}
 
 
 def summary_row(study) -> dict[str, Any]:
@@ -180,7 +191,9 @@ def summary_row(study) -> dict[str, Any]:
         "bound_over_measured_min": tightest.smallest,
         "bound_over_measured_median": tightest.median,
         "bounds_hold": all(bound.holds for bound in study.bounds),
-        "w2_lower": study.w2[0], "w2": study.w2[1], "top_cells": [cell._asdict() for cell in top],
+        "w2_lower": study.w2[0], "w2": study.w2[1],
+        "next_sample_rmse": None if study.next_sample is None else float(study.next_sample.bound),
+        "top_cells": [cell._asdict() for cell in top],
     }  # fmt: skip
     for name, estimate in estimates.items():
         for end, value in zip(("", "_low", "_high"), estimate or (None,) * 3, strict=True):

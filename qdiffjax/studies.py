@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qdiffjax import chunks, estimates, labels, measures, reports, results
+from qdiffjax import chunks, estimates, labels, measures, promises, reports, results
 from qdiffjax._checks import check_count
 from qdiffjax._typing import Key
-from qdiffjax.analysis import divergences
+from qdiffjax.analysis import divergences, guarantees
 from qdiffjax.analysis.bounds import pathwise
 from qdiffjax.analysis.errors import prediction, runs
 from qdiffjax.analysis.errors.ledger import Ledger
@@ -21,7 +21,7 @@ from qdiffjax.comparisons import Bounded, Run, sampled
 from qdiffjax.diffusion import DiscreteSchedule, Steps, ddim
 from qdiffjax.estimates import Estimate
 from qdiffjax.measures import NUM_SAMPLES
-from qdiffjax.precision import Quantized, full_call, quantized_call
+from qdiffjax.precision import Quantized, full_call, marks_of, quantized_call
 from qdiffjax.precision.refusals import check_quantized, check_sampling
 
 
@@ -62,6 +62,8 @@ class Study:
         schedule is not discrete.
       samples, samples_hat: the first final samples [8, *shape].
       cost: seconds by part.
+      next_sample: what the RMSE of one more random sample does not exceed with probability 0.9, see
+        `promise`; None of fewer than 9 samples, or of noise that the recipe was calibrated on.
 
     Example:
       >>> import jax, jax.numpy as jnp, qdiffjax as qd
@@ -94,6 +96,7 @@ class Study:
     samples: np.ndarray
     samples_hat: np.ndarray
     cost: dict[str, float]
+    next_sample: guarantees.Conformal | None = None
 
     def __repr__(self):
         return str(reports.study_page(self))
@@ -132,6 +135,9 @@ class Study:
         fields: dict[str, Any] = {name: arrays[name] for name in reports.ARRAYS}
         for name in {"measured", "predicted_over_measured", "path_kl"} & set(arrays):
             fields[name] = Estimate(*arrays[name])
+        if "next_sample" in arrays:
+            bound, rank, num, *levels = arrays["next_sample"].tolist()
+            fields["next_sample"] = guarantees.Conformal(bound, int(rank), int(num), *levels)
         fields |= {"sites": tuple(map(str, arrays["sites"])), "w2": tuple(arrays["w2"].tolist()),
                    "first_order_miss": float(arrays["first_order_miss"]), "bounded": bounded,
                    "bounds": bound_rows(bounded), "ledger": Ledger(**entries)}  # fmt: skip
@@ -229,8 +235,16 @@ def study(
         first_order_miss=float(jnp.median(bounded.miss)), bounds=bound_rows(bounded),
         bounded=jax.tree.map(np.asarray, bounded), ledger=jax.tree.map(np.asarray, entries),
         samples=np.asarray(x[-1, :8]), samples_hat=np.asarray(x_hat[:8]),
-        cost=seconds, **distances,
+        cost=seconds, next_sample=_next_sample(q, x[0], errors[-1]), **distances,
     )  # fmt: skip
+
+
+def _next_sample(q, x_T, errors) -> guarantees.Conformal | None:
+    """Return the bound of the next sample's RMSE from final errors [batch, *shape]; see `Study`."""
+    seen = q.noise.shared(marks_of(x_T=x_T))
+    if seen or len(errors) < guarantees.samples_needed(promises.ALPHA):
+        return None
+    return guarantees.conformal_bound(_rms(errors), promises.ALPHA, promises.DELTA)
 
 
 def _rms(values) -> np.ndarray:

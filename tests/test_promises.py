@@ -23,6 +23,7 @@ STEPS = qd.ddim(DENOISER.schedule, 3)
 SPLITS = qd.split_noise(jax.random.key(0))
 CALIBRATION = qd.calibrate(DENOISER, STEPS, SPLITS.calibrate, num_samples=8)
 Q = qd.quantize(CALIBRATION, "W4A4")
+KEY = jax.random.key(11)
 
 
 def from_noise(num):
@@ -136,3 +137,27 @@ def test_samples_that_are_not_finite_are_refused():
     broken = Q.with_params({**PARAMS, "out": PARAMS["out"].at[0, 0].set(jnp.nan)})
     with pytest.raises(ValueError, match="samples with NaN"):
         qd.draw_scores(broken, STEPS, SPLITS.promise, 4)
+
+
+def test_a_study_promises_the_next_sample_and_keeps_it_on_disk(tmp_path):
+    study = qd.study(Q, STEPS, KEY, 19, progress=False)
+    errors = qd.couple(Q, STEPS, jax.random.split(KEY)[0], 19).errors[-1]
+    rmse = np.sort(np.sqrt(np.mean(np.asarray(errors, np.float64) ** 2, axis=1)))
+    np.testing.assert_allclose(study.next_sample.bound, rmse[17], rtol=1e-4)  # ceil(20 * .9) = 18
+    study.save(tmp_path)
+    assert qd.Study.load(tmp_path).next_sample == study.next_sample
+    assert "guaranteed (0.9, 0.95)" in str(study)
+
+
+@pytest.mark.parametrize("why", ["too few", "noise that was calibrated on"])
+def test_a_study_promises_nothing(why, tmp_path):
+    own = jax.random.split(jax.random.split(KEY)[0])[0]  # of what a study draws
+    q, num = Q, 8
+    if why != "too few":
+        x_T = DENOISER.draw(own, 1).x_T
+        q, num = qd.quantize(qd.calibrate(DENOISER, STEPS, x_T=x_T), "W4A4"), 19
+    study = qd.study(q, STEPS, KEY, num, progress=False)
+    assert study.next_sample is None
+    study.save(tmp_path)
+    assert qd.Study.load(tmp_path).next_sample is None
+    assert "guaranteed" not in str(study)

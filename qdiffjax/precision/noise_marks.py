@@ -21,6 +21,10 @@ class NoiseMarks:
     def __or__(self, other: "NoiseMarks") -> "NoiseMarks":
         return NoiseMarks(self.marks | other.marks)
 
+    def shared(self, drawn: "NoiseMarks") -> int:
+        """Return how many marks both have."""
+        return len(self.marks & drawn.marks)
+
     def check_fresh(self, drawn: "NoiseMarks", what: str) -> None:
         """Refuse noise that has been seen.
 
@@ -31,7 +35,7 @@ class NoiseMarks:
         Raises:
           ValueError: says how many of its keys and noises were seen.
         """
-        seen = len(self.marks & drawn.marks)
+        seen = self.shared(drawn)
         require(not seen, what, got=f"noise that was calibrated or chosen on ({seen} of "
                 f"{len(drawn.marks)} marks)", expected="noise that nothing was fitted to",
                 remedy="take another key, such as split_noise(key).promise")  # fmt: skip
