@@ -1,12 +1,13 @@
 """Do guarantees hold? Coverage against pools whose law is known, and recipes chosen by promise.
 
-    python -m experiments.coverage                          the toys and the shipped DiT
-    python -m experiments.coverage --checkpoint ''          the toys alone, in a minute
+    python -m experiments.coverage                             toys and a small network, minutes
+    python -m experiments.coverage --checkpoint fashion_dit    a shipped network too, about an hour
 
 A pool is 10^5 scores; drawn with replacement, its law is the pool's own, so that quantiles, means
 and shares are known exactly. Pools: the optimal denoiser of a Gaussian mixture, its two products
-rounded; scores with heavy tails (lognormal, and Pareto without a mean); a network. From each, many
-times: a few scores, what they guarantee, and whether it holds.
+rounded; a network of one hidden layer fitted to it; scores with heavy tails (lognormal, and Pareto
+without a mean); a shipped network on demand. From each, many times: a few scores, what they
+guarantee, and whether it holds.
 
   next sample   one more draw against `conformal_bound`; fails alpha of the time or a little less
   its quantile  the pool's coverage against the quantile of its Beta law; fails delta of the time
@@ -29,6 +30,7 @@ from experiments.coverage import plots, pools
 from experiments.harness import command, subject
 from experiments.harness.command import option
 from qdiffjax import promises, results
+from qdiffjax._checks import require
 from qdiffjax.analysis import guarantees
 from qdiffjax.networks import denoisers
 
@@ -43,14 +45,14 @@ class Config:
     """What to run."""
 
     checkpoint: str = option(
-        "fashion_dit", "Folder of a checkpoint, or the name of a shipped one; '' for none.",
+        "", "Folder of a checkpoint or the name of a shipped one, for a pool more; '' for none.",
         each=_check_checkpoint,
     )  # fmt: skip
     recipe: str = option("W4A8", "Recipe of the network, in words.")
-    num_steps: int = option(20, "Steps of DDIM of the toy.", least=1)
+    num_steps: int = option(20, "Steps of DDIM of the toy and the small network.", least=1)
     num_network_steps: int = option(5, "Steps of DDIM of the network.", least=1)
     bits: tuple[int, ...] = option(
-        (8, 6, 5, 4, 3), "Widths of the toy's weights, 8-bit activations: its recipes in order.",
+        (8, 6, 5, 4, 3), "Widths of their weights, 8-bit activations: their recipes in order.",
         least=2, most=8,
     )  # fmt: skip
     num_pool: int = option(100_000, "Scores of a pool.", least=64)
@@ -64,10 +66,17 @@ class Config:
     w2_factor: float = option(3.0, "Promised W2 over measured.", above=1)
     seed: int = command.seed()
 
+    def check(self) -> None:
+        """Refuse fewer scores than alpha supports; raises ValueError."""
+        need = guarantees.samples_needed(self.alpha)
+        require(min(self.num_scores) >= need, got=f"num_scores = {min(self.num_scores)}",
+                expected=f"at least {need} at alpha = {self.alpha:g}",
+                remedy="take more")  # fmt: skip
 
-TOY = "mixture"
+
+TOY, FITTED, TAILS = "mixture", "fitted network", ("lognormal", "Pareto")
 REGION = 0.99  # of the number of failures, if the guarantee is exact
-SPARE = 1.25  # samples over those that scores without variance need, for W2
+SPARE = 2.0  # samples over those that scores without variance need: a pilot is rough, for W2
 FEW = 200  # repetitions of choices that are also told by themselves
 
 
@@ -80,12 +89,15 @@ def run(config: Config, *, progress: bool = False, **options):
     network = denoisers.load(config.checkpoint) if config.checkpoint else None
 
     def pool_of(name: str) -> pools.Pool:
-        if name == TOY:
-            denoiser = pools.mixture_denoiser(pools.mixture(config.seed))
+        if name in (TOY, FITTED):
+            law = pools.mixture(config.seed)
+            denoiser, sites = pools.mixture_denoiser(law), ("keys", "values")
+            if name == FITTED:
+                denoiser, sites = pools.fitted_denoiser(law, config.seed), ("in", "out")
             words = [f"W{bits}A8" for bits in config.bits]
-            return pools.of_network(denoiser, config.num_steps, words, ("keys", "values"),
+            return pools.of_network(denoiser, config.num_steps, words, sites,
                                     config.num_pool, config.seed, progress)  # fmt: skip
-        if name in ("lognormal", "Pareto"):
+        if name in TAILS:
             return pools.heavy_tails(config.num_pool, config.seed)[name]
         assert network is not None
         return pools.of_network(network, config.num_network_steps, [config.recipe], None,
@@ -95,15 +107,15 @@ def run(config: Config, *, progress: bool = False, **options):
         pool, rng = pool_of(name), np.random.default_rng(config.seed + 1)
         rows: list[dict[str, Any]] = []
         for num in config.num_scores:
-            rows += _bounds(config, pool, num, rng)
-        if name not in ("lognormal", "Pareto"):
-            rows.append(_w2(config, pool, rng))
+            rows += bounds_rows(config, pool, num, rng)
+        if name not in TAILS:
+            rows.append(w2_rows(config, pool, rng))
         if len(pool.names) > 1:
-            rows += _choices(config, pool, rng)
+            rows += choices_rows(config, pool, rng)
         quantiles = np.quantile(pool.values, np.linspace(0, 1, 1001), axis=1).T
         return {"quantiles": quantiles}, [{"pool": name} | row for row in rows]
 
-    names = [TOY, "lognormal", "Pareto", *([config.checkpoint] if config.checkpoint else [])]
+    names = [TOY, FITTED, *TAILS, *([config.checkpoint] if config.checkpoint else [])]
     weights = jax.tree.leaves(network.params) if network else []
     mark = results.fingerprint(dataclasses.asdict(config), *map(np.asarray, weights))
     done = command.parts(names, measure, mark, progress=progress, **options)
@@ -122,7 +134,7 @@ def counted(failures, least_rate: float, most_rate: float) -> dict[str, Any]:
             "within": bool(low <= found <= high)}  # fmt: skip
 
 
-def _bounds(config, pool: pools.Pool, num: int, rng) -> list[dict[str, Any]]:
+def bounds_rows(config, pool: pools.Pool, num: int, rng) -> list[dict[str, Any]]:
     """Return a row for each kind of guarantee of the last recipe but one, or the only one."""
     which = max(len(pool.names) - 2, 0)
     values, bounded = pool.values[which], pool.bounded[which]
@@ -150,7 +162,7 @@ UPPERS: dict[str, Callable] = {
 }  # fmt: skip
 
 
-def _w2(config, pool: pools.Pool, rng) -> dict[str, Any]:
+def w2_rows(config, pool: pools.Pool, rng) -> dict[str, Any]:
     """Return what a planned number of samples promises of W2, over what they measure."""
     which = max(len(pool.names) - 2, 0)
     squares = pool.bounded[which]
@@ -167,7 +179,7 @@ def _w2(config, pool: pools.Pool, rng) -> dict[str, Any]:
             **counted(upper < squares.mean(), 0.0, config.delta)}  # fmt: skip
 
 
-def _choices(config, pool: pools.Pool, rng) -> list[dict[str, Any]]:
+def choices_rows(config, pool: pools.Pool, rng) -> list[dict[str, Any]]:
     """Return a row for each way to choose: how often any recipe that passed is not good enough.
 
     A recipe keeps its promise if its share of samples above the tolerance, or its mean, is below
@@ -214,5 +226,5 @@ def measured_p_value(looks_good) -> np.ndarray:
 
 EXPERIMENT = command.experiment(
     Config, run, plots=plots,
-    quick={"checkpoint": "", "num_pool": 2000, "num_repetitions": 200, "num_scores": (64,)},
+    quick={"num_pool": 2000, "num_repetitions": 200, "num_scores": (64,)},
 )  # fmt: skip

@@ -16,6 +16,7 @@ from qdiffjax.denoiser import Denoiser
 from qdiffjax.diffusion.gaussian import GaussianMixture
 
 DIM, NUM_MODES, STD = 16, 8, 0.3  # of the mixture
+WIDTH = 64  # of the network that is fitted to it
 SCALES = {"1": 1.0, "1.5": 1.5, "2": 2.0, "3": 3.0, "4": 4.0}  # of heavy-tailed scores
 MOST = 10.0  # to which heavy-tailed scores are clipped, where a mean is bounded
 ELEMENTS = 400_000  # of the samples that run at a time
@@ -58,6 +59,39 @@ def mixture_denoiser(law: GaussianMixture) -> Denoiser:
         return (x - level.alpha * x_0) / level.sigma
 
     return Denoiser(net_fn, {"keys": means.T, "values": means}, schedule, (DIM,))
+
+
+def fitted_denoiser(law: GaussianMixture, seed: int) -> Denoiser:
+    """Return a network of one hidden layer, its last layer fitted to the toy's optimal denoiser.
+
+    eps = tanh([x, cos and sin of t] W_1) W_2, W_1 random; least squares in NumPy.
+    """
+    exact = mixture_denoiser(law)
+    rng = np.random.default_rng(seed)
+    inner = rng.normal(size=(DIM + 4, WIDTH)) * np.r_[np.full(DIM, 0.5), np.full(4, 2.0)][:, None]
+    params = {"in": jnp.asarray(inner, jnp.float32)}
+
+    def hidden(params, x, t):
+        times = jnp.stack([jnp.cos(t / 200), jnp.sin(t / 200), jnp.cos(t / 40), jnp.sin(t / 40)])
+        seen = jnp.concatenate([x, jnp.broadcast_to(times, (x.shape[0], 4))], axis=1)
+        return jnp.tanh(seen @ params["in"])
+
+    num = 400
+    modes = np.asarray(law.means)[rng.integers(NUM_MODES, size=num)]
+    x_0 = modes + STD * rng.normal(size=(num, DIM))
+    features, targets = [], []
+    for t in np.linspace(0, 1000, 21)[1:]:
+        level = exact.schedule.exact(t)
+        x = jnp.asarray(level.alpha * x_0 + level.sigma * rng.normal(size=x_0.shape), jnp.float32)
+        features.append(np.asarray(hidden(params, x, jnp.float32(t))))
+        targets.append(np.asarray(exact.eps_fn(exact.params, x, jnp.float32(t))))
+    outer = np.linalg.lstsq(np.concatenate(features), np.concatenate(targets))[0]
+    params["out"] = jnp.asarray(outer, jnp.float32)
+
+    def net_fn(params, x, t):
+        return hidden(params, x, t) @ params["out"]
+
+    return Denoiser(net_fn, params, exact.schedule, (DIM,))
 
 
 def of_network(denoiser: Denoiser, num_steps: int, recipes, sites, num: int, seed: int,

@@ -101,6 +101,11 @@ MINIATURES = {
         "--num-samples 4 --num-recipes 2 --batch-size 2 --sites *attention*",
     ),
     "clipping": (DIT, "checkpoint", "--num-steps 2 --num-samples 8 --sites input output"),
+    "coverage": (
+        DIT, "checkpoint",
+        "--num-steps 2 --num-network-steps 2 --bits 8 4 --num-pool 100 --num-repetitions 20 "
+        "--num-scores 20 --num-choice 20",
+    ),
     "cures": (
         DIT, "checkpoint",
         "--num-steps 2 --num-samples 3 --num-chosen 2 --num-calibration 2 --num-seeds 1 "
