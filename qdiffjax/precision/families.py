@@ -11,7 +11,7 @@ import numpy as np
 from qdiffjax._checks import require
 from qdiffjax.diffusion import Steps
 from qdiffjax.precision.quantized import Quantized
-from qdiffjax.precision.rules import SiteQuant, Switch
+from qdiffjax.precision.rules import Series, SiteQuant, Switch
 from qdiffjax.quant import ActivationGrid, FloatFormat
 
 
@@ -108,7 +108,12 @@ def _as_data(value: Any) -> Any:
         return dataclasses.replace(node, format=format).with_bits_as_data()
 
     is_grid = lambda node: isinstance(node, ActivationGrid)  # noqa: E731
-    return jax.tree.map(grid_as_data, value, is_leaf=is_grid)
+    made = jax.tree.map(grid_as_data, value, is_leaf=is_grid)
+    if not isinstance(value, Series):
+        return made
+    num = max(len(leaf) for leaf in jax.tree.leaves(value) if jnp.ndim(leaf))
+    spread = lambda leaf: leaf if jnp.ndim(leaf) else jnp.full(num, leaf)  # noqa: E731
+    return jax.tree.map(spread, made)  # the bits of a dynamic grid, alike at all calls
 
 
 def _kind(value: Any) -> Any:

@@ -77,6 +77,16 @@ def test_cancelled_residuals_are_weighed_by_the_steps_coefficients(words):
     assert float(jnp.max(jnp.abs(run.x_0 - by_hand(q, 5)))) > 1e-3  # it is another run
 
 
+def test_weighed_recipes_are_made_alike():
+    own = [precision.quantize(calibrated(), f"A{bits} shaped", sites=("input",)) for bits in (4, 6)]
+    qs = [own[0], precision.cancelled(own[0], STEPS), precision.cancelled(own[1], STEPS)]
+    run = jax.jit(lambda q: diffusion.sample(
+        precision.quantized_call(q), X_T, STEPS, per_call=q.calls(STEPS), state=q.start(X_T)
+    ).x_0)  # fmt: skip
+    for q, alike in zip(qs, precision.alike(qs, STEPS), strict=True):
+        np.testing.assert_allclose(run(alike), run(q), rtol=1e-5, atol=1e-5)
+
+
 def test_weighed_losses_add_up_to_the_last_one():
     h, xs = np.asarray([3.0, 2.5, 1.0, 0.25]), 0.3 * worlds.normal(12, 4, 6)
     carries = np.append(h[:-1] / h[1:], 1.0)
