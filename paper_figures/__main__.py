@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 
 from experiments.certificates import plots as certificates
 from experiments.clipping import plots as clipping
+from experiments.coverage import plots as coverage
 from experiments.cures import plots as cures
 from experiments.divergence_vs_bits import plots as divergence_vs_bits
 from experiments.error_bounds import plots as error_bounds
@@ -105,6 +106,10 @@ FIGURES: dict[str, tuple[str, Callable[..., Figure], str]] = {
     "fig17_cures": (
         "cures", cures.draw,
         "What every cure after training leaves of the samples' error.",
+    ),
+    "fig18_coverage": (
+        "coverage", coverage.draw,
+        "Guarantees that fail beside what is allowed, and recipes chosen with them and without.",
     ),
 }  # fmt: skip
 

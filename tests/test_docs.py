@@ -307,3 +307,31 @@ def test_the_table_of_the_forecast_of_shaping_is_its_committed_summary():
         for row, printed in zip(own, ratios.split(", "), strict=False):
             if printed != "-":
                 assert_digits(row["forecast"] / row["rmse_of_forecast_samples"], printed)
+
+
+def test_the_table_of_guarantees_is_its_committed_summary():
+    rows = json.loads((ROOT / "experiments/results/coverage/summary.json").read_text())
+    section = (ROOT / "docs" / "findings.md").read_text().split("## Guarantees at finite n")[1]
+    section = section.split("\n## ")[0]
+    pools = ("mixture", "fitted network", "lognormal", "Pareto")
+    told = {(r["what"], str(r["num"]), r["pool"]): r for r in rows if r["kind"] == "bound"}
+    lines = re.findall(r"^\| ([a-z][^|]*) \| (\d+) \|(.*)\|$", section, re.M)
+    assert len(lines) * len(pools) == len(told)
+    for what, num, cells in lines:
+        *counts, allowed = (cell.strip() for cell in cells.split("|"))
+        own = [told[what, num, pool] for pool in pools]
+        assert counts == [str(row["failures"]) for row in own]
+        assert {f"{row['least']} to {row['most']}" for row in own} == {allowed}
+        assert all(row["within"] for row in own)
+    choices = [r for r in rows if r["kind"] == "choices"]
+    careless = [r["failures"] / r["repetitions"] for r in choices if r["how"] == "as measured"]
+    careful = [r for r in choices if r["how"] != "as measured"]
+    assert f"({100 * min(careless):.0f} to {100 * max(careless):.0f} % of choices" in section
+    most, few = max(r["failures"] for r in careful), max(r["broken_of_few"] for r in careful)
+    line = " ".join(section.split())
+    assert f"0 to {most} of 2000, and of the first 200 at most {few}" in line
+    assert all(r["repetitions"] == 2000 for r in choices)
+    for row in (r for r in rows if r["kind"] == "W2"):
+        assert f"{row['ratio']:.2f}" in line
+        assert f"{row['ratio_95']:.2f}" in line
+        assert f"at {row['num']}" in line

@@ -24,11 +24,12 @@ NAMES = [
     "fig5_propagation_laws", "fig6_spectra", "fig7_first_order_failure", "fig8_divergence_vs_bits",
     "fig9_clipping", "fig9_clipping_dit", "fig10_certificates", "fig11_random_trials",
     "fig12_hardware_cost", "fig13_divergence_steps", "fig14_shaping", "fig15_feedback",
-    "fig16_random_recipes", "fig17_cures",
+    "fig16_random_recipes", "fig17_cures", "fig18_coverage",
 ]  # fmt: skip
 COMMITTED = ["propagation_laws", "spectra", "first_order_failure", "divergence_vs_bits",
              "clipping", "clipping_dit", "certificates", "random_trials",
-             "hardware_cost", "shaping", "feedback", "random_recipes", "cures"]  # fmt: skip
+             "hardware_cost", "shaping", "feedback", "random_recipes", "cures",
+             "coverage"]  # fmt: skip
 
 
 def write_results(folder, widths=((8, 8), (4, 8))):

@@ -46,8 +46,9 @@ def draw(config, arrays, rows) -> Figure:
     choices.axhline(config["delta"], color=GREY, lw=0.7, ls=":")
     choices.set_xticks(range(len(ways)), [f"{what},\n{how}" for what, how in ways], rotation=90)
     choices.set(ylabel="choices that break a promise", title="a recipe just not good enough")
-    tidy(choices)
-    tidy(bounds, legend=7)
+    tidy(bounds, choices)
+    fig.legend(*bounds.get_legend_handles_labels(), loc="outside lower center", ncols=len(names),
+               frameon=False, fontsize=7)  # fmt: skip
     return fig
 
 
