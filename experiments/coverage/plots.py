@@ -34,7 +34,7 @@ def draw(config, arrays, rows) -> Figure:
         bounds.fill_between([place - 0.4, place + 0.4], *ends, color=GREY, alpha=0.25, lw=0)
     bounds.set_xticks(range(len(kinds)), [f"{what}\nn = {num}" for what, num in kinds],
                       rotation=90)  # fmt: skip
-    bounds.set(ylabel="guarantees that fail", title="shaded: 99 % region of what is guaranteed")
+    bounds.set(ylabel="guarantees that fail", title="shaded: 99 % region")
     chosen = of_kind(rows, "choices")
     ways = list(dict.fromkeys((row["what"], row["how"]) for row in chosen))
     for i, name in enumerate(names):
