@@ -86,7 +86,9 @@ def run(config: Config, **options):
         some, few = x_T[: config.num_forecast], xs[:, : config.num_forecast]
         probes = runs.signs(jax.random.key(config.seed + 1), config.num_probes, some)
         errors = compiling.compiled(lambda q: subject.sample_errors(q, xs, steps))
-        ends = compiling.compiled(lambda q: subject.final_errors(q, few, steps))
+        ends = compiling.compiled(lambda q, keys: jax.lax.map(
+            lambda key: subject.final_errors(precision.redrawn(q, key), few, steps), keys
+        ))  # fmt: skip
 
         forecast = compiling.compiled(
             lambda q: sum(sequences.sequence_variances(q, some, steps, probes).values())
@@ -108,7 +110,8 @@ def run(config: Config, **options):
                 if toggle_fn is not None:
                     row["forecast"] = float(np.sqrt(float(forecast(qs[0]).mean()) / size))
                 if has_floor:
-                    many = np.stack([ends(draw(config.seed + k)) for k in range(config.num_phases)])
+                    phases = jax.random.split(jax.random.key(config.seed + 3), config.num_phases)
+                    many = np.asarray(ends(qs[0], phases))
                     keys = jax.random.split(jax.random.key(config.seed + 2))
                     row |= floor(many, np.stack([biases(qs[0], key) for key in keys]))
                 rows.append(row)

@@ -1,3 +1,5 @@
+from .by_call import cancelled as cancelled
+from .by_call import redrawn as redrawn
 from .calibration import Calibration as Calibration
 from .calibration import calibrate as calibrate
 from .calibration import quantize as quantize
@@ -14,7 +16,6 @@ from .exports import skipped as skipped
 from .exports import to_qwix as to_qwix
 from .exports import to_step_policy as to_step_policy
 from .families import alike as alike
-from .feedback import cancelled as cancelled
 from .formats import FORMATS as FORMATS
 from .formats import OperandFormat as OperandFormat
 from .formats import check_bits as check_bits

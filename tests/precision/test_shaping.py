@@ -160,3 +160,19 @@ def test_lowering_a_sequence_is_refused_with_the_way_out():
         (TypeError, ValueError), match="round_fn without codes, expected codes that stay"
     ):
         precision.lower(calibration, "W4A8", round_fn=precision.shaped(jax.random.key(0)))
+
+
+def test_phases_drawn_anew_are_another_seed():
+    q, steps = quantized(6)
+    first, second = (precision.redrawn(q, jax.random.key(seed)) for seed in (1, 2))
+    for name in ("in", "out"):
+        weights = [p.site_inputs[name].weight for p in (first, second)]
+        for weight in weights:
+            np.testing.assert_array_equal(weight.lower, q.site_inputs[name].weight.lower)
+            assert 0 <= float(weight.phase.min()) < float(weight.phase.max()) < 1
+        assert not np.allclose(weights[0].phase, weights[1].phase)
+    calibration = precision.calibrate(q.denoiser, steps, x_T=worlds.normal(3, 8, 3))
+    mixed = precision.quantize(calibration, "W4; steps 5: float", sites=("*",),
+                               round_fn=precision.shaped(jax.random.key(0)))  # fmt: skip
+    drawn = precision.redrawn(mixed, jax.random.key(1)).site_inputs["in"].weight
+    assert [a is None for a in drawn.alternatives].count(True) == 1

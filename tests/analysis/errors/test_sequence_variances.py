@@ -112,11 +112,7 @@ def test_the_bias_of_a_bent_network_is_the_mean_error_of_runs():
 
     @jax.jit
     def error(key):
-        keys = dict(zip(("in", "out"), jax.random.split(key), strict=True))
-        drawn = dataclasses.replace(q, site_inputs={
-            name: precision.SiteQuant(q.site_inputs[name].weight.redrawn(own))
-            for name, own in keys.items()
-        })  # fmt: skip
+        drawn = precision.redrawn(q, key)
         full, quantized = precision.full_call(q), precision.quantized_call(drawn)
         x_0 = diffusion.sample(full, X_T, STEPS).x_0
         return diffusion.sample(quantized, X_T, STEPS, per_call=q.calls(STEPS)).x_0 - x_0

@@ -1,4 +1,4 @@
-"""Error feedback of activations, weighed as the sampler weighs what the network commits."""
+"""Roundings that change from call to call: phases drawn anew, residuals weighed by the sampler."""
 
 import dataclasses
 
@@ -7,9 +7,31 @@ import jax.numpy as jnp
 import numpy as np
 
 from qdiffjax._checks import require
+from qdiffjax._typing import Key
 from qdiffjax.diffusion import StepCoeffs, Steps
 from qdiffjax.precision.quantized import Quantized
 from qdiffjax.precision.rules import Series, Switch
+from qdiffjax.precision.shaping import site_key
+from qdiffjax.quant import RoundingSequence
+
+
+def redrawn(q: Quantized, key: Key) -> Quantized:
+    """Return q with the phases of all its sequences drawn anew; another seed of them.
+
+    Args:
+      q: with weights that are rounded anew at every call (`shaped`), at all steps or at some.
+      key: of the phases; each site has its own.
+    """
+
+    def anew(weight, key):
+        if isinstance(weight, Switch):
+            parts = (anew(a, jax.random.fold_in(key, i)) for i, a in enumerate(weight.alternatives))
+            return Switch(tuple(parts), weight.which)
+        return weight.redrawn(key) if isinstance(weight, RoundingSequence) else weight
+
+    inputs = {name: each._replace(weight=anew(each.weight, site_key(key, name)))
+              for name, each in q.site_inputs.items()}  # fmt: skip
+    return dataclasses.replace(q, site_inputs=inputs)
 
 
 def cancelled(q: Quantized, steps: Steps) -> Quantized:
