@@ -2,6 +2,7 @@ from . import analysis as analysis
 from . import diffusion as diffusion
 from . import hardware as hardware
 from . import kernels as kernels
+from . import metrics as metrics
 from . import networks as networks
 from . import precision as precision
 from . import quant as quant

@@ -7,10 +7,10 @@ import re
 
 import pytest
 
-from tests.wrong_calls import analysis, diffusion, front_door, hardware, quant
+from tests.wrong_calls import analysis, diffusion, front_door, hardware, metrics, quant
 
 TABLES = {"front_door": front_door, "quant": quant, "diffusion": diffusion, "analysis": analysis,
-          "hardware": hardware}  # fmt: skip
+          "hardware": hardware, "metrics": metrics}  # fmt: skip
 CALLS = [
     pytest.param(row, *call_and_values, id=f"{room}: {row}")
     for room, table in TABLES.items()

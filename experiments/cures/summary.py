@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from experiments.cures.cases import NONE
+from qdiffjax import metrics
 
 NUM_RESAMPLES = 1000
 PEAK = 2.0  # samples live in [-1, 1]
@@ -40,7 +41,7 @@ def rows(errors: Mapping[tuple[int, str, str], Mapping[str, Any]], runs, seed: i
             **{name: float(np.mean([run[name] for run in own])) if own[0][name] is not None
                else None for name in ("bits", "evaluations", "learned", "seconds")},
         })  # fmt: skip
-    for row, p in zip(told, holm([row["p"] for row in told]), strict=True):
+    for row, p in zip(told, metrics.holm([row["p"] for row in told]), strict=True):
         row["holm"] = p
     return told
 
@@ -64,26 +65,5 @@ def recovered_interval(values, base, seed: int) -> tuple[float, float]:
 
 
 def p_value(values, base) -> float:
-    """Return Wilcoxon's p of the paired log ratios [seeds, noises], averaged over seeds.
-
-    Two-sided; 1 where all are equal.
-    """
-    from scipy import stats
-
-    ratios = np.mean(np.log(values) - np.log(base), 0)
-    if not np.any(ratios):
-        return 1.0
-    return float(stats.wilcoxon(ratios).pvalue)
-
-
-def holm(values) -> list[float]:
-    """Return p values adjusted for all of them being looked at; Holm 1979.
-
-    max over those before it of (m - rank) p, at most 1.
-    """
-    values = np.asarray(values, np.float64)
-    order, num = np.argsort(values), len(values)
-    adjusted = np.maximum.accumulate((num - np.arange(num)) * values[order])
-    out = np.empty(num)
-    out[order] = np.minimum(adjusted, 1)
-    return out.tolist()
+    """Return Wilcoxon's p of the paired log ratios [seeds, noises], averaged over seeds."""
+    return metrics.wilcoxon_p(np.mean(np.log(values) - np.log(base), 0))

@@ -58,12 +58,6 @@ def test_the_summary_knows_what_helps_and_what_does_not():
     assert rows["half"]["median"] == pytest.approx(median)
 
 
-def test_holm_is_that_of_the_books():
-    """Holm 1979: sorted p times the number left, never falling: .01 x 4, .02 x 3, .03 x 2, .04."""
-    np.testing.assert_allclose(summary.holm([0.03, 0.01, 0.04, 0.02]), [0.06, 0.04, 0.06, 0.06])
-    assert summary.holm([0.5, 0.6]) == [1.0, 1.0]
-
-
 def test_p_is_wilcoxons_of_log_ratios():
     rng = np.random.default_rng(1)
     values, base = np.exp(rng.normal(size=(1, 40))), np.exp(rng.normal(size=(1, 40)))

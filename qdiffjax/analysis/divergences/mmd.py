@@ -55,8 +55,9 @@ def mmd_squared(x, y, kernel: KernelFn) -> Array:
       ValueError: if the samples differ in shape, or one set has fewer than two.
     """
     x, y = _flat(x, y)
-    within = _mean_kernel(x, x, kernel, True) + _mean_kernel(y, y, kernel, True)
-    return within - 2 * _mean_kernel(x, y, kernel, x.shape[0] == y.shape[0])
+    pairs = of_distances(kernel)
+    within = _mean_of_pairs(x, x, pairs, True) + _mean_of_pairs(y, y, pairs, True)
+    return within - 2 * _mean_of_pairs(x, y, pairs, x.shape[0] == y.shape[0])
 
 
 def kid(x, y, *, paired: bool = False) -> Array:
@@ -81,11 +82,11 @@ def kid(x, y, *, paired: bool = False) -> Array:
     x, y = _flat(x, y)
     require(not paired or x.shape == y.shape, "paired", got=(x.shape, y.shape),
             expected="as many of both", remedy="leave paired out")  # fmt: skip
-    within = _mean_of_pairs(x, x, _cubic, True) + _mean_of_pairs(y, y, _cubic, True)
-    return within - 2 * _mean_of_pairs(x, y, _cubic, paired)
+    within = _mean_of_pairs(x, x, cubic, True) + _mean_of_pairs(y, y, cubic, True)
+    return within - 2 * _mean_of_pairs(x, y, cubic, paired)
 
 
-def _cubic(row, y, skip) -> Array:
+def cubic(row, y, skip) -> Array:
     """Return KID's kernel (<row, y_j> / n + 1)^3 of one sample [n] and many [num, n]: [num]."""
     return (jnp.sum(row[None] * y, axis=1) / row.size + 1) ** 3
 
@@ -107,28 +108,44 @@ def median_distance(x, y) -> Array:
     return jnp.sqrt(jnp.nanmedian(squared * away))
 
 
-def _mean_kernel(x, y, kernel: KernelFn, off_diagonal: bool) -> Array:
-    """Return the mean of a kernel of squared distances over all i, j or over i != j."""
+def of_distances(kernel: KernelFn) -> PairFn:
+    """Return a kernel of squared distances as one of pairs."""
 
     def of_pairs(row, y, skip):
         squared = jnp.sum((row[None] - y) ** 2, axis=1)
         # A skipped distance may be zero, where the root has no derivative.
         return kernel(jnp.where(skip, 1, squared))
 
-    return _mean_of_pairs(x, y, of_pairs, off_diagonal)
+    return of_pairs
 
 
 def _mean_of_pairs(x, y, kernel: PairFn, off_diagonal: bool) -> Array:
-    """Return the mean of k(x_i, y_j) over all i, j or over i != j, one row at a time."""
+    """Return the mean of k(x_i, y_j) over all i, j or over i != j."""
     n, m = x.shape[0], y.shape[0]
-
-    def row_sum(indexed):
-        i, row = indexed
-        skip = (jnp.arange(m) == i) & off_diagonal
-        return jnp.sum(jnp.where(skip, 0, kernel(row, y, skip)))
-
-    total = jnp.sum(jax.lax.map(row_sum, (jnp.arange(n), x)))
+    total = sums_of_pairs(x, y, kernel, off_diagonal=off_diagonal)[0, 0]
     return total / (n * (m - 1) if off_diagonal else n * m)
+
+
+def sums_of_pairs(x, y, kernel: PairFn, *, off_diagonal: bool, num_groups: int = 1) -> Array:
+    """Return sums of k(x_i, y_j) [num_groups, num_groups] by the groups of i and j, row by row.
+
+    Args:
+      x: samples [n, dims]; i is in group i mod num_groups.
+      y: samples [m, dims], likewise.
+      kernel: of one row and many.
+      off_diagonal: whether i = j is left out.
+      num_groups: of both sets.
+    """
+    members = jnp.arange(y.shape[0]) % num_groups
+
+    def row_sums(indexed):
+        i, row = indexed
+        skip = (jnp.arange(y.shape[0]) == i) & off_diagonal
+        values = jnp.where(skip, 0, kernel(row, y, skip))
+        return jax.ops.segment_sum(values, members, num_groups)
+
+    rows = jax.lax.map(row_sums, (jnp.arange(x.shape[0]), x))
+    return jax.ops.segment_sum(rows, jnp.arange(x.shape[0]) % num_groups, num_groups)
 
 
 def _diagonal(n: int, m: int) -> np.ndarray:
