@@ -47,7 +47,7 @@ def precision_recall(
       num_groups: that the jackknife leaves out in turn.
     """
     return PrecisionRecall(
-        *_with_intervals(_precision_recall, x, reference, num_neighbours, num_groups)
+        *_with_intervals(_precision_recall, (1, 1), x, reference, num_neighbours, num_groups)
     )
 
 
@@ -65,11 +65,12 @@ def density_coverage(
       x, reference, num_neighbours, num_groups: as in `precision_recall`.
     """
     return DensityCoverage(
-        *_with_intervals(_density_coverage, x, reference, num_neighbours, num_groups)
+        *_with_intervals(_density_coverage, (np.inf, 1), x, reference, num_neighbours, num_groups)
     )
 
 
-def _with_intervals(fn: Callable, x, reference, k: int, num_groups: int) -> list[Metric]:
+def _with_intervals(fn: Callable, most, x, reference, k: int, num_groups: int) -> list[Metric]:
+    """Return both numbers of fn, whose largest possible values are `most`."""
     x, reference = flat("x", x), flat("reference", reference)
     alike(x, reference, paired=False)
     check_count("num_neighbours", k)
@@ -83,7 +84,7 @@ def _with_intervals(fn: Callable, x, reference, k: int, num_groups: int) -> list
     def stat(kept) -> np.ndarray:
         return fn(*(np.concatenate(side) for side in zip(*kept, strict=True)), k)
 
-    ends = (np.maximum(end, 0) for end in jackknife(stat, groups))
+    ends = (np.clip(end, 0, most) for end in jackknife(stat, groups))
     return [metric(Estimate(*own), num, SIZE_N) for own in zip(*ends, strict=True)]
 
 

@@ -1,0 +1,132 @@
+"""Every metric of quantized samples, beside full-precision samples and the noise floor.
+
+    python -m experiments.evaluate --checkpoint fashion_dit --recipe W8A8 W4A8
+    python -m experiments.evaluate --data <folder of images>
+
+Full-precision and quantized samples share their noise and conditions: distances between them are
+of pairs. The floor is the distance of full-precision samples to as many of other noise. Networks
+that know classes draw as many of each. Features are random convolutions (`metrics.features`), and
+distances are called by them.
+
+Of distances without a bias, which are zero in the mean where rounding changes nothing, p is that of
+their value over the standard error of the jackknife, after Holm over all recipes and distances.
+Results say which protocol they follow; those of two protocols are not put in one table.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+
+from experiments.evaluate import plots
+from experiments.harness import command, subject
+from experiments.harness.command import option
+from qdiffjax import measures, metrics, precision, results
+from qdiffjax.analysis.errors import prediction
+from qdiffjax.metrics import features
+from qdiffjax.networks import data, denoisers
+
+UNBIASED = ("Frechet, infinite samples, to float", "KID to float", "MMD^2 to float")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What to run."""
+
+    checkpoint: str = subject.checkpoint("fashion_dit")
+    recipe: tuple[str, ...] = option(
+        ("W8A8", "W6A6", "W4A8", "W4A4"), "Recipes in words, see `precision.parse_recipe`.",
+        each=precision.parse_recipe,
+    )  # fmt: skip
+    sampler: str = option("ddim", "Sampler.", choices=subject.SAMPLERS)
+    num_steps: int = option(20, "Steps of the sampler.", least=2)
+    num_samples: int = option(1024, "Samples of each set.", least=4)
+    num_groups: int = option(20, "Groups that the jackknife leaves out in turn.", least=2)
+    batch_size: int = option(128, "Samples drawn at a time.", least=1)
+    data: str = option("", "Images to compare with, see `networks.data.load`; none without.")
+    seed: int = command.seed()
+
+
+def protocol(config: Config) -> str:
+    """Return the words that two evaluations must share to be compared."""
+    with_data = f"data {config.data.rstrip('/').split('/')[-1]}" if config.data else "no data"
+    return (f"{metrics.PROTOCOL}; {features.NAME}; {config.sampler} of {config.num_steps}; "
+            f"{config.num_samples} samples; {with_data}")  # fmt: skip
+
+
+def run(config: Config, **options):
+    """Return arrays and rows of every recipe, and of the tests of all of them; touches no file.
+
+    Arrays of a recipe: errors, the RMSE of each sample [num_samples]. Options as `command.parts`.
+    """
+    images = data.load(config.data, "test").images[: config.num_samples] if config.data else None
+    jax.config.update("jax_default_matmul_precision", "highest")
+    denoiser = denoisers.load(config.checkpoint)
+    num_classes = getattr(denoiser.config, "num_classes", 0)
+    if num_classes and denoiser.cond is None:
+        denoiser = denoiser.conditioned(np.arange(num_classes))
+    steps = subject.SAMPLERS[config.sampler](denoiser.schedule, config.num_steps)
+    calibration = precision.calibrate(denoiser, steps, jax.random.key(config.seed + 1_000_003))
+    draw = functools.partial(measures.sample, steps=steps, num_samples=config.num_samples,
+                             batch_size=config.batch_size)  # fmt: skip
+    keys = [jax.random.key(config.seed + i) for i in range(3)]
+
+    @functools.cache
+    def full() -> tuple[jax.Array, jax.Array]:
+        """Samples on the common noise, and on other noise."""
+        return draw(denoiser, key=keys[0]), draw(denoiser, key=keys[1])
+
+    @functools.cache
+    def quantized() -> dict[str, precision.Quantized]:
+        own = [precision.quantize(calibration, words) for words in config.recipe]
+        return dict(zip(config.recipe, precision.alike(own, steps), strict=True))
+
+    def measure(words: str):
+        x, independent = full()
+        x_hat = draw(quantized()[words], key=keys[0])
+        found = metrics.compare(
+            x, x_hat, images, key=keys[2], independent=independent,
+            features_fn=metrics.random_convolutions(x.shape[1:]), features=features.NAME,
+            num_groups=config.num_groups,
+        )  # fmt: skip
+        errors = np.asarray(prediction.root_mean_square(x_hat - x))
+        return {"errors": errors}, {
+            "kind": "recipe", "recipe": words, "protocol": protocol(config),
+            "rmse": float(np.sqrt(np.mean(errors**2))), "median": float(np.median(errors)),
+            "metrics": found.rows(),
+        }  # fmt: skip
+
+    params = (np.asarray(a) for a in jax.tree.leaves(denoiser.params))
+    which = {"recipe": None}  # parts are kept if others are added
+    mark = results.fingerprint(dataclasses.asdict(config) | which, protocol(config), *params)
+    done = command.parts(config.recipe, measure, mark, **options)
+    rows = [row for _, row in done.values()]
+    return command.by_part(done), [*rows, tests(rows, config.num_groups)]
+
+
+def tests(rows, num_groups: int) -> dict:
+    """Return the row of tests: which distance sees which recipe at all."""
+    cells = [(row["recipe"], name, plots.cell(row, name)) for row in rows for name in UNBIASED]
+    p = [p_of_zero(cell, num_groups) for *_, cell in cells]
+    return {"kind": "tests", "protocol": rows[0]["protocol"], "tests": [
+        {"recipe": words, "name": name, "p": own, "holm": adjusted}
+        for (words, name, _), own, adjusted in zip(cells, p, metrics.holm(p), strict=True)
+    ]}  # fmt: skip
+
+
+def p_of_zero(cell, num_groups: int) -> float:
+    """Return the two-sided p of a value with the jackknife's interval, if zero is true."""
+    from scipy import stats
+
+    half = cell["high"] - cell["value"]
+    if half == 0:
+        return float(cell["value"] == 0)
+    ratio = abs(cell["value"]) / half * stats.t.ppf(0.975, num_groups - 1)
+    return float(2 * stats.t.sf(ratio, num_groups - 1))
+
+
+EXPERIMENT = command.experiment(
+    Config, run, plots=plots,
+    quick={"recipe": ("W8A8", "W4A4"), "num_steps": 4, "num_samples": 64, "num_groups": 8},
+)  # fmt: skip

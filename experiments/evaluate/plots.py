@@ -1,0 +1,94 @@
+"""Figure and table of `experiments.evaluate`; needs no JAX."""
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from qdiffjax import _tables as tables
+from qdiffjax._checks import require
+from qdiffjax._looks import BLUE, GREEN, GREY, panels, tidy
+
+SHOWN = ("PSNR", "SSIM", "spectra to float", "Frechet to float", "KID to float",
+         "coverage in independent")  # fmt: skip
+LOG = ("spectra to float", "Frechet to float", "KID to float")
+
+
+def recipes(rows) -> list[dict]:
+    """Return the rows of recipes.
+
+    Raises:
+      ValueError: they follow unlike protocols.
+    """
+    own = [row for row in rows if row["kind"] == "recipe"]
+    found = sorted({row["protocol"] for row in own})
+    require(len(found) == 1, "protocol", got=found, expected="one for all rows",
+            remedy="evaluate them anew with one version and the same flags")  # fmt: skip
+    return own
+
+
+def cell(row, name: str, samples: str = "quantized") -> dict:
+    """Return a metric of a recipe's row, empty if it has none of this name."""
+    own = ((m["samples"], m["name"], m) for m in row["metrics"])
+    return next((m for of, its, m in own if (of, its) == (samples, name)), {})
+
+
+def seen(rows) -> dict[tuple[str, str], float]:
+    """Return Holm's p of each (recipe, distance)."""
+    own = [test for row in rows if row["kind"] == "tests" for test in row["tests"]]
+    return {(test["recipe"], test["name"]): test["holm"] for test in own}
+
+
+def draw(config, arrays, rows) -> Figure:
+    """Metrics by recipe, beside their floor and what full-precision samples have."""
+    told = recipes(rows)
+    names = [name for name in SHOWN if cell(told[0], name)]
+    fig, axes = panels(-(-len(names) // 3), 3, 1.8 * -(-len(names) // 3), squeeze=False)
+    places = np.arange(len(told))
+    for ax in axes.ravel()[len(names) :]:
+        ax.set_visible(False)
+    for ax, name in zip(axes.ravel(), names, strict=False):
+        own = [cell(row, name) for row in told]
+        values = np.array([m["value"] for m in own])
+        ends = np.abs(np.array([[m["low"], m["high"]] for m in own]).T - values)
+        ax.errorbar(places, values, ends, color=BLUE, marker="o", ms=3, lw=0, elinewidth=1,
+                    capsize=2, label="quantized")  # fmt: skip
+        if own[0]["floor"]:
+            ax.axhline(own[0]["floor"]["high"], color=GREY, lw=0.8, ls="--", label="floor")
+        full = cell(told[0], name, "float")
+        if full:
+            ax.axhline(full["value"], color=GREEN, lw=0.8, ls=":", label="full precision")
+        ax.set_xticks(places, [row["recipe"] for row in told])
+        ax.set_title(name)
+        if name in LOG:
+            ax.set_yscale("log")
+    shown = axes.ravel()[: len(names)]
+    tidy(*shown, legend=7)
+    fig.supxlabel(Path(config["checkpoint"]).name, fontsize=7.5)
+    return fig
+
+
+FIGURES = {"evaluate": draw}
+
+
+def table(rows) -> list:
+    """Return the table of all metrics by recipe, and of which distances see a change at all."""
+    told = recipes(rows)
+    names = [m["name"] for m in told[0]["metrics"] if m["samples"] == "quantized"]
+    holm = seen(rows)
+
+    def written(row, name):
+        own, mark = cell(row, name), "*" if holm.get((row["recipe"], name), 1) < 0.05 else ""
+        return f"{tables.number(own['value'])}{mark} [{tables.number(own['low'])}, " \
+               f"{tables.number(own['high'])}]"  # fmt: skip
+
+    def other(name, of):
+        own = cell(told[0], name, "float") if of == "float" else cell(told[0], name)["floor"]
+        return tables.number(own["value"]) if own else None
+
+    spec: list = [("metric", lambda name: name)]
+    spec += [(row["recipe"], lambda name, row=row: written(row, name)) for row in told]
+    spec += [("float", lambda name: other(name, "float")),
+             ("floor", lambda name: other(name, "floor"))]  # fmt: skip
+    return [tables.columns(names, spec, title=told[0]["protocol"]),
+            "* stands out from zero, Holm's p < .05"]  # fmt: skip
