@@ -23,6 +23,7 @@ from experiments.evaluate import plots
 from experiments.harness import command, subject
 from experiments.harness.command import option
 from qdiffjax import measures, metrics, precision, results
+from qdiffjax._checks import require
 from qdiffjax.analysis.errors import prediction
 from qdiffjax.metrics import features
 from qdiffjax.networks import data, denoisers
@@ -46,6 +47,12 @@ class Config:
     batch_size: int = option(128, "Samples drawn at a time.", least=1)
     data: str = option("", "Images to compare with, see `networks.data.load`; none without.")
     seed: int = command.seed()
+
+    def check(self) -> None:
+        """Refuse fewer than two samples for each group."""
+        require(self.num_samples >= 2 * self.num_groups, "num_samples", got=self.num_samples,
+                expected=f"at least {2 * self.num_groups}, two for each group",
+                remedy="draw more, or take fewer groups")  # fmt: skip
 
 
 def protocol(config: Config) -> str:

@@ -120,6 +120,10 @@ MINIATURES = {
         DIT, "checkpoint",
         "--num-steps 3 --num-samples 4 --weight-bits 8 4 --sites input output",
     ),
+    "evaluate": (
+        DIT, "checkpoint",
+        "--num-steps 2 --num-samples 8 --num-groups 4 --recipe W8A8 W4A4",
+    ),
     "feedback": (
         DIT, "checkpoint",
         "--num-steps 2 --bits 4 --num-samples 4 --num-site-samples 2 --num-site-steps 2 "

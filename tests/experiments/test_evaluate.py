@@ -1,0 +1,64 @@
+"""What is compared by whom, and tests of all distances at once."""
+
+import copy
+
+import pytest
+from scipy import stats
+
+from experiments.evaluate import experiment as evaluate
+from experiments.evaluate import plots
+from experiments.harness import command
+
+
+def metric(name, value, half, samples="quantized", floor=None):
+    return {"samples": samples, "name": name, "value": value, "low": value - half,
+            "high": value + half, "floor": floor}  # fmt: skip
+
+
+def rows(**values):
+    """Made-up rows: {recipe: (value, half-width) of every unbiased distance}."""
+    return [{"kind": "recipe", "recipe": words, "protocol": "made up", "metrics": [
+        *(metric(name, *own) for name in evaluate.UNBIASED), metric("PSNR", 30.0, 1.0)]}
+        for words, own in values.items()]  # fmt: skip
+
+
+def test_p_is_students_of_the_value_over_its_standard_error():
+    half = stats.t.ppf(0.975, 19)
+    assert evaluate.p_of_zero(metric("", 0.0, 1.0), 20) == 1
+    assert evaluate.p_of_zero(metric("", half, half), 20) == pytest.approx(0.05)
+    assert evaluate.p_of_zero(metric("", -2.5, half), 20) == pytest.approx(
+        2 * stats.t.cdf(-2.5, 19)
+    )
+
+
+def test_tests_are_adjusted_for_all_recipes_and_distances():
+    found = evaluate.tests(rows(W8A8=(0.1, 1.0), W4A4=(3.0, 1.0)), 20)["tests"]
+    p = [2 * stats.t.sf(v * stats.t.ppf(0.975, 19), 19) for v in (0.1, 3.0)]
+    assert [test["p"] for test in found] == pytest.approx([p[0]] * 3 + [p[1]] * 3)
+    assert [test["holm"] for test in found][3:] == pytest.approx([6 * p[1]] * 3)
+    assert [test["holm"] for test in found][:3] == [1.0] * 3
+
+
+def test_rows_of_unlike_protocols_are_refused():
+    told = rows(W8A8=(0.1, 1.0), W4A4=(3.0, 1.0))
+    assert plots.recipes(told) == told
+    other = copy.deepcopy(told)
+    other[1]["protocol"] = "another"
+    with pytest.raises(ValueError, match=r"protocol: got \['another', 'made up'\], expected one"):
+        plots.table(other)
+
+
+def test_a_protocol_names_all_that_comparisons_must_share():
+    base = evaluate.protocol(evaluate.Config())
+    for change in ({"num_samples": 8}, {"sampler": "ddpm"}, {"num_steps": 3}, {"data": "x/y"}):
+        assert evaluate.protocol(evaluate.Config(**change)) != base
+    same = {"seed": 1, "recipe": ("W8A8",), "checkpoint": "fashion_unet", "batch_size": 2}
+    assert evaluate.protocol(evaluate.Config(**same)) == base
+
+
+@pytest.mark.parametrize(
+    "change", [{"recipe": ("W8A8", "words")}, {"num_samples": 39}, {"num_groups": 1}], ids=str
+)
+def test_what_cannot_be_run_is_refused_first(change):
+    with pytest.raises(ValueError, match=r"got .* expected .*; "):
+        command.check(evaluate.Config(**change))
