@@ -65,7 +65,9 @@ def merged(parts: Sequence[Moments]) -> Moments:
     means = np.stack([part.mean for part in parts])
     mean = nums @ means / nums.sum()
     gaps = np.sqrt(nums)[:, None] * (means - mean)
-    scatter = np.sum([part.scatter for part in parts], axis=0) + gaps.T @ gaps
+    scatter = gaps.T @ gaps
+    for part in parts:  # of 2048 features 20 groups together would take 670 MB
+        scatter += part.scatter
     return Moments(int(nums.sum()), mean, scatter)
 
 
