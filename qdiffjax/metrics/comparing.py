@@ -12,7 +12,7 @@ from qdiffjax import _tables as tables
 from qdiffjax import results
 from qdiffjax._checks import check_callable, check_key, check_number, require
 from qdiffjax._typing import Key
-from qdiffjax.metrics import classes, frechet, images, kernels, manifolds
+from qdiffjax.metrics import classes, frechet, images, kernels, manifolds, videos
 from qdiffjax.metrics.records import NUM_GROUPS, Metric, alike, flat, numbers
 
 PROTOCOL = "qdiffjax metrics 1"  # changes with any definition: two of them are not compared
@@ -106,9 +106,10 @@ def compare(
 ) -> Comparison:
     """Return all metrics of quantized samples that apply to what is given.
 
-    Of images PSNR, SSIM and spectra; of features the Frechet distance, KID, MMD, precision and
-    recall, density and coverage; of probabilities the inception score and flips of labels.
-    Distances to float samples are of pairs; their floor is that of independent ones.
+    Of images PSNR, SSIM and spectra; of videos [num, frames, ...] PSNR and flicker; of features the
+    Frechet distance, KID, MMD, precision and recall, density and coverage; of probabilities the
+    inception score and flips of labels. Distances to float samples are of pairs; their floor is
+    that of independent ones.
 
     Args:
       float_samples: full-precision samples [num, *shape].
@@ -145,6 +146,9 @@ def compare(
     found: dict[str, dict[str, Metric]] = {"quantized": {}, "float": {}}
     if sets["float"].ndim == 4:
         found["quantized"] |= _of_images(sets, data_range, num_groups)
+    if sets["float"].ndim == 5 and sets["float"].shape[1] > 1:
+        found["quantized"] |= _of_videos(sets, data_range)
+        found["float"]["flicker"] = videos.flicker(sets["float"])
     own = {name: flat("features", (features_fn or _pixels)(x)) for name, x in sets.items()}
     _add_features(found, own, num_groups)
     if probabilities_fn is not None:
@@ -175,6 +179,12 @@ def _of_images(sets, data_range: float, num_groups: int) -> dict[str, Metric]:
         sets, lambda a, b: images.spectral_distance(a, b, num_groups=num_groups)
     )
     return found
+
+
+def _of_videos(sets, data_range: float) -> dict[str, Metric]:
+    x, x_hat = sets["float"], sets["quantized"]
+    return {"PSNR": images.psnr(x, x_hat, data_range=data_range), "flicker": videos.flicker(x_hat),
+            "flicker of errors": videos.flicker_of_errors(x, x_hat)}  # fmt: skip
 
 
 def _with_floor(sets, distance: Callable, paired: Callable | None = None) -> Metric:

@@ -78,3 +78,26 @@ def test_samples_of_no_images_have_no_metrics_of_images():
     assert found.features == "pixels"
     assert not {"PSNR", "SSIM"} & set(found.metrics)
     np.testing.assert_allclose(found.metrics["Frechet to float"].value, 0.02, rtol=1e-8)
+
+
+def test_videos_flicker():
+    x = RNG.normal(size=(12, 3, 4, 4, 1))
+    x_hat = x + 0.1 * RNG.normal(size=x.shape)
+    found = metrics.compare(x, x_hat, key=KEY, num_groups=4)
+    assert np.isclose(found.metrics["flicker"].value, metrics.flicker(x_hat).value)
+    assert np.isclose(found.float_metrics["flicker"].value, metrics.flicker(x).value)
+    errors = found.metrics["flicker of errors"].value
+    assert np.isclose(errors, metrics.flicker_of_errors(x, x_hat).value)
+    assert "SSIM" not in found.metrics
+
+
+def test_a_floor_of_another_size_is_refused_beside_what_depends_on_the_size():
+    x = RNG.normal(size=(40, 2))
+    found = metrics.frechet_distance(x, x + 1, num_groups=4)
+    floor = metrics.noise_floor(metrics.frechet_distance, x[:40], RNG.normal(size=(60, 2)))
+    assert found.beside(floor).floor == floor
+    few = metrics.frechet_distance(x[:20], x[20:], num_groups=4)
+    with pytest.raises(ValueError, match=r"floor: got 20 samples beside 40, expected as many"):
+        found.beside(few)
+    kid = metrics.kernel_inception_distance(x, x + 1, num_groups=4)
+    assert kid.beside(metrics.kernel_inception_distance(x[:20], x[20:], num_groups=4)).floor
