@@ -5,8 +5,8 @@
 
 Full-precision and quantized samples share their noise and conditions: distances between them are
 of pairs. The floor is the distance of full-precision samples to as many of other noise. Networks
-that know classes draw as many of each. Features are random convolutions (`metrics.features`), and
-distances are called by them.
+that know classes draw as many of each. Features are random convolutions (`metrics.features`), or
+what `--features` names, and distances are called by them.
 
 Of distances without a bias, which are zero in the mean where rounding changes nothing, p is that of
 their value over the standard error of the jackknife, after Holm over all recipes and distances.
@@ -15,6 +15,7 @@ Results say which protocol they follow; those of two protocols are not put in on
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -46,6 +47,12 @@ class Config:
     num_groups: int = option(20, "Groups that the jackknife leaves out in turn.", least=2)
     batch_size: int = option(128, "Samples drawn at a time.", least=1)
     data: str = option("", "Images to compare with, see `networks.data.load`; none without.")
+    features: str = option(
+        "", "Your features, package.module:function of samples; random convolutions without."
+    )
+    probabilities: str = option(
+        "", "Your classifier, package.module:function from samples to probabilities; none without."
+    )
     seed: int = command.seed()
 
     def check(self) -> None:
@@ -57,9 +64,10 @@ class Config:
 
 def protocol(config: Config) -> str:
     """Return the words that two evaluations must share to be compared."""
-    with_data = f"data {config.data.rstrip('/').split('/')[-1]}" if config.data else "no data"
-    return (f"{metrics.PROTOCOL}; {features.NAME}; {config.sampler} of {config.num_steps}; "
-            f"{config.num_samples} samples; {with_data}")  # fmt: skip
+    parts = [metrics.PROTOCOL, config.features or features.NAME, config.probabilities,
+             f"{config.sampler} of {config.num_steps}", f"{config.num_samples} samples",
+             f"data {config.data.rstrip('/').split('/')[-1]}" if config.data else "no data"]  # fmt: skip
+    return "; ".join(filter(None, parts))
 
 
 def run(config: Config, **options):
@@ -67,6 +75,7 @@ def run(config: Config, **options):
 
     Arrays of a recipe: errors, the RMSE of each sample [num_samples]. Options as `command.parts`.
     """
+    features_fn, probabilities_fn = map(_imported, (config.features, config.probabilities))
     images = data.load(config.data, "test").images[: config.num_samples] if config.data else None
     jax.config.update("jax_default_matmul_precision", "highest")
     denoiser = denoisers.load(config.checkpoint)
@@ -94,7 +103,8 @@ def run(config: Config, **options):
         x_hat = draw(quantized()[words], key=keys[0])
         found = metrics.compare(
             x, x_hat, images, key=keys[2], independent=independent,
-            features_fn=metrics.random_convolutions(x.shape[1:]), features=features.NAME,
+            features_fn=features_fn or metrics.random_convolutions(x.shape[1:]),
+            features=config.features or features.NAME, probabilities_fn=probabilities_fn,
             num_groups=config.num_groups,
         )  # fmt: skip
         errors = np.asarray(prediction.root_mean_square(x_hat - x))
@@ -110,6 +120,10 @@ def run(config: Config, **options):
     done = command.parts(config.recipe, measure, mark, **options)
     rows = [row for _, row in done.values()]
     return command.by_part(done), [*rows, tests(rows, config.num_groups)]
+
+
+def _imported(reference: str) -> Callable | None:
+    return denoisers.imported(reference, "a function of samples") if reference else None
 
 
 def tests(rows, num_groups: int) -> dict:

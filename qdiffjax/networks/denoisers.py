@@ -107,13 +107,7 @@ def load(path) -> Denoiser:
 
 def made_by(reference: str) -> Denoiser:
     """Return the denoiser that "package.module:make" is or makes; raises as `load`."""
-    name, _, attribute = reference.partition(":")
-    with _in_words(reference):
-        module = importlib.import_module(name)
-    require(hasattr(module, attribute), reference, got=f"no {attribute!r} in {name}",
-            expected="a function that returns a qdiffjax.Denoiser", error=ImportError,
-            remedy="write it as package.module:function")  # fmt: skip
-    made = getattr(module, attribute)
+    made = imported(reference, "a function that returns a qdiffjax.Denoiser")
     if callable(made) and not isinstance(made, Denoiser):
         with _in_words(reference):
             made = made()
@@ -121,6 +115,21 @@ def made_by(reference: str) -> Denoiser:
             expected="a qdiffjax.Denoiser", error=TypeError,
             remedy="return qdiffjax.Denoiser(net_fn, params, schedule, shape)")  # fmt: skip
     return made
+
+
+def imported(reference: str, expected: str) -> Any:
+    """Return what "package.module:name" is; `expected` says in words what it should be.
+
+    Raises:
+      ImportError: the module cannot be imported, or has no such name.
+    """
+    name, _, attribute = reference.partition(":")
+    with _in_words(reference):
+        module = importlib.import_module(name)
+    require(hasattr(module, attribute), reference, got=f"no {attribute!r} in {name}",
+            expected=expected, error=ImportError, remedy="write it as package.module:function"
+            )  # fmt: skip
+    return getattr(module, attribute)
 
 
 @contextlib.contextmanager

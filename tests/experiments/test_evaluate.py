@@ -50,10 +50,23 @@ def test_rows_of_unlike_protocols_are_refused():
 
 def test_a_protocol_names_all_that_comparisons_must_share():
     base = evaluate.protocol(evaluate.Config())
-    for change in ({"num_samples": 8}, {"sampler": "ddpm"}, {"num_steps": 3}, {"data": "x/y"}):
+    for change in (
+        {"num_samples": 8},
+        {"sampler": "ddpm"},
+        {"num_steps": 3},
+        {"data": "x/y"},
+        {"features": "numpy:ravel"},
+        {"probabilities": "numpy:ravel"},
+    ):
         assert evaluate.protocol(evaluate.Config(**change)) != base
     same = {"seed": 1, "recipe": ("W8A8",), "checkpoint": "fashion_unet", "batch_size": 2}
     assert evaluate.protocol(evaluate.Config(**same)) == base
+
+
+def test_features_that_cannot_be_imported_are_refused_before_any_work():
+    for reference, words in (("nowhere:f", "nowhere:f failed"), ("numpy:nothing", "no 'nothing'")):
+        with pytest.raises(ImportError, match=words):
+            evaluate.run(evaluate.Config(features=reference))
 
 
 @pytest.mark.parametrize(
