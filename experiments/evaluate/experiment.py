@@ -64,9 +64,10 @@ class Config:
 
 def protocol(config: Config) -> str:
     """Return the words that two evaluations must share to be compared."""
-    parts = [metrics.PROTOCOL, config.features or features.NAME, config.probabilities,
+    images = f"data {config.data.rstrip('/').split('/')[-1]}" if config.data else "no data"
+    parts = (metrics.PROTOCOL, config.features or features.NAME, config.probabilities,
              f"{config.sampler} of {config.num_steps}", f"{config.num_samples} samples",
-             f"data {config.data.rstrip('/').split('/')[-1]}" if config.data else "no data"]  # fmt: skip
+             images)  # fmt: skip
     return "; ".join(filter(None, parts))
 
 
