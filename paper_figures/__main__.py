@@ -23,6 +23,7 @@ from experiments.coverage import plots as coverage
 from experiments.cures import plots as cures
 from experiments.divergence_vs_bits import plots as divergence_vs_bits
 from experiments.error_bounds import plots as error_bounds
+from experiments.evaluate import plots as evaluate
 from experiments.feedback import plots as feedback
 from experiments.first_order_failure import plots as first_order_failure
 from experiments.hardware_cost import plots as hardware_cost
@@ -110,6 +111,9 @@ FIGURES: dict[str, tuple[str, Callable[..., Figure], str]] = {
     "fig18_coverage": (
         "coverage", coverage.draw,
         "Guarantees that fail beside what is allowed, and recipes chosen with them and without.",
+    "fig18_evaluate": (
+        "evaluate", evaluate.draw,
+        "Quantized samples by every metric, beside the noise floor of each.",
     ),
 }  # fmt: skip
 

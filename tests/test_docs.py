@@ -11,6 +11,7 @@ import pytest
 
 import qdiffjax
 from experiments.cures import plots as cures
+from experiments.evaluate import plots as evaluate
 from experiments.feedback import plots as feedback
 from experiments.harness import store
 from experiments.random_recipes import plots as recipes
@@ -287,6 +288,52 @@ def test_the_table_of_cures_is_its_committed_summary():
         (best,) = [row for row in told.values() if row["recipe"] == recipe and row["is_best"]]
         assert f"*{best['case']}*" in section
         assert f"{best['median']:.3g} of {told[recipe, 'none']['median']:.3g}" in section
+
+
+def test_the_table_of_the_evaluation_is_its_committed_summary():
+    rows = json.loads((ROOT / "experiments/results/evaluate/summary.json").read_text())
+    told = evaluate.recipes(rows)
+    section = (ROOT / "docs" / "findings.md").read_text().split("## How good are quantized")[1]
+    section = section.split("\n## ")[0]
+    head, *lines = re.findall(r"^\| (.*) \|$", section, re.M)
+    assert [cell.strip() for cell in head.split("|")][1:5] == [row["recipe"] for row in told]
+    for line in lines:
+        title, *cells = (cell.strip() for cell in line.split("|"))
+        scale, name = (1000, title[5:]) if title.startswith("1000 ") else (1, title)
+        own = [evaluate.cell(row, name) for row in told]
+        own += [evaluate.cell(told[0], name, "float"), own[0]["floor"]]
+        for metric, printed in zip(own, cells, strict=True):
+            assert bool(metric) == bool(printed)
+            if metric:
+                value, half = printed.split(" ± ")
+                assert_digits(scale * metric["value"], value)
+                assert_digits(scale * (metric["high"] - metric["low"]) / 2, half)
+    assert len(lines) == 9
+    tests = evaluate.seen(rows)
+    assert max(tests.values()) < 0.006
+    assert len(tests) == 12
+    first, second, third = told[:3]
+    for name in ("Frechet, infinite samples,", "KID", "MMD^2"):
+        pairs, apart = (evaluate.cell(first, f"{name} to {what}")
+                        for what in ("float", "independent"))  # fmt: skip
+        assert 20 * pairs["value"] < apart["high"] - apart["value"]
+        assert apart["low"] < 0 < apart["high"]
+    for name in ("precision", "coverage"):
+        full, own = (evaluate.cell(first, f"{name} in independent", of)
+                     for of in ("float", "quantized"))  # fmt: skip
+        assert abs(full["value"] - own["value"]) < 0.01
+    for row in told[1:]:
+        own = [m for m in row["metrics"] if m["floor"]]
+        assert len(own) == 5
+        assert all(m["low"] > m["floor"]["high"] for m in own)
+        for name in ("Frechet, infinite samples,", "KID"):
+            assert evaluate.cell(row, f"{name} to independent")["low"] > 0
+    for name in ("PSNR", "SSIM", "spectra to float"):  # of spectra less is better
+        assert evaluate.cell(third, name)["high"] < evaluate.cell(second, name)["low"]
+    full = {name: evaluate.cell(first, f"{name} in independent", "float")["value"]
+            for name in ("recall", "precision")}  # fmt: skip
+    assert evaluate.cell(second, "recall in independent")["low"] > full["recall"]
+    assert evaluate.cell(second, "precision in independent")["high"] < full["precision"]
 
 
 def test_the_table_of_the_forecast_of_shaping_is_its_committed_summary():
