@@ -111,7 +111,8 @@ FIGURES: dict[str, tuple[str, Callable[..., Figure], str]] = {
     "fig18_coverage": (
         "coverage", coverage.draw,
         "Guarantees that fail beside what is allowed, and recipes chosen with them and without.",
-    "fig18_evaluate": (
+    ),
+    "fig19_evaluate": (
         "evaluate", evaluate.draw,
         "Quantized samples by every metric, beside the noise floor of each.",
     ),
