@@ -1,0 +1,251 @@
+"""The tables of the findings that one experiment makes each are its committed summary."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments.cures import plots as cures
+from experiments.evaluate import plots as evaluate
+from experiments.feedback import plots as feedback
+from experiments.random_recipes import plots as recipes
+from experiments.shaping import plots as shaping
+from tests.tolerances import assert_digits
+
+ROOT = Path(__file__).parents[1]
+
+
+def shaped(network, num_steps, bits):
+    """Return {method: row} of the shaping experiment."""
+    folder = "shaping" if network == "UNet" else "shaping_dit"
+    rows = json.loads((ROOT / "experiments" / "results" / folder / "summary.json").read_text())
+    found = {r["method"]: r for r in rows if (r["num_steps"], r["bits"]) == (num_steps, bits)}
+    once = min(found[name]["rmse"] for name in shaping.ONCE)
+    return {name: row["rmse"] for name, row in found.items()} | {
+        "once": once, "gain": once / found["sigma-delta"]["rmse"],
+        "predicted": found["sigma-delta"]["predicted_over_measured"],
+    }  # fmt: skip
+
+
+def test_the_table_of_shaped_weights_is_its_committed_summary():
+    page = (ROOT / "docs" / "findings.md").read_text()
+    lines = re.findall(r"^\| (UNet|DiT), N = (\d+), W(\d) \|(.*)\|$", page, re.M)
+    assert len(lines) == 20
+    columns = ("once", "fresh bits", "golden ratio", "sigma-delta", "gain", "periodic 2",
+               "nearest + 2")  # fmt: skip
+    for network, num_steps, bits, cells in lines:
+        values = shaped(network, int(num_steps), int(bits))
+        for name, printed in zip(columns, cells.split("|"), strict=True):
+            assert_digits(values[name], printed.strip())
+
+
+def test_what_is_said_of_shaped_weights_holds_in_every_case():
+    cases = {(network, n, bits): shaped(network, n, bits) for network in ("UNet", "DiT")
+             for n in (10, 20, 50) for bits in (3, 4, 6, 8)}  # fmt: skip
+    assert all(v["gain"] >= 3 for (_, n, b), v in cases.items() if b == 4 and n >= 20)
+    assert all(4 < v["gain"] < 8.5 for (_, n, b), v in cases.items() if b >= 6 and n == 50)
+    assert all(1.35 < v["gain"] < 1.85 for (_, n, b), v in cases.items() if b == 3 and n >= 20)
+    assert cases["UNet", 10, 3]["gain"] < 1
+    ratios = [v["periodic 2"] ** 2 / (v["sigma-delta"] ** 2 + v["nearest + 2"] ** 2)
+              for v in cases.values()]  # fmt: skip
+    assert min(ratios) > 0.25
+    assert max(ratios) < 2.35
+    assert sum(ratio <= 1.3 for ratio in ratios) == 19
+    predicted = {case: abs(v["predicted"] - 1) for case, v in cases.items()}
+    assert max(miss for (_, _, b), miss in predicted.items() if b >= 4) < 0.215
+    assert max(miss for (_, _, b), miss in predicted.items() if b == 3) < 0.275
+    better = {case for case, v in cases.items() if v["nearest + 2"] < v["periodic 2"]}
+    assert {case for case in cases if case[2] in (3, 4)} <= better
+    assert not {("UNet", n, 6) for n in (20, 50)} & better
+    assert {("DiT", n, 6) for n in (10, 20, 50)} <= better
+
+
+@pytest.mark.parametrize(
+    ("folder", "head"), [("random_recipes", "## Any recipe"),
+                         ("random_recipes_latent", "### The same of the latent")],
+)  # fmt: skip
+def test_the_table_of_random_recipes_is_its_committed_summary(folder, head):
+    rows = json.loads((ROOT / "experiments/results" / folder / "summary.json").read_text())
+    told = recipes.of_recipes(rows)
+    page = (ROOT / "docs" / "findings.md").read_text()
+    section = page.split(head)[1].split("\n## ")[0].split("\n### ")[0]
+    lines = re.findall(r"^\| (\d|all) \|(.*) % \| (\d+) of (\d+) \|$", section, re.M)
+    assert [line[0] for line in lines] == ["4", "5", "6", "8", "all"]
+    for stratum, cells, held, total in lines:
+        members = [r for r in told if stratum in ("all", str(r["stratum"]))]
+        *ranks, miss = cells.split("|")
+        for name, printed in zip(recipes.PREDICTORS, ranks, strict=True):
+            assert_digits(recipes.spearman(members, name), printed.strip())
+        assert_digits(100 * np.median(np.abs(np.expm1(recipes.ratios(members)))), miss.strip())
+        assert recipes.coverage(members)[:2] == (int(held), int(total))
+    (speed,) = [r for r in rows if r["recipe"] == "speed"]
+    assert f"take {speed['speedup_of_200']:.1f} times less" in section
+    if "latent" in folder:
+        median = np.median(np.exp(recipes.ratios(told)))
+        assert f"too high by {median:.2f} times in the median" in section
+
+
+def test_the_table_of_feedback_is_its_committed_summary():
+    rows = json.loads((ROOT / "experiments/results/feedback/summary.json").read_text())
+    found: dict = {}
+    for row in feedback.recipes(rows):
+        found.setdefault((row["family"], row["name"]), []).append(row)
+    section = (ROOT / "docs" / "findings.md").read_text().split("### Activations: what")[1]
+    lines = re.findall(r"^\| (input|A\d|both) \| ([^|]+) \|(.*)\|$", section, re.M)
+    assert [line[:2] for line in lines] == [*found]
+    for family, name, cells in lines:
+        *values, ends = cells.split("|")
+        own = found[family, name]
+        for row, printed in zip(own, values, strict=True):
+            assert_digits(row["rmse"], printed.strip())
+        ratios = [row["predicted"] / row["rmse"] for row in own]
+        for value, printed in zip((min(ratios), max(ratios)), ends.split(" to "), strict=True):
+            assert_digits(value, printed.strip())
+    gains = {bits: [a["rmse"] / b["rmse"] for a, b in zip(
+        found[bits, "nearest"], found[bits, "feedback"], strict=True
+    )] for bits in ("A8", "A6", "A4")}  # fmt: skip
+    said = re.findall(r"(?:leaves|6 bits|4 bits)\s+([\d.]+) to ([\d.]+) times", section)[:3]
+    for bits, ends in zip(gains, said, strict=True):
+        for value, printed in zip((min(gains[bits]), max(gains[bits])), ends, strict=True):
+            assert_digits(value, printed)
+    sites = feedback.by_site(rows)
+    ratio = np.array(sites["stochastic"]) / np.array(sites["feedback"])
+    assert (int(np.sum(ratio > 1)), len(ratio)) == feedback.signs(sites) == (41, 42)
+    assert_digits(np.median(ratio), "3.2")
+    assert np.all(np.array(sites["nearest"]) > np.array(sites["feedback"]))
+    assert_digits(np.median(np.array(sites["fed_back"]) / np.array(sites["feedback"])), "1.03")
+
+
+def test_the_table_of_cures_is_its_committed_summary():
+    rows = json.loads((ROOT / "experiments/results/cures/summary.json").read_text())
+    told = {(row["recipe"], row["case"]): row for row in cures.cures(rows)}
+    section = (ROOT / "docs" / "findings.md").read_text().split("## Cures after training")[1]
+    section = section.split("\n## ")[0].split("\n### ")[0]
+    lines = re.findall(r"^\| ([^|]+) \| ([\d.]+.*)\|$", section, re.M)
+    assert [name for name, _ in lines] == list(dict.fromkeys(case for _, case in told))
+    for name, cells in lines:
+        *pairs, bits, evaluations = (cell.strip() for cell in cells.split("|"))
+        for recipe, median, recovered in zip(
+            dict.fromkeys(r for r, _ in told), pairs[::2], pairs[1::2], strict=True
+        ):
+            row = told[recipe, name]
+            assert_digits(row["median"], median)
+            assert_digits(100 * row["recovered"], recovered.rstrip("*"))
+            assert recovered.endswith("*") == (row["holm"] < 0.05)
+        assert_digits(told["W4A8", name]["bits"], bits)
+        assert_digits(told["W4A8", name]["evaluations"], evaluations)
+    for recipe in ("W4A8", "W4A4"):
+        (best,) = [row for row in told.values() if row["recipe"] == recipe and row["is_best"]]
+        assert f"*{best['case']}*" in section
+        assert f"{best['median']:.3g} of {told[recipe, 'none']['median']:.3g}" in section
+
+
+def test_the_table_of_the_evaluation_is_its_committed_summary():
+    rows = json.loads((ROOT / "experiments/results/evaluate/summary.json").read_text())
+    told = evaluate.recipes(rows)
+    section = (ROOT / "docs" / "findings.md").read_text().split("## How good are quantized")[1]
+    section = section.split("\n## ")[0]
+    head, *lines = re.findall(r"^\| (.*) \|$", section, re.M)
+    assert [cell.strip() for cell in head.split("|")][1:5] == [row["recipe"] for row in told]
+    for line in lines:
+        title, *cells = (cell.strip() for cell in line.split("|"))
+        scale, name = (1000, title[5:]) if title.startswith("1000 ") else (1, title)
+        own = [evaluate.cell(row, name) for row in told]
+        own += [evaluate.cell(told[0], name, "float"), own[0]["floor"]]
+        for metric, printed in zip(own, cells, strict=True):
+            assert bool(metric) == bool(printed)
+            if metric:
+                value, half = printed.split(" ± ")
+                assert_digits(scale * metric["value"], value)
+                assert_digits(scale * (metric["high"] - metric["low"]) / 2, half)
+    assert len(lines) == 9
+    tests = evaluate.seen(rows)
+    assert max(tests.values()) < 0.006
+    assert len(tests) == 12
+    first, second, third = told[:3]
+    for name in ("Frechet, infinite samples,", "KID", "MMD^2"):
+        pairs, apart = (evaluate.cell(first, f"{name} to {what}")
+                        for what in ("float", "independent"))  # fmt: skip
+        assert 20 * pairs["value"] < apart["high"] - apart["value"]
+        assert apart["low"] < 0 < apart["high"]
+    for name in ("precision", "coverage"):
+        full, own = (evaluate.cell(first, f"{name} in independent", of)
+                     for of in ("float", "quantized"))  # fmt: skip
+        assert abs(full["value"] - own["value"]) < 0.01
+    for row in told[1:]:
+        own = [m for m in row["metrics"] if m["floor"]]
+        assert len(own) == 5
+        assert all(m["low"] > m["floor"]["high"] for m in own)
+        for name in ("Frechet, infinite samples,", "KID"):
+            assert evaluate.cell(row, f"{name} to independent")["low"] > 0
+    for name in ("PSNR", "SSIM", "spectra to float"):  # of spectra less is better
+        assert evaluate.cell(third, name)["high"] < evaluate.cell(second, name)["low"]
+    full = {name: evaluate.cell(first, f"{name} in independent", "float")["value"]
+            for name in ("recall", "precision")}  # fmt: skip
+    assert evaluate.cell(second, "recall in independent")["low"] > full["recall"]
+    assert evaluate.cell(second, "precision in independent")["high"] < full["precision"]
+
+
+def test_the_table_of_the_forecast_of_shaping_is_its_committed_summary():
+    rows = json.loads((ROOT / "experiments/results/shaping_forecast/summary.json").read_text())
+    by: dict = {}
+    for row in rows:
+        by.setdefault((str(row["bits"]), row["way"]), []).append(row)
+    section = (ROOT / "docs" / "findings.md").read_text().split("### Forecast from full")[1]
+    section = section.split("\n### ")[0]
+    lines = re.findall(r"^\| (\d+) \| ([^|]+) \|(.*)\|$", section, re.M)
+    assert [line[:2] for line in lines] == [*by]
+    for *key, cells in lines:
+        own, (*values, slope, ratios) = by[tuple(key)], (c.strip() for c in cells.split("|"))
+        for row, printed in zip(own, values, strict=True):
+            assert_digits(row["rmse"], printed)
+        logs = (np.log([row[name] for row in own]) for name in ("num_steps", "rmse"))
+        assert_digits(np.polyfit(*logs, 1)[0], slope)
+        for row, printed in zip(own, ratios.split(", "), strict=False):
+            if printed != "-":
+                assert_digits(row["forecast"] / row["rmse_of_forecast_samples"], printed)
+
+
+def test_the_table_of_guarantees_is_its_committed_summary():
+    rows = json.loads((ROOT / "experiments/results/coverage/summary.json").read_text())
+    section = (ROOT / "docs" / "findings.md").read_text().split("## Guarantees at finite n")[1]
+    section = section.split("\n## ")[0]
+    pools = ("mixture", "fitted network", "lognormal", "Pareto")
+    told = {(r["what"], str(r["num"]), r["pool"]): r for r in rows if r["kind"] == "bound"}
+    lines = re.findall(r"^\| ([a-z][^|]*) \| (\d+) \|(.*)\|$", section, re.M)
+    assert len(lines) * len(pools) == len(told)
+    for what, num, cells in lines:
+        *counts, allowed = (cell.strip() for cell in cells.split("|"))
+        own = [told[what, num, pool] for pool in pools]
+        assert counts == [str(row["failures"]) for row in own]
+        assert {f"{row['least']} to {row['most']}" for row in own} == {allowed}
+        assert all(row["within"] for row in own)
+    choices = [r for r in rows if r["kind"] == "choices"]
+    careless = [r["failures"] / r["repetitions"] for r in choices if r["how"] == "as measured"]
+    careful = [r for r in choices if r["how"] != "as measured"]
+    assert f"({100 * min(careless):.0f} to {100 * max(careless):.0f} % of choices" in section
+    most, few = max(r["failures"] for r in careful), max(r["broken_of_few"] for r in careful)
+    line = " ".join(section.split())
+    assert f"0 to {most} of 2000, and of the first 200 at most {few}" in line
+    assert all(r["repetitions"] == 2000 for r in choices)
+    for row in (r for r in rows if r["kind"] == "W2"):
+        assert f"{row['ratio']:.2f}" in line
+        assert f"{row['ratio_95']:.2f}" in line
+        assert f"at {row['num']}" in line
+
+
+def test_the_table_of_the_last_tenth_is_its_committed_summary():
+    rows = json.loads((ROOT / "experiments/results/cures_tail/summary.json").read_text())
+    told = {(row["recipe"], "last tenth" in row["case"]): row
+            for row in cures.cures(rows) if row["case"] != "none"}  # fmt: skip
+    section = (ROOT / "docs" / "findings.md").read_text().split("### A bit more where")[1]
+    lines = re.findall(r"^\| (W4A\d)(, last[^|]*)? \|(.*)\|$", section, re.M)
+    assert len(lines) == len(told) == 4
+    for recipe, last, cells in lines:
+        row, (*values, recovered) = told[recipe, bool(last)], cells.split("|")
+        for name, printed in zip(("median", "mean", "most"), values, strict=True):
+            assert_digits(row[name], printed.strip())
+        ends = (100 * row[name] for name in ("recovered", "low", "high"))
+        assert recovered.strip() == "{:.0f} ({:.0f} to {:.0f})".format(*ends)
