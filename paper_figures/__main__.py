@@ -17,6 +17,7 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
+from experiments.allocate import plots as allocate
 from experiments.certificates import plots as certificates
 from experiments.clipping import plots as clipping
 from experiments.coverage import plots as coverage
@@ -115,6 +116,10 @@ FIGURES: dict[str, tuple[str, Callable[..., Figure], str]] = {
     "fig19_evaluate": (
         "evaluate", evaluate.draw,
         "Quantized samples by every metric, beside the noise floor of each.",
+    ),
+    "fig20_allocate": (
+        "allocate", allocate.draw,
+        "Recipes within a budget of bits: uniform, from squares, from errors that add as vectors.",
     ),
 }  # fmt: skip
 

@@ -47,7 +47,7 @@ def draw(config, arrays, rows) -> Figure:
                     [r["rmse_high"] - r["rmse"] for r in own]]  # fmt: skip
             ax.errorbar([r["bits"] for r in own], [r["rmse"] for r in own], ends, color=color,
                         marker=marker, ls=line, ms=3, lw=1, capsize=1.5, label=way)  # fmt: skip
-        ax.set(yscale="log", xlabel="bits a weight, scales included", title=family)
+        ax.set(yscale="log", xlabel="bits a weight, with scales", title=family)
     axes[0, 0].set_ylabel(f"RMSE of the samples, {Path(config['checkpoint']).name}")
     ax = axes[0, -1]
     for what, color, marker, label in (("squares", GREEN, "^", "sum of squares"),
@@ -60,7 +60,10 @@ def draw(config, arrays, rows) -> Figure:
             max(max(row["measured"]) for row in forecasts(rows))]  # fmt: skip
     ax.plot(ends, ends, color=GREY, lw=0.7)
     ax.set(xscale="log", yscale="log", xlabel="measured", ylabel="predicted", title="at random")
-    tidy(*axes[0], legend=6)
+    tidy(*axes[0])
+    ax.legend(fontsize=6, frameon=False, loc="lower right", handletextpad=0.1)
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center",
+               ncols=len(STYLES), frameon=False, fontsize=7)  # fmt: skip
     return fig
 
 
