@@ -170,7 +170,7 @@ def table(rows) -> list:
         ("steps", lambda row: row["num_steps"]), ("W", lambda row: row["bits"]),
         ("rounded", lambda row: row["way"]), ("floor", lambda row: f"{row['floor']:.2g}"),
         ("predicted", lambda row: f"{row['predicted_floor']:.2g}"),
-        ("alignment", lambda row: f"{row['alignment']:.2f}"),
+        ("alignment", lambda row: f"{row['alignment']:.2f}" if row["floor"] > 0 else "-"),
         ("corrected / not", lambda row: f"{row['corrected']:.2f}"),
     ]  # fmt: skip
     return [tables.columns([*groups], spec, title="RMSE of the samples, weights rounded"),
