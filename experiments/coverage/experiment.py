@@ -167,9 +167,10 @@ def w2_rows(config, pool: pools.Pool, rng) -> dict[str, Any]:
     which = max(len(pool.names) - 2, 0)
     squares = pool.bounded[which]
     pilot = np.sqrt(np.mean(rng.choice(squares, 64)))
-    num = int(np.ceil(SPARE * promises.samples_for_w2(
+    planned = SPARE * promises.samples_for_w2(
         float(pilot), config.delta, config.w2_factor, pool.most
-    )))  # fmt: skip
+    )
+    num = min(int(np.ceil(planned)), len(squares))  # a pool has no more to say
     drawn = rng.choice(squares, size=(num, FEW))
     upper = guarantees.betting_upper(drawn, config.delta, pool.most)
     ratio = np.sqrt(upper / drawn.mean(axis=0))
