@@ -119,10 +119,14 @@ def test_the_table_of_feedback_is_its_committed_summary():
     assert_digits(np.median(np.array(sites["fed_back"]) / np.array(sites["feedback"])), "1.03")
 
 
-def test_the_table_of_cures_is_its_committed_summary():
-    rows = json.loads((ROOT / "experiments/results/cures/summary.json").read_text())
+@pytest.mark.parametrize(
+    ("folder", "head"), [("cures", "## Cures after training"),
+                         ("cures_unet", "### The same on the UNet")],
+)  # fmt: skip
+def test_the_table_of_cures_is_its_committed_summary(folder, head):
+    rows = json.loads((ROOT / "experiments/results" / folder / "summary.json").read_text())
     told = {(row["recipe"], row["case"]): row for row in cures.cures(rows)}
-    section = (ROOT / "docs" / "findings.md").read_text().split("## Cures after training")[1]
+    section = (ROOT / "docs" / "findings.md").read_text().split(head)[1]
     section = section.split("\n## ")[0].split("\n### ")[0]
     lines = re.findall(r"^\| ([^|]+) \| ([\d.]+.*)\|$", section, re.M)
     assert [name for name, _ in lines] == list(dict.fromkeys(case for _, case in told))
