@@ -10,7 +10,7 @@ from qdiffjax._looks import BLUE, GREEN, GREY, ORANGE, panels, tidy
 
 STYLES = {"uniform": (GREY, "o", "--"), "sum of squares": (GREEN, "^", "-"),
           "vector sum": (BLUE, "v", "-"), "again": (ORANGE, "D", "-"),
-          "runs": (BLUE, "s", ":")}  # fmt: skip
+          "runs": (GREY, "s", ":")}  # fmt: skip
 
 
 def budgets(rows) -> list[dict]:
@@ -50,18 +50,16 @@ def draw(config, arrays, rows) -> Figure:
         ax.set(yscale="log", xlabel="bits a weight, with scales", title=family)
     axes[0, 0].set_ylabel(f"RMSE of the samples, {Path(config['checkpoint']).name}")
     ax = axes[0, -1]
-    for what, color, marker, label in (("squares", GREEN, "^", "sum of squares"),
-                                       ("vectors", BLUE, "v", "vector sum"),
-                                       ("runs", ORANGE, "D", "from runs")):  # fmt: skip
+    for what, way in (("squares", "sum of squares"), ("vectors", "vector sum"), ("runs", "runs")):
         pairs = [(m, p) for row in forecasts(rows)
                  for m, p in zip(row["measured"], row[what], strict=True)]  # fmt: skip
-        ax.scatter(*zip(*pairs, strict=True), s=5, color=color, marker=marker, label=label)
+        color, marker, _ = STYLES[way]
+        ax.scatter(*zip(*pairs, strict=True), s=5, color=color, marker=marker)
     ends = [min(min(row["measured"]) for row in forecasts(rows)),
             max(max(row["measured"]) for row in forecasts(rows))]  # fmt: skip
     ax.plot(ends, ends, color=GREY, lw=0.7)
     ax.set(xscale="log", yscale="log", xlabel="measured", ylabel="predicted", title="at random")
     tidy(*axes[0])
-    ax.legend(fontsize=6, frameon=False, loc="lower right", handletextpad=0.1)
     fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center",
                ncols=len(STYLES), frameon=False, fontsize=7)  # fmt: skip
     return fig

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from qdiffjax import _tables as tables
 from qdiffjax._looks import BLUE, GREEN, GREY, ORANGE, panels, tidy
 
+DDIM = "ddim"  # the one sampler of results that name none
 ONCE = ("nearest", "clipped", "sums kept")  # roundings of the weights' own channels
 STYLES = {"nearest": (GREY, "o", "--"), "sums kept": (GREY, "s", ":"),
           "fresh bits": (GREEN, "^", "-"),
@@ -16,7 +17,7 @@ STYLES = {"nearest": (GREY, "o", "--"), "sums kept": (GREY, "s", ":"),
 
 def grids(rows) -> list[tuple[str, int, int, dict[str, dict]]]:
     """Return (sampler, steps, bits, {method: row}) of each case, in the order of the rows."""
-    case = lambda row: (row["sampler"], row["num_steps"], row["bits"])  # noqa: E731
+    case = lambda row: (row.get("sampler", DDIM), row["num_steps"], row["bits"])  # noqa: E731
     return [(*key, {row["method"]: row for row in members})
             for key, members in itertools.groupby(rows, case)]  # fmt: skip
 
@@ -36,7 +37,7 @@ def periodic_ratios(by_method) -> dict[int, float]:
 
 def draw(config, arrays, rows) -> Figure:
     """RMSE of the samples by width, a panel for each number of steps of the first sampler."""
-    first = config["samplers"][0]
+    first = config.get("samplers", [DDIM])[0]
     panes = {n: [g for g in grids(rows) if g[:2] == (first, n)] for n in config["num_steps"]}
     fig, axes = panels(1, len(panes), 2.4, sharey=True, squeeze=False)
     for ax, (num_steps, pane) in zip(axes[0], panes.items(), strict=True):
