@@ -49,8 +49,8 @@ class Config:
         each=_check_checkpoint,
     )  # fmt: skip
     recipe: str = option("W4A8", "Recipe of the network, in words.")
-    num_steps: int = option(20, "Steps of DDIM of the toy and the small network.", least=1)
-    num_network_steps: int = option(5, "Steps of DDIM of the network.", least=1)
+    num_toy_steps: int = option(20, "Steps of DDIM of the toy and the small network.", least=1)
+    num_steps: int = option(5, "Steps of DDIM of the network.", least=1)
     bits: tuple[int, ...] = option(
         (8, 6, 5, 4, 3), "Widths of their weights, 8-bit activations: their recipes in order.",
         least=2, most=8,
@@ -95,12 +95,12 @@ def run(config: Config, *, progress: bool = False, **options):
             if name == FITTED:
                 denoiser, sites = pools.fitted_denoiser(law, config.seed), ("in", "out")
             words = [f"W{bits}A8" for bits in config.bits]
-            return pools.of_network(denoiser, config.num_steps, words, sites,
+            return pools.of_network(denoiser, config.num_toy_steps, words, sites,
                                     config.num_pool, config.seed, progress)  # fmt: skip
         if name in TAILS:
             return pools.heavy_tails(config.num_pool, config.seed)[name]
         assert network is not None
-        return pools.of_network(network, config.num_network_steps, [config.recipe], None,
+        return pools.of_network(network, config.num_steps, [config.recipe], None,
                                 config.num_pool, config.seed, progress)  # fmt: skip
 
     def measure(name: str):

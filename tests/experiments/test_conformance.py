@@ -103,7 +103,7 @@ MINIATURES = {
     "clipping": (DIT, "checkpoint", "--num-steps 2 --num-samples 8 --sites input output"),
     "coverage": (
         DIT, "checkpoint",
-        "--num-steps 2 --num-network-steps 2 --bits 8 4 --num-pool 100 --num-repetitions 20 "
+        "--num-steps 2 --num-toy-steps 2 --bits 8 4 --num-pool 100 --num-repetitions 20 "
         "--num-scores 20 --num-choice 20",
     ),
     "cures": (
