@@ -29,7 +29,7 @@ from scipy import stats
 from experiments.coverage import plots, pools
 from experiments.harness import command, subject
 from experiments.harness.command import option
-from qdiffjax import promises, results
+from qdiffjax import diffusion, promises, results
 from qdiffjax._checks import require
 from qdiffjax.analysis import guarantees
 from qdiffjax.networks import denoisers
@@ -87,6 +87,8 @@ def run(config: Config, *, progress: bool = False, **options):
     `command.parts`.
     """
     network = denoisers.load(config.checkpoint) if config.checkpoint else None
+    if network is not None:
+        diffusion.ddim(network.schedule, config.num_steps)  # refuses more than it has, before work
 
     def pool_of(name: str) -> pools.Pool:
         if name in (TOY, FITTED):
