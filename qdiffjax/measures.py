@@ -26,7 +26,7 @@ from qdiffjax.compiling import compiled
 from qdiffjax.denoiser import Denoiser
 from qdiffjax.diffusion import Steps
 from qdiffjax.diffusion import sample as run_sampler
-from qdiffjax.precision import Quantized, full_call, quantized_call
+from qdiffjax.precision import Quantized, final_samples, full_call
 from qdiffjax.precision.refusals import check_quantized, check_run, check_sampling
 
 NUM_SAMPLES = 64
@@ -64,18 +64,15 @@ def sample(
     """
     check_type("model", model, (Denoiser, Quantized), remedy="such as load('fashion_unet')")
     q = model if isinstance(model, Quantized) else Quantized(model, {})
-    call_of = quantized_call if isinstance(model, Quantized) else full_call
+    in_full = not isinstance(model, Quantized)
     parts = []
     for start in starts(q, steps, key, num_samples, x_T, batch_size, progress):
-        parts.append(program(_final, call_of)(*start, steps))
+        parts.append(program(_final, in_full)(*start, steps))
     return jnp.concatenate(parts)
 
 
-def _final(call_of: Callable, q, x_T, key, steps):
-    return run_sampler(
-        call_of(q), x_T, steps, key=key, per_call=q.calls(steps), state=q.start(x_T),
-        keep_trajectory=False,
-    ).x_0  # fmt: skip
+def _final(in_full: bool, q, x_T, key, steps):
+    return final_samples(q, x_T, steps, key, in_full=in_full)
 
 
 def couple(

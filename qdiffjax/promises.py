@@ -35,8 +35,7 @@ from qdiffjax.analysis import guarantees
 from qdiffjax.analysis.errors import prediction
 from qdiffjax.analysis.guarantees import Conformal, FixedSequence
 from qdiffjax.diffusion import Steps
-from qdiffjax.diffusion import sample as run_sampler
-from qdiffjax.precision import NoiseMarks, Quantized, full_call, marks_of, quantized_call
+from qdiffjax.precision import NoiseMarks, Quantized, final_samples, marks_of
 from qdiffjax.precision.refusals import check_quantized, check_sampling
 
 ALPHA, DELTA = 0.1, 0.05
@@ -149,11 +148,7 @@ that nothing was fitted to; take another key, such as split_noise(key).promise.
 
 
 def _scored(low, high, q, x_T, key, steps):
-    calls = {"per_call": q.calls(steps), "state": q.start(x_T)}
-    x_0, x_hat_0 = (
-        run_sampler(call, x_T, steps, key=key, keep_trajectory=False, **own).x_0
-        for call, own in ((full_call(q), {}), (quantized_call(q), calls))
-    )
+    x_0, x_hat_0 = (final_samples(q, x_T, steps, key, in_full=full) for full in (True, False))
     ends = (jnp.clip(x, low, high) for x in (x_0, x_hat_0))
     clipped = prediction.root_mean_square(jnp.subtract(*ends))
     return prediction.root_mean_square(x_hat_0 - x_0), clipped**2

@@ -219,11 +219,7 @@ def full_states(denoiser: Denoiser, x_T, steps: diffusion.Steps, key=None) -> ja
 def final_errors(q: precision.Quantized, xs, steps: diffusion.Steps, key=None) -> jax.Array:
     """Return quantized samples less those of `full_states` xs, of the same key [num, ...]."""
     x_T, x_0 = (runs.current(runs.at(xs, end), steps) for end in (0, -1))
-    x_hat_0 = diffusion.sample(
-        precision.quantized_call(q), x_T, steps, key=key, per_call=q.calls(steps),
-        state=q.start(x_T), keep_trajectory=False,
-    ).x_0  # fmt: skip
-    return x_hat_0 - x_0
+    return precision.final_samples(q, x_T, steps, key) - x_0
 
 
 def sample_errors(q: precision.Quantized, xs, steps: diffusion.Steps, key=None) -> jax.Array:

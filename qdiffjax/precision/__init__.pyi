@@ -31,6 +31,7 @@ from .noise_marks import marks_of as marks_of
 from .quantized import Quantized as Quantized
 from .quantized import condition as condition
 from .quantized import drop_weights as drop_weights
+from .quantized import final_samples as final_samples
 from .quantized import full_call as full_call
 from .quantized import gated_call as gated_call
 from .quantized import merge as merge

@@ -10,7 +10,7 @@ from qdiffjax._checks import require
 from qdiffjax._typing import Key
 from qdiffjax.diffusion import StepCoeffs, Steps
 from qdiffjax.precision.quantized import Quantized
-from qdiffjax.precision.rules import Series, Switch
+from qdiffjax.precision.rules import Series, Switch, grids_of
 from qdiffjax.precision.shaping import site_key
 from qdiffjax.quant import RoundingSequence
 
@@ -84,7 +84,4 @@ def cancelled(q: Quantized, steps: Steps) -> Quantized:
 
 
 def _feeds_back(operand) -> bool:
-    if isinstance(operand, Switch):
-        return any(map(_feeds_back, operand.alternatives))
-    grid = operand.values if isinstance(operand, Series) else operand
-    return getattr(grid, "feedback", False)
+    return any(grid.feedback for grid in grids_of(operand))

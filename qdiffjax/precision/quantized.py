@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from qdiffjax._checks import require
-from qdiffjax._typing import CallFn, EpsFn, float_dtype
+from qdiffjax._typing import Array, CallFn, EpsFn, Key, float_dtype
 from qdiffjax.denoiser import Denoiser
-from qdiffjax.diffusion import Steps
+from qdiffjax.diffusion import Steps, sample
 from qdiffjax.precision.noise_marks import NoiseMarks
 from qdiffjax.precision.printing import quantized_table
 from qdiffjax.precision.rules import SiteQuant, quantize_site
@@ -173,6 +173,25 @@ def full_call(q: Quantized) -> CallFn:
         return eps_fn(q.params, x, t, *condition(q, x)), None, state
 
     return call
+
+
+def final_samples(
+    q: Quantized, x_T, steps: Steps, key: Key | None = None, *, in_full: bool = False
+) -> Array:
+    """Return where the sampler ends [batch, *shape], in low precision or in full.
+
+    Args:
+      q: the denoiser, of the conditions of these samples.
+      x_T: initial noise [batch, *shape].
+      steps: the sampler; key: of its own noise, None where it adds none.
+      in_full: run the full-precision denoiser.
+
+    Raises:
+      ValueError: as `diffusion.sample` and `Quantized.calls`.
+    """
+    call = full_call(q) if in_full else quantized_call(q)
+    own = {} if in_full else {"per_call": q.calls(steps), "state": q.start(x_T)}
+    return sample(call, x_T, steps, key=key, keep_trajectory=False, **own).x_0
 
 
 def condition(q: Quantized, x) -> tuple:

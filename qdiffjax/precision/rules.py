@@ -115,11 +115,7 @@ class SiteQuant(NamedTuple):
     @property
     def has_memory(self) -> tuple[bool, ...]:
         """Whether each activation operand is rounded with memory of earlier calls, at some call."""
-        return tuple(
-            any(getattr(getattr(a, "values", a), "has_memory", False)
-                for a in getattr(operand, "alternatives", (operand,)))
-            for operand in self.activations
-        )  # fmt: skip
+        return tuple(any(g.has_memory for g in grids_of(a)) for a in self.activations)
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -129,6 +125,14 @@ class SiteQuant(NamedTuple):
         series = [jax.tree.leaves(p)[0] for p in parts if isinstance(p, Series)]
         own = () if self.around is None else self.around.lengths
         return (*(len(a) for a in (*switches, *series)), *own)
+
+
+def grids_of(operand: Any) -> tuple[ActivationGrid, ...]:
+    """Return the grids that an activation operand is rounded to, at one call or another."""
+    if isinstance(operand, Switch):
+        return tuple(grid for each in operand.alternatives for grid in grids_of(each))
+    grid = operand.values if isinstance(operand, Series) else operand
+    return (grid,) if isinstance(grid, ActivationGrid) else ()
 
 
 def quantize_site(site: Site, op: Callable, operands: tuple, inputs: SiteQuant | None):

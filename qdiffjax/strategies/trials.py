@@ -7,13 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qdiffjax import diffusion
 from qdiffjax._checks import check_count, check_key, check_type, require
 from qdiffjax._typing import Array, Key
 from qdiffjax.compiling import compiled
 from qdiffjax.denoiser import Draw
-from qdiffjax.diffusion import Steps
-from qdiffjax.precision import Quantized, quantized_call
+from qdiffjax.precision import final_samples
 from qdiffjax.strategies.choices import Choices
 
 
@@ -46,7 +44,7 @@ class Trial:
             x_T, cond = jax.tree.map(lambda a: a[start : start + self.batch_size], self.draw)  # noqa: B023
             key = None if self.key is None else jax.random.fold_in(self.key, start)
             with jax.default_matmul_precision("highest"):
-                parts.append(_program()(q.given(cond), x_T, key, self.choices.steps))
+                parts.append(_program()(q.given(cond), x_T, self.choices.steps, key))
         return jnp.concatenate(parts)
 
     @functools.cached_property
@@ -89,11 +87,4 @@ def trial(choices: Choices, key: Key, num_samples: int, batch_size: int | None =
 
 @functools.cache
 def _program():
-    return compiled(_final)
-
-
-def _final(q: Quantized, x_T, key, steps: Steps):
-    return diffusion.sample(
-        quantized_call(q), x_T, steps, key=key, per_call=q.calls(steps), state=q.start(x_T),
-        keep_trajectory=False,
-    ).x_0  # fmt: skip
+    return compiled(final_samples)
