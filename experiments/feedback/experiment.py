@@ -6,8 +6,8 @@
 Recipes in words, see `precision.parse_recipe`, in three families: the input x_t alone; the
 activations of all sites but the last layer's; weights and activations together. `shaped` hands on
 what a call lost: activations by error feedback, which carries one residual an operand, weights by
-sigma-delta sequences; `weighed` hands on by the steps' own coefficients (`precision.cancelled`).
-All see the same noises. Predicted is from the full-precision run alone.
+sigma-delta sequences; `weighed` hands on by the steps' own coefficients (`precision.cancelled`);
+`in a byte` keeps residuals in float8 E5M2 (`precision.narrowed`). All see the same noises. Predicted is from the full-precision run alone.
 
 The last part is by site: each alone at the first width, nearest, stochastic and with feedback,
 beside the forecasts of both (`activation_variances`) whose ratio says where feedback pays.
@@ -15,6 +15,7 @@ beside the forecasts of both (`activation_variances`) whose ratio says where fee
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -50,11 +51,16 @@ BY_SITE = "by site"
 WAYS = {"nearest": "", "stochastic": " stochastic", "feedback": " shaped"}
 
 
-CANCELLED = "feedback, weighed"
+# What is done to the residuals of some ways: {name: (q, steps) -> q}
+CANCELLED, NARROW = "feedback, weighed", "feedback, in a byte"
+ALTERED: dict[str, Callable] = {
+    CANCELLED: precision.cancelled,
+    NARROW: lambda q, steps: precision.narrowed(q, jnp.float8_e5m2),
+}
 
 
 def cases(config, num_steps: int) -> dict[tuple[str, str], tuple[str, tuple[str, ...]]]:
-    """Return {(family, name): (recipe, sites)}; residuals of `CANCELLED` are weighed by steps."""
+    """Return {(family, name): (recipe, sites)}; residuals of some names are `ALTERED`."""
     first, w = config.bits[0], config.weight_bits
     table = {("input", way): (f"A{first} static{word}", ("input",)) for way, word in WAYS.items()}
     table["input", "feedback, last in full"] = (
@@ -62,7 +68,7 @@ def cases(config, num_steps: int) -> dict[tuple[str, str], tuple[str, tuple[str,
     )  # fmt: skip
     for bits in config.bits:
         table |= {(f"A{bits}", way): (f"A{bits}{word}", config.sites) for way, word in WAYS.items()}
-        table[f"A{bits}", CANCELLED] = f"A{bits} shaped", config.sites
+        table |= {(f"A{bits}", way): (f"A{bits} shaped", config.sites) for way in ALTERED}
     mixed = {f"W{w}A{first}": f"W{w}A{first}", f"W{w} shaped": f"W{w} shaped A{first}",
              f"W{w} and A{first} shaped": f"W{w} shaped A{first} shaped",
              f"W{w + 2}A{first}": f"W{w + 2}A{first}", f"W8A{first}": f"W8A{first}"}  # fmt: skip
@@ -100,8 +106,7 @@ def run(config: Config, **options):
         steps, calibration, *_ = world(num_steps, config.num_samples)
         own = {case: precision.quantize(calibration, words, sites=sites)
                for case, (words, sites) in cases(config, num_steps).items()}  # fmt: skip
-        own |= {case: precision.cancelled(q, steps) for case, q in own.items()
-                if case[1] == CANCELLED}  # fmt: skip
+        own |= {case: ALTERED[case[1]](q, steps) for case, q in own.items() if case[1] in ALTERED}
         return dict(zip(own, precision.alike([*own.values()], steps), strict=True))
 
     def measure(part: str):

@@ -1,4 +1,5 @@
 from .by_call import cancelled as cancelled
+from .by_call import narrowed as narrowed
 from .by_call import redrawn as redrawn
 from .calibration import Calibration as Calibration
 from .calibration import calibrate as calibrate

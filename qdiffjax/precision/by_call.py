@@ -1,4 +1,4 @@
-"""Roundings that change from call to call: phases drawn anew, residuals weighed by the sampler."""
+"""Roundings that change from call to call: their phases, and what one call hands on to the next."""
 
 import dataclasses
 
@@ -10,7 +10,7 @@ from qdiffjax._checks import require
 from qdiffjax._typing import Key
 from qdiffjax.diffusion import StepCoeffs, Steps
 from qdiffjax.precision.quantized import Quantized
-from qdiffjax.precision.rules import Series, Switch, grids_of
+from qdiffjax.precision.rules import Series, SiteQuant, Switch, grids_of
 from qdiffjax.precision.shaping import site_key
 from qdiffjax.quant import RoundingSequence
 
@@ -81,6 +81,31 @@ def cancelled(q: Quantized, steps: Steps) -> Quantized:
         if name in found else each for name, each in q.site_inputs.items()
     }  # fmt: skip
     return dataclasses.replace(q, site_inputs=inputs)
+
+
+def narrowed(q: Quantized, dtype) -> Quantized:
+    """Return q with what its calls hand on kept in a narrower type, rounded to nearest.
+
+        q_i = Q(x_i + r_i),   r_{i+1} = R(x_i + r_i - q_i)
+
+    A residual is half a step at most, so that R loses 2^-9 of it in bfloat16 and 2^-4 in float8
+    E4M3. Nothing makes up for that: an error drawn anew at every call, as of so much finer a grid.
+
+    Args:
+      q: with activations that are rounded with feedback or by differences.
+      dtype: a type of real numbers, such as `jnp.bfloat16`; of float8_e4m3fn nothing beyond 448 can
+        be kept, which rounded operands of differences may be.
+
+    Raises:
+      ValueError: no such activation; a type that is not of real numbers.
+    """
+    has_memory = any(any(s.has_memory) for s in q.site_inputs.values() if isinstance(s, SiteQuant))
+    require(has_memory, "narrowed", got="no activation that is rounded with memory",
+            expected="some", remedy="quantize with a recipe such as 'A8 shaped'")  # fmt: skip
+    require(jnp.issubdtype(jnp.dtype(dtype), jnp.floating), "dtype", got=jnp.dtype(dtype).name,
+            expected="a type of real numbers",
+            remedy="such as jnp.bfloat16 or jnp.float8_e4m3fn")  # fmt: skip
+    return dataclasses.replace(q, memory_dtype=jnp.dtype(dtype))
 
 
 def _feeds_back(operand) -> bool:

@@ -37,6 +37,7 @@ class Quantized:
         not known.
       settings: what was chosen, in words, to be printed; static, and ignored by compilations.
       noise: marks of the noises that it was calibrated or chosen on; as settings.
+      memory_dtype: type of what calls hand on, see `start`, None for that of the operands; static.
 
     Example:
       >>> import jax, jax.numpy as jnp, qdiffjax as qd
@@ -55,6 +56,7 @@ class Quantized:
     widths: dict[str, Any] | None = None
     settings: Settings = dataclasses.field(default=Settings(), metadata={"static": True})
     noise: NoiseMarks = dataclasses.field(default=NoiseMarks(), metadata={"static": True})
+    memory_dtype: Any = dataclasses.field(default=None, metadata={"static": True})
 
     def __repr__(self):
         return str(quantized_table(self))
@@ -120,7 +122,7 @@ class Quantized:
         call, t = ruled_call(self, rules.observe(lambda x: x)), jax.ShapeDtypeStruct((), x.dtype)
         operands = jax.eval_shape(lambda x, t: call(x, t)[1], x, t)
         return {
-            name: tuple(jnp.zeros(x.shape, x.dtype) if on else None
+            name: tuple(jnp.zeros(x.shape, self.memory_dtype or x.dtype) if on else None
                         for x, on in zip(operands[name], flags, strict=False))
             for name, flags in remembered.items()
         }  # fmt: skip
@@ -262,11 +264,13 @@ def with_residuals(site_inputs: dict[str, Any], state: Any) -> dict[str, Any]:
 
 
 def handed_on(state: Any, residuals: dict[str, Any] | None) -> Any:
-    """Return the state after a call that left these residuals at its sites."""
+    """Return the state after a call that left these residuals at its sites, of its own types."""
     if not state:
         return state
-    return state | {name: new for name, new in (residuals or {}).items()
-                    if new is not None and name in state}  # fmt: skip
+    left = {name: new for name, new in (residuals or {}).items()
+            if new is not None and name in state}  # fmt: skip
+    kept = {name: state[name] for name in left}
+    return state | jax.tree.map(lambda new, old: new.astype(old.dtype), left, kept)
 
 
 def merge(base: dict[str, Any], override: dict[str, Any] | None) -> dict[str, Any]:

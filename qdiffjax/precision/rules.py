@@ -169,7 +169,7 @@ def quantize_site(site: Site, op: Callable, operands: tuple, inputs: SiteQuant |
             require(inputs.residuals, site.name, got="no residual",
                     expected="what earlier calls hand on of an operand that is rounded with memory",
                     remedy="pass state=q.start(x_T) to whatever runs the sampler")  # fmt: skip
-            pair = values[index], inputs.residuals[place]
+            pair = values[index], inputs.residuals[place].astype(values[index].dtype)
         values[index], residuals[place] = at_call(fn, grid, inputs.call, pair)
     return _left(site, op, op(*values), exact, around, call), (
         tuple(residuals) if any(remembered) else None

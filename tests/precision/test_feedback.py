@@ -111,8 +111,10 @@ def test_what_cannot_be_weighed_is_refused():
         site_variances.activation_variances(precision.cancelled(q, STEPS), X_T, STEPS, probes)
 
 
-def test_ledger_and_prediction_see_the_residuals():
+@pytest.mark.parametrize("dtype", [None, jnp.bfloat16])
+def test_ledger_and_prediction_see_the_residuals(dtype):
     q = precision.quantize(calibrated(), "A6 static shaped", sites=("input", "in"))
+    q = q if dtype is None else precision.narrowed(q, dtype)
     xs = diffusion.sample(precision.full_call(q), X_T, STEPS).states
     run = jax.jit(comparisons.measured)(q, X_T, xs, STEPS)
     entries = ledger.attribution(q, X_T, STEPS, num_nodes=4)
@@ -168,3 +170,30 @@ def test_the_forecast_of_feedback_is_the_sum_over_differences_of_gains():
     errors = comparisons.measured(q, x_T, xs, steps).errors[-1]
     measured = float(jnp.mean(jnp.sum(errors**2, axis=1)))
     assert abs(measured / expected.sum() - 1) < 0.2
+
+
+def test_residuals_kept_in_a_narrower_type_lose_what_the_type_loses():
+    q = precision.quantize(calibrated(), "A4 static shaped", sites=("input",))
+    narrow = precision.narrowed(q, jnp.bfloat16)
+    assert {leaf.dtype for leaf in jax.tree.leaves(narrow.start(X_T))} == {jnp.dtype(jnp.bfloat16)}
+    x, residual = X_T, jnp.zeros(X_T.shape, jnp.bfloat16)
+    grid = q.site_inputs["input"].activations[0]
+    for i in range(len(STEPS.t)):
+        rounded, lost = grid.round_with_residual(x, residual.astype(x.dtype), (1, 2, 3))
+        residual = lost.astype(jnp.bfloat16)
+        eps = denoiser().eps_fn(denoiser().params, rounded, STEPS.t[i])
+        x = STEPS.coeffs.x[i] * x + STEPS.coeffs.eps[i] * eps
+    ours, plain = (jax.jit(precision.final_samples)(each, X_T, STEPS) for each in (narrow, q))
+    assert_close(ours, x, factor=4096)
+    assert float(jnp.max(jnp.abs(ours - plain))) > 0
+    wide = jax.jit(precision.final_samples)(precision.narrowed(q, X_T.dtype), X_T, STEPS)
+    assert np.array_equal(wide, plain)
+
+
+def test_narrowed_refuses_what_has_no_memory_and_types_that_are_not_real():
+    plain = precision.quantize(calibrated(), "A4", sites=("*",))
+    with pytest.raises(ValueError, match="no activation that is rounded with memory"):
+        precision.narrowed(plain, jnp.bfloat16)
+    fed = precision.quantize(calibrated(), "A4 shaped", sites=("*",))
+    with pytest.raises(ValueError, match="int8"):
+        precision.narrowed(fed, jnp.int8)
