@@ -7,7 +7,8 @@ Recipes in words, see `precision.parse_recipe`, in three families: the input x_t
 activations of all sites but the last layer's; weights and activations together. `shaped` hands on
 what a call lost: activations by error feedback, which carries one residual an operand, weights by
 sigma-delta sequences; `weighed` hands on by the steps' own coefficients (`precision.cancelled`);
-`in a byte` keeps residuals in float8 E5M2 (`precision.narrowed`). All see the same noises. Predicted is from the full-precision run alone.
+`in a byte` keeps residuals in float8 E5M2 (`precision.narrowed`). All see the same noises.
+Predicted is from the full-precision run alone.
 
 The last part is by site: each alone at the first width, nearest, stochastic and with feedback,
 beside the forecasts of both (`activation_variances`) whose ratio says where feedback pays.
