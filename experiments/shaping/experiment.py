@@ -15,6 +15,8 @@ round them:
   sigma-delta     the same such that what was lost is made up for at once: the error is high-pass
                   in the number of the call, and the sampler is a low-pass filter
   periodic k      sigma-delta of period 2^k, stored in bits + k bits
+  mean of k       once, at the mean that periodic rounding has: steps of 2^-k of the width's own,
+                  where those of nearest + k are smaller by (2^(b-1) - 1) 2^k / (2^(b+k-1) - 1)
 
 All methods see the same noises. Those that draw phases are run with several seeds of them.
 """
@@ -58,6 +60,11 @@ SHAPED = {"fresh bits": quant.fresh_bits, "golden ratio": quant.golden_ratio,
           "sigma-delta": quant.sigma_delta}  # fmt: skip
 
 
+def _mean(call, fraction, phase):
+    """The toggle function of a sequence that stays at its mean."""
+    return fraction
+
+
 def methods(bits: int, extra_bits, group_size: int) -> dict[str, tuple[str, dict[str, Any], Any]]:
     """Return {method: (recipe, options of `quantize`, seed of phases -> `round_fn` or None)}."""
     once = {"adjust_fn": None}
@@ -75,6 +82,8 @@ def methods(bits: int, extra_bits, group_size: int) -> dict[str, tuple[str, dict
         **{name: (f"W{bits}", {}, drawn(fn)) for name, fn in SHAPED.items()},
         "grouped sigma-delta": (grouped, {}, drawn(quant.sigma_delta)),
         **{f"periodic {k}": (f"W{bits}", {}, drawn(quant.sigma_delta, extra_bits=k))
+           for k in extra_bits},
+        **{f"mean of {k}": (f"W{bits}", {"round_fn": drawn(_mean, extra_bits=k)(0)}, None)
            for k in extra_bits},
     }  # fmt: skip
 
