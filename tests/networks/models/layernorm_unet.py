@@ -3,12 +3,20 @@
 B. Pulfer's re-implementation of Ho et al. 2020 (MIT licence): 28 -> 14 -> 7 -> 3 pixels. Its first
 norm is over a one-channel image, so its eps is blind to the image's mean and scale, and unclipped
 sampling drifts in brightness.
+
+The trained weights (torch names and layouts) are the file that QDIFFJAX_PULFER_NPZ names, or
+shared/data/models/pulfer_ddpm_mnist.npz beside this repository.
 """
 
+import os
+from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
+import numpy as np
+import pytest
 
 from qdiffjax._checks import require
 from qdiffjax.networks.models import foreign
@@ -117,3 +125,23 @@ def sources() -> dict[str, foreign.Source]:
     for name in ("up1_0", "up1_2", "up2", "up3"):
         found |= foreign.conv_transpose(name, name.replace("1_", "1."))
     return found
+
+
+NET = LayerNormUNet()
+
+
+def trained_arrays():
+    beside = Path(__file__).parents[4] / "shared" / "data" / "models" / "pulfer_ddpm_mnist.npz"
+    path = Path(os.environ.get("QDIFFJAX_PULFER_NPZ", beside))
+    if not path.is_file():
+        pytest.skip(f"the trained weights are not here: no file {path.name} (QDIFFJAX_PULFER_NPZ)")
+    with np.load(path) as found:
+        return dict(found)
+
+
+def load(arrays):
+    """Arrays and the parameters that they become."""
+    expected = jax.eval_shape(
+        NET.init, jax.random.key(0), jnp.zeros((1, 28, 28, 1), jnp.float32), jnp.float32(1)
+    )
+    return arrays, foreign.load_foreign(arrays, expected, sources(), unused=UNUSED)

@@ -1,26 +1,26 @@
 """The public MNIST UNet: what its first norm hides, and the authors' network in torch.
 
-The trained weights (torch names and layouts) are the file that QDIFFJAX_PULFER_NPZ names, or
-shared/data/models/pulfer_ddpm_mnist.npz beside this repository; random ones serve everywhere.
+Of random weights, and of the trained ones where they are, see `layernorm_unet`.
 """
-
-import os
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qdiffjax.networks.models import foreign
-from tests.networks.models.layernorm_unet import STAGES, TIMES, UNUSED, LayerNormUNet, sources
+from tests.networks.models.layernorm_unet import (
+    NET,
+    STAGES,
+    TIMES,
+    UNUSED,
+    load,
+    trained_arrays,
+)
 from tests.tolerances import assert_close
 from tests.worlds import quick_jit
 
 SIZES = {"b1": 28, "b2": 14, "b3": 7, "b_mid": 3, "b4": 7, "b5": 14, "b_out": 28}
 INPUTS = {"b1": 1, "b2": 10, "b3": 20, "b_mid": 40, "b4": 80, "b5": 40, "b_out": 20}
-NET, X = LayerNormUNet(), jnp.zeros((1, 28, 28, 1), jnp.float32)
-
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -57,21 +57,6 @@ def random_arrays():
         fan_in = np.prod(shape[1:]) if len(shape) > 1 and ".ln." not in name else 1
         arrays[name] = (rng.normal(size=shape) / np.sqrt(fan_in)).astype(np.float32)
     return arrays
-
-
-def trained_arrays():
-    beside = Path(__file__).parents[4] / "shared" / "data" / "models" / "pulfer_ddpm_mnist.npz"
-    path = Path(os.environ.get("QDIFFJAX_PULFER_NPZ", beside))
-    if not path.is_file():
-        pytest.skip(f"the trained weights are not here: no file {path.name} (QDIFFJAX_PULFER_NPZ)")
-    with np.load(path) as found:
-        return dict(found)
-
-
-def load(arrays):
-    """Arrays and the parameters that they become."""
-    expected = jax.eval_shape(NET.init, jax.random.key(0), X, jnp.float32(1))
-    return arrays, foreign.load_foreign(arrays, expected, sources(), unused=UNUSED)
 
 
 @pytest.fixture(scope="module")
