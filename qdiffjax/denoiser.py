@@ -23,7 +23,8 @@ from qdiffjax._signature import uniform_call
 from qdiffjax._typing import EpsFn
 from qdiffjax.diffusion import NoiseLevel
 from qdiffjax.diffusion.parameterizations import PredictionFn
-from qdiffjax.sites import Sites, edge, list_sites
+from qdiffjax.sites import Sites, edge, list_sites, with_values
+from qdiffjax.sites.values import checked_kinds
 
 
 class Codec(NamedTuple):
@@ -136,6 +137,7 @@ class Denoiser:
       config: a `networks.ModelConfig`, of networks that this package builds.
       codec: what decodes samples into images; None if they are images.
       guidance: classifier-free guidance, see `guided`; None for none.
+      values: kinds of stored values that are sites too, see `with_values`; () for none.
 
     Raises:
       ValueError: an unknown word for `prediction`; conditions without an axis of samples, or of
@@ -162,6 +164,7 @@ class Denoiser:
     config: Any = None
     codec: Codec | None = None
     guidance: Guidance | None = None
+    values: tuple[str, ...] = ()
 
     def __post_init__(self):
         check_callable("net_fn", self.net_fn, "(params, x, t) -> prediction")
@@ -180,6 +183,8 @@ class Denoiser:
             object.__setattr__(self, "shape", checked_shape(self.shape))
         if self.cond is not None and not callable(self.cond):
             check_cond(self.cond)
+        if self.values:
+            checked_kinds(self.values)
 
     def __repr__(self):
         num = sum(np.size(leaf) for leaf in jax.tree.leaves(self.params))
@@ -196,7 +201,7 @@ class Denoiser:
         The same object for equal denoisers, whatever their parameters.
         """
         return _eps_fn(_Static((self.net_fn, self.schedule, self.shape, self.prediction,
-                                self.output, self.guidance)))  # fmt: skip
+                                self.output, self.guidance, self.values)))  # fmt: skip
 
     def conditioned(self, cond) -> "Denoiser":
         """Return the denoiser with conditions, a pytree with leaves [num, ...] or (key, num) -> it.
@@ -231,6 +236,18 @@ class Denoiser:
         if not callable(scale):
             check_number("scale", scale)
         return dataclasses.replace(self, guidance=Guidance(scale, null))
+
+    def with_values(self, *kinds: str) -> "Denoiser":
+        """Return the denoiser whose stored values of these kinds are sites too: the same numbers.
+
+        Args:
+          kinds: some of "residual", "skip", "softmax", "norm", "named", see `sites.values`; none
+            for all of them. Recipes in words leave them out unless they are named.
+
+        Raises:
+          ValueError: a word that is none of them.
+        """
+        return dataclasses.replace(self, values=checked_kinds(kinds))
 
     def sites(self, batch: int = 1) -> Sites:
         """Return where the network multiplies, for a batch of samples; nothing is computed.
@@ -322,16 +339,16 @@ def _is_same(one, other) -> bool:
 def _flatten(denoiser: Denoiser):
     d, draws = denoiser, callable(denoiser.cond)
     static = (d.net_fn, d.schedule, d.shape, d.prediction, d.cond if draws else None, d.output,
-              d.config, d.codec, d.guidance)  # fmt: skip
+              d.config, d.codec, d.guidance, d.values)  # fmt: skip
     return (d.params, None if draws else d.cond), _Static(static)
 
 
 def _unflatten(static: _Static, children) -> Denoiser:
-    net_fn, schedule, shape, prediction, cond_fn, output, config, codec, guidance = static.parts
+    net_fn, schedule, shape, prediction, cond_fn, output, config, codec, *rest = static.parts
     denoiser = object.__new__(Denoiser)  # children need not be arrays, so nothing is checked
     fields = (net_fn, children[0], schedule, shape, prediction,
               children[1] if cond_fn is None else cond_fn, output, config, codec,
-              guidance)  # fmt: skip
+              *rest)  # fmt: skip
     for field, value in zip(dataclasses.fields(Denoiser), fields, strict=True):
         object.__setattr__(denoiser, field.name, value)
     return denoiser
@@ -342,8 +359,10 @@ jax.tree_util.register_pytree_node(Denoiser, _flatten, _unflatten)
 
 @functools.lru_cache(maxsize=128)
 def _eps_fn(static: _Static) -> EpsFn:
-    net_fn, schedule, shape, prediction, output, guidance = static.parts
+    net_fn, schedule, shape, prediction, output, guidance, values = static.parts
     network = uniform_call(net_fn, output, shape)
+    if values:
+        network = with_values(network, *values)
 
     if prediction == "eps" and guidance is None:
         return network

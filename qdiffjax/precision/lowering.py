@@ -1,6 +1,7 @@
 """The rule that runs a denoiser in real low precision: codes multiply codes."""
 
 import functools
+import itertools
 import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -152,8 +153,10 @@ def _rule(path: Path | None) -> Rule:
         if why_simulated(site, inputs):
             return _simulate(site, op, operands, inputs)
         if site.product is None:
-            grid = (inputs.activations or (None,))[0]
-            return _rounded(operands[0], grid, token_axes(site, 0), path), None
+            pairs = itertools.zip_longest(operands, inputs.activations)
+            return op(*(
+                _rounded(x, grid, token_axes(site, i), path) for i, (x, grid) in enumerate(pairs)
+            )), None  # fmt: skip
         return _multiply(site, operands, inputs, path), None
 
     return rule

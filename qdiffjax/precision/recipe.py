@@ -321,7 +321,17 @@ def at_sites(sites: Sequence[Site], bits: SiteBits, globs: Iterable[str]) -> dic
     require(chosen or not matched, "recipe", got=f"globs {globs}, which match {sorted(matched)}",
             expected="a site that is rounded unless it is named",
             remedy='a constant is named by a glob that begins with "const"')  # fmt: skip
+    _check_weightless(bits, chosen)
     return {s.name: bits if s.weight is not None else bits._replace(weight=None) for s in chosen}
+
+
+def _check_weightless(bits: SiteBits, chosen: Sequence[Site]) -> None:
+    """Refuse the width of a weight for nothing but stored values, which have none."""
+    names = [s.name for s in chosen if s.is_value]
+    require(bits.weight is None or not names or len(names) < len(chosen), "recipe",
+            got=f"a width of weights for {', '.join(names[:3])}",
+            expected="one of activations alone: a stored value has no weight",
+            remedy="such as 'residual: A8'")  # fmt: skip
 
 
 def _is_usual(site: Site) -> bool:
@@ -349,3 +359,5 @@ def check_recipe(recipe: Recipe, sites: Iterable[Site]) -> None:
             expected="real numbers, which can be rounded", remedy="leave it out of the recipe, "
             "or let the network multiply real and imaginary parts",
         )  # fmt: skip
+        for bits in recipe.choices(site.name) if site.is_value else ():
+            _check_weightless(bits, [site])

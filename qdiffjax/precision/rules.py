@@ -232,11 +232,11 @@ def group_axis(site: Site, index: int) -> int | None:
 def token_axes(site: Site, index: int) -> tuple[int, ...]:
     """Return the axes of an operand that share a dynamic grid.
 
-    At an edge those of one sample, so that samples do not mix; at a mark, which may have no axis of
-    samples, all.
+    At an edge and at a stored value those of one sample, its first axis, so that samples do not
+    mix; where the network's author made the site, which may have no axis of samples, all.
     """
     rank = len(site.shapes[index])
-    first = int(site.kind != "mark" and rank > 1)
+    first = int(site.kind not in ("mark", "named") and rank > 1)
     return site.contract_axes[index] or tuple(range(first, rank))
 
 

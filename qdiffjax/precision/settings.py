@@ -14,7 +14,7 @@ from qdiffjax.sites import match
 
 # All layers but the last, whose few weights cost most at 8 bits; neither what samplers hold in
 # float32 nor products of activations, which no weight is saved by and dynamic rounding slows down.
-SITES = ("*", "!input", "!output", "!products", "!last")
+SITES = ("*", "!input", "!output", "!products", "!values", "!last")
 EDGE_MARGIN = 1.2  # of static ranges: a few samples do not show the largest pixel of noise
 
 

@@ -14,3 +14,4 @@ from qdiffjax.sites.listing import edge, list_sites, match, site
 from qdiffjax.sites.records import Site, Sites
 from qdiffjax.sites.storage import stored_elements
 from qdiffjax.sites.transforming import transform
+from qdiffjax.sites.values import with_values

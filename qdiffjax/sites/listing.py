@@ -16,8 +16,10 @@ from qdiffjax.sites.naming import EDGES, Names, parameter_names
 from qdiffjax.sites.plan import EDGE, MARK, Place, Plan, identity_site, make_plan
 from qdiffjax.sites.provenance import Label, Leaf, size
 from qdiffjax.sites.records import Site, Sites
+from qdiffjax.sites.values import KINDS
 
-LAST, PRODUCTS = "last", "products"  # in globs: the last layer, products of activations
+# In globs: the last layer, products of activations, values that are sites on request.
+LAST, PRODUCTS, VALUES = "last", "products", "values"
 
 
 class Traced(NamedTuple):
@@ -137,7 +139,9 @@ def match(all_sites: Sequence[Site], globs: Iterable[str]) -> tuple[str, ...]:
     A glob that begins with `!` takes its matches away from those before it. Brackets are
     literal, since site names contain them. Where no site is called so, `last` is the last one that
     has parameters, the network's last layer, and `products` are all products of activations (the
-    scores of attention and their sum), of which there may be none.
+    scores of attention and their sum), of which there may be none. `values` are all values that are
+    sites on request, of which there may be none; `residual`, `skip`, `softmax`, `norm` and `named`
+    those of a kind.
 
     Raises:
       ValueError: a glob matches nothing; names the nearest sites.
@@ -149,11 +153,17 @@ def match(all_sites: Sequence[Site], globs: Iterable[str]) -> tuple[str, ...]:
         hits = fnmatch.filter(names, pattern.replace("[", "[[]"))
         if pattern == LAST and not hits:
             hits = [s.name for s in all_sites if s.weight is not None and not s.is_constant][-1:]
+        if pattern in KINDS and not hits:
+            hits = [s.name for s in all_sites if s.kind == pattern]
         if pattern == PRODUCTS and not hits:
             hits = [s.name for s in all_sites if s.weight is None and s.product is not None]
+        elif pattern == VALUES and not hits:
+            hits = [s.name for s in all_sites if s.is_value]
         elif not hits:
             require(False, "sites", got=f"{pattern!r}, which no site matches",
                     expected=f"a glob of some of {len(names)} names",
-                    remedy=suggest(pattern, names))  # fmt: skip
+                    remedy=f"ask for them: denoiser.with_values({pattern!r}); "
+                    "what is not recognised can be named, see `sites.values`"
+                    if pattern in KINDS else suggest(pattern, names))  # fmt: skip
         chosen = chosen - set(hits) if glob.startswith("!") else chosen | set(hits)
     return tuple(name for name in names if name in chosen)

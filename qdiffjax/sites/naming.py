@@ -1,7 +1,7 @@
 """The name of every site, and who reads which parameters."""
 
 import collections
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import jax
 
@@ -56,6 +56,15 @@ class Names:
         count = self.counts.get(folder + "/dot", 0)
         self.counts[folder + "/dot"] = count + 1
         return self.of_weight(f"{folder}/dot_{count}" if folder else f"dot_{count}")
+
+    def of_value(self, kind: str, upstream: Iterable[str]) -> str:
+        """Name of the next value of a kind: in the folder of the last of the names upstream."""
+        order = {name: place for place, name in enumerate(self.counts)}
+        latest = max(upstream, key=lambda name: (order.get(name, -1), name), default="")
+        folder = common_folder([latest])
+        count = self.counts.get(f"{folder}/{kind}", 0)
+        self.counts[f"{folder}/{kind}"] = count + 1
+        return self.of_weight(f"{folder}/{kind}_{count}" if folder else f"{kind}_{count}")
 
 
 def parameter_names(params, is_leaf: Callable | None = None) -> list[str]:

@@ -4,6 +4,7 @@ A plan is made once, before anything is evaluated: names never depend on how oft
 loop body. It mirrors the jaxpr: one entry per equation, None where the equation runs unchanged.
 """
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ from qdiffjax.sites.provenance import (
     weight_of,
 )
 from qdiffjax.sites.records import Site
+from qdiffjax.sites.values import find_values, requested
 
 MARK = "site:"  # prefix of the names that `sites.site` gives to its identities
 EDGE = "edge:"  # the same for `sites.edge`
@@ -58,10 +60,13 @@ class Plan(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where equations are: lengths of the scans around them; the line of a call of JAX's own."""
+    """Where equations are: lengths of the scans around them; the line of a call of JAX's own; what
+    values they make, see `find_values`, None where nobody asks.
+    """
 
     loops: tuple[int, ...] = ()
     line: str | None = None
+    values: list | None = None
 
     def line_of(self, eqn) -> str | None:
         """Return the line of the network's source that makes an equation, as file.py:12."""
@@ -79,9 +84,16 @@ def make_plan(
         return Label(constant=size(atom.aval)) if is_literal else env[atom]
 
     env.update(zip([*jaxpr.constvars, *jaxpr.invars], labels, strict=True))
-    entries = []
-    for eqn in jaxpr.eqns:
-        entry, outs = _plan_eqn(eqn, [read(v) for v in eqn.invars], names, place)
+    entries, values = [], place.values
+    if values is None and any(map(requested, jaxpr.eqns)):
+        values = find_values(jaxpr, [label.is_data for label in labels], CALLS, PRODUCTS)
+    for eqn, value in zip(jaxpr.eqns, values or [None] * len(jaxpr.eqns), strict=True):
+        here = place._replace(values=value if isinstance(value, list) else None)
+        entry, outs = (
+            _plan_value(value, eqn, [read(v) for v in eqn.invars], names, here)
+            if isinstance(value, str)
+            else _plan_eqn(eqn, [read(v) for v in eqn.invars], names, here)
+        )
         entries.append(entry)
         env.update(zip(eqn.outvars, outs, strict=True))
     return Plan(tuple(entries)), [read(v) for v in jaxpr.outvars]
@@ -108,6 +120,22 @@ def _plan_eqn(eqn, labels, names: Names, place: Place):
     if is_data:
         names.use(None, labels)  # run whole, it takes all its operands
     return None, outs
+
+
+def _plan_value(kind: str, eqn, labels, names: Names, place: Place):
+    """Plan a value that is a site on request; sites after it are called as without it."""
+    leaves = frozenset().union(*(label.leaves for label in labels))
+    upstream = frozenset().union(*(label.sites for label in labels))
+    if kind == "named":
+        name = names.of_weight(eqn.params["name"])
+    else:
+        name = names.of_value(kind, [leaf.path for leaf in leaves] or upstream)
+    names.use(None, labels)
+    site = identity_site(name, kind, eqn.outvars[0].aval, place.loops)
+    if kind == "skip":
+        shapes = tuple(tuple(v.aval.shape) for v in eqn.invars)
+        site = dataclasses.replace(site, shapes=shapes, contract_axes=((),) * len(shapes))
+    return site, computed(eqn, labels)
 
 
 def _is_mark(eqn) -> bool:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from qdiffjax.sites.printing import sites_table
 from qdiffjax.sites.products import Conv, Dot
+from qdiffjax.sites.values import KINDS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,7 +19,8 @@ class Site:
       name: path of its weight, or common path of the sites upstream plus `dot_0`, `dot_1`, ...;
         `const@file.py:12`, its source line, if the weight is no parameter; `[i]` is the iteration
         of a scan over layers, `#2` the second use of one name.
-      kind: "dot", "conv", "input", "output" or "mark".
+      kind: "dot", "conv", "input", "output" or "mark"; on request "residual", "skip", "softmax",
+        "norm" or "named", see `sites.with_values`.
       weight: which operand is the weight, 0 or 1; None if all operands are activations.
       weight_path: path of the parameter the weight comes from; tied sites share it. The name
         without `[i]` if the weight is no parameter.
@@ -57,6 +59,16 @@ class Site:
     def activations(self) -> tuple[int, ...]:
         """Indices of the operands that are activations."""
         return tuple(i for i in range(len(self.shapes)) if i != self.weight)
+
+    @property
+    def is_value(self) -> bool:
+        """Whether it is a value that is a site on request, see `sites.with_values`."""
+        return self.kind in KINDS
+
+    @property
+    def is_result(self) -> bool:
+        """Whether the value at hand is the result of the operation, and not its operands."""
+        return self.is_value and self.kind != "skip"
 
     @property
     def is_real(self) -> bool:

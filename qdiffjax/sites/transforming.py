@@ -45,7 +45,7 @@ def transform(fn, rule: Rule):
         def at_edge(name, value):
             if name not in edges:
                 return value
-            y, out = rule(edges[name], lambda v: v, (value,), inputs.get(name))
+            y, out = rule(edges[name], _same, (value,), inputs.get(name))
             if out is not None:
                 outputs[name] = out
             return y
@@ -87,15 +87,22 @@ def _evaluate(jaxpr, plan: Plan, args, rule, inputs, outputs: dict) -> list:
 
 
 def _at_site(eqn, site: Site, values, rule, inputs, outputs: dict):
-    def op(*operands):
+    def run(*operands):
         absent.check_present(site.name, operands)
         return _compat.bind(eqn, list(operands))[0]
 
+    op: Callable = run
+    if site.is_result:  # it is made as it is, and what the rule sees is made
+        values, op = [run(*values)], _same
     absent.check_present(site.name, [values[i] for i in site.activations])
     result, out = rule(site, op, tuple(values), inputs.get(site.name))
     if out is not None:
         outputs[site.name] = out
     return result
+
+
+def _same(value):
+    return value
 
 
 def _call(eqn, plan: Plan, values, rule, inputs) -> tuple[list, dict]:

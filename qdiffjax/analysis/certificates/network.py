@@ -129,7 +129,7 @@ class Walk:
                 consts = [primitives.wide(c) for c in consts]
                 results = self.run(inner, entry, [*consts, *values], index)
             else:
-                results = [self.name_errors(r, eqn) for r in primitives.apply(eqn, values)]
+                results = self.plain(eqn, values)
             env.update(zip(eqn.outvars, results, strict=True))
         return [read(v) for v in jaxpr.outvars]
 
@@ -161,16 +161,18 @@ class Walk:
         return value if not how or not how.activations else self.round(value, how.activations[0])
 
     def at_site(self, eqn, site: Site, values, index) -> list:
-        """A product or a mark, quantized as `rules.quantize` does it."""
+        """A product, a mark or a stored value, quantized as `rules.quantize` does it."""
         how = self.site_inputs.get(site.name + "".join(f"[{i}]" for i in index))
         if how is None:
-            return primitives.apply(eqn, values)
+            return self.plain(eqn, values) if site.is_value else primitives.apply(eqn, values)
         how.check_plain(site)
-        values = list(values)
+        values = self.plain(eqn, values) if site.is_result else list(values)
         for i, grid in zip(site.activations, how.activations, strict=False):
             values[i] = self.round(pairs.as_pair(values[i]), grid)
-        if site.kind == "mark":
+        if site.kind == "mark" or site.is_result:
             return values
+        if site.is_value:
+            return self.plain(eqn, values)
         op, length = primitives.product_op(eqn), primitives.product_length(eqn)
         w = site.weight
         if w is None or how.weight is None:
@@ -183,6 +185,10 @@ class Walk:
         change = forms.subtract(forms.exactly(weight_hat), values[w].z)
         weight = Pair(values[w].z, change)
         return [pairs.multiply(ordered, activation, weight, length=length)]
+
+    def plain(self, eqn, values) -> list:
+        """The results of an equation that is not quantized."""
+        return [self.name_errors(r, eqn) for r in primitives.apply(eqn, values)]
 
     def name_errors(self, value, eqn):
         """Give the errors of a nonlinear operation symbols, which cancel where they meet again."""
