@@ -15,7 +15,7 @@ from qdiffjax.analysis.certificates import pairs
 from qdiffjax.analysis.errors.runs import noises
 from qdiffjax.denoiser import Denoiser
 from qdiffjax.precision import ranges
-from qdiffjax.sites import list_sites, rules, transform
+from qdiffjax.sites import list_sites, rules, transform, with_values
 from tests.worlds import normal
 
 SLACK = 1e-12  # the runs themselves are computed in float64
@@ -73,6 +73,8 @@ NETWORKS = {
     "skips": (mlp, MLP, (1, 2)),
     "attention": (attention, ATTENTION, (1, 3, 2)),
     "convolutions in a scan": (convolution, CONVOLUTION, (1, 4, 4, 1)),
+    "stored values": (with_values(attention), ATTENTION, (1, 3, 2)),
+    "stored sums in a scan": (with_values(convolution), CONVOLUTION, (1, 4, 4, 1)),
 }
 T = jnp.float64(0.3)
 
