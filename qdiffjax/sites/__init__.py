@@ -7,6 +7,7 @@ of precision: a rule that quantizes is `precision.quantize_site`.
 A site is named by the path of its weight (`down_0_block_0/conv_1/kernel`); `#2` marks the second
 use of a weight, `[i]` the iteration of a scan over layers, `dot_0` a product of activations. What
 does not come from `params` is data; a constant that multiplies data is named by its line of source.
+On request (`with_values`) values that are stored between products are sites too.
 """
 
 from qdiffjax.sites import rules

@@ -8,6 +8,7 @@ import pytest
 import qdiffjax as qd
 from qdiffjax import precision
 from qdiffjax.sites import transform
+from qdiffjax.sites.values import KINDS
 from tests.sites import by_hand
 from tests.tolerances import assert_close, both_modes
 from tests.worlds import normal32
@@ -125,3 +126,24 @@ def test_ledger_prediction_and_bounds_see_stored_values(calibration):
     errors, predicted = (np.asarray(e)[-1] for e in (run.errors, qd.predict(q, STEPS, run)[0]))
     assert np.linalg.norm(predicted - errors) < 0.03 * np.linalg.norm(errors)  # first order
     assert qd.bound(q, STEPS, run).holds() == (True, True)
+
+
+def test_values_are_the_networks_own_inside_conversion_preconditioning_and_guidance():
+    def conditioned(params, x, t, label):
+        return net_fn(params, x, t + label[:, None])
+
+    names = [s.name for s in DENOISER.sites()]
+    guided = qd.Denoiser(
+        conditioned, WEIGHTS, qd.linear(), (6,), "v", cond=jnp.ones(2, jnp.float32)
+    ).guided(3.0, jnp.float32(0))  # fmt: skip
+    edm = qd.Denoiser(net_fn, WEIGHTS, qd.EDM(), (6,), qd.edm_preconditioning(0.5))
+    assert [s.name for s in guided.with_values().sites()] == names
+    assert [s.name for s in edm.with_values().sites()] == names
+    assert guided.with_values().sites()[2].shapes == ((2, 6),)  # of both branches
+
+
+def test_denoisers_of_the_same_values_share_one_function_and_are_trees():
+    other = qd.Denoiser(net_fn, {}, DENOISER.schedule, (6,))
+    assert other.with_values().eps_fn is DENOISER.eps_fn is not other.eps_fn
+    assert other.with_values("norm").eps_fn is not DENOISER.eps_fn
+    assert jax.tree.map(lambda leaf: leaf, DENOISER).values == KINDS
