@@ -61,5 +61,7 @@ from .strategies.recommendation import Recommendation as Recommendation
 from .strategies.recommendation import recommend as recommend
 from .studies import Study as Study
 from .studies import study as study
+from .verdicts import Verdict as Verdict
+from .verdicts import verdict as verdict
 
 __version__: str

@@ -17,23 +17,30 @@ REDRAWN = 0.5  # share of sites that such a recipe redraws
 NEAR = 0.05  # bits by which an average may miss its target
 
 
-def draw(rng: np.random.Generator, sites: Sequence[Site], bits: float, num_steps: int) -> Recipe:
+def draw(
+    rng: np.random.Generator,
+    sites: Sequence[Site],
+    bits: float,
+    num_steps: int,
+    *,
+    scales: str = "dynamic",
+) -> Recipe:
     """Return a recipe whose weights have `bits` bits each on average, by their number.
 
     Each site has a width of its own, within 2 bits of the average, of integers or floats of some
-    split, for weights by output channel and for activations, dynamic, with up to 3 bits more. Some
+    split, for weights by output channel and for activations, with up to 3 bits more. Some
     recipes change half of their sites from some step on, to another draw of that average.
     """
-    first = _table(rng, sites, bits)
+    first = _table(rng, sites, bits, scales)
     if num_steps < 2 or rng.random() > PHASES:
         return Recipe(first)
     start = int(rng.integers(1, num_steps))
-    second = _table(rng, sites, bits)
+    second = _table(rng, sites, bits, scales)
     chosen = {name: b for name, b in second.items() if rng.random() < REDRAWN}
     return Recipe(first, (Phase(tuple(range(start, num_steps)), chosen),) if chosen else ())
 
 
-def _table(rng, sites, bits: float) -> dict[str, SiteBits]:
+def _table(rng, sites, bits: float, scales: str) -> dict[str, SiteBits]:
     weighted = [s for s in sites if s.weight is not None]
     sizes = np.array([s.parameters for s in weighted], np.float64)
     low, high = max(LEAST, int(bits) - SPREAD), min(MOST, int(bits) + SPREAD)
@@ -49,7 +56,7 @@ def _table(rng, sites, bits: float) -> dict[str, SiteBits]:
     return {
         s.name: SiteBits(
             _format(rng, by_name[s.name], signed=True) if s.name in by_name else None,
-            _format(rng, int(rng.integers(least, most + 1)), signed=False, scales="dynamic"),
+            _format(rng, int(rng.integers(least, most + 1)), signed=False, scales=scales),
         )
         for s in sites
     }

@@ -239,12 +239,13 @@ def quantized_call(q: Quantized) -> CallFn:
     return call_fn
 
 
-def recording_call(q: Quantized) -> CallFn:
+def recording_call(q: Quantized, *, follow_rule: bool = True) -> CallFn:
     """Return `quantized_call` with the local error of every site as outputs.
 
-    See `sites.rules.local_errors`.
+    See `sites.rules.local_errors`; without `follow_rule` it returns what full precision predicts,
+    and errors at the operands that full precision has.
     """
-    call = ruled_call(q, rules.local_errors(q.rule, follow_rule=True, keep_outputs=True))
+    call = ruled_call(q, rules.local_errors(q.rule, follow_rule=follow_rule, keep_outputs=True))
 
     def call_fn(x, t, inputs=None, state=()):
         eps, outputs, _ = call(x, t, with_residuals(merge(q.site_inputs, inputs), state))

@@ -9,6 +9,7 @@ import numpy as np
 import qdiffjax as qd
 from qdiffjax import precision
 from qdiffjax.comparisons import Run
+from qdiffjax.verdicts import Limits
 from tests.wrong_calls import (
     AT_LEAST_0,
     COUNT,
@@ -137,6 +138,18 @@ ROWS = {
         lambda v: qd.choose_recipe(v, STEPS, KEY, 2, lambda s: 0.0), ({},)),
     "choose_recipe(p_value_fn)": (
         lambda v: qd.choose_recipe({"q": Q}, STEPS, KEY, 2, v), FUNCTIONS),
+    "verdict(expected)": (lambda v: qd.verdict(v, Q, STEPS, KEY), NOT_QUANTIZED),
+    "verdict(suspect)": (lambda v: qd.verdict(Q, v, STEPS, KEY), (None, DENOISER, 1)),
+    "verdict(steps)": (lambda v: qd.verdict(Q, Q, v, KEY), NOT_STEPS),
+    "verdict(key)": (lambda v: qd.verdict(Q, Q, STEPS, v), KEYS),
+    "verdict(num_samples)": (lambda v: qd.verdict(Q, Q, STEPS, KEY, v), COUNT),
+    "verdict(own_steps)": (
+        lambda v: qd.verdict(Q, Q, STEPS, KEY, own_steps=v),
+        (4, BEYOND, qd.ddim(DENOISER.schedule, 5)),
+    ),
+    "verdict(limits)": (
+        lambda v: qd.verdict(Q, Q, STEPS, KEY, limits=Limits(v, 2.0, 2.0, 0.5)), (0.0, NAN, "x")),
+    "verdict(batch_size)": (lambda v: qd.verdict(Q, Q, STEPS, KEY, batch_size=v), COUNT),
     "sample(model)": (lambda v: qd.sample(v, STEPS, KEY), (None, net_fn, CALIBRATION)),
     "sample(steps)": (lambda v: qd.sample(DENOISER, v, KEY), NOT_STEPS),
     "sample(key)": (lambda v: qd.sample(DENOISER, STEPS, v), KEYS),

@@ -10,6 +10,7 @@ site_variances  the same of the roundings at each site
 coherence       which errors add up and which cancel; shares of weights and activations
 laws            in the number of steps, of stochastic rounding, of guidance
 flips           samples that end in another mode
+evidence        what rounding explains beside what an implementation does, by site and step
 """
 
 from qdiffjax.analysis.errors.ablation import forecast, rerun
@@ -24,6 +25,12 @@ from qdiffjax.analysis.errors.coherence import (
     probed_gram,
     split_error,
     weights_only,
+)
+from qdiffjax.analysis.errors.evidence import (
+    Evidence,
+    forecast_evidence,
+    measured_evidence,
+    site_squares,
 )
 from qdiffjax.analysis.errors.flips import Flips, mode_flips, nearest
 from qdiffjax.analysis.errors.laws import (

@@ -1,0 +1,1 @@
+"""Whether faults of quantized networks are told from rounding, and where they are looked for."""
