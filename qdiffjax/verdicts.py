@@ -72,20 +72,22 @@ class Verdict:
 
     @property
     def ratio(self) -> float:
-        """Measured over forecast error of the samples, the geometric mean over them."""
-        pairs = (np.asarray(e.errors, np.float64) for e in (self.suspect, self.expected))
-        measured, forecast = (np.maximum(errors, np.finfo(np.float32).tiny) for errors in pairs)
-        return _number(np.exp(np.mean(np.log(measured / forecast))))
+        """Measured over forecast; infinity where samples are not finite."""
+        ratio = self.measured / self.forecast[0]
+        return ratio if math.isfinite(ratio) else math.inf
 
     @property
     def measured(self) -> float:
-        """RMSE of the suspect's samples."""
-        return _rms(self.suspect.errors)
+        """RMSE of the suspect's samples, the geometric mean over them.
+
+        A few samples that end in another mode then count as what they are, a few.
+        """
+        return _typical(self.suspect.errors)
 
     @property
     def forecast(self) -> tuple[float, float, float]:
-        """RMSE that rounding explains, and the ends of its interval."""
-        value = _rms(self.expected.errors)
+        """The same as far as rounding explains it, and the ends of its interval."""
+        value = _typical(self.expected.errors)
         return value, value * self.limits.low, value * self.limits.total
 
     @property
@@ -151,7 +153,7 @@ class Verdict:
         """Return measured beside forecast, and the steps and sites that are furthest apart."""
         value, low, high = self.forecast
         rows: list[tuple] = [
-            ("RMSE of the samples", number(self.measured), number(value),
+            ("samples (RMSE, geometric mean)", number(self.measured), number(value),
              f"{number(low)} .. {number(high)}", number(self.ratio), number(self.limits.total)),
             self._row(f"step {self.steps.argmax()}", self.suspect.steps, self.expected.steps,
                       self.steps, self.limits.step),
@@ -181,13 +183,9 @@ class Verdict:
         return self.table()._repr_html_()
 
 
-def _rms(errors) -> float:
-    return float(np.sqrt(np.mean(np.square(np.asarray(errors, np.float64)))))
-
-
-def _number(value) -> float:
-    """Return a ratio, infinity for what is not finite: no rounding explains NaN."""
-    return float(value) if np.isfinite(value) else math.inf
+def _typical(errors) -> float:
+    errors = np.maximum(np.asarray(errors, np.float64), np.finfo(np.float32).tiny)
+    return float(np.exp(np.mean(np.log(errors))))
 
 
 def _ratios(own, known, everything) -> np.ndarray:

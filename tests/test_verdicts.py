@@ -176,4 +176,4 @@ def test_the_ratio_of_samples_is_the_geometric_mean():
 def test_it_prints_as_a_table_with_its_sentence():
     text = str(judge(wrong_weight("in")))
     assert text.startswith("Verdict: a bug: look at in (step ")
-    assert "RMSE of the samples" in text
+    assert "samples (RMSE, geometric mean)" in text

@@ -2,6 +2,7 @@
 
     python -m experiments.evaluate --checkpoint fashion_dit --recipe W8A8 W4A8
     python -m experiments.evaluate --data <folder of images>
+    python -m experiments.evaluate --expected --implementation package.module:make
 
 Full-precision and quantized samples share their noise and conditions: distances between them are
 of pairs. The floor is the distance of full-precision samples to as many of other noise. Networks
@@ -11,6 +12,10 @@ what `--features` names, and distances are called by them.
 Of distances without a bias, which are zero in the mean where rounding changes nothing, p is that of
 their value over the standard error of the jackknife, after Holm over all recipes and distances.
 Results say which protocol they follow; those of two protocols are not put in one table.
+
+With `--expected` the error of each recipe is forecast from the full-precision run, and what was
+measured gets a verdict: within what rounding explains, or a bug and where to look first. With
+`--implementation` it is your implementation of each recipe that is evaluated.
 """
 
 import dataclasses
@@ -23,12 +28,14 @@ import numpy as np
 from experiments.evaluate import plots
 from experiments.harness import command, subject
 from experiments.harness.command import option
-from qdiffjax import measures, metrics, precision, results
+from qdiffjax import measures, metrics, precision, results, verdicts
 from qdiffjax._checks import require
 from qdiffjax.analysis.errors import prediction
+from qdiffjax.denoiser import Denoiser
 from qdiffjax.metrics import features
 from qdiffjax.networks import data, denoisers
 
+NUM_JUDGED = 16  # samples of a verdict
 UNBIASED = ("Frechet, infinite samples, to float", "KID to float", "MMD^2 to float")
 
 
@@ -53,6 +60,11 @@ class Config:
     probabilities: str = option(
         "", "Your classifier, package.module:function from samples to probabilities; none without."
     )
+    expected: bool = option(False, "Forecast each error, and judge what was measured.")
+    implementation: str = option(
+        "", "What is evaluated as each recipe, package.module:make of (denoiser, steps, words), a "
+        "`Quantized` or a function (x, t[, cond]) -> eps; the recipe itself without.",
+    )  # fmt: skip
     seed: int = command.seed()
 
     def check(self) -> None:
@@ -65,9 +77,9 @@ class Config:
 def protocol(config: Config) -> str:
     """Return the words that two evaluations must share to be compared."""
     images = f"data {config.data.rstrip('/').split('/')[-1]}" if config.data else "no data"
-    parts = (metrics.PROTOCOL, config.features or features.NAME, config.probabilities,
-             f"{config.sampler} of {config.num_steps}", f"{config.num_samples} samples",
-             images)  # fmt: skip
+    own = (config.implementation, config.features or features.NAME, config.probabilities)
+    parts = (metrics.PROTOCOL, *own, f"{config.sampler} of {config.num_steps}",
+             f"{config.num_samples} samples", images)  # fmt: skip
     return "; ".join(filter(None, parts))
 
 
@@ -77,6 +89,7 @@ def run(config: Config, **options):
     Arrays of a recipe: errors, the RMSE of each sample [num_samples]. Options as `command.parts`.
     """
     features_fn, probabilities_fn = map(_imported, (config.features, config.probabilities))
+    make = _imported(config.implementation, "a function of (denoiser, steps, words)")
     images = data.load(config.data, "test").images[: config.num_samples] if config.data else None
     jax.config.update("jax_default_matmul_precision", "highest")
     denoiser = denoisers.load(config.checkpoint)
@@ -87,7 +100,7 @@ def run(config: Config, **options):
     calibration = precision.calibrate(denoiser, steps, jax.random.key(config.seed + 1_000_003))
     draw = functools.partial(measures.sample, steps=steps, num_samples=config.num_samples,
                              batch_size=config.batch_size)  # fmt: skip
-    keys = [jax.random.key(config.seed + i) for i in range(3)]
+    keys = [jax.random.key(config.seed + i) for i in range(4)]
 
     @functools.cache
     def full() -> tuple[jax.Array, jax.Array]:
@@ -101,7 +114,8 @@ def run(config: Config, **options):
 
     def measure(words: str):
         x, independent = full()
-        x_hat = draw(quantized()[words], key=keys[0])
+        suspect = make(denoiser, steps, words) if make else quantized()[words]
+        x_hat = draw(as_model(denoiser, suspect), key=keys[0])
         found = metrics.compare(
             x, x_hat, images, key=keys[2], independent=independent,
             features_fn=features_fn or metrics.random_convolutions(x.shape[1:]),
@@ -113,6 +127,7 @@ def run(config: Config, **options):
             "kind": "recipe", "recipe": words, "protocol": protocol(config),
             "rmse": float(np.sqrt(np.mean(errors**2))), "median": float(np.median(errors)),
             "metrics": found.rows(),
+            **(judged(quantized()[words], suspect, steps, keys[3]) if config.expected else {}),
         }  # fmt: skip
 
     params = (np.asarray(a) for a in jax.tree.leaves(denoiser.params))
@@ -123,8 +138,27 @@ def run(config: Config, **options):
     return command.by_part(done), [*rows, tests(rows, config.num_groups)]
 
 
-def _imported(reference: str) -> Callable | None:
-    return denoisers.imported(reference, "a function of samples") if reference else None
+def _imported(reference: str, what: str = "a function of samples") -> Callable | None:
+    return denoisers.imported(reference, what) if reference else None
+
+
+def as_model(denoiser: Denoiser, suspect) -> Denoiser | precision.Quantized:
+    """Return what `measures.sample` draws of: a suspect that is a function becomes a denoiser."""
+    if isinstance(suspect, precision.Quantized):
+        return suspect
+    return Denoiser(lambda params, x, t, *cond: suspect(x, t, *cond), {}, denoiser.schedule,
+                    denoiser.shape, cond=denoiser.cond)  # fmt: skip
+
+
+def judged(claimed: precision.Quantized, suspect, steps, key) -> dict:
+    """Return what rounding explains, what was measured on the same noise, and the verdict."""
+    found = verdicts.verdict(claimed, suspect, steps, key, NUM_JUDGED)
+    value, low, high = found.forecast
+    return {"expected": {
+        "forecast": value, "low": low, "high": high, "measured": found.measured,
+        "ratio": found.ratio, "is_bug": found.is_bug, "site": found.site, "step": found.step,
+        "verdict": found.sentence,
+    }}  # fmt: skip
 
 
 def tests(rows, num_groups: int) -> dict:

@@ -91,4 +91,17 @@ def table(rows) -> list:
     spec += [("float", lambda name: other(name, "float")),
              ("floor", lambda name: other(name, "floor"))]  # fmt: skip
     return [tables.columns(names, spec, title=told[0]["protocol"]),
-            "* stands out from zero, Holm's p < .05"]  # fmt: skip
+            "* stands out from zero, Holm's p < .05", *expected(told)]  # fmt: skip
+
+
+def expected(told) -> list:
+    """Return the table of forecasts and verdicts, nothing without any."""
+    own = [{"recipe": row["recipe"]} | row["expected"] for row in told if "expected" in row]
+    spec: list = [
+        ("recipe", lambda r: r["recipe"]),
+        ("typical RMSE", tables.numbers("measured")),
+        ("forecast", tables.numbers("forecast")),
+        ("interval", lambda r: f"{tables.number(r['low'])} .. {tables.number(r['high'])}"),
+        ("verdict", lambda r: r["verdict"]),
+    ]
+    return [tables.columns(own, spec, title="What rounding explains")] if own else []

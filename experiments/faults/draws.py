@@ -16,9 +16,9 @@ SCALE, ZERO_POINT, TWO_BITS, EDGE, STEP = (
     "wrong scale", "swapped zero point", "2 bits", "clipped edge", "step off by one"
 )  # fmt: skip
 KINDS = (SCALE, ZERO_POINT, TWO_BITS, EDGE, STEP)
-FACTORS = (1.05, 4.0)  # of a wrong scale, or one over it
-LEFT = (0.02, 0.9)  # of a range whose edge is clipped
-ALWAYS = 0.5  # share of faults at all steps; of the others half begin at one, half are at one alone
+FACTORS = (1.1, 8.0)  # of a wrong scale, or one over it
+LEFT = (0.02, 0.8)  # of a range whose edge is clipped
+ALWAYS = 0.6  # share of faults at all steps; of the others half begin at one, half are at one alone
 
 
 class Fault(NamedTuple):

@@ -11,12 +11,14 @@ with a fault, at all steps, from some step on, or at one: a weight's scale is wr
 that of another site, a site has 2 bits, an edge of a range is clipped, the network is given the
 time of the step before or after.
 
-The effect of a fault is measured over forecast error on noises that the verdict does not see.
+The effect of a fault is measured over forecast error, geometric means of samples as in a verdict,
+on noises that the verdict does not see.
 """
 
 import dataclasses
 import functools
 
+import jax.numpy as jnp
 import numpy as np
 
 from experiments.faults import draws, plots
@@ -37,8 +39,9 @@ class Config:
     fixed_on: str = subject.checkpoint("fashion_latent")
     mean_bits: tuple[int, ...] = option((4, 5, 6, 8), "Average widths of weights, the strata.",
                                         least=3, most=8)  # fmt: skip
-    num_fixed: int = option(100, "Honest recipes that fix the limits.", least=2)
-    num_recipes: int = option(200, "Honest recipes that are judged; one fault of each.", least=1)
+    num_fixed: int = option(60, "Honest recipes that fix the limits.", least=2)
+    num_recipes: int = option(200, "Honest recipes that are judged.", least=1)
+    num_faults: int = option(2, "Faults of each of them.", least=1, most=len(draws.KINDS))
     num_calibrations: int = option(8, "Noises of ranges, of which each recipe has two.", least=2)
     num_steps: int = option(10, "Steps of DDIM.", least=2)
     num_samples: int = option(16, "Noises of a verdict, and of an effect.", least=2)
@@ -51,8 +54,8 @@ class Config:
 def run(config: Config, **options):
     """Return arrays and rows of every recipe; touches no file.
 
-    Arrays of each: RMSE of each sample, forecast [num_samples] and measured. Options as
-    `command.parts`.
+    Arrays of each: RMSE of each sample, forecast and measured [num_samples], and faulty, of each
+    fault [num_faults, num_samples]. Options as `command.parts`.
     """
 
     @functools.lru_cache(maxsize=1)
@@ -95,14 +98,13 @@ class World:
         pairs = [rng.choice(len(calibrations), 2, replace=False) for _ in drawn]
         qs = [[precision.quantize(calibrations[pair[k]], recipe)
                for recipe, pair in zip(drawn, pairs, strict=True)] for k in range(2)]  # fmt: skip
-        self.faults: list[draws.Fault] = []
+        qs[1] = [with_weights(*both) for both in zip(*qs, strict=True)]
+        self.faults: list[tuple[draws.Fault, ...]] = [()] * num
         if not is_fixed:
-            kinds = [draws.KINDS[i // len(config.mean_bits) % len(draws.KINDS)] for i in range(num)]
-            self.faults = [draws.draw(rng, q, kind, config.num_steps)
-                           for q, kind in zip(qs[1], kinds, strict=True)]  # fmt: skip
-            qs.append([draws.applied(fault, q, calibrations[pair[1]], config.num_steps)
-                       for fault, q, pair in zip(self.faults, qs[1], pairs, strict=True)
-                       ])  # fmt: skip
+            self.faults = [self._faults(rng, i, q) for i, q in enumerate(qs[1])]
+        qs += [[draws.applied(own[k], q, calibrations[pair[1]], config.num_steps)
+                for own, q, pair in zip(self.faults, qs[1], pairs, strict=True)]
+               for k in range(len(self.faults[0]))]  # fmt: skip
         alike = precision.alike([q for group in qs for q in group], self.steps)
         self.qs = [alike[k * num : (k + 1) * num] for k in range(len(qs))]
         self.full = compiling.compiled(
@@ -110,6 +112,13 @@ class World:
         )
         self.explain = compiling.compiled(forecast_evidence)
         self.look = compiling.compiled(measured_evidence)
+
+    def _faults(self, rng, place: int, q) -> tuple[draws.Fault, ...]:
+        """Return the faults of one recipe, kinds in turn."""
+        first = place // len(self.config.mean_bits)
+        kinds = [draws.KINDS[(first + 2 * k) % len(draws.KINDS)]
+                 for k in range(self.config.num_faults)]  # fmt: skip
+        return tuple(draws.draw(rng, q, kind, self.config.num_steps) for kind in kinds)
 
     def forecast(self, q, seed: int):
         """Return the full-precision states on noise of its own, and what rounding explains."""
@@ -133,16 +142,28 @@ class World:
         row = {"part": self.part, "recipe": place, "stratum": self.strata[place],
                "honest": told(found)}  # fmt: skip
         arrays = {"forecast": found.expected.errors, "measured": found.suspect.errors}
-        if self.faults:
-            fault, bad = self.faults[place], self.qs[2][place]
-            own = draws.shifted(fault, self.steps)
-            found = self.verdict(q, explained, bad, own)
-            fresh = self.verdict(q, self.forecast(q, seed + 1), bad, own)
-            row["fault"] = (
-                fault._asdict() | told(found) | {"effect": fresh.measured / fresh.forecast[0]}
-            )
-            arrays |= {"faulty": found.suspect.errors}
+        if self.faults[place]:
+            errors, row["faults"] = self.faulty(place, q, explained, self.forecast(q, seed + 1))
+            arrays["faulty"] = jnp.stack(errors)
         return {name: np.asarray(a, np.float32) for name, a in arrays.items()}, row
+
+    def faulty(self, place: int, q, explained, again) -> tuple[list, list[dict]]:
+        """Return the errors and rows of a recipe's faults; `again` is of the noise of effects."""
+        errors, rows = [], []
+        for fault, group in zip(self.faults[place], self.qs[2:], strict=True):
+            own = draws.shifted(fault, self.steps)
+            found = self.verdict(q, explained, group[place], own)
+            fresh = self.verdict(q, again, group[place], own)
+            rows.append(fault._asdict() | told(found) | {"effect": fresh.ratio})
+            errors.append(jnp.asarray(found.suspect.errors))
+        return errors, rows
+
+
+def with_weights(claimed, built):
+    """Return what is built with the weights that are claimed, which are the same: less memory."""
+    shared = {name: inputs._replace(weight=claimed.site_inputs[name].weight)
+              for name, inputs in built.site_inputs.items()}  # fmt: skip
+    return dataclasses.replace(built, site_inputs=shared)
 
 
 def told(verdict: Verdict) -> dict:

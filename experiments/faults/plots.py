@@ -42,14 +42,14 @@ def judged(rows) -> list[dict]:
     one; timed: whether the step is one of those at fault.
     """
     most, told = limits(rows), []
-    for row in (row["fault"] for row in rows if "fault" in row):
-        has_site, has_step = (is_found(row, most, (name,)) for name in ("site_ratio", "step_ratio"))
-        site = row["worst_site"] if has_site else None
-        step = row["worst_site_step"] if has_site else row["worst_step"] if has_step else None
-        told.append(row | {
-            "found": {way: is_found(row, most, seen) for way, seen in WAYS.items()},
-            "named": site == row["site"],
-            "timed": step is not None and row["start"] <= step < row["stop"],
+    for own in (fault for row in rows for fault in row.get("faults", ())):
+        has_site, has_step = (is_found(own, most, (name,)) for name in ("site_ratio", "step_ratio"))
+        site = own["worst_site"] if has_site else None
+        step = own["worst_site_step"] if has_site else own["worst_step"] if has_step else None
+        told.append(own | {
+            "found": {way: is_found(own, most, seen) for way, seen in WAYS.items()},
+            "named": site == own["site"],
+            "timed": step is not None and own["start"] <= step < own["stop"],
         })  # fmt: skip
     return told
 

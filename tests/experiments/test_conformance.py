@@ -124,6 +124,11 @@ MINIATURES = {
         DIT, "checkpoint",
         "--num-steps 2 --num-samples 8 --num-groups 4 --recipe W8A8 W4A4",
     ),
+    "faults": (
+        DIT, "checkpoint",
+        "--num-fixed 2 --num-recipes 5 --num-calibrations 2 --num-steps 2 --num-samples 2 "
+        "--mean-bits 6 --sites *attention* --fixed-on fashion_dit",
+    ),
     "feedback": (
         DIT, "checkpoint",
         "--num-steps 2 --bits 4 --num-samples 4 --num-site-samples 2 --num-site-steps 2 "

@@ -2,12 +2,22 @@
 
 import copy
 
+import jax
+import jax.numpy as jnp
 import pytest
 from scipy import stats
 
+import qdiffjax as qd
 from experiments.evaluate import experiment as evaluate
 from experiments.evaluate import plots
 from experiments.harness import command
+from qdiffjax import _tables as tables
+from tests.worlds import normal32
+
+
+def linear_denoiser():
+    params = {"w": normal32(0, 2, 2)}
+    return qd.Denoiser(lambda params, x, t: x @ params["w"], params, qd.linear(), (2,))
 
 
 def metric(name, value, half, samples="quantized", floor=None):
@@ -67,6 +77,37 @@ def test_features_that_cannot_be_imported_are_refused_before_any_work():
     for reference, words in (("nowhere:f", "nowhere:f failed"), ("numpy:nothing", "no 'nothing'")):
         with pytest.raises(ImportError, match=words):
             evaluate.run(evaluate.Config(features=reference))
+
+
+def test_an_implementation_is_part_of_the_protocol_and_may_be_a_function():
+    base = evaluate.protocol(evaluate.Config())
+    assert evaluate.protocol(evaluate.Config(implementation="a:b")) != base
+    assert evaluate.protocol(evaluate.Config(expected=True)) == base
+    denoiser = linear_denoiser()
+    q = qd.Quantized(denoiser, {})
+    assert evaluate.as_model(denoiser, q) is q
+    model = evaluate.as_model(denoiser, lambda x, t: 2 * x)
+    x = jnp.ones((3, 2), jnp.float32)
+    assert (model.eps_fn(model.params, x, jnp.float32(1)) == 2 * x).all()
+
+
+def test_a_verdict_stands_beside_its_forecast(capsys):
+    denoiser = linear_denoiser()
+    steps = qd.ddim(denoiser.schedule, 3)
+    calibration = qd.calibrate(denoiser, steps, jax.random.key(0), num_samples=4)
+    claimed, built = (qd.quantize(calibration, words, sites=("*",)) for words in ("W8", "W2"))
+    honest, bad = (evaluate.judged(claimed, q, steps, jax.random.key(1))["expected"]
+                   for q in (claimed, built))  # fmt: skip
+    assert not honest["is_bug"]
+    assert honest["low"] < honest["measured"] < honest["high"]
+    assert bad["is_bug"]
+    assert bad["site"] == "w"
+    told = [{"recipe": "W8", "expected": honest}, {"recipe": "W2", "expected": bad}]
+    tables.show(plots.expected(told))
+    text = capsys.readouterr().out
+    assert "within what rounding explains" in text
+    assert "look at w (step" in text
+    assert plots.expected([{"recipe": "W8"}]) == []
 
 
 @pytest.mark.parametrize(
