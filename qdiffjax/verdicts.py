@@ -18,14 +18,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from qdiffjax import measures
-from qdiffjax._checks import check_callable, check_number, require
+from qdiffjax._checks import check_callable, check_number, check_type, require
 from qdiffjax._tables import Table, number
 from qdiffjax._typing import EpsFn, Key
 from qdiffjax.analysis.errors.evidence import Evidence, forecast_evidence, measured_evidence
 from qdiffjax.diffusion import Steps
 from qdiffjax.diffusion import sample as run_sampler
 from qdiffjax.precision import Quantized, full_call
-from qdiffjax.precision.refusals import check_quantized, check_steps
+from qdiffjax.precision.refusals import check_steps
 
 FLOOR = 1e-3  # of the median local error of all cells: less is as good as none
 NUM_SHOWN = 5
@@ -44,7 +44,7 @@ class Limits(NamedTuple):
     low: float
 
 
-# Second largest of honest recipes of the shipped latent network, see experiments.faults.
+# Second largest of honest recipes of the shipped UNet, see experiments.faults.
 LIMITS = Limits(total=2.0, step=1.5, site=2.0, low=0.3)
 
 
@@ -246,12 +246,13 @@ def verdict(
       >>> qd.verdict(expected, built, steps, jax.random.key(1)).site
       'in'
     """
-    check_quantized(expected)
+    check_type("expected", expected, Quantized,
+               remedy="quantize(calibrate(denoiser, steps, key), 'W8A8')")  # fmt: skip
     if not isinstance(suspect, Quantized):
         check_callable("suspect", suspect, "(x, t) -> eps")
     check_steps(expected.denoiser, steps)
     own_steps = steps if own_steps is None else own_steps
-    check_steps(expected.denoiser, own_steps)
+    check_steps(expected.denoiser, own_steps, "own_steps")
     require(len(own_steps.t) == len(steps.t), "own_steps", got=f"{len(own_steps.t)} steps",
             expected=f"{len(steps.t)}, those of steps", remedy="compare step by step")  # fmt: skip
     for name, limit in limits._asdict().items():

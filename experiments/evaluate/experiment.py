@@ -6,8 +6,9 @@
 
 Full-precision and quantized samples share their noise and conditions: distances between them are
 of pairs. The floor is the distance of full-precision samples to as many of other noise. Networks
-that know classes draw as many of each. Features are random convolutions (`metrics.features`), or
-what `--features` names, and distances are called by them.
+that know classes draw as many of each. Features and classes are those of the shipped classifier of
+a network's data, if there is one (`networks.shipped_for`), else features are random convolutions;
+or what `--features` and `--probabilities` name. Distances are called by them.
 
 Of distances without a bias, which are zero in the mean where rounding changes nothing, p is that of
 their value over the standard error of the jackknife, after Holm over all recipes and distances.
@@ -21,6 +22,7 @@ measured gets a verdict: within what rounding explains, or a bug and where to lo
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -33,8 +35,9 @@ from qdiffjax._checks import require
 from qdiffjax.analysis.errors import prediction
 from qdiffjax.denoiser import Denoiser
 from qdiffjax.metrics import features
-from qdiffjax.networks import data, denoisers
+from qdiffjax.networks import classifiers, data, denoisers
 
+RANDOM = "random"  # features that need no training
 NUM_JUDGED = 16  # samples of a verdict
 UNBIASED = ("Frechet, infinite samples, to float", "KID to float", "MMD^2 to float")
 
@@ -55,10 +58,13 @@ class Config:
     batch_size: int = option(128, "Samples drawn at a time.", least=1)
     data: str = option("", "Images to compare with, see `networks.data.load`; none without.")
     features: str = option(
-        "", "Your features, package.module:function of samples; random convolutions without."
-    )
+        "", "Your features, package.module:function of samples, or 'random' for random "
+        "convolutions; those of the shipped classifier without, if there is one.",
+    )  # fmt: skip
     probabilities: str = option(
-        "", "Your classifier, package.module:function from samples to probabilities; none without."
+        "",
+        "Your classifier, package.module:function from samples to probabilities; the shipped "
+        "one without, if there is one.",
     )
     expected: bool = option(False, "Forecast each error, and judge what was measured.")
     implementation: str = option(
@@ -77,10 +83,32 @@ class Config:
 def protocol(config: Config) -> str:
     """Return the words that two evaluations must share to be compared."""
     images = f"data {config.data.rstrip('/').split('/')[-1]}" if config.data else "no data"
-    own = (config.implementation, config.features or features.NAME, config.probabilities)
-    parts = (metrics.PROTOCOL, *own, f"{config.sampler} of {config.num_steps}",
+    parts = (metrics.PROTOCOL, config.implementation, seen_by(config).name, config.probabilities,
+             f"{config.sampler} of {config.num_steps}",
              f"{config.num_samples} samples", images)  # fmt: skip
     return "; ".join(filter(None, parts))
+
+
+class Eyes(NamedTuple):
+    """What samples are seen by: features, what to call them, and probabilities, None for none."""
+
+    name: str
+    features_fn: Callable | None
+    probabilities_fn: Callable | None
+
+
+@functools.lru_cache(maxsize=4)
+def seen_by(config: Config) -> Eyes:
+    """Return the features and classes of a config: yours, of a shipped classifier, or random."""
+    own = None if config.features == RANDOM else _imported(config.features)
+    probabilities_fn = _imported(config.probabilities)
+    shipped = classifiers.shipped_for(config.checkpoint)
+    if shipped is None or config.features:
+        name = features.NAME if own is None else config.features
+        return Eyes(name, own, probabilities_fn)
+    classifier = classifiers.load_classifier(shipped)
+    return Eyes(classifier.name, classifier.features_fn,
+                probabilities_fn or classifier.probabilities_fn)  # fmt: skip
 
 
 def run(config: Config, **options):
@@ -88,7 +116,7 @@ def run(config: Config, **options):
 
     Arrays of a recipe: errors, the RMSE of each sample [num_samples]. Options as `command.parts`.
     """
-    features_fn, probabilities_fn = map(_imported, (config.features, config.probabilities))
+    name, features_fn, probabilities_fn = seen_by(config)
     make = _imported(config.implementation, "a function of (denoiser, steps, words)")
     images = data.load(config.data, "test").images[: config.num_samples] if config.data else None
     jax.config.update("jax_default_matmul_precision", "highest")
@@ -100,6 +128,7 @@ def run(config: Config, **options):
     calibration = precision.calibrate(denoiser, steps, jax.random.key(config.seed + 1_000_003))
     draw = functools.partial(measures.sample, steps=steps, num_samples=config.num_samples,
                              batch_size=config.batch_size)  # fmt: skip
+    labels = np.arange(config.num_samples) % num_classes if num_classes else None
     keys = [jax.random.key(config.seed + i) for i in range(4)]
 
     @functools.cache
@@ -119,14 +148,16 @@ def run(config: Config, **options):
         found = metrics.compare(
             x, x_hat, images, key=keys[2], independent=independent,
             features_fn=features_fn or metrics.random_convolutions(x.shape[1:]),
-            features=config.features or features.NAME, probabilities_fn=probabilities_fn,
-            num_groups=config.num_groups,
+            features=name, probabilities_fn=probabilities_fn, num_groups=config.num_groups,
+            labels=labels,
         )  # fmt: skip
         errors = np.asarray(prediction.root_mean_square(x_hat - x))
+        p = [probabilities_fn(a) for a in (x, x_hat)] if probabilities_fn else None
         return {"errors": errors}, {
             "kind": "recipe", "recipe": words, "protocol": protocol(config),
             "rmse": float(np.sqrt(np.mean(errors**2))), "median": float(np.median(errors)),
             "metrics": found.rows(),
+            **({"classes": by_class(errors, p[0], p[1], labels)} if p else {}),
             **(judged(quantized()[words], suspect, steps, keys[3]) if config.expected else {}),
         }  # fmt: skip
 
@@ -159,6 +190,25 @@ def judged(claimed: precision.Quantized, suspect, steps, key) -> dict:
         "ratio": found.ratio, "is_bug": found.is_bug, "site": found.site, "step": found.step,
         "verdict": found.sentence,
     }}  # fmt: skip
+
+
+def by_class(errors, p, p_hat, labels=None) -> list[dict]:
+    """Return a row for each class: errors, flips of labels, agreement with what was drawn.
+
+    Args:
+      errors: RMSE of each sample [num].
+      p, p_hat: probabilities of float and quantized samples [num, classes].
+      labels: classes that were drawn [num]; None takes what the classifier says of float samples.
+    """
+    full, own = np.argmax(p, 1), np.argmax(p_hat, 1)
+    drawn = full if labels is None else labels
+    groups = {int(c): drawn == c for c in np.unique(drawn)}
+    return [
+        {"class": c, "num": int(of.sum()), "rmse": float(np.sqrt(np.mean(errors[of] ** 2))),
+         "flips": float(np.mean(full[of] != own[of])), "agreement": float(np.mean(own[of] == c)),
+         "float_agreement": float(np.mean(full[of] == c))}
+        for c, of in groups.items()
+    ]  # fmt: skip
 
 
 def tests(rows, num_groups: int) -> dict:

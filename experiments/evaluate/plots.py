@@ -11,6 +11,8 @@ from qdiffjax._looks import BLUE, GREEN, GREY, panels, tidy
 
 SHOWN = ("PSNR", "SSIM", "spectra to float", "Frechet to float", "KID to float",
          "coverage in independent")  # fmt: skip
+CLASSES = {"RMSE": "rmse", "flips": "flips", "agree, quantized": "agreement",
+           "agree, float": "float_agreement"}  # fmt: skip
 LOG = ("spectra to float", "Frechet to float", "KID to float")
 
 
@@ -91,7 +93,17 @@ def table(rows) -> list:
     spec += [("float", lambda name: other(name, "float")),
              ("floor", lambda name: other(name, "floor"))]  # fmt: skip
     return [tables.columns(names, spec, title=told[0]["protocol"]),
-            "* stands out from zero, Holm's p < .05", *expected(told)]  # fmt: skip
+            "* stands out from zero, Holm's p < .05", *by_class(told),
+            *expected(told)]  # fmt: skip
+
+
+def by_class(told) -> list:
+    """Return the table of classes of every recipe, nothing without a classifier."""
+    own = [(row["recipe"], each) for row in told for each in row.get("classes", ())]
+    spec: list = [("recipe", lambda r: r[0]), ("class", lambda r: r[1]["class"]),
+                  ("samples", lambda r: r[1]["num"])]  # fmt: skip
+    spec += [(title, lambda r, key=key: tables.number(r[1][key])) for title, key in CLASSES.items()]
+    return [tables.columns(own, spec, title="By class")] if own else []
 
 
 def expected(told) -> list:

@@ -36,7 +36,7 @@ class Config:
     """What to run."""
 
     checkpoint: str = subject.checkpoint("fashion_dit")
-    fixed_on: str = subject.checkpoint("fashion_latent")
+    fixed_on: str = subject.checkpoint("fashion_unet")
     mean_bits: tuple[int, ...] = option((4, 5, 6, 8), "Average widths of weights, the strata.",
                                         least=3, most=8)  # fmt: skip
     num_fixed: int = option(60, "Honest recipes that fix the limits.", least=2)

@@ -9,6 +9,10 @@ Latent diffusion: first an autoencoder, then a denoiser of its latents.
     python -m experiments.train --data DIR --model autoencoder --output runs/autoencoder
     python -m experiments.train --data DIR --latent runs/autoencoder/checkpoint --output runs/latent
 
+A classifier, whose features and classes are for metrics of samples:
+
+    python -m experiments.train --data DIR --model classifier --steps 3000 --batch 128
+
 An interrupted run (Ctrl-C, a reboot) continues when the same command is given again.
 """
 
@@ -29,12 +33,14 @@ from qdiffjax._checks import require
 from qdiffjax._command import outcome
 from qdiffjax.denoiser import PREDICTIONS
 from qdiffjax.networks import configs, data, denoisers, training
+from qdiffjax.networks.classifiers import load_classifier
 
-MODELS = ("unet", "dit", "autoencoder")
+MODELS = ("unet", "dit", "autoencoder", "classifier")
 # Options that only some models know.
 OF_MODEL = {
-    "channels": ("unet", "autoencoder"), "blocks": ("unet",), "patch": ("dit",), "width": ("dit",),
-    "depth": ("dit",), "latent_channels": ("autoencoder",),
+    "channels": ("unet", "autoencoder", "classifier"), "blocks": ("unet",), "patch": ("dit",),
+    "width": ("dit",), "depth": ("dit",), "latent_channels": ("autoencoder",),
+    "features": ("classifier",),
     **dict.fromkeys(("latent", "classes", "prediction", "schedule", "weighting"), MODELS[:2]),
 }  # fmt: skip
 
@@ -54,13 +60,14 @@ class Config:
     batch: int = option(64, "Images a step.", least=1)
     rate: float = option(training.TrainConfig.learning_rate, "Adam's rate.", above=0)
     channels: tuple[int, ...] = option(
-        (32, 64), "UNet, autoencoder: widths.", least=1, repeats=True
+        (32, 64), "UNet, autoencoder, classifier: widths.", least=1, repeats=True
     )
     blocks: int = option(1, "UNet: residual blocks a level.", least=1)
     patch: int = option(4, "DiT: pixels a side.", least=1)
     width: int = option(96, "DiT: of its tokens.", least=1)
     depth: int = option(4, "DiT: blocks.", least=1)
     latent_channels: int = option(4, "Autoencoder: of its latents.", least=1)
+    features: int = option(64, "Classifier: of the layer before the classes.", least=1)
     dtype: str = option("float32", "Of the computation.", choices=["float32", "bfloat16"])
     devices: int = option(1, "Devices that share each batch.", least=1)
     seed: int = command.seed()
@@ -81,14 +88,19 @@ def configure(config: Config, dataset: data.Dataset) -> configs.ModelConfig:
     """Describe the model that the command line asks for.
 
     Raises:
-      ValueError: --classes for data without labels.
+      ValueError: --classes or a classifier for data without labels.
     """
-    require(not config.classes or dataset.labels is not None, "--classes",
+    needs_labels = config.classes or config.model == "classifier"
+    require(not needs_labels or dataset.labels is not None,
+            "--classes" if config.classes else "--model classifier",
             got=f"no labels in {config.data}", expected="labels",
             remedy="leave it out")  # fmt: skip
     images, num_classes = dataset.images, dataset.num_classes if config.classes else 0
     if config.model == "autoencoder":
         return fitting.autoencoder_config(images, config.channels, config.latent_channels)
+    if config.model == "classifier":
+        return fitting.classifier_config(images, config.channels, config.features,
+                                         dataset.num_classes)  # fmt: skip
     if config.model == "dit":
         size = config.width, config.depth, config.patch
         model = fitting.dit_config(images, *size, num_classes)
@@ -125,11 +137,18 @@ def finish(config: Config, model, state, dataset, path) -> np.ndarray:
     """Write the checkpoint to `path` and return the images that show what it can do."""
     if config.model == "autoencoder":
         model = fitting.with_latent_scale(model, state.ema, dataset.images)
+    if config.model == "classifier":
+        test = data.load(config.data, "test")
+        score = fitting.accuracy(model, state.ema, test)
+        print(f"accuracy {score:.4f} on {len(test.images)} images of the test split")
+        model = dataclasses.replace(model, trained=model.trained | {"test_accuracy": score})
     if config.latent:
         shutil.copytree(config.latent, path / "autoencoder", dirs_exist_ok=True)
     denoisers.save(path, state.ema, model, dtype=jnp.bfloat16)
     if config.model == "autoencoder":
         return fitting.reconstructions(denoisers.load_codec(path), dataset.images[:32])
+    if config.model == "classifier":
+        return fitting.classified(load_classifier(path), dataset.images)
     denoiser = denoisers.load(path)
     return fitting.sample_grid(denoiser, num=denoiser.config.num_classes**2 or 64)
 

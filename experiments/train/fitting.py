@@ -14,6 +14,7 @@ from qdiffjax._looks import panels
 from qdiffjax.denoiser import PREDICTIONS, Codec, Denoiser
 from qdiffjax.diffusion import losses
 from qdiffjax.networks import configs, data, denoisers, training
+from qdiffjax.networks.classifiers import ImageClassifier
 
 WEIGHTINGS = {"simple": None, "min-snr": losses.min_snr, "p2": losses.p2}
 LABEL_DROPOUT = 0.1
@@ -46,6 +47,13 @@ def autoencoder_config(images, channels, latent_channels) -> configs.ModelConfig
     return configs.ModelConfig(tuple(images.shape[1:]), "autoencoder", arguments)
 
 
+def classifier_config(images, channels, num_features, num_classes) -> configs.ModelConfig:
+    """Describe a classifier of `images` [n, h, w, c]."""
+    arguments = {"channels": tuple(channels), "num_features": num_features}
+    return configs.ModelConfig(tuple(images.shape[1:]), "classifier", arguments,
+                               num_classes=num_classes)  # fmt: skip
+
+
 def make_loss(config: configs.ModelConfig, *, weight_fn=None, dtype=jnp.float32):
     """Return loss_fn(params, key, batch); a batch is x_0 [b, ...] or (x_0, labels [b]).
 
@@ -55,6 +63,9 @@ def make_loss(config: configs.ModelConfig, *, weight_fn=None, dtype=jnp.float32)
     if config.network == "autoencoder":
         apply = configs.build(config, dtype=dtype).apply
         return lambda params, key, x: losses.autoencoder_loss(apply, params, key, x)
+    if config.network == "classifier":
+        classify = configs.build(config, dtype=dtype).apply
+        return lambda params, key, batch: cross_entropy(classify(params, batch[0])[1], batch[1])
     net_fn = configs.make_net_fn(config, dtype=dtype)
     schedule = configs.make_schedule(config)
 
@@ -71,6 +82,12 @@ def make_loss(config: configs.ModelConfig, *, weight_fn=None, dtype=jnp.float32)
         )  # fmt: skip
 
     return loss_fn
+
+
+def cross_entropy(logits, labels):
+    """Return the mean of -log softmax(logits)[label] in nats; logits [b, classes], labels [b]."""
+    own = jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1)
+    return -jnp.mean(own)
 
 
 def train(images, config, settings, *, labels=None, weight_fn=None, dtype=jnp.float32, **kwargs):
@@ -119,6 +136,23 @@ def reconstructions(codec: Codec, images) -> np.ndarray:
     back = np.asarray(jax.jit(lambda x: codec.decode(codec.encode(x)))(images))
     rows = [a.reshape(-1, 8, *images.shape[1:]) for a in (images, back)]
     return np.stack(rows, axis=1).reshape(-1, *images.shape[1:])
+
+
+def accuracy(config: configs.ModelConfig, params, dataset: data.Dataset, batch: int = 500) -> float:
+    """Return the share of images whose most probable class is their label."""
+    classes = jax.jit(lambda x: jnp.argmax(configs.build(config).apply(params, x)[1], axis=1))
+    images, labels = dataset.images, np.asarray(dataset.labels)
+    starts = range(0, len(images), batch)
+    told = np.concatenate([np.asarray(classes(images[i : i + batch])) for i in starts])
+    return float(np.mean(told == labels))
+
+
+def classified(classifier: ImageClassifier, images, num: int = 2000) -> np.ndarray:
+    """Return images [k^2, h, w, c], a class of k a column, the surest of the first `num`."""
+    p = classifier.probabilities_fn(images[:num])
+    rows = min(p.shape[1], len(p))
+    best = [np.argsort(-p[:, c], kind="stable")[:rows] for c in range(rows)]
+    return np.asarray(images)[np.stack(best, axis=1).ravel()]
 
 
 def draw(images, curve, log_every: int, path) -> None:

@@ -101,6 +101,7 @@ def compare(
     features_fn: Callable | None = None,
     features: str = "features_fn",
     probabilities_fn: Callable | None = None,
+    labels=None,
     data_range: float = 2.0,
     num_groups: int = NUM_GROUPS,
 ) -> Comparison:
@@ -108,8 +109,8 @@ def compare(
 
     Of images PSNR, SSIM and spectra; of videos [num, frames, ...] PSNR and flicker; of features the
     Frechet distance, KID, MMD, precision and recall, density and coverage; of probabilities the
-    inception score and flips of labels. Distances to float samples are of pairs; their floor is
-    that of independent ones.
+    inception score, flips of labels and agreement with the labels that are known. Distances to
+    float samples are of pairs; their floor is that of independent ones.
 
     Args:
       float_samples: full-precision samples [num, *shape].
@@ -120,6 +121,7 @@ def compare(
       features_fn: samples [num, *shape] -> features [num, ...]; None takes the pixels.
       features: what to call these.
       probabilities_fn: samples -> probabilities [num, classes] of a classifier.
+      labels: classes that the samples were drawn for, integers [num], None for none.
       data_range: of a pixel, 2 in [-1, 1].
       num_groups: of the jackknife.
 
@@ -142,7 +144,7 @@ def compare(
             if x is not None or name in ("float", "quantized")}  # fmt: skip
     for name, x in sets.items():
         alike(sets["float"], x, paired=name in ("quantized", "independent"))
-    sets = _shuffled(sets, key)
+    sets, order = _shuffled(sets, key)
     found: dict[str, dict[str, Metric]] = {"quantized": {}, "float": {}}
     if sets["float"].ndim == 4:
         found["quantized"] |= _of_images(sets, data_range, num_groups)
@@ -153,7 +155,8 @@ def compare(
     _add_features(found, own, num_groups)
     if probabilities_fn is not None:
         _add_probabilities(found, {name: np.asarray(probabilities_fn(sets[name]))
-                                   for name in ("float", "quantized")}, num_groups)  # fmt: skip
+                                   for name in ("float", "quantized")}, num_groups,
+                           None if labels is None else np.asarray(labels)[order])  # fmt: skip
     return Comparison(found["quantized"], found["float"], features if features_fn else PIXELS)
 
 
@@ -161,10 +164,11 @@ def _pixels(x):
     return x
 
 
-def _shuffled(sets: Mapping[str, np.ndarray], key: Key) -> dict[str, np.ndarray]:
-    """Put samples, which may come by class, in an order of chance; pairs in the same."""
+def _shuffled(sets: Mapping[str, np.ndarray], key: Key) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Put samples, which may come by class, in an order of chance, pairs in the same; and it."""
     orders = {len(x): np.asarray(jax.random.permutation(key, len(x))) for x in sets.values()}
-    return {name: x[orders[len(x)]] for name, x in sets.items()}
+    shuffled = {name: x[orders[len(x)]] for name, x in sets.items()}
+    return shuffled, orders[len(sets["float"])]
 
 
 def _of_images(sets, data_range: float, num_groups: int) -> dict[str, Metric]:
@@ -224,7 +228,10 @@ def _unpaired(distance: Callable) -> Callable:
     return lambda a, b, paired=False, **options: distance(a, b, **options)
 
 
-def _add_probabilities(found, p, num_groups: int) -> None:
+def _add_probabilities(found, p, num_groups: int, labels) -> None:
+    if labels is not None:
+        for of in ("quantized", "float"):
+            found[of]["class agreement"] = classes.class_agreement(p[of], labels)
     for of in ("quantized", "float"):
         found[of]["inception score form"] = classes.inception_score(p[of], num_groups=num_groups)
     found["quantized"]["label flips"] = classes.label_flips(p["float"], p["quantized"])

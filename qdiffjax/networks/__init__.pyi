@@ -1,3 +1,6 @@
+from .classifiers import ImageClassifier as ImageClassifier
+from .classifiers import load_classifier as load_classifier
+from .classifiers import shipped_for as shipped_for
 from .configs import ModelConfig as ModelConfig
 from .configs import build as build
 from .configs import init_params as init_params

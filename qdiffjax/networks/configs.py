@@ -15,7 +15,9 @@ from qdiffjax.networks import models
 # The words of config.json, and the names in `models`, where a class loads when it is built.
 NETWORKS: dict[str, str] = {
     "unet": "UNet", "dit": "DiT", "video": "VideoDiT", "autoencoder": "Autoencoder",
+    "classifier": "Classifier",
 }  # fmt: skip
+OF_IMAGES = ("autoencoder", "classifier")  # networks that know no time
 SCHEDULES: dict[str, Callable[[int], Any]] = {
     "linear": schedules.linear, "cosine": schedules.cosine,
     "flow": lambda num_train_steps: processes.Flow(),
@@ -87,10 +89,11 @@ def make_net_fn(config: ModelConfig, *, dtype=jnp.float32) -> EpsFn:
     """Return net_fn(params, x, t, label=None) -> the network's prediction, at the schedule's t.
 
     Raises:
-      ValueError: an autoencoder, which predicts nothing.
+      ValueError: an autoencoder or a classifier, which predict no noise.
     """
-    require(config.network != "autoencoder", got="an autoencoder", expected="a denoiser",
-            remedy="use `load_codec`, `make_codec`")  # fmt: skip
+    require(config.network not in OF_IMAGES, got=f"an {config.network}".replace("an c", "a c"),
+            expected="a denoiser",
+            remedy="use `load_codec`, `make_codec` or `load_classifier`")  # fmt: skip
     apply, channels = build(config, dtype=dtype).apply, config.shape[-1]
     in_unit_time = isinstance(make_schedule(config), processes.Process)
     if not in_unit_time and not config.arguments.get("learn_sigma"):
@@ -106,5 +109,5 @@ def make_net_fn(config: ModelConfig, *, dtype=jnp.float32) -> EpsFn:
 def init_params(config: ModelConfig, key):
     """Draw fresh parameters of the network that `config` describes."""
     x = jnp.zeros((1, *config.shape), jnp.float32)
-    inputs = (x,) if config.network == "autoencoder" else (x, jnp.zeros((), jnp.float32))
+    inputs = (x,) if config.network in OF_IMAGES else (x, jnp.zeros((), jnp.float32))
     return build(config).init(key, *inputs)

@@ -31,18 +31,18 @@ def check_sampling(
         check_noise(denoiser, x_T)
 
 
-def check_steps(denoiser: Denoiser, steps: Steps) -> None:
-    """Refuse what is no sampler of the denoiser's schedule.
+def check_steps(denoiser: Denoiser, steps: Steps, what: str = "steps") -> None:
+    """Refuse what is no sampler of the denoiser's schedule; `what` it is called.
 
     Raises:
       TypeError: no `Steps`.
       ValueError: times that its schedule does not have.
     """
-    check_type("steps", steps, Steps, remedy="such as ddim(denoiser.schedule, 50)")
+    check_type(what, steps, Steps, remedy="such as ddim(denoiser.schedule, 50)")
     times = concrete(steps.t)
     if times is not None and isinstance(denoiser.schedule, DiscreteSchedule):
         last = denoiser.schedule.num_train_steps
-        require(times.size and times.min() >= 0 and times.max() <= last, "steps",
+        require(times.size and times.min() >= 0 and times.max() <= last, what,
                 got=f"times up to {times.max() if times.size else 'none'}",
                 expected=f"0 ... {last}, those of the denoiser's schedule",
                 remedy="make the sampler of denoiser.schedule")  # fmt: skip

@@ -4,6 +4,7 @@ import copy
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from scipy import stats
 
@@ -12,6 +13,7 @@ from experiments.evaluate import experiment as evaluate
 from experiments.evaluate import plots
 from experiments.harness import command
 from qdiffjax import _tables as tables
+from qdiffjax.metrics import features
 from tests.worlds import normal32
 
 
@@ -116,3 +118,29 @@ def test_a_verdict_stands_beside_its_forecast(capsys):
 def test_what_cannot_be_run_is_refused_first(change):
     with pytest.raises(ValueError, match=r"got .* expected .*; "):
         command.check(evaluate.Config(**change))
+
+
+def test_features_are_of_the_shipped_classifier_unless_others_are_named():
+    fashion, digits, other, named = (
+        evaluate.seen_by(evaluate.Config(**own))
+        for own in ({}, {"features": "random"}, {"checkpoint": "digits_unet"},
+                    {"features": "numpy:ravel", "probabilities": "numpy:abs"})
+    )  # fmt: skip
+    assert fashion.name.startswith("fashion classifier ")
+    assert fashion.features_fn is not None
+    assert fashion.probabilities_fn is not None
+    for own in (digits, other):
+        assert own.name == features.NAME
+        assert own.features_fn is own.probabilities_fn is None
+    assert (named.name, named.features_fn) == ("numpy:ravel", np.ravel)
+
+
+def test_classes_have_their_own_errors_flips_and_agreement():
+    p = np.eye(3)[[0, 0, 1, 2]]
+    p_hat = np.eye(3)[[0, 1, 1, 2]]
+    errors = np.array([1.0, 3.0, 2.0, 0.5])
+    told = evaluate.by_class(errors, p, p_hat, np.array([0, 0, 1, 1]))
+    assert told[0] == {"class": 0, "num": 2, "rmse": pytest.approx(5**0.5), "flips": 0.5,
+                       "agreement": 0.5, "float_agreement": 1.0}  # fmt: skip
+    assert told[1]["agreement"] == told[1]["float_agreement"] == 0.5
+    assert [row["num"] for row in evaluate.by_class(errors, p, p_hat)] == [2, 1, 1]

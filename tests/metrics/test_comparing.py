@@ -15,6 +15,8 @@ KEY = jax.random.key(0)
 X, OTHER, DATA = RNG.normal(size=(3, 48, 12, 12, 1)).astype(np.float32)
 X_HAT = X + 0.1 * RNG.normal(size=X.shape).astype(np.float32)
 
+LABELS = np.arange(48) % 3
+
 
 def features_fn(x):
     return np.asarray(x).reshape(len(x), 144)[:, :3]
@@ -28,7 +30,7 @@ def probabilities_fn(x):
 def comparison():
     return metrics.compare(X, X_HAT, DATA, key=KEY, independent=OTHER, features_fn=features_fn,
                            features="three pixels", probabilities_fn=probabilities_fn,
-                           num_groups=4)  # fmt: skip
+                           labels=LABELS, num_groups=4)  # fmt: skip
 
 
 def test_it_holds_what_each_metric_says_whatever_the_order(comparison):
@@ -40,6 +42,9 @@ def test_it_holds_what_each_metric_says_whatever_the_order(comparison):
     assert np.isclose(found["KID to float"].value, kid.value)
     flips = metrics.label_flips(probabilities_fn(X), probabilities_fn(X_HAT))
     assert np.isclose(found["label flips"].value, flips.value)
+    for own, x in ((found, X_HAT), (comparison.float_metrics, X)):
+        agreement = metrics.class_agreement(probabilities_fn(x), LABELS)
+        assert np.isclose(own["class agreement"].value, agreement.value)
 
 
 def test_floors_are_of_independent_samples_and_float_samples_have_their_own(comparison):
