@@ -20,7 +20,8 @@ import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from qdiffjax import diffusion
-from qdiffjax.networks import configs, denoisers, training
+from qdiffjax import training
+from qdiffjax.networks import configs, denoisers
 
 config = configs.ModelConfig(
     (4, 4, 1), "dit", {"patch": 2, "width": 8, "depth": 1, "num_heads": 2}, num_classes=2,

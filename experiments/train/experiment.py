@@ -28,11 +28,11 @@ import numpy as np
 from experiments.harness import command
 from experiments.harness.command import option
 from experiments.train import fitting
-from qdiffjax import _files, results, sharding
+from qdiffjax import _files, results, sharding, training
 from qdiffjax._checks import require
 from qdiffjax._command import outcome
 from qdiffjax.denoiser import PREDICTIONS
-from qdiffjax.networks import configs, data, denoisers, training
+from qdiffjax.networks import configs, data, denoisers
 from qdiffjax.networks.classifiers import load_classifier
 
 MODELS = ("unet", "dit", "autoencoder", "classifier")

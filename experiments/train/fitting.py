@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib import image
 
-from qdiffjax import _files, diffusion
+from qdiffjax import _files, diffusion, training
 from qdiffjax._looks import panels
 from qdiffjax.denoiser import PREDICTIONS, Codec, Denoiser
 from qdiffjax.diffusion import losses
-from qdiffjax.networks import configs, data, denoisers, training
+from qdiffjax.networks import configs, data, denoisers
 from qdiffjax.networks.classifiers import ImageClassifier
 
 WEIGHTINGS = {"simple": None, "min-snr": losses.min_snr, "p2": losses.p2}

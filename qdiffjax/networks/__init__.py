@@ -1,8 +1,7 @@
-"""Everything that needs Flax, optax or Orbax: networks, checkpoints, training, data.
+"""Everything that needs Flax: networks, checkpoints, data. `qdiffjax.training` trains them.
 
 configs      ModelConfig: what a checkpoint's parameters fit, and the functions it describes
 denoisers    trained networks on disk; `SHIPPED` ones lie in checkpoints/
-training     any loss, resumable
 data         images and labels
 models       UNet, DiT, video, autoencoder; adapters of other frameworks' modules
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from experiments.train import fitting
-from qdiffjax import diffusion
+from qdiffjax import diffusion, training
 from qdiffjax.diffusion import losses
-from qdiffjax.networks import configs, data, training
+from qdiffjax.networks import configs, data
 from tests.tolerances import assert_close
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")

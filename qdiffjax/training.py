@@ -13,8 +13,8 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from qdiffjax import resuming
 from qdiffjax._checks import require
-from qdiffjax.networks import resuming
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,15 +109,16 @@ def init_state(params, config: TrainConfig) -> TrainState:
 
 
 def make_train_step(loss_fn: Callable, config: TrainConfig, mesh: Mesh | None = None):
-    """Return train_step(state, examples) -> (state, loss), compiled.
+    """Return train_step(state, examples, *fixed) -> (state, loss), compiled.
 
-    The batch, the times and the noise of step n come from fold_in(key(seed), n): a run that was
-    interrupted and resumed is the same run. On a mesh the batch is split over all its devices and
+    The loss is called as loss_fn(params, key, batch, *fixed). The batch, the times and the noise of
+    step n come from fold_in(key(seed), n): a run that was interrupted and resumed is the same run.
+    On a mesh the batch is split over all its devices and
     XLA averages the gradients; the loss is that of one device up to the order of the sums.
     """
     optimizer = make_optimizer(config)
 
-    def train_step(state, examples):
+    def train_step(state, examples, *fixed):
         k_batch, k_loss = jax.random.split(
             jax.random.fold_in(jax.random.key(config.seed), state.step)
         )
@@ -127,7 +128,7 @@ def make_train_step(loss_fn: Callable, config: TrainConfig, mesh: Mesh | None = 
             split = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
             index = jax.lax.with_sharding_constraint(index, split)
         batch = jax.tree.map(lambda a: a[index], examples)
-        loss, grads = jax.value_and_grad(loss_fn)(state.params, k_loss, batch)
+        loss, grads = jax.value_and_grad(loss_fn)(state.params, k_loss, batch, *fixed)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         # The average forgets its random start early: (1+n)/(10+n) is below ema_decay at first.
@@ -154,6 +155,7 @@ def fit(
     examples,
     config: TrainConfig,
     *,
+    fixed: tuple = (),
     directory: str | Path | None = None,
     about: Mapping[str, Any] = MappingProxyType({}),
     mesh: Mesh | None = None,
@@ -166,6 +168,8 @@ def fit(
       params: initial parameters, any pytree.
       examples: training data, an array or a pytree of arrays [n, ...], kept on the device.
       config: how to train.
+      fixed: what the loss is handed after the batch, the same at every step: pytrees of arrays,
+        so that runs that differ in them share a compiled step.
       directory: where checkpoints go; None keeps none. Ctrl-C keeps the last step done there.
       about: what else makes the run in `directory` this one, in JSON's terms.
       mesh: devices to share each batch; None is one device.
@@ -198,7 +202,7 @@ def fit(
         )  # fmt: skip
         try:
             for n in bar:
-                state, _ = train_step(state, examples)
+                state, _ = train_step(state, examples, *fixed)
                 is_last = n + 1 == config.num_steps
                 if (n + 1) % config.log_every == 0:
                     bar.set_postfix(loss=f"{_last_point(state, config):.4f}")

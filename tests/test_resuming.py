@@ -9,9 +9,8 @@ import jax
 import numpy as np
 import pytest
 
-from qdiffjax import _files
-from qdiffjax.networks import resuming, training
-from tests.networks.test_training import CONFIG, assert_same_bits, fit, loss_fn
+from qdiffjax import _files, resuming, training
+from tests.test_training import CONFIG, assert_same_bits, fit, loss_fn
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
