@@ -14,6 +14,7 @@ states          the calls of a sampler at which cures look; `statistics`, what t
 bases           smoothing, rotation, reordering, low rank: the basis in which products round
 weights         clips, GPTQ, AdaRound: how weights round, from second moments
 blocks          the same, learned from the prediction, block by block
+training        the same in training: weights, scales, clips, levels, low rank; `qat`
 activations     static clips by step; the time path
 corrections     mean errors of sites; the prediction's by call (PTQD, TAC, D2-DPM, compensation);
                 `lines`, how they are fitted

@@ -44,6 +44,13 @@ from .sensitivity import sensitivity_of as sensitivity_of
 from .sketch import sketched_algebra as sketched_algebra
 from .states import States as States
 from .states import normal_chances as normal_chances
+from .training.cures import qat as qat
+from .training.objectives import Objective as Objective
+from .training.objectives import Task as Task
+from .training.objectives import denoising as denoising
+from .training.objectives import distillation as distillation
+from .training.objectives import measured_gains as measured_gains
+from .training.objectives import whole_run as whole_run
 from .trials import Trial as Trial
 from .trials import trial as trial
 from .weights import adaround as adaround

@@ -30,8 +30,8 @@ from qdiffjax.quant import RoundingSequence
 from qdiffjax.sites import Site
 from qdiffjax.strategies.states import States, chosen_calls, full_inputs
 
-BASIS, SPLIT, CLIP, ROUND, LEAVE, SITES, SAMPLER = range(7)  # stages, in their order
-STAGES = ("basis", "low-rank part", "clips", "rounding of weights", "sites left out",
+BASIS, SPLIT, CLIP, ROUND, LEAVE, TRAIN, SITES, SAMPLER = range(8)  # stages, in their order
+STAGES = ("basis", "low-rank part", "clips", "rounding of weights", "sites left out", "training",
           "correction of sites", "correction of the prediction")  # fmt: skip
 
 
@@ -106,6 +106,7 @@ class Draft:
       grids: activation grids in place of the recipe's, by site, one for each operand.
       plain: sites that stay in full precision whatever the recipe says.
       cures: those applied, in order.
+      losses: curves of trainings, each point a mean over some steps, by name of the cure.
       bill: what they cost.
     """
 
@@ -121,6 +122,7 @@ class Draft:
     grids: dict[str, tuple] = dataclasses.field(default_factory=dict)
     plain: frozenset[str] = frozenset()
     cures: tuple[Cure, ...] = ()
+    losses: dict[str, Any] = dataclasses.field(default_factory=dict)
     bill: Bill = dataclasses.field(default_factory=Bill)
 
     @property

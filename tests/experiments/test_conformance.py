@@ -173,6 +173,11 @@ MINIATURES = {
         "--num-steps 2 --num-samples 2 --num-gain-samples 3 --num-values 12 --num-shown 2 "
         "--num-nodes 4 --num-probes 2 --num-starts 2 --sites *attention*",
     ),
+    "training_aware": (
+        DIT, "checkpoint",
+        "--num-steps 2 --train-steps 2 --num-runs 1 --num-samples 8 --num-groups 2 "
+        "--num-calibration 2 --num-seeds 1 --recipes W4A4 --ways nearest training",
+    ),
 }  # fmt: skip
 TIMES = {"bench.kernels", "bench.tpu_aot"}  # no two of its runs have the same arrays
 TIMED = ("seconds", "measured/roofline", "measured/call")  # arrays of the clock

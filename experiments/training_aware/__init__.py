@@ -1,0 +1,1 @@
+"""What training while rounding gains over cures after training, and which errors to weigh."""
