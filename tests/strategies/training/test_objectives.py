@@ -99,8 +99,8 @@ def test_less_the_float_loss_it_has_the_same_derivative_and_is_the_penalty():
 
 
 def test_a_network_that_answers_zero_has_the_variance_of_the_noise_as_loss():
-    silent = Denoiser(lambda params, x, t: 0 * x @ params["w"], {"w": jnp.eye(3, dtype=jnp.float32)},
-                      denoiser().schedule, (3,))  # fmt: skip
+    params = {"w": jnp.eye(3, dtype=jnp.float32)}
+    silent = Denoiser(lambda p, x, t: 0 * x @ p["w"], params, denoiser().schedule, (3,))
     draft = made(
         "W8",
         precision.calibrate(silent, STEPS, x_T=NOISE[:, 0, 0].astype(jnp.float32)),
@@ -122,9 +122,9 @@ def test_conditions_are_those_of_their_samples():
     )
     calibration = precision.calibrate(own, STEPS, KEY, num_samples=4, progress=False)
     draft = made("W8", calibration, num_samples=4, sites=("*",))
-    for objective in (strategies.distillation(), strategies.whole_run(),
-                      strategies.denoising(worlds.normal(3, 8, 3), jnp.zeros(8, jnp.float32), batch_size=8,
-                                           less_full=True)):  # fmt: skip
+    examples = worlds.normal(3, 8, 3), jnp.zeros(8, jnp.float32)
+    less_full = strategies.denoising(*examples, batch_size=8, less_full=True)
+    for objective in (strategies.distillation(), strategies.whole_run(), less_full):
         assert abs(float(loss_of(objective, draft))) < 1e-3
 
 

@@ -1,0 +1,82 @@
+"""What a recipe with cures stores, computes and takes on two chips, by the models of `hardware`."""
+
+import numpy as np
+
+from qdiffjax import hardware, precision, strategies
+from qdiffjax.precision import Recipe, Switch, words
+from qdiffjax.quant import RoundingSequence
+
+CHIPS = ("v5e", "H200")
+
+
+def recipe_of(draft: strategies.Draft, sites) -> Recipe:
+    """Return the widths of a draft; sites that a cure leaves in full precision have none."""
+    given = draft.recipe
+    table = given if isinstance(given, Recipe) else words.recipe_of(
+        given, draft.calibration.sites, sites
+    )  # fmt: skip
+    kept = lambda bits: {n: b for n, b in bits.items() if n not in draft.plain}  # noqa: E731
+    return Recipe(kept(table.bits), tuple(
+        precision.Phase(phase.steps, kept(phase.bits)) for phase in table.phases
+    ))  # fmt: skip
+
+
+def row(draft: strategies.Draft, sites, num_steps: int) -> dict:
+    """Return bits and bytes of the model and, a mean over calls, what a call costs.
+
+    bits: of a weight that the recipe rounds, in a product, on average; stored: what is kept of it,
+    scales too, once for each width that it has along the steps, and in full where it is shaped.
+    What is cached by step is not computed.
+    """
+    denoiser = draft.calibration.denoiser
+    counts = hardware.count(denoiser.sites())
+    recipe = recipe_of(draft, sites)
+    tables = [recipe.at(step) for step in range(num_steps)]
+    widths = [hardware.widths(counts, Recipe(table)) for table in tables]
+    chips = [next(c for c in hardware.CHIPS if name in c.name) for name in CHIPS]
+    other = hardware.other_elements(denoiser.params, counts)
+    is_run = ~np.isin(counts.names, sorted(draft.plain))
+    is_rounded = np.isin(counts.names, draft.rounds_weight())
+    sizes = counts.stored * is_rounded
+    num = int(sizes.sum())
+    stored = _stored(draft, recipe, counts, sizes)
+    rest = int(np.sum(counts.stored)) - num + other
+    return {
+        "bits": float(np.mean([(w.weight * sizes).sum() for w in widths])) / num,
+        "stored": stored, "megabytes": (stored * num / 8 + 4 * rest) / 1e6,
+        "gigabops": float(np.mean([(hardware.bops(counts, w) * is_run).sum() for w in widths])) / 1e9,
+        "seconds_of_chips": [
+            float(np.mean([(hardware.predict_times(counts, w, chip).seconds * is_run).sum()
+                           for w in widths]))
+            for chip in chips
+        ],
+    }  # fmt: skip
+
+
+def _stored(draft: strategies.Draft, recipe: Recipe, counts, sizes) -> float:
+    """Return the bits that are kept of each weight that is rounded, on average."""
+    weights = [inputs.weight for inputs in draft.site_inputs().values()]
+    if not any(isinstance(weight, Switch) for weight in weights) or _is_shaped(weights):
+        return strategies.stored_bits(draft)
+    tables = [hardware.widths(counts, Recipe(table)).weight for table in recipe.tables]
+    tables[1:] = [hardware.widths(counts, Recipe(recipe.bits | phase.bits)).weight
+                  for phase in recipe.phases]  # fmt: skip
+    versions = [sum(set(site)) for site in np.stack(tables, 1).tolist()]
+    scales = 32 * counts.scales * [len(set(site)) for site in np.stack(tables, 1).tolist()]
+    used = sizes > 0
+    return float(((np.array(versions) * sizes) + scales)[used].sum() / sizes.sum())
+
+
+def _is_shaped(weights) -> bool:
+    parts = (p for w in weights for p in (w.alternatives if isinstance(w, Switch) else (w,)))
+    return any(isinstance(part, RoundingSequence) for part in parts)
+
+
+def overhead(q: precision.Quantized, plain: precision.Quantized, x_T, steps) -> float:
+    """Return the operations of a simulated call over those of another, less one.
+
+    The compiler counts a loop once, so a sampling run is one call of the network.
+    """
+    costs = [hardware.compiled_cost(precision.final_samples, each, x_T, steps)
+             for each in (q, plain)]  # fmt: skip
+    return costs[0].flops / costs[1].flops - 1
