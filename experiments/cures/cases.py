@@ -68,6 +68,7 @@ def cases(words: str, num_steps: int, key, learn_steps: int) -> dict[str, Case]:
     table["differences (MoDiff)"] = Case(f"{words} difference")
     table["shaped weights"] = Case(f"{weights} shaped A{activations}")
     table["shaped"] = Case(shaped)
+    table["shaped, best of 8 phases"] = Case(shaped, (strategies.chosen_phases(8),))
     table |= each(PTQD=strategies.ptqd(), D2_DPM=strategies.joint_gaussian(),
                   TAC=strategies.timestep_aware(), moments=strategies.drift(),
                   compensation=strategies.compensation(),
@@ -92,8 +93,12 @@ def cases(words: str, num_steps: int, key, learn_steps: int) -> dict[str, Case]:
     # What the last calls lose nothing makes up for: a bit more there is 0.1 bit on average.
     last, wider = num_steps - num_steps // 10, f"W{int(weights[1:]) + 1} shaped A{activations}"
     if last < num_steps:
+        tail = f"{shaped}; steps {last}-{num_steps - 1}: {wider} shaped"
         table["shaped, last tenth a bit more, time, rotation, compensation and gain"] = Case(
-            f"{shaped}; steps {last}-{num_steps - 1}: {wider} shaped", (*free, turn, held)
+            tail, (*free, turn, held)
+        )
+        table["the same with the best of 8 phases"] = Case(
+            tail, (*free, turn, strategies.chosen_phases(8), held)
         )
     return table
 

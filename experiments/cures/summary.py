@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 
 from experiments.cures.cases import NONE
+from experiments.harness import intervals
 from qdiffjax import metrics
 
-NUM_RESAMPLES = 1000
 PEAK = 2.0  # samples live in [-1, 1]
 
 
@@ -29,14 +29,14 @@ def rows(errors: Mapping[tuple[int, str, str], Mapping[str, Any]], runs, seed: i
     for recipe, case in pairs:
         values, base = table[recipe, case], table[recipe, NONE]
         own = [run for run in runs if (run["recipe"], run["case"]) == (recipe, case)]
-        low, high = recovered_interval(values, base, seed)
+        low, high = intervals.of_seeds(recovered, values, base, seed=seed)
         best = min((c for r, c in pairs if r == recipe), key=lambda c: choice[recipe, c])
         told.append({
             "kind": "cure", "recipe": recipe, "case": case, "median": float(np.median(values)),
             "mean": float(np.mean(values)), "most": float(np.quantile(values, 0.9)),
             "rms": float(np.sqrt(np.mean(values**2))),
             "psnr": float(20 * np.log10(PEAK / np.sqrt(np.mean(values**2)))),
-            "recovered": float(1 - np.median(values) / np.median(base)),
+            "recovered": recovered(values, base),
             "low": low, "high": high, "p": p_value(values, base), "is_best": best == case,
             **{name: float(np.mean([run[name] for run in own])) if own[0][name] is not None
                else None for name in ("bits", "evaluations", "learned", "seconds")},
@@ -46,22 +46,9 @@ def rows(errors: Mapping[tuple[int, str, str], Mapping[str, Any]], runs, seed: i
     return told
 
 
-def recovered_interval(values, base, seed: int) -> tuple[float, float]:
-    """Return the 95 % interval of 1 - median(values) / median(base).
-
-    Args:
-      values, base: errors [seeds, noises], of the same noises; seeds and noises are resampled,
-        noises alike for both.
-      seed: of the resampling.
-    """
-    rng, (num_seeds, num) = np.random.default_rng(seed), np.shape(values)
-    found = []
-    for _ in range(NUM_RESAMPLES):
-        noises = rng.integers(num, size=num)
-        own, other = (array[rng.integers(num_seeds, size=num_seeds)][:, noises]
-                      for array in (values, base))  # fmt: skip
-        found.append(1 - np.median(own) / np.median(other))
-    return float(np.quantile(found, 0.025)), float(np.quantile(found, 0.975))
+def recovered(values, base) -> float:
+    """Return 1 - median(values) / median(base)."""
+    return float(1 - np.median(values) / np.median(base))
 
 
 def p_value(values, base) -> float:

@@ -18,7 +18,8 @@ round them:
   mean of k       once, at the mean that periodic rounding has: steps of 2^-k of the width's own,
                   where those of nearest + k are smaller by (2^(b-1) - 1) 2^k / (2^(b+k-1) - 1)
 
-All methods see the same noises. Those that draw phases are run with several seeds of them.
+All methods see the same noises. Those that draw phases are run with several seeds of them, and
+intervals resample both.
 """
 
 import dataclasses
@@ -29,10 +30,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.harness import command, subject
+from experiments.harness import command, intervals, subject
 from experiments.harness.command import option
 from experiments.shaping import plots
-from qdiffjax import compiling, diffusion, estimates, precision, quant, results
+from qdiffjax import compiling, diffusion, precision, quant, results
 from qdiffjax.analysis.errors import prediction
 
 
@@ -124,10 +125,8 @@ def run(config: Config, **options):
         qs = [precision.quantize(calibration, recipe, sites=config.sites, **each)
               for each in rounded]  # fmt: skip
         values = jnp.stack([errors(q) for q in qs])
-        rmse = estimates.bootstrap(subject.rms, values.T, key=jax.random.key(config.seed), num=1000)
         row = {"sampler": sampler, "num_steps": num_steps, "bits": bits, "method": method,
-               "rmse": float(rmse.value), "low": float(rmse.low),
-               "high": float(rmse.high), "median": float(jnp.median(values)),
+               "rmse": float(subject.rms(values)), "median": float(jnp.median(values)),
                "of_seeds": [float(subject.rms(e)) for e in values]}  # fmt: skip
         if predicted is not None:
             ours = subject.rms(predicted(qs[0])) / subject.rms(values[0, : config.num_predicted])
@@ -139,7 +138,16 @@ def run(config: Config, **options):
              for m in methods(b, config.extra_bits, config.group_size)}  # fmt: skip
     mark = results.fingerprint(dataclasses.asdict(config), here.mark())
     done = command.parts(parts, measure, mark, **options)
-    return command.by_part(done), [row for _, row in done.values()]
+    return command.by_part(done), [row | _interval(config, arrays["errors"])
+                                   for arrays, row in done.values()]  # fmt: skip
+
+
+def _interval(config: Config, errors) -> dict[str, float]:
+    """Return the 95 % interval of an RMSE, errors [seeds, noises]: few seeds show little of it."""
+    low, high = intervals.of_seeds(
+        lambda e: np.sqrt(np.mean(np.square(e))), errors, seed=config.seed
+    )
+    return {"low": low, "high": high}
 
 
 EXPERIMENT = command.experiment(Config, run, plots=plots)

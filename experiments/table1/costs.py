@@ -41,10 +41,11 @@ def row(draft: strategies.Draft, sites, num_steps: int) -> dict:
     num = int(sizes.sum())
     stored = _stored(draft, recipe, counts, sizes)
     rest = int(np.sum(counts.stored)) - num + other
+    bops = [(hardware.bops(counts, w) * is_run).sum() for w in widths]
     return {
         "bits": float(np.mean([(w.weight * sizes).sum() for w in widths])) / num,
         "stored": stored, "megabytes": (stored * num / 8 + 4 * rest) / 1e6,
-        "gigabops": float(np.mean([(hardware.bops(counts, w) * is_run).sum() for w in widths])) / 1e9,
+        "gigabops": float(np.mean(bops)) / 1e9,
         "seconds_of_chips": [
             float(np.mean([(hardware.predict_times(counts, w, chip).seconds * is_run).sum()
                            for w in widths]))

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
+from experiments.harness import intervals
 from qdiffjax._checks import require
 from qdiffjax.analysis import guarantees
 
 PEAK = 2.0  # samples live in [-1, 1]
 ALPHA, DELTA = 0.1, 0.05
-NUM_RESAMPLES = 1000
 MEANS = ("bits", "stored", "megabytes", "gigabops", "overhead", "evaluations", "learned", "seconds")
 
 
@@ -37,8 +37,8 @@ def rows(errors: Mapping[tuple, Any], runs, seed: int) -> list[dict]:
         values = np.stack([each for (_, *rest), each in errors.items() if tuple(rest) == key])
         own = [run for run in runs if (run["recipe"], run["technique"], run["form"]) == key
                and "failure" not in run]  # fmt: skip
-        low, high = _interval(values, seed)
-        rmse = float(np.sqrt(np.mean(values**2)))
+        low, high = intervals.of_seeds(_rms, values, seed=seed)
+        rmse = _rms(values)
         bound = guarantees.conformal_bound(values[0], ALPHA, DELTA)
         told.append({
             "kind": "form", **dict(zip(("recipe", "technique", "form"), key, strict=True)),
@@ -53,12 +53,5 @@ def rows(errors: Mapping[tuple, Any], runs, seed: int) -> list[dict]:
     return told
 
 
-def _interval(values, seed: int) -> tuple[float, float]:
-    """Return the 95 % interval of the RMSE, values [seeds, noises] resampled both ways."""
-    rng, (num_seeds, num) = np.random.default_rng(seed), values.shape
-    found = [
-        np.sqrt(np.mean(values[rng.integers(num_seeds, size=num_seeds)][
-            :, rng.integers(num, size=num)
-        ] ** 2)) for _ in range(NUM_RESAMPLES)
-    ]  # fmt: skip
-    return float(np.quantile(found, 0.025)), float(np.quantile(found, 0.975))
+def _rms(values) -> float:
+    return float(np.sqrt(np.mean(np.square(values))))

@@ -33,6 +33,7 @@ from .drafts import Draft as Draft
 from .drafts import compose as compose
 from .drafts import draft as draft
 from .drafts import improve as improve
+from .phases import chosen_phases as chosen_phases
 from .recommendation import Recommendation as Recommendation
 from .recommendation import recommend as recommend
 from .search import RelaxedTogether as RelaxedTogether
