@@ -47,3 +47,12 @@ def tidy(*axes, legend: float | None = None) -> None:
             axis.label.set_size(7.5)
         if legend:
             ax.legend(frameon=False, fontsize=legend)
+
+
+def ticks_of_logs(ax) -> None:
+    """Mark 1, 2 and 5 times the powers of ten on a logarithmic x axis, as numbers."""
+    ax.minorticks_off()
+    low, high = ax.get_xlim()
+    ticks = [10.0**power * digit for power in range(-6, 6) for digit in (1, 2, 5)]
+    shown = [tick for tick in ticks if low <= tick <= high]
+    ax.set_xticks(shown, [f"{tick:g}" for tick in shown])

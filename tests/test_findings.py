@@ -63,6 +63,43 @@ def test_what_is_said_of_shaped_weights_holds_in_every_case():
     assert {("DiT", n, 6) for n in (10, 20, 50)} <= better
 
 
+def seeds_of(folder):
+    """Return {method: row} of a shaping result of one width."""
+    found = json.loads((ROOT / "experiments/results" / folder / "summary.json").read_text())
+    return {row["method"]: row for row in found}
+
+
+def test_the_table_of_five_seeds_of_phases_is_its_committed_summary():
+    page = (ROOT / "docs" / "findings.md").read_text().split("### Five seeds of phases")[1]
+    lines = re.findall(r"^\| ([a-z].*?) \| (\S+) \[(\S+), (\S+)\] \| (\S+) \[(\S+), (\S+)\] \|$",
+                       page.split("\n### ")[0], re.M)  # fmt: skip
+    dit, unet = seeds_of("shaping_w4_dit"), seeds_of("shaping_w4")
+    assert [line[0] for line in lines] == list(dit)
+    for name, *cells in lines:
+        told = [row[name][key] for row in (dit, unet) for key in ("rmse", "low", "high")]
+        for value, printed in zip(told, cells, strict=True):
+            assert_digits(value, printed)
+
+
+def test_what_is_said_of_five_seeds_of_phases_holds():
+    dit, unet = seeds_of("shaping_w4_dit"), seeds_of("shaping_w4")
+    assert 0.275 < 1 / shaping.gain(dit) < 0.285
+    assert 0.325 < 1 / shaping.gain(unet) < 0.335
+    assert dit["grouped"]["rmse"] > dit["sums kept"]["rmse"]
+    assert 0.515 < unet["sigma-delta"]["rmse"] / unet["grouped"]["rmse"] < 0.525
+    for told in (dit, unet):
+        assert told["grouped sigma-delta"]["rmse"] > 1.4 * told["sigma-delta"]["rmse"]
+    ends = [(min(row), max(row)) for row in (unet[name]["of_seeds"]
+            for name in ("sigma-delta", "periodic 4"))]  # fmt: skip
+    assert [[round(value, 2) for value in pair] for pair in ends] == [[0.19, 0.3], [0.18, 0.58]]
+    ratios = shaping.periodic_ratios(dit) | {k + 10: r for k, r in
+                                             shaping.periodic_ratios(unet).items()}  # fmt: skip
+    assert 2.25 < ratios.pop(14) < 2.35
+    assert min(ratios.values()) > 0.745
+    assert max(ratios.values()) < 1.3
+    assert 1.9 < dit["mean of 2"]["rmse"] / dit["nearest + 2"]["rmse"] < 2.1
+
+
 @pytest.mark.parametrize(
     ("folder", "head"), [("random_recipes", "## Any recipe"),
                          ("random_recipes_latent", "### The same of the latent")],

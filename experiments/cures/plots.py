@@ -6,10 +6,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from qdiffjax import _tables as tables
-from qdiffjax._looks import BLUE, GREY, ORANGE, panels, tidy
+from qdiffjax._looks import BLUE, GREY, ORANGE, panels, ticks_of_logs, tidy
 
 NONE = "none"
-TICKS = [10.0**power * digit for power in range(-4, 3) for digit in (1, 2, 5)]
 
 
 def cures(rows) -> list[dict]:
@@ -34,10 +33,7 @@ def draw(config, arrays, rows) -> Figure:
             ax.plot(row["median"], place, "D" if row["is_best"] else "o", color=color, ms=3)
         ax.axvline(base, color=GREY, lw=0.7, ls=":")
         ax.set(title=recipe, xscale="log")
-        ax.minorticks_off()
-        low, high = ax.get_xlim()
-        ticks = [tick for tick in TICKS if low <= tick <= high]
-        ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        ticks_of_logs(ax)
         ax.set_yticks(np.arange(len(names)), names)
     axes[0, 0].invert_yaxis()
     name = Path(config["checkpoint"]).name

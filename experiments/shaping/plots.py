@@ -6,7 +6,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from qdiffjax import _tables as tables
-from qdiffjax._looks import BLUE, GREEN, GREY, ORANGE, panels, tidy
+from qdiffjax._looks import BLUE, GREEN, GREY, ORANGE, panels, ticks_of_logs, tidy
 
 DDIM = "ddim"  # the one sampler of results that name none
 ONCE = ("nearest", "clipped", "sums kept")  # roundings of the weights' own channels
@@ -28,15 +28,23 @@ def gain(by_method) -> float:
 
 
 def periodic_ratios(by_method) -> dict[int, float]:
-    """Return {k: mean square error of k extra bits over that of general + nearest at b + k}."""
+    """Return {k: mean square error of k extra bits over that of general + one rounding}.
+
+    The one rounding is to the mean over the period, or nearest at b + k of results without it.
+    """
     square = {name: row["rmse"] ** 2 for name, row in by_method.items()}
     ks = [int(name.split()[-1]) for name in by_method if name.startswith("periodic")]
-    return {k: square[f"periodic {k}"] / (square["sigma-delta"] + square[f"nearest + {k}"])
-            for k in ks}  # fmt: skip
+    once = {k: square.get(f"mean of {k}", square[f"nearest + {k}"]) for k in ks}
+    return {k: square[f"periodic {k}"] / (square["sigma-delta"] + once[k]) for k in ks}
 
 
 def draw(config, arrays, rows) -> Figure:
-    """RMSE of the samples by width, a panel for each number of steps of the first sampler."""
+    """RMSE of the samples by width, a panel for each number of steps of the first sampler.
+
+    Of one width all methods.
+    """
+    if len(config["weight_bits"]) == 1:
+        return _draw_methods(config, rows)
     first = config.get("samplers", [DDIM])[0]
     panes = {n: [g for g in grids(rows) if g[:2] == (first, n)] for n in config["num_steps"]}
     fig, axes = panels(1, len(panes), 2.4, sharey=True, squeeze=False)
@@ -57,6 +65,32 @@ def draw(config, arrays, rows) -> Figure:
     return fig
 
 
+def _draw_methods(config, rows) -> Figure:
+    cases = grids(rows)
+    names = list(cases[0][3])
+    fig, axes = panels(1, len(cases), 0.6 + 0.16 * len(names), sharey=True, squeeze=False)
+    for ax, (sampler, num_steps, bits, by_method) in zip(axes[0], cases, strict=True):
+        for place, name in enumerate(names):
+            row = by_method[name]
+            color = STYLES.get(
+                name, (BLUE if name.startswith(("periodic", "grouped s")) else GREY,)
+            )
+            ends = [[row["rmse"] - row["low"]], [row["high"] - row["rmse"]]]
+            ax.errorbar(row["rmse"], place, xerr=ends, color=color[0], marker="o", ms=3, lw=1,
+                        capsize=1.5)  # fmt: skip
+            ax.plot(row["of_seeds"], [place] * len(row["of_seeds"]), "|", color=color[0], ms=5)
+        ax.set(
+            xscale="log",
+            title=f"W{bits}, {num_steps} steps of {sampler}",
+            xlabel=f"RMSE of the samples, {Path(config['checkpoint']).name}; | a seed",
+        )
+        ticks_of_logs(ax)
+        ax.set_yticks(range(len(names)), names)
+    axes[0, 0].invert_yaxis()
+    tidy(*axes[0])
+    return fig
+
+
 FIGURES = {"shaping": draw}
 
 
@@ -64,7 +98,7 @@ def table(rows) -> list:
     """Return the tables on the screen: a line for each sampler, number of steps and width."""
     cases = grids(rows)
     names = list(cases[0][3])
-    main = [name for name in names if not name.startswith(("periodic", "nearest +"))]
+    main = [name for name in names if not name.startswith(("periodic", "nearest +", "mean"))]
     ks = list(periodic_ratios(cases[0][3]))
     case: list = [("sampler", lambda g: g[0]), ("steps", lambda g: g[1]), ("W", lambda g: g[2])]
 
@@ -84,5 +118,5 @@ def table(rows) -> list:
     return [
         tables.columns(cases, ways, title="RMSE of the samples by how weights are rounded"),
         tables.columns(cases, stored, title="k more bits stored; ratio: of mean squares, periodic "
-                       "over (sigma-delta + nearest)"),
+                       "over (sigma-delta + once)"),
     ]  # fmt: skip

@@ -6,10 +6,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from qdiffjax import _tables as tables
-from qdiffjax._looks import BLUE, GREY, panels, tidy
+from qdiffjax._looks import BLUE, GREY, panels, ticks_of_logs, tidy
 
 PLAIN = "plain"
-TICKS = [10.0**power * digit for power in range(-4, 4) for digit in (1, 2, 5)]
 
 
 def forms(rows) -> list[dict]:
@@ -43,10 +42,7 @@ def draw(config, arrays, rows) -> Figure:
                         ms=3.5, lw=1, capsize=1.5, ls="",
                         label=row["form"] if place == 0 else None)  # fmt: skip
         ax.set(title=recipe, xscale="log")
-        ax.minorticks_off()
-        low, high = ax.get_xlim()
-        ticks = [tick for tick in TICKS if low <= tick <= high]
-        ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        ticks_of_logs(ax)
         ax.set_yticks(np.arange(len(names)), names)
     shown[0].invert_yaxis()
     fig.supxlabel(f"RMSE of the samples, {Path(config['checkpoint']).name}", fontsize=7.5)

@@ -6,10 +6,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from qdiffjax import _tables as tables
-from qdiffjax._looks import BLUE, GREY, ORANGE, panels, tidy
+from qdiffjax._looks import BLUE, GREY, ORANGE, panels, ticks_of_logs, tidy
 
 TRAINED = "training"
-TICKS = [10.0**power * digit for power in range(-4, 4) for digit in (1, 2, 5)]
 
 
 def of_kind(rows, kind: str) -> list[dict]:
@@ -32,10 +31,7 @@ def draw(config, arrays, rows) -> Figure:
             ax.plot(own, np.full(len(own), place), "o", color=color, ms=2.5, alpha=0.6)
             ax.plot(np.exp(np.mean(np.log(own))), place, "D", color=color, ms=4)
         ax.set(title=recipe, xscale="log")
-        ax.minorticks_off()
-        low, high = ax.get_xlim()
-        ticks = [tick for tick in TICKS if low <= tick <= high]
-        ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        ticks_of_logs(ax)
         ax.set_yticks(np.arange(len(names)), names)
     axes[0, 0].invert_yaxis()
     name = Path(config["checkpoint"]).name
