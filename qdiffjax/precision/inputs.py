@@ -150,7 +150,10 @@ def format_grid(entry: OperandFormat, pair, every, key: Key) -> ActivationGrid |
             expected=f"one of {known}",
             remedy="sums and other sequences are of weights")  # fmt: skip
     key = key if entry.rounding == STOCHASTIC else None  # type: ignore[assignment]
-    memory = {"feedback": entry.rounding == SHAPED, "difference": entry.rounding == DIFFERENCE}
+    memory: dict[str, Any] = {
+        "feedback": entry.rounding == SHAPED,
+        "difference": entry.rounding == DIFFERENCE,
+    }
     is_static = entry.scales in (STATIC, BY_STEP)
     if isinstance(entry.format, BlockFormat) or not is_static:
         sizes: dict[Any, int | None] = {None: None, TOKEN: None, TENSOR: 0}

@@ -195,7 +195,8 @@ def why_simulated(site: Site, inputs: SiteQuant) -> str | None:
     grids = [grid for grid in inputs.activations if grid is not None]
     if not all(grid.format.is_static for grid in grids):
         return "the width of an activation is data"
-    if any(isinstance(grid.format, BlockFormat) or grid.group_size is not None for grid in grids):
+    if any(isinstance(grid.format, BlockFormat) or grid.group_size is not None or grid.pieces
+           for grid in grids):  # fmt: skip
         return "an activation has scales along what is summed, or one for all"
     if not all(is_multiplied(grid.format) for grid in grids):
         return "the format of an activation is no kernel's"

@@ -178,5 +178,6 @@ def rounding_text(grid) -> str:
         num = math.prod(np.shape(grid.scale))
         kind = "static, " + ("one scale" if num == 1 else f"{num} scales")
     is_shifted = grid.zero_point is not None or (grid.scale is None and is_affine(grid.format))
+    kind += f" and each of {len(grid.pieces)} parts" if grid.pieces else ""
     sign = "with zero point" if is_shifted else "symmetric"
     return f"{kind} {sign}, rounded {'to nearest' if grid.key is None else 'at random'}"

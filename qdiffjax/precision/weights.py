@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -28,6 +28,7 @@ from qdiffjax.quant import (
     BlockFormat,
     Format,
     IntFormat,
+    QTensor,
     RoundingSequence,
     absmax,
     block_scale,
@@ -88,6 +89,7 @@ OPTIONS = (
     "format_fn",
     "adjust_fn",
     "key",
+    "pieces",
 )  # of `round_weights`
 
 
@@ -102,6 +104,7 @@ def round_weights(
     format_fn: Callable[[int], Format] = IntFormat,
     adjust_fn: Callable | None = None,
     key: Key | None = None,
+    pieces: Mapping[str, tuple[int, ...]] | None = None,
 ) -> dict[str, Any]:
     """Quantize the weights of a recipe once, outside every loop.
 
@@ -119,13 +122,27 @@ def round_weights(
         `keep_channel_sums`; None rounds w itself. What an `OperandFormat` says comes before these.
       key: of the phases and random bits of roundings that an `OperandFormat` asks for; None is
         key 0.
+      pieces: by site, lengths of neighbouring channels of the input that are rounded apart.
 
     Returns:
-      What round_fn returns, by site.
+      What round_fn returns, by site; a tuple of that for each piece where it is no array.
 
     Raises:
       ValueError: a weight that is not finite, or a format that it cannot take; names the site.
     """
+
+    def one(site: Site, w, entry):
+        if isinstance(entry, OperandFormat):
+            adjust = adjust_fn if entry.rounding is None else None
+            if entry.rounding == SUMS:
+                adjust = keep_channel_sums
+            return _round_entry(site, w, entry, _rounding_of(entry, round_fn, key), adjust)
+        format = format_fn(entry)
+        grid = _grid(w, _width_as_data(format), granularity(site), calibrate_fn)
+        if adjust_fn is not None:
+            w = adjust_fn(site, w, *grid, format)
+        return round_fn(site, w, *grid, format)
+
     rounded = {}
     for site in sites:
         entry = recipe.bits.get(site.name, SiteBits()).weight
@@ -136,19 +153,32 @@ def round_weights(
             concrete_all(jnp.isfinite, w), f"{site.name}, weight", got="NaN or infinity",
             expected="finite numbers", remedy="codes hold neither: mend the parameters",
         )  # fmt: skip
-        if not isinstance(entry, OperandFormat):
-            format = format_fn(entry)
-            grid = _grid(w, _width_as_data(format), granularity(site), calibrate_fn)
-            if adjust_fn is not None:
-                w = adjust_fn(site, w, *grid, format)
-            rounded[site.name] = round_fn(site, w, *grid, format)
-            continue
-        adjust = adjust_fn if entry.rounding is None else None
-        if entry.rounding == SUMS:
-            adjust = keep_channel_sums
-        own = _rounding_of(entry, round_fn, key)
-        rounded[site.name] = _round_entry(site, w, entry, own, adjust)
+        if lengths := (pieces or {}).get(site.name):
+            rounded[site.name] = _apart(site, w, entry, one, lengths)
+        else:
+            rounded[site.name] = one(site, w, entry)
     return rounded
+
+
+def _apart(site: Site, w, entry, round_one: Callable, lengths: tuple[int, ...]):
+    """Return a weight whose ranges of input channels are rounded as weights of their own."""
+    assert site.weight is not None
+    axis = group_axis(site, site.weight)
+    require(axis is not None and sum(lengths) == w.shape[axis], f"{site.name}, pieces",
+            got=str(lengths), expected="lengths of all channels that are summed",
+            remedy="those of `site.pieces`")  # fmt: skip
+    assert axis is not None
+    ends = [sum(lengths[: place + 1]) for place in range(len(lengths) - 1)]
+    done = []
+    for part in jnp.split(w, ends, axis):
+        shapes = tuple(part.shape if i == site.weight else shape
+                       for i, shape in enumerate(site.shapes))  # fmt: skip
+        done.append(round_one(dataclasses.replace(site, shapes=shapes), part, entry))
+    require(not isinstance(done[0], RoundingSequence | QTensor), f"{site.name}, pieces",
+            got="codes, or a weight rounded anew at every call",
+            expected="one rounding, simulated",
+            remedy="use `quantize`, without 'shaped'")  # fmt: skip
+    return jnp.concatenate(done, axis) if isinstance(done[0], jax.Array) else tuple(done)
 
 
 def _rounding_of(entry: OperandFormat, round_fn: Callable, key: Key | None) -> Callable:

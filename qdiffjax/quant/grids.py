@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from qdiffjax._checks import require
 from qdiffjax._typing import Array
 from qdiffjax.quant.calibration.ranges import scale_from_range
 from qdiffjax.quant.formats import BlockFormat, Format, IntFormat
@@ -36,6 +37,8 @@ class ActivationGrid:
         `round_with_residual`. Static.
       difference: whether a call rounds the difference to what the call before had rounded. Static.
       carry: factor of what feedback hands on, [] or None for 1, see `precision.cancelled`.
+      pieces: of a dynamic grid, lengths of neighbouring channels that have grids of their own, as
+        if they were rounded apart; () for one grid. Static.
     """
 
     format: Any
@@ -46,6 +49,7 @@ class ActivationGrid:
     feedback: bool = dataclasses.field(default=False, metadata={"static": True})
     difference: bool = dataclasses.field(default=False, metadata={"static": True})
     carry: Any = None
+    pieces: tuple[int, ...] = dataclasses.field(default=(), metadata={"static": True})
 
     @property
     def has_memory(self) -> bool:
@@ -89,9 +93,14 @@ class ActivationGrid:
           x: the operand.
           axes: those of one token.
           round_fn: real to integer; None is to nearest, or at random if there is a key.
-          group_axis: where groups lie; None, or an axis shorter than a group, makes them of
-            neighbours of the flattened token. The last group may be shorter.
+          group_axis: where groups and pieces lie; None, or an axis shorter than a group, makes
+            groups of neighbours of the flattened token. The last group may be shorter.
         """
+        if self.pieces:
+            return jnp.concatenate([
+                grid.round(piece, axes, round_fn, group_axis)
+                for grid, piece in self.apart(x, group_axis)
+            ], group_axis)  # fmt: skip
         if self.scale is not None:
             return fake_quant(x, *self.parameters(x, axes), format=self.format,
                               round_fn=round_fn or self._round_fn(x))  # fmt: skip
@@ -144,6 +153,27 @@ class ActivationGrid:
         if self.carry is not None:
             lost = lost * jnp.asarray(self.carry).astype(lost.dtype)
         return rounded, jax.lax.stop_gradient(lost)
+
+    def apart(self, x: Array, group_axis: int | None) -> list[tuple["ActivationGrid", Array]]:
+        """Return each piece of an operand with its grid; all of it where there are no pieces.
+
+        Raises:
+          ValueError: pieces that are not all channels.
+        """
+        if not self.pieces:
+            return [(self, x)]
+        num = None if group_axis is None else x.shape[group_axis]
+        require(sum(self.pieces) == num, "pieces", got=f"{self.pieces}, {sum(self.pieces)} in all",
+                expected=f"{num} channels", remedy="give the length of each part")  # fmt: skip
+        assert group_axis is not None
+        whole = dataclasses.replace(self, pieces=())
+        grids = [
+            whole if self.key is None
+            else dataclasses.replace(whole, key=jax.random.fold_in(self.key, place))
+            for place in range(len(self.pieces))
+        ]  # fmt: skip
+        ends = [sum(self.pieces[: place + 1]) for place in range(len(self.pieces) - 1)]
+        return list(zip(grids, jnp.split(x, ends, group_axis), strict=True))
 
     def _round_fn(self, x: Array) -> RoundFn:
         if self.key is None:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from qdiffjax import _compat
 from qdiffjax.sites.naming import Names
-from qdiffjax.sites.products import contract_axes, macs_of, product_of
+from qdiffjax.sites.products import Conv, contract_axes, macs_of, product_of
 from qdiffjax.sites.provenance import (
     Label,
     Leaf,
@@ -208,8 +208,21 @@ def _product_site(eqn, labels, names: Names, place: Place) -> Site:
     return Site(
         name, PRODUCTS[eqn.primitive.name], weight, path, shapes, tuple(aval.shape), contract,
         macs_of(product, shapes, aval.shape), parameters, place.loops, product, is_constant,
-        str(aval.dtype), leaf.size, leaf.part,
+        str(aval.dtype), leaf.size, leaf.part, _summed_pieces(product, labels, weight),
     )  # fmt: skip
+
+
+def _summed_pieces(product, labels, weight: int | None) -> tuple[int, ...]:
+    """Return the lengths of the pieces that an activation is made of, along summed channels."""
+    pieces = None if weight is None else labels[1 - weight].pieces
+    if pieces is None:
+        return ()
+    axis, lengths = pieces
+    if isinstance(product, Conv):
+        is_whole = product.feature_groups == product.batch_groups == 1
+        return lengths if is_whole and weight == 1 and axis == product.lhs[1] else ()
+    assert weight is not None
+    return lengths if product.contract[1 - weight] == (axis,) else ()
 
 
 def _hidden(eqn) -> set[str]:

@@ -30,13 +30,16 @@ class Label(NamedTuple):
 
     leaves: parameters it is made of, as `Leaf`; sites: the nearest sites upstream;
     is_data: whether it depends on the network's inputs, or on a product of a constant with a
-    parameter; constant: size of the largest array of constants alone that it is made of.
+    parameter; constant: size of the largest array of constants alone that it is made of; pieces:
+    (axis, lengths) of the values of different branches that it is a concatenation of, None if it is
+    none.
     """
 
     leaves: frozenset = frozenset()
     sites: frozenset = frozenset()
     is_data: bool = False
     constant: int = 0
+    pieces: tuple[int, tuple[int, ...]] | None = None
 
     @property
     def is_constant(self) -> bool:
@@ -77,11 +80,27 @@ def _one_part_each(leaves: Iterable[Leaf]) -> frozenset[Leaf]:
 def computed(eqn, labels: Sequence[Label]) -> list[Label]:
     """Labels of the results of an equation whose operands carry `labels`."""
     joined, avals = join(labels), [v.aval for v in eqn.outvars]
+    if joined.is_data and len(avals) == 1:
+        return [joined._replace(pieces=_pieces(eqn, labels))]
     if joined.is_constant:
         return [joined._replace(constant=size(aval)) for aval in avals]
     if not joined.leaves or not _takes_part(eqn, labels):
         return [joined] * len(avals)
     return [joined._replace(leaves=_sliced(joined.leaves, s)) for s in _slices(eqn)]
+
+
+def _pieces(eqn, labels: Sequence[Label]) -> tuple[int, tuple[int, ...]] | None:
+    """Return (axis, lengths) of what a result is a concatenation of, itself or before a cast."""
+    name, shapes = eqn.primitive.name, [tuple(v.aval.shape) for v in eqn.invars]
+    if name == "concatenate":
+        axis = eqn.params["dimension"]
+        branches = {label.sites for label in labels if label.is_data}
+        return (axis, tuple(shape[axis] for shape in shapes)) if len(branches) > 1 else None
+    known, out = labels[0].pieces if labels else None, tuple(eqn.outvars[0].aval.shape)
+    if known is None or name in ("convert_element_type", "name", "copy", "stop_gradient"):
+        return known
+    is_last = known[0] == len(shapes[0]) - 1 and bool(out) and out[-1] == shapes[0][-1]
+    return (len(out) - 1, known[1]) if name == "reshape" and is_last else None
 
 
 def _sliced(leaves: frozenset[Leaf], taken: tuple | None) -> frozenset[Leaf]:

@@ -37,6 +37,8 @@ class Site:
       weight_size: number of elements of the parameter at `weight_path`.
       part: the slices of that parameter that the weight is, one after the other, () for all of it,
         as where three projections are columns of one kernel; None if an index is computed.
+      pieces: lengths of the values of different branches that its activation is a concatenation of,
+        along the channels that are summed, as behind a UNet's skips; () if it is none.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Site:
     dtype: str = "float32"
     weight_size: int = 0
     part: tuple | None = ()
+    pieces: tuple[int, ...] = ()
 
     @property
     def activations(self) -> tuple[int, ...]:

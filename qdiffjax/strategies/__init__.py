@@ -16,6 +16,7 @@ weights         clips, GPTQ, AdaRound: how weights round, from second moments
 blocks          the same, learned from the prediction, block by block
 training        the same in training: weights, scales, clips, levels, low rank; `qat`
 activations     static clips by step; the time path
+splitting       grids of their own for the parts of a skip concatenation
 corrections     mean errors of sites; the prediction's by call (PTQD, TAC, D2-DPM, compensation);
                 `lines`, how they are fitted
 """

@@ -43,6 +43,7 @@ from .search import relaxed_together as relaxed_together
 from .sensitivity import Sensitivity as Sensitivity
 from .sensitivity import sensitivity_of as sensitivity_of
 from .sketch import sketched_algebra as sketched_algebra
+from .splitting import split_skips as split_skips
 from .states import States as States
 from .states import normal_chances as normal_chances
 from .training.cures import qat as qat

@@ -47,7 +47,8 @@ def static_clips(num_ranges: int = 1) -> Cure:
         numbers, grids = operand_numbers(draft), dict(draft.grids)
         which = np.arange(num_calls) * num_ranges // num_calls
         for name, each in inputs.items():
-            if any(isinstance(grid, ActivationGrid) for grid in each.activations):
+            is_open = name not in grids  # no other cure has decided
+            if is_open and any(isinstance(grid, ActivationGrid) for grid in each.activations):
                 grids[name] = tuple(
                     _clipped(grid, x, place, which)
                     for grid, x in zip(each.activations, numbers[name], strict=False)

@@ -217,7 +217,8 @@ def stored_bits(draft: Draft, rank: int = 0) -> float:
             bits, scales = 32.0, shaped[name].scale.size
         else:
             grid = grids[name]
-            scales = grid.scale.size * (1 if grid.zero_point is None else 2)
+            scales = grid.num_scales or grid.scale.size
+            scales *= 1 if grid.zero_point is None else 2
             bits = float(np.max(np.asarray(grid.format.bits)))
         total += versions * (bits * size + 32 * scales) + extra
         num += size

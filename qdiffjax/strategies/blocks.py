@@ -22,7 +22,8 @@ from qdiffjax.precision.quantized import merge, ruled_call
 from qdiffjax.precision.shaping import site_key
 from qdiffjax.sites import Site
 from qdiffjax.strategies.descent import adam
-from qdiffjax.strategies.drafts import ROUND, Cure, Draft, Grid
+from qdiffjax.strategies.drafts import ROUND, Cure, Draft
+from qdiffjax.strategies.grids import Grid
 
 BLOCKS, NETWORK = "block", "network"
 Rounding = dict[str, jax.Array]

@@ -28,6 +28,7 @@ from qdiffjax.precision.noise_marks import marks_of
 from qdiffjax.precision.refusals import check_noise
 from qdiffjax.quant import RoundingSequence
 from qdiffjax.sites import Site
+from qdiffjax.strategies.grids import Grid, noted, whole_grid
 from qdiffjax.strategies.states import States, chosen_calls, full_inputs
 
 BASIS, SPLIT, CLIP, ROUND, LEAVE, TRAIN, SITES, SAMPLER = range(8)  # stages, in their order
@@ -45,19 +46,6 @@ class Bill(NamedTuple):
     evaluations: int = 0
     optimizer_steps: int = 0
     seconds: float = 0.0
-
-
-class Grid(NamedTuple):
-    """A weight and the numbers to which it is to be rounded.
-
-    w: in its basis, without its branch, the operand's shape; scale, zero_point, format: as for
-    `quant.fake_quant`.
-    """
-
-    w: Any
-    scale: Any
-    zero_point: Any
-    format: Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,8 +143,8 @@ class Draft:
             require(not isinstance(plain[name].weight, RoundingSequence), name,
                     got="a weight rounded anew at every call", expected="one rounding",
                     remedy="leave the word 'shaped' out")  # fmt: skip
-        inputs = self.site_inputs(round_fn=_noted)
-        found = {name: inputs[name].weight for name in names}
+        inputs = self.site_inputs(round_fn=noted)
+        found = {name: whole_grid(self.sites[name], inputs[name].weight) for name in names}
         for name, grid in found.items():
             site = self.sites[name]
             assert site.weight is not None
@@ -255,10 +243,6 @@ def _filled(weight, full):
     if isinstance(weight, Switch):
         return Switch(tuple(_filled(a, full) for a in weight.alternatives), weight.which)
     return full if weight is None else weight
-
-
-def _noted(site: Site, w, scale, zero_point, format) -> Grid:
-    return Grid(w, scale, zero_point, format)
 
 
 def compose(cures: Iterable[Cure]) -> Cure:

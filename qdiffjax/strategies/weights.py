@@ -17,7 +17,8 @@ from qdiffjax._typing import Array
 from qdiffjax.precision.formats import CALIBRATIONS
 from qdiffjax.quant import expand
 from qdiffjax.strategies.descent import adam
-from qdiffjax.strategies.drafts import CLIP, ROUND, Cure, Draft, Grid
+from qdiffjax.strategies.drafts import CLIP, ROUND, Cure, Draft
+from qdiffjax.strategies.grids import Grid
 from qdiffjax.strategies.statistics import grams, weight_matrix, weight_operand, with_matrices
 
 
