@@ -90,8 +90,10 @@ def test_parts_are_worth_more_where_their_ranges_differ(calibration):
     assert errors[0] < 0.7 * errors[1]
 
 
-@pytest.mark.parametrize("cure", [strategies.gptq(), strategies.clips("mse"), strategies.smoothing()],
-                         ids=lambda cure: cure.name)  # fmt: skip
+OTHERS = strategies.gptq(), strategies.clips("mse"), strategies.smoothing()
+
+
+@pytest.mark.parametrize("cure", OTHERS, ids=lambda cure: cure.name)
 def test_other_cures_build_on_the_grids_of_the_parts(calibration, cure):
     made = improved(calibration, "W4A8", cure)
     grid = made.weight_grids()["join"]
