@@ -1,15 +1,18 @@
 """The cures that are compared: what each adds to a recipe of widths."""
 
 import re
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 
 from qdiffjax import strategies
 from qdiffjax._checks import require
+from qdiffjax.sites import Site
 from qdiffjax.strategies import Cure
 
 NONE = "none"
+SPLIT = "skips split"
 
 
 class Case(NamedTuple):
@@ -52,6 +55,7 @@ def cases(words: str, num_steps: int, key, learn_steps: int) -> dict[str, Case]:
                   clips_percentile=strategies.clips("percentile"), rotation=turn,
                   smoothing=strategies.smoothing(),
                   smoothing_in_4_ranges=strategies.smoothing(0.5, 4))  # fmt: skip
+    table[SPLIT] = Case(words, (strategies.split_skips(),))
     table["low rank"] = Case(words, (strategies.low_rank(2),), 2)
     table["smoothing, low rank (SVDQuant)"] = Case(
         words, (strategies.smoothing(), strategies.low_rank(2)), 2
@@ -101,6 +105,12 @@ def cases(words: str, num_steps: int, key, learn_steps: int) -> dict[str, Case]:
             tail, (*free, turn, strategies.chosen_phases(8), held)
         )
     return table
+
+
+def fitting(table: Mapping[str, Case], sites: Iterable[Site]) -> dict[str, Case]:
+    """Return the cases that fit a network with these sites: skips are split where there are any."""
+    has_skips = any(site.pieces for site in sites)
+    return {name: case for name, case in table.items() if has_skips or name != SPLIT}
 
 
 def key_of(seed: int, words: str) -> jax.Array:

@@ -76,7 +76,8 @@ def run(config: Config, **options):
     def tables(seed: int, words: str) -> dict[str, Case]:
         known = table_of.cases(words, config.num_steps, table_of.key_of(seed, words),
                                config.learn_steps)  # fmt: skip
-        chosen = dict.fromkeys([NONE, *config.cases]) if config.cases else known
+        fit = table_of.fitting(known, calibration.sites)
+        chosen = dict.fromkeys([NONE, *config.cases]) if config.cases else fit
         return {name: known[name] for name in chosen}
 
     seeds = [config.seed + 1 + k for k in range(config.num_seeds)]

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+import qdiffjax as qd
 from experiments.cures import cases, plots, summary
 from experiments.cures import experiment as cures
 from experiments.harness import command
@@ -19,6 +20,14 @@ def test_every_case_is_the_recipe_with_cures_on_top():
     for name, case in table.items():
         assert case.words.startswith(("W4A8", "W4 shaped A8")), name
         strategies.compose(case.cures)  # fit together
+
+
+def test_skips_are_split_where_there_are_any():
+    table = cases.cases("W4A8", 10, jax.random.key(0), 5)
+    unet, dit = (cases.fitting(table, qd.load(name).sites())
+                 for name in ("fashion_unet", "fashion_dit"))  # fmt: skip
+    assert unet == table
+    assert set(table) - set(dit) == {"skips split"}
 
 
 @pytest.mark.parametrize("change", [{"recipes": ("W4",)}, {"cases": ("GPTW",)},
