@@ -44,7 +44,7 @@ class Limits(NamedTuple):
     low: float
 
 
-# Second largest of honest recipes of the shipped UNet, see experiments.faults.
+# Of honest recipes of the shipped UNet, with a margin for other networks: experiments.faults.
 LIMITS = Limits(total=2.0, step=1.5, site=2.0, low=0.3)
 
 

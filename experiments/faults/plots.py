@@ -12,6 +12,7 @@ from qdiffjax._looks import BLUE, GREY, ORANGE, panels, tidy
 
 FIXED, TESTED = "fixed", "tested"
 LEVEL = 0.01  # of honest recipes that each limit may refuse
+MARGIN = 1.5  # of the limits, as the network that is judged is another one
 RATIOS = ("total_ratio", "step_ratio", "site_ratio")
 WAYS = {"samples alone": RATIOS[:1], "and steps": RATIOS[:2], "and sites": RATIOS}
 LARGE = 2.0  # effect from which a fault is to be found
@@ -23,11 +24,17 @@ def honest(rows, part: str) -> list[dict]:
     return [row["honest"] for row in rows if row["part"] == part]
 
 
-def limits(rows) -> dict[str, float]:
-    """Return the limits of the ratios, conformal quantiles of the recipes that fix them."""
+def limits(rows, margin: float = MARGIN) -> dict[str, float]:
+    """Return the limits of the ratios, conformal quantiles of what fixes them, times a margin."""
     own = honest(rows, FIXED)
     rank = min(math.ceil((1 - LEVEL) * (len(own) + 1)), len(own))
-    return {name: float(np.sort([row[name] for row in own])[rank - 1]) for name in RATIOS}
+    return {name: margin * float(np.sort([row[name] for row in own])[rank - 1]) for name in RATIOS}
+
+
+def lowest(rows) -> float:
+    """Return the lower end of the samples' ratio by the same rule, for the interval."""
+    own = np.sort([row["total_ratio"] for row in honest(rows, FIXED)])
+    return float(own[max(math.floor(LEVEL * (len(own) + 1)), 1) - 1]) / MARGIN
 
 
 def is_found(row, most: dict[str, float], seen=RATIOS) -> bool:

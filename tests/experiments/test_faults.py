@@ -116,13 +116,13 @@ def ratios(total, step, site, where="in", when=0):
 
 
 def rows():
-    """Made-up rows: limits of 2, 3 and 4, two honest recipes and four faults."""
-    fixed = [{"part": plots.FIXED, "honest": ratios(*pair)} for pair in ((2, 1, 4), (1, 3, 1))]
+    """Made-up rows: limits of 3, 3 and 6, four honest recipes and four faults."""
+    fixed = [{"part": plots.FIXED, "honest": ratios(*pair)} for pair in ((2, 1, 4), (1, 2, 1))]
     tested = [
         (ratios(1.0, 1.0, 1.0), ratios(1, 1, 9) | {"effect": 1.05, "site": "in"}),
-        (ratios(2.5, 1.0, 1.0), ratios(1, 9, 9, "out", 2) | {"effect": 3.0, "site": "in"}),
-        (ratios(1.0, 1.0, 5.0), ratios(9, 9, 1, "out", 2) | {"effect": 5.0, "site": None}),
-        (ratios(2.0, 3.0, 4.0), ratios(1, 1, 1) | {"effect": 2.0, "site": "in"}),
+        (ratios(3.5, 1.0, 1.0), ratios(1, 9, 9, "out", 2) | {"effect": 3.0, "site": "in"}),
+        (ratios(1.0, 1.0, 6.5), ratios(9, 9, 1, "out", 2) | {"effect": 5.0, "site": None}),
+        (ratios(3.0, 3.0, 6.0), ratios(1, 1, 1) | {"effect": 2.0, "site": "in"}),
     ]  # fmt: skip
     return fixed + [
         {
@@ -134,10 +134,12 @@ def rows():
     ]
 
 
-def test_limits_are_the_largest_of_few_recipes_that_fix_them():
-    assert plots.limits(rows()) == {"total_ratio": 2, "step_ratio": 3, "site_ratio": 4}
+def test_limits_are_the_largest_of_few_recipes_that_fix_them_times_a_margin():
+    assert plots.limits(rows(), 1.0) == {"total_ratio": 2, "step_ratio": 2, "site_ratio": 4}
+    assert plots.limits(rows()) == {"total_ratio": 3, "step_ratio": 3, "site_ratio": 6}
     many = [{"part": plots.FIXED, "honest": ratios(i, i, i)} for i in range(199)]
-    assert plots.limits(many)["site_ratio"] == 197  # the 198th of 199
+    assert plots.limits(many, 1.0)["site_ratio"] == 197  # the 198th of 199
+    assert plots.lowest(many) == pytest.approx(1 / plots.MARGIN)  # the second
 
 
 def test_alarms_are_honest_recipes_beyond_a_limit():
