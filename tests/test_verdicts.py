@@ -160,6 +160,39 @@ def test_evidence_is_local_errors_at_full_precision_states_and_the_forecast_that
     assert_close(squares, jnp.mean(by_hand**2, 1), factor=64)
 
 
+def test_integers_are_judged_beside_the_simulation_of_their_recipe():
+    calibration = qd.calibrate(DENOISER, STEPS, jax.random.key(0))
+    claimed, lowered = (make(calibration, "W8A8", sites=("in", "out"))
+                        for make in (qd.quantize, qd.lower))  # fmt: skip
+    found = qd.verdict(claimed, lowered, STEPS, KEY, 16, limits=LIMITS)
+    assert not found.is_bug
+    for ratios in found.sites.values():
+        np.testing.assert_allclose(ratios, 1, rtol=1e-2)
+
+
+def test_a_function_is_given_the_conditions_of_its_samples():
+    def net_fn(params, x, t, label):
+        return jnp.tanh(x @ params["in"]) @ params["out"] + label[:, None] * params["in"][:1, :2]
+
+    denoiser = qd.Denoiser(net_fn, PARAMS, qd.linear(), (2,), cond=np.arange(3, dtype=np.float32))
+    q = qd.quantize(qd.calibrate(denoiser, STEPS, jax.random.key(0)), "W8A8", sites=("*",))
+    right, wrong = (
+        qd.verdict(q, lambda x, t, label, by=by: q.eps_fn(PARAMS, x, t, by * label), STEPS, KEY, 6,
+                   batch_size=4, limits=LIMITS) for by in (1, 2)
+    )  # fmt: skip
+    assert right.ratio < 1e-3  # full precision
+    assert wrong.is_bug
+
+
+def test_noise_of_the_sampler_is_common_and_what_a_site_remembers_is_carried():
+    steps = qd.ddpm(DENOISER.schedule, 5)
+    calibration = qd.calibrate(DENOISER, steps, jax.random.key(0))
+    q = qd.quantize(calibration, "W8A8 shaped", sites=("*",))
+    found = qd.verdict(q, q, steps, KEY, 16, limits=LIMITS)
+    assert found.ratio < 3
+    assert_close(found.steps, np.ones(5), factor=64)
+
+
 def test_batches_are_joined_by_their_sizes():
     whole, parts = judge(wrong_weight("in")), judge(wrong_weight("in"), batch_size=6)
     assert_close(parts.suspect.errors, whole.suspect.errors, factor=64, scale=1.0)

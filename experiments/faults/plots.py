@@ -116,7 +116,8 @@ def draw(config, arrays, rows) -> Figure:
         counts = [share(members, lambda f, way=way: f["found"][way]) for _, members in bands]
         right.plot(range(len(bands)), [100 * k / n if n else np.nan for k, n in counts],
                    color=color, marker=marker, ms=3, label=way)  # fmt: skip
-    right.set_xticks(range(len(bands)), [name.replace(" to ", "\n") for name, _ in bands])
+    names = [name.replace(" to ", "\n").replace(" or ", "\nor ") for name, _ in bands]
+    right.set_xticks(range(len(bands)), names)
     right.set(xlabel="effect", ylabel="faults found, %", ylim=(-3, 103))
     tidy(left, right, legend=7)
     return fig
