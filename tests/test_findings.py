@@ -202,17 +202,21 @@ def test_the_table_of_the_evaluation_is_its_committed_summary():
                 value, half = printed.split(" ± ")
                 assert_digits(scale * metric["value"], value)
                 assert_digits(scale * (metric["high"] - metric["low"]) / 2, half)
-    assert len(lines) == 9
-    tests = evaluate.seen(rows)
-    assert max(tests.values()) < 0.006
+    assert len(lines) == 13
+
+
+def test_what_is_said_of_the_evaluation_is_in_its_committed_summary():
+    rows = json.loads((ROOT / "experiments/results/evaluate/summary.json").read_text())
+    told, tests = evaluate.recipes(rows), evaluate.seen(rows)
+    assert max(tests.values()) < 0.0001
     assert len(tests) == 12
     first, second, third = told[:3]
     for name in ("Frechet, infinite samples,", "KID", "MMD^2"):
         pairs, apart = (evaluate.cell(first, f"{name} to {what}")
                         for what in ("float", "independent"))  # fmt: skip
         assert 20 * pairs["value"] < apart["high"] - apart["value"]
-        assert apart["low"] < 0 < apart["high"]
-    for name in ("precision", "coverage"):
+        assert apart["low"] < 0
+    for name in ("precision", "recall"):
         full, own = (evaluate.cell(first, f"{name} in independent", of)
                      for of in ("float", "quantized"))  # fmt: skip
         assert abs(full["value"] - own["value"]) < 0.01
@@ -220,14 +224,26 @@ def test_the_table_of_the_evaluation_is_its_committed_summary():
         own = [m for m in row["metrics"] if m["floor"]]
         assert len(own) == 5
         assert all(m["low"] > m["floor"]["high"] for m in own)
-        for name in ("Frechet, infinite samples,", "KID"):
-            assert evaluate.cell(row, f"{name} to independent")["low"] > 0
-    for name in ("PSNR", "SSIM", "spectra to float"):  # of spectra less is better
+        assert evaluate.cell(row, "Frechet, infinite samples, to independent")["low"] > 0
+        assert (evaluate.cell(row, "KID to independent")["low"] > 0) == (row is not second)
+    assert evaluate.cell(first, "KID to float")["floor"]["high"] < 0
+    for name in ("PSNR", "SSIM"):
         assert evaluate.cell(third, name)["high"] < evaluate.cell(second, name)["low"]
-    full = {name: evaluate.cell(first, f"{name} in independent", "float")["value"]
-            for name in ("recall", "precision")}  # fmt: skip
-    assert evaluate.cell(second, "recall in independent")["low"] > full["recall"]
-    assert evaluate.cell(second, "precision in independent")["high"] < full["precision"]
+    name = "Frechet, infinite samples, to float"
+    assert evaluate.cell(second, name)["high"] < evaluate.cell(third, name)["low"]
+    name = "spectra to float"
+    assert evaluate.cell(third, name)["high"] < evaluate.cell(second, name)["low"]
+
+
+def test_what_is_said_of_classes_is_in_the_summary_of_the_evaluation():
+    rows = json.loads((ROOT / "experiments/results/evaluate/summary.json").read_text())
+    flips = {row["recipe"]: {c["class"]: c["flips"] for c in row["classes"]}
+             for row in evaluate.recipes(rows)}  # fmt: skip
+    dress, shirt, pullover, sandal = 3, 6, 2, 5
+    assert {c for c, share in flips["W8A8"].items() if share == 0} == {0, 4, 7, 9}
+    assert all(0.09 < flips["W8A8"][c] < 0.11 for c in (dress, shirt))
+    assert_digits(100 * flips["W4A4"][pullover], "75")
+    assert_digits(100 * flips["W4A4"][sandal], "18")
 
 
 def test_the_table_of_the_forecast_of_shaping_is_its_committed_summary():
