@@ -14,6 +14,7 @@ states          the calls of a sampler at which cures look; `statistics`, what t
 bases           smoothing, rotation, reordering, low rank: the basis in which products round
 weights         clips, GPTQ, AdaRound: how weights round, from second moments
 blocks          the same, learned from the prediction, block by block
+tables          drafts as recipes of every site, and in real low precision
 training        the same in training: weights, scales, clips, levels, low rank; `qat`
 activations     static clips by step; the time path
 splitting       grids of their own for the parts of a skip concatenation

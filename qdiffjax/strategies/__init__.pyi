@@ -46,6 +46,7 @@ from .sketch import sketched_algebra as sketched_algebra
 from .splitting import split_skips as split_skips
 from .states import States as States
 from .states import normal_chances as normal_chances
+from .tables import lower_draft as lower_draft
 from .training.cures import qat as qat
 from .training.objectives import Objective as Objective
 from .training.objectives import Task as Task
@@ -53,6 +54,7 @@ from .training.objectives import denoising as denoising
 from .training.objectives import distillation as distillation
 from .training.objectives import measured_gains as measured_gains
 from .training.objectives import whole_run as whole_run
+from .training.widths import learned_widths as learned_widths
 from .trials import Trial as Trial
 from .trials import trial as trial
 from .weights import adaround as adaround

@@ -91,6 +91,7 @@ class Draft:
       options: of `quantize`.
       around: what is done around products, by site.
       rounded: weights that are rounded already, by site, in their basis.
+      learned: (scale, zero point, format) that a rounded weight is on in place of the recipe's.
       grids: activation grids in place of the recipe's, by site, one for each operand.
       plain: sites that stay in full precision whatever the recipe says.
       cures: those applied, in order.
@@ -107,6 +108,7 @@ class Draft:
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
     around: dict[str, Around] = dataclasses.field(default_factory=dict)
     rounded: dict[str, Any] = dataclasses.field(default_factory=dict)
+    learned: dict[str, tuple] = dataclasses.field(default_factory=dict)
     grids: dict[str, tuple] = dataclasses.field(default_factory=dict)
     plain: frozenset[str] = frozenset()
     cures: tuple[Cure, ...] = ()
@@ -152,7 +154,8 @@ class Draft:
                     got="groups over more than one axis", expected="a scale for each channel or "
                     "for the tensor, or groups along the one axis that is summed",
                     remedy="leave the groups out of the recipe")  # fmt: skip
-        return found
+        return {name: grid if name not in self.learned else Grid(grid.w, *self.learned[name])
+                for name, grid in found.items()}  # fmt: skip
 
     def with_around(self, name: str, **parts) -> "Draft":
         """Return it with parts of an `Around` at a site replaced."""
@@ -197,9 +200,8 @@ class Draft:
         changed = {name: self.weight(name, call) for name in self.around
                    if name in self.calibration.weights}  # fmt: skip
         for name in changed:
-            is_static = self.options.get("activations") == "static" or not isinstance(
-                self.recipe, str
-            )
+            default = "dynamic" if isinstance(self.recipe, str) else "static"
+            is_static = self.options.get("activations", default) == "static"
             require(not (self.around[name].bases and is_static), name,
                     got="static activations in another basis",
                     expected="dynamic ones, whose grid is that of the data at hand",

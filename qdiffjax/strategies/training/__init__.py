@@ -2,5 +2,7 @@
 
 values      what may be learned of a quantized denoiser: weights, steps, clips, levels, low rank
 objectives  what for: a float teacher along the own run, the same weighted by gains, data
-cures       `qat`, the cure; float training is `qdiffjax.training`, which does the loop
+loop        the training itself, by the loop of float training, `qdiffjax.training`
+cures       `qat`
+widths      `learned_widths`, bits of weights within a budget
 """

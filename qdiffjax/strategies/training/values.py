@@ -133,9 +133,21 @@ class Choice:
             scale, zero = _moved(scale, zero, values[SCALES][name])
         return quant.fake_quant(w, scale, zero, format=grid.format)
 
+    def grid(self, name: str, grid: Grid, values: Values) -> tuple:
+        """Return the scale, zero point and format that a weight is on under values."""
+        scale, zero, format = grid.scale, grid.zero_point, grid.format
+        if name in values.get(LEVELS, {}):
+            levels = jnp.asarray(format.values).astype(grid.w.dtype) + values[LEVELS][name]
+            format = CodebookFormat(jnp.sort(levels))
+        if name in values.get(SCALES, {}):
+            scale, zero = _moved(scale.astype(grid.w.dtype), zero, values[SCALES][name])
+            zero = None if zero is None else jnp.round(zero).astype(grid.zero_point.dtype)
+        return scale, zero, format
+
     def settled(self, start: Start, values: Values, draft: Draft) -> Draft:
         """Return the draft with what was learned, zero points being integers again."""
         rounded = {name: self.weight(name, grid, values) for name, grid in start.grids.items()}
+        learned = {name: self.grid(name, grid, values) for name, grid in start.grids.items()}
         grids = {}
         for name, changes in values.get(ACTIVATIONS, {}).items():
             grids[name] = tuple(
@@ -143,7 +155,10 @@ class Choice:
                 else grid for place, grid in enumerate(start.q.site_inputs[name].activations)
             )  # fmt: skip
         return dataclasses.replace(
-            draft, rounded={**draft.rounded, **rounded}, grids={**draft.grids, **grids}
+            draft,
+            rounded={**draft.rounded, **rounded},
+            grids={**draft.grids, **grids},
+            learned={**draft.learned, **learned},
         )
 
 

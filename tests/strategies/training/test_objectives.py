@@ -13,6 +13,7 @@ from tests.tolerances import assert_close
 
 NOISE = worlds.normal(31, 4, 6, 6, 3)
 KEY = jax.random.key(1)
+EYE = {"w": jnp.eye(3, dtype=jnp.float32)}
 
 
 def made(recipe="W4A6", calibration=None, steps=STEPS, **options):
@@ -99,8 +100,7 @@ def test_less_the_float_loss_it_has_the_same_derivative_and_is_the_penalty():
 
 
 def test_a_network_that_answers_zero_has_the_variance_of_the_noise_as_loss():
-    params = {"w": jnp.eye(3, dtype=jnp.float32)}
-    silent = Denoiser(lambda p, x, t: 0 * x @ p["w"], params, denoiser().schedule, (3,))
+    silent = Denoiser(lambda params, x, t: 0 * x @ params["w"], EYE, denoiser().schedule, (3,))
     draft = made(
         "W8",
         precision.calibrate(silent, STEPS, x_T=NOISE[:, 0, 0].astype(jnp.float32)),
@@ -117,14 +117,12 @@ def test_conditions_are_those_of_their_samples():
         return x @ params["w"] + 100 * label[:, None]
 
     cond = lambda key, num: jax.random.uniform(key, (num,), jnp.float32)  # noqa: E731
-    own = Denoiser(
-        net_fn, {"w": jnp.eye(3, dtype=jnp.float32)}, denoiser().schedule, (3,), cond=cond
-    )
+    own = Denoiser(net_fn, EYE, denoiser().schedule, (3,), cond=cond)
     calibration = precision.calibrate(own, STEPS, KEY, num_samples=4, progress=False)
     draft = made("W8", calibration, num_samples=4, sites=("*",))
-    examples = worlds.normal(3, 8, 3), jnp.zeros(8, jnp.float32)
-    less_full = strategies.denoising(*examples, batch_size=8, less_full=True)
-    for objective in (strategies.distillation(), strategies.whole_run(), less_full):
+    images, labels = worlds.normal(3, 8, 3), jnp.zeros(8, jnp.float32)
+    with_data = strategies.denoising(images, labels, batch_size=8, less_full=True)
+    for objective in (strategies.distillation(), strategies.whole_run(), with_data):
         assert abs(float(loss_of(objective, draft))) < 1e-3
 
 
