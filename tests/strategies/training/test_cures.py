@@ -44,7 +44,7 @@ WAYS = {
     "whole run": ("W3A6", {"objective": strategies.whole_run()}, []),
     "low rank": ("W3A6", {"rank": 2}, []),
     "clips": ("W3A3", {}, [strategies.static_clips()]),
-    "clips alone, by step": ("A3", {"learn": ("activations",)}, [strategies.static_clips(5)]),
+    "clips alone": ("A3 static", {"learn": ("activations",)}, []),
     "levels": ("W:ternary A8", {}, []),
     "after GPTQ in another basis": ("W3A6", {}, [strategies.smoothing(), strategies.gptq()]),
 }  # fmt: skip
@@ -54,7 +54,7 @@ WAYS = {
 def test_trained_samples_err_less_on_other_noise(name):
     recipe, options, cures = WAYS[name]
     before, done = made(cures, recipe), made([*cures, qat(**options)], recipe)
-    assert error(done) < (0.95 if recipe == "A3" else 0.9) * error(before)
+    assert error(done) < 0.9 * error(before)
     assert done.bill.optimizer_steps == 150
     (losses,) = done.losses.values()
     assert losses.shape == (50,)
