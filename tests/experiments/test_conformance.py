@@ -173,6 +173,11 @@ MINIATURES = {
         "--num-steps 2 --num-samples 2 --num-gain-samples 3 --num-values 12 --num-shown 2 "
         "--num-nodes 4 --num-probes 2 --num-starts 2 --sites *attention*",
     ),
+    "table1": (
+        DIT, "checkpoint",
+        "--num-steps 3 --train-steps 2 --num-samples 40 --num-groups 2 --num-calibration 2 "
+        "--num-noises 2 --recipes W4A8 --techniques dynamic timestep-adaptive",
+    ),
     "training_aware": (
         DIT, "checkpoint",
         "--num-steps 2 --train-steps 2 --num-runs 1 --num-samples 8 --num-groups 2 "
