@@ -36,6 +36,9 @@ from .drafts import improve as improve
 from .phases import chosen_phases as chosen_phases
 from .recommendation import Recommendation as Recommendation
 from .recommendation import recommend as recommend
+from .schedules import ends_rule as ends_rule
+from .schedules import step_ceiling as step_ceiling
+from .schedules import widths_by_step as widths_by_step
 from .search import RelaxedTogether as RelaxedTogether
 from .search import choose_exhaustively as choose_exhaustively
 from .search import choose_together as choose_together

@@ -157,6 +157,11 @@ MINIATURES = {
         "--num-recipes 4 --num-steps 2 --num-samples 4 --num-predicted 2 --num-seeds 1 "
         "--num-alone 1 --sites *attention*",
     ),
+    "schedules": (
+        DIT, "checkpoint",
+        "--samplers ddim ddpm --bits 4 --num-steps 4 --num-samples 4 --num-forecast 2 "
+        "--num-probes 2 --sites *attention*",
+    ),
     "shaping": (
         DIT, "checkpoint",
         "--num-steps 2 --weight-bits 4 --num-samples 4 --num-seeds 1 --num-predicted 2 "

@@ -1,0 +1,1 @@
+"""What widths by step of the sampler can gain, and what they do."""
