@@ -41,9 +41,10 @@ def row(draft: strategies.Draft, sites, num_steps: int) -> dict:
     num = int(sizes.sum())
     stored = _stored(draft, recipe, counts, sizes)
     rest = int(np.sum(counts.stored)) - num + other
+    computed = sizes * is_run
     bops = [(hardware.bops(counts, w) * is_run).sum() for w in widths]
     return {
-        "bits": float(np.mean([(w.weight * sizes).sum() for w in widths])) / num,
+        "bits": float(np.mean([(w.weight * computed).sum() for w in widths])) / computed.sum(),
         "stored": stored, "megabytes": (stored * num / 8 + 4 * rest) / 1e6,
         "gigabops": float(np.mean(bops)) / 1e9,
         "seconds_of_chips": [

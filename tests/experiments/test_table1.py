@@ -21,10 +21,10 @@ def world():
     return techniques.World(calibration, steps, SITES, jax.random.key(1), 2, 0.03, 2)
 
 
-def draft(world, technique, form, weights=4, activations=8):
+def draft(world, technique, form, weights=4, activations=8, cures=()):
     made = techniques.forms(world, weights, activations)[technique, form]()
     return strategies.improve(
-        world.calibration, made.recipe, (), world.steps, world.key, num_samples=2, num_calls=3,
+        world.calibration, made.recipe, cures, world.steps, world.key, num_samples=2, num_calls=3,
         sites=SITES, **made.options,
     )  # fmt: skip
 
@@ -61,6 +61,23 @@ def test_a_rule_by_step_stores_each_width_and_computes_their_mean(world):
     row = costs.row(draft(world, "timestep-adaptive", "plain"), SITES, 3)
     np.testing.assert_allclose([plain["bits"], row["bits"]], [4, (8 + 4 + 8) / 3])
     np.testing.assert_allclose(row["stored"], 12 + 2 * (plain["stored"] - 4), rtol=1e-6)
+
+
+def test_what_is_cached_is_stored_but_not_computed(world):
+    plain = costs.row(draft(world, "dynamic", "plain"), SITES, 3)
+    cached = draft(world, "dynamic", "plain", cures=(strategies.cached_time_path(),))
+    assert cached.plain
+    row = costs.row(cached, SITES, 3)
+    assert row["bits"] == 4
+    assert row["megabytes"] == plain["megabytes"]
+    assert row["gigabops"] < plain["gigabops"]
+
+
+def test_codebooks_take_a_basis(world):
+    made = draft(world, "non-uniform PTQ", "plain", cures=(strategies.rotation(world.key),))
+    assert made.around
+    weight = made.quantized().site_inputs["block_0/mlp/up/kernel"].weight
+    assert max(len(np.unique(np.asarray(column))) for column in weight.T) == 16
 
 
 def test_costs_are_those_of_the_hardware_models(world):
