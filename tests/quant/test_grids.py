@@ -1,5 +1,7 @@
 """The record of an activation's grid: a pytree with static or traced bits."""
 
+import itertools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -7,6 +9,7 @@ import numpy as np
 import pytest
 
 from qdiffjax.quant import E4M3FN, ActivationGrid, IntFormat, activation_grid, fake_quant
+from tests.worlds import normal32
 
 UINT4 = IntFormat(4, signed=False)
 GRIDS = {
@@ -83,3 +86,17 @@ def test_dynamic_grids_share_a_compilation_over_bits_and_are_constant_in_derivat
     data = [ActivationGrid(IntFormat(b, signed=False)).with_bits_as_data() for b in (2, 4)]
     assert jax.tree.structure(data[0]) == jax.tree.structure(data[1])
     np.testing.assert_array_equal(jax.grad(lambda x: jnp.sum(run(data[1], x)))(x), jnp.ones((2, 2)))
+
+
+@pytest.mark.parametrize("key", [None, jax.random.key(0)], ids=["nearest", "stochastic"])
+def test_pieces_of_the_channels_are_rounded_as_operands_of_their_own(key):
+    x = normal32(7, 3, 5, 10) * jnp.array([1.0] * 4 + [100.0] * 6, jnp.float32)[None, None]
+    grid = ActivationGrid(UINT4, key=key, pieces=(4, 6))
+    ends, rounded = (0, 4, 10), grid.round(x, (1, 2), None, 2)
+    for place, (start, stop) in enumerate(itertools.pairwise(ends)):
+        own = None if key is None else jax.random.fold_in(key, place)
+        alone = ActivationGrid(UINT4, key=own).round(x[..., start:stop], (1, 2))
+        np.testing.assert_array_equal(rounded[..., start:stop], alone)
+    np.testing.assert_array_equal(jax.grad(lambda x: grid.round(x, (1, 2), None, 2).sum())(x), 1.0)
+    with pytest.raises(ValueError, match=r"pieces: got \(4, 6\), 10 in all, expected 9 channels"):
+        grid.round(x[..., :9], (1, 2), None, 2)
