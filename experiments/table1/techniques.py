@@ -122,6 +122,7 @@ def forms(world: World, weights: int, activations: int) -> dict[tuple[str, str],
             f"weights on the {2**weights} levels of Lloyd and Max for a normal law",
             _everywhere(world, SiteBits(entry, _dynamic(activations))),
             cures,
+            dynamic,
         )
 
     def by_width() -> Form:
