@@ -148,6 +148,14 @@ def test_the_table_of_feedback_is_its_committed_summary():
     for bits, ends in zip(gains, said, strict=True):
         for value, printed in zip((min(gains[bits]), max(gains[bits])), ends, strict=True):
             assert_digits(value, printed)
+    other = {name: {bits: [a["rmse"] / b["rmse"] for a, b in zip(
+        found[bits, name], found[bits, "feedback"], strict=True
+    )] for bits in gains} for name in ("feedback, in a byte", "feedback, weighed")}  # fmt: skip
+    byte = np.array([*other["feedback, in a byte"].values()])
+    assert [round(value, 2) for value in (byte.min(), byte.max())] == [0.93, 1.14]
+    weighed = np.array([*other["feedback, weighed"].values()])
+    assert_digits(weighed[2, 0], "0.66")
+    assert np.sum(abs(weighed - 1) > 0.21) == 1
     sites = feedback.by_site(rows)
     ratio = np.array(sites["stochastic"]) / np.array(sites["feedback"])
     assert (int(np.sum(ratio > 1)), len(ratio)) == feedback.signs(sites) == (41, 42)
