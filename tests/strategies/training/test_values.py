@@ -193,3 +193,14 @@ def test_scales_of_every_call_are_learned_apart():
     assert isinstance(grid, Series)
     assert grid.values.zero_point.dtype == before.values.zero_point.dtype
     np.testing.assert_array_equal(grid.values.format.bits, before.values.format.bits)
+
+
+def test_edges_are_learned_where_the_recipe_rounds_them():
+    draft = made("A6 static", sites=("input", "output"))
+    start, choice = begun(draft, learn=("activations",))
+    values = choice.first(start, KEY)["activations"]
+    assert set(values) == {"input", "output"}
+    q = choice.applied(start, {"activations": changed(values)})
+    assert q.site_inputs["input"].activations[0].scale != (
+        start.q.site_inputs["input"].activations[0].scale
+    )
