@@ -6,7 +6,8 @@
 Each way (`ways`) begins with a recipe of widths at the front door's sites. Training needs no data:
 the full-precision network teaches the quantized one at the states of its own sampling runs, all
 calls alike, or by the gains that the float network was measured to have, which is the error of the
-sample that first-order theory predicts, or by the error of the sample itself. A float control is
+sample that first-order theory predicts of independent errors; or by that error with all signs kept,
+or by the error of the sample itself. A float control is
 none: the teacher taught by itself has no error to lose.
 
 A seed is the noise of a training, its signs and its calibration samples; all ways of all seeds are

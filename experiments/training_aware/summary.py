@@ -8,7 +8,8 @@ from experiments.training_aware import ways
 from qdiffjax import estimates
 
 PAIRS = (  # (way, beside): claims of which is better, at equal optimizer steps but for the hybrid
-    (ways.GAINS, ways.UNIFORM), (ways.WHOLE, ways.UNIFORM), (ways.WHOLE, ways.GAINS),
+    (ways.GAINS, ways.UNIFORM), (ways.PROPAGATED, ways.UNIFORM),
+    (ways.WHOLE, ways.UNIFORM), (ways.WHOLE, ways.GAINS),
     (ways.GAINS, ways.CURED), (ways.LOW_RANK, ways.GAINS), (ways.HYBRID, ways.CURED),
     (ways.BOTH, ways.GAINS),
 )  # fmt: skip

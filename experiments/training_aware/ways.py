@@ -6,7 +6,8 @@ from qdiffjax import strategies
 from qdiffjax.strategies import Cure
 
 NEAREST, CURED = "nearest", "rotation, GPTQ"
-UNIFORM, GAINS, WHOLE = "training", "training by gains", "training of the whole run"
+UNIFORM, GAINS = "training", "training by gains"
+PROPAGATED, WHOLE = "training of the propagated error", "training of the whole run"
 LOW_RANK, HYBRID, BOTH = "training of rank 4", "hybrid", "rotation, GPTQ, training by gains"
 SENSITIVE = ("*attention*",)  # what the hybrid trains; the rest stays as GPTQ left it
 
@@ -35,6 +36,7 @@ def ways(num_steps: int, rate: float, num_runs: int) -> dict[str, Callable[..., 
         CURED: cured,
         UNIFORM: lambda key: [trained()],
         GAINS: lambda key: [trained(gains)],
+        PROPAGATED: lambda key: [trained(strategies.propagated(num_samples=num_runs))],
         WHOLE: lambda key: [trained(strategies.whole_run(num_samples=num_runs))],
         LOW_RANK: lambda key: [trained(gains, rank=4)],
         HYBRID: lambda key: [*cured(key), trained(gains, short, sites=SENSITIVE)],

@@ -56,6 +56,7 @@ from .training.objectives import Task as Task
 from .training.objectives import denoising as denoising
 from .training.objectives import distillation as distillation
 from .training.objectives import measured_gains as measured_gains
+from .training.objectives import propagated as propagated
 from .training.objectives import whole_run as whole_run
 from .training.widths import learned_widths as learned_widths
 from .trials import Trial as Trial

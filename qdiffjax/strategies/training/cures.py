@@ -4,8 +4,6 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-import jax
-
 from qdiffjax._checks import (
     POSITIVE,
     SHARE,
@@ -17,7 +15,7 @@ from qdiffjax._checks import (
     require,
 )
 from qdiffjax.strategies.drafts import TRAIN, Cure, Draft
-from qdiffjax.strategies.training.loop import Training, evaluations, learned
+from qdiffjax.strategies.training.loop import Training, evaluations, keys_of, learned
 from qdiffjax.strategies.training.objectives import Objective, distillation
 from qdiffjax.strategies.training.values import (
     ACTIVATIONS,
@@ -91,7 +89,7 @@ def qat(
         task = objective.task(draft)
         how = Training(num_steps, objective.batch_size, learning_rate, decay, directory,
                        save_every, progress)  # fmt: skip
-        first = own.first(start, jax.random.fold_in(draft.key, 6))
+        first = own.first(start, keys_of(draft)[0])
         about = {"objective": objective.name, "learn": list(learn), "clip": clip}
         found = learned(draft, task, how, own.applied, start, first, about=about)
         done = own.settled(start, found.values, draft) if found.is_better else draft

@@ -77,7 +77,7 @@ def learned(
     """
     from qdiffjax.training import fit
 
-    config, (own, seen) = training.config, jax.random.split(jax.random.fold_in(draft.key, 5))
+    config, (_, seen, own) = training.config, keys_of(draft)
     keys = jax.random.split(seen, NUM_JUDGED)
 
     def loss_fn(values, key, batch, start, own, before, *fixed):
@@ -104,6 +104,11 @@ def learned(
         )  # fmt: skip
     is_better = bool(judged(state.ema, *shown) < before)
     return Learned(state.ema, is_better, np.asarray(state.losses) * float(unit))
+
+
+def keys_of(draft: Draft):
+    """Return the keys of the first values, of the judge's noise, and of the training's [3]."""
+    return jax.random.split(jax.random.fold_in(draft.key, 5), 3)
 
 
 def evaluations(task: Task, num_steps: int) -> int:

@@ -1,6 +1,7 @@
 """What a quantized denoiser is trained for.
 
     distillation    sum_i w_i |eps_hat(x_hat_i) - eps(x_hat_i)|^2 / n   along its own run, no data
+    propagated      |sum_i J_{i+1} c_i (eps_hat_i - eps_i)|^2 / n         the same, carried to x_0
     whole_run       |x_hat_0 - x_0|^2 / n                               through the run, no data
     denoising       |eps - eps_hat(alpha x_0 + sigma eps)|^2 / n        survey, eqs. 10 and 11
 
@@ -19,7 +20,7 @@ import numpy as np
 from qdiffjax import diffusion
 from qdiffjax._checks import check_count, check_names, check_number, check_numbers, checked, require
 from qdiffjax._typing import Array, float_dtype
-from qdiffjax.analysis.errors import runs
+from qdiffjax.analysis.errors import propagation, runs
 from qdiffjax.diffusion import losses
 from qdiffjax.precision import Quantized, full_call, quantized_call
 from qdiffjax.strategies.drafts import Draft
@@ -95,7 +96,7 @@ def distillation(weights: Any = UNIFORM, *, num_samples: int = 4, along: str = O
         def loss_fn(q: Quantized, key, batch, table):
             q, x_T, key = _drawn(draft, q, key, num_samples)
             run = diffusion.sample(
-                jax.checkpoint(_taught(q, along)), x_T, draft.steps, key=key,
+                jax.checkpoint(_taught(q, along, mean_square)), x_T, draft.steps, key=key,
                 per_call=q.calls(draft.steps), state=q.start(x_T), keep_trajectory=False,
             )  # fmt: skip
             return jnp.sum(table.astype(run.outputs.dtype) * run.outputs)
@@ -107,18 +108,52 @@ def distillation(weights: Any = UNIFORM, *, num_samples: int = 4, along: str = O
     return Objective(f"distillation, {word}{' at float states' if along == FULL else ''}", 1, task)
 
 
-def _taught(q: Quantized, along: str):
-    """Return the call whose outputs are mean squares of what the teacher would say otherwise."""
+def _taught(q: Quantized, along: str, fn: Callable[[Array], Any]):
+    """Return the call whose outputs are fn of the difference to what the teacher says."""
     hat, full = quantized_call(q), full_call(q)
 
     def call(x, t, inputs, state):
         x, state = jax.lax.stop_gradient((x, state))
         eps_hat, _, state = hat(x, t, inputs, state)
         eps = jax.lax.stop_gradient(full(x, t)[0])
-        apart = mean_square(eps_hat - eps)
+        apart = fn(eps_hat - eps)
         return *jax.lax.stop_gradient((eps_hat if along == OWN else eps,)), apart, state
 
     return call
+
+
+@checked(num_samples=check_count)
+def propagated(*, num_samples: int = 4) -> Objective:
+    """Return the objective that is the error of the sample by first-order propagation.
+
+        mean |delta_N|^2,   delta_{i+1} = J_i delta_i + c_i (eps_hat(x_hat_i) - eps(x_hat_i))
+
+    with J_i the Jacobian of the float sampler at the states of the quantized run, see
+    `analysis.errors.propagate`. Local errors are signed: unlike under `distillation("gains")` those
+    of several calls add up or make up for each other. States and Jacobians are constants of the
+    derivative.
+
+    Args:
+      num_samples: runs of a step.
+    """
+
+    def task(draft: Draft) -> Task:
+        steps = draft.steps
+
+        def loss_fn(q: Quantized, key, batch):
+            q, x_T, key = _drawn(draft, q, key, num_samples)
+            run = diffusion.sample(
+                jax.checkpoint(_taught(q, OWN, lambda apart: apart)), x_T, steps, key=key,
+                per_call=q.calls(steps), state=q.start(x_T),
+            )  # fmt: skip
+            xs = jax.lax.stop_gradient(diffusion.as_point(run.states).x)
+            errors = jax.vmap(lambda coeffs, apart: coeffs.commit(apart))(steps.coeffs, run.outputs)
+            delta = propagation.propagate(jax.checkpoint(full_call(q)), xs, steps, errors)
+            return mean_square(runs.current(runs.at(delta, -1), steps))
+
+        return Task(loss_fn, _nothing(), (), 9 * steps.t.shape[0] * num_samples)
+
+    return Objective("propagated", 1, task)
 
 
 @checked(num_samples=check_count)

@@ -42,6 +42,7 @@ WAYS = {
     "weights and scales": ("W3A6", {}, []),
     "gains": ("W3A6", {"objective": strategies.distillation("gains")}, []),
     "whole run": ("W3A6", {"objective": strategies.whole_run()}, []),
+    "propagated": ("W3A6", {"objective": strategies.propagated()}, []),
     "low rank": ("W3A6", {"rank": 2}, []),
     "clips": ("W3A3", {}, [strategies.static_clips()]),
     "clips alone": ("A3 static", {"learn": ("activations",)}, []),

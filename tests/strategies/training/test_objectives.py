@@ -77,6 +77,20 @@ def test_gains_of_a_linear_network_are_what_its_errors_do(name):
     assert_close(found, np.array(expected), factor=1e4)
 
 
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_the_propagated_error_of_a_linear_network_is_that_of_the_sample(name):
+    """First order is all there is, at whatever states."""
+    steps = SAMPLERS[name]
+    w = worlds.normal(8, 3, 3, scale=0.3).astype(jnp.float32)
+    linear = Denoiser(lambda params, x, t: x @ params["w"], {"w": w}, denoiser().schedule, (3,))
+    x_T = worlds.normal32(2, 4, 3)
+    draft = made("W3A4", precision.calibrate(linear, steps, x_T=x_T), steps, x_T=x_T,
+                 sites=("w",))  # fmt: skip
+    found = [loss_of(o, draft) for o in (strategies.propagated(), strategies.whole_run())]
+    assert_close(*found, factor=1e3)
+    assert float(found[0]) > 0
+
+
 def test_less_the_float_loss_it_has_the_same_derivative_and_is_the_penalty():
     """Survey, eq. 12: the difference does not depend on the roundings, and is zero without any."""
     draft, images = made(x_T=NOISE), worlds.normal(3, 16, 6, 6, 3)
