@@ -51,8 +51,8 @@ def qat(
 
     It goes on from what the cures before it decided: from the default rounding, from GPTQ's, in a
     rotated basis, beside a low-rank part. Weights stay on their grid; biases and gains of norms,
-    which no recipe rounds, stay as they are. What is not better than before by the objective, on
-    noise that training has not seen, is not taken.
+    which no recipe rounds, stay as they are. What is not better than before, on noise that training
+    has not seen, is not taken: by the error of samples, or by the objective where that needs data.
 
         scale: LSQ (Esser et al. 2020);  activations: LSQ+ (Bhalgat et al. 2020) or PACT (Choi et
         al. 2018);  rank: EfficientDM (He et al. 2024), Q(w + A B), merged before it is rounded

@@ -85,13 +85,15 @@ def learned(
         share = task.loss_fn(applied(start, values), key, batch, *fixed) / before
         return share if price_fn is None else share + price_fn(values).astype(share.dtype)
 
-    @jax.jit
-    def judged(values, start, batch, *fixed):
-        q = applied(start, values)
-        return jnp.mean(jax.lax.map(lambda key: task.loss_fn(q, key, batch, *fixed), keys))
+    def mean_of(fn):
+        def mean(values, start, batch, *fixed):
+            q = applied(start, values)
+            return jnp.mean(jax.lax.map(lambda key: fn(q, key, batch, *fixed), keys))
+
+        return jax.jit(mean)
 
     shown = start, jax.tree.map(lambda a: a[: config.batch_size], task.examples), *task.fixed
-    before = judged(first, *shown)
+    before = mean_of(task.loss_fn)(first, *shown)
     require(bool(jnp.isfinite(before)), "loss before training", got=float(before),
             expected="a finite number", remedy="check the parameters, the recipe and the sampler",
             error=FloatingPointError)  # fmt: skip
@@ -102,7 +104,8 @@ def learned(
             loss_fn, first, task.examples, config, fixed=(start, own, unit, *task.fixed),
             directory=training.directory, about=about, progress=training.progress,
         )  # fmt: skip
-    is_better = bool(judged(state.ema, *shown) < before)
+    judged = mean_of(task.judge_fn or task.loss_fn)
+    is_better = bool(judged(state.ema, *shown) < judged(first, *shown))
     return Learned(state.ema, is_better, np.asarray(state.losses) * float(unit))
 
 

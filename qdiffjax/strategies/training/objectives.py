@@ -34,7 +34,8 @@ class Task(NamedTuple):
 
     loss_fn: (q, key, batch, *fixed) -> [], differentiable in the roundings of q; examples: what
     batches are drawn from; fixed: arrays; evaluations: of the network, times samples, of one step
-    with its gradient; prepared: those that it took to get here.
+    with its gradient; prepared: those that it took to get here; judge_fn: as loss_fn, by which a
+    result is accepted, None for the same.
     """
 
     loss_fn: Callable[..., Array]
@@ -42,6 +43,7 @@ class Task(NamedTuple):
     fixed: tuple
     evaluations: int
     prepared: int = 0
+    judge_fn: Callable[..., Array] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +104,8 @@ def distillation(weights: Any = UNIFORM, *, num_samples: int = 4, along: str = O
             return jnp.sum(table.astype(run.outputs.dtype) * run.outputs)
 
         prepared = 3 * PROBES * num * draft.x_T.shape[0] if has_gains else 0
-        return Task(loss_fn, _nothing(), (jnp.asarray(table),), 5 * num * num_samples, prepared)
+        return Task(loss_fn, _nothing(), (jnp.asarray(table),), 5 * num * num_samples, prepared,
+                    _sample_error(draft, num_samples))  # fmt: skip
 
     word = weights if isinstance(weights, str) else "own weights"
     return Objective(f"distillation, {word}{' at float states' if along == FULL else ''}", 1, task)
@@ -151,7 +154,8 @@ def propagated(*, num_samples: int = 4) -> Objective:
             delta = propagation.propagate(jax.checkpoint(full_call(q)), xs, steps, errors)
             return mean_square(runs.current(runs.at(delta, -1), steps))
 
-        return Task(loss_fn, _nothing(), (), 9 * steps.t.shape[0] * num_samples)
+        return Task(loss_fn, _nothing(), (), 9 * steps.t.shape[0] * num_samples, 0,
+                    _sample_error(draft, num_samples))  # fmt: skip
 
     return Objective("propagated", 1, task)
 
@@ -170,18 +174,25 @@ def whole_run(*, num_samples: int = 4) -> Objective:
     """
 
     def task(draft: Draft) -> Task:
-        def loss_fn(q: Quantized, key, batch):
-            q, x_T, key = _drawn(draft, q, key, num_samples)
-            full = diffusion.sample(full_call(q), x_T, draft.steps, key=key, keep_trajectory=False)
-            own = diffusion.sample(
-                jax.checkpoint(quantized_call(q)), x_T, draft.steps, key=key,
-                per_call=q.calls(draft.steps), state=q.start(x_T), keep_trajectory=False,
-            )  # fmt: skip
-            return mean_square(own.x_0 - jax.lax.stop_gradient(full.x_0))
-
+        loss_fn = _sample_error(draft, num_samples)
         return Task(loss_fn, _nothing(), (), 5 * draft.steps.t.shape[0] * num_samples)
 
     return Objective("whole run", 1, task)
+
+
+def _sample_error(draft: Draft, num: int) -> Callable[..., Array]:
+    """Return (q, key, ...) -> the mean square error of fresh samples []."""
+
+    def loss_fn(q: Quantized, key, *_):
+        q, x_T, key = _drawn(draft, q, key, num)
+        full = diffusion.sample(full_call(q), x_T, draft.steps, key=key, keep_trajectory=False)
+        own = diffusion.sample(
+            jax.checkpoint(quantized_call(q)), x_T, draft.steps, key=key,
+            per_call=q.calls(draft.steps), state=q.start(x_T), keep_trajectory=False,
+        )  # fmt: skip
+        return mean_square(own.x_0 - jax.lax.stop_gradient(full.x_0))
+
+    return loss_fn
 
 
 @checked(num_times=check_count, batch_size=check_count)
