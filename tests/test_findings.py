@@ -100,6 +100,17 @@ def test_what_is_said_of_five_seeds_of_phases_holds():
     assert 1.9 < dit["mean of 2"]["rmse"] / dit["nearest + 2"]["rmse"] < 2.1
 
 
+def test_what_is_said_of_chosen_phases_is_the_committed_result():
+    told = json.loads((ROOT / "experiments/results/cures_phases/summary.json").read_text())
+    medians = {row["case"]: row["median"] for row in cures.cures(told)}
+    text = (ROOT / "docs" / "findings.md").read_text().split("**Phases can be chosen**")[1]
+    said = re.findall(r"0\.0\d\d\d", text)[:4]
+    tail = "shaped, last tenth a bit more, time, rotation, compensation and gain"
+    names = ("shaped", "shaped, best of 8 phases", tail, "the same with the best of 8 phases")
+    for name, printed in zip(names, said, strict=True):
+        assert_digits(medians[name], printed)
+
+
 @pytest.mark.parametrize(
     ("folder", "head"), [("random_recipes", "## Any recipe"),
                          ("random_recipes_latent", "### The same of the latent")],
@@ -346,3 +357,28 @@ def test_the_table_of_allocation_is_its_committed_summary():
     line = " ".join(section.split())
     assert f"{misses['W8']} at 8 and {misses['W6']} at 6 bits, {misses['W5']} at 5" in line
     assert f"{misses['W4']} at 4" in line
+
+
+def test_the_table_of_widths_by_step_is_its_committed_summary():
+    told = json.loads((ROOT / "experiments/results/schedules_dit/summary.json").read_text())
+    errors, kl = ([r for r in told if r["kind"] == kind] for kind in ("error", "KL"))
+    text = (ROOT / "docs" / "findings.md").read_text().split("## Bits by step")[1]
+    text = text.split("\n## ")[0]
+    lines = re.findall(r"^\| ([a-z0-9-]+) \| (\d) \| (.*) \|$", text, re.M)
+    best, rule = ("gain, best of whole bits", "gain, a bit more at both ends")
+    for row, (sampler, bits, cells) in zip(errors, lines, strict=True):
+        assert (row["sampler"], row["bits"]) == (sampler, int(bits))
+        values = [row["rmse"]["equal"], row["forecast"], *row["ceiling"], *row[best], *row[rule]]
+        for value, printed in zip(values, re.findall(r"-?[\d.]+", cells), strict=True):
+            assert_digits(value, printed)
+        assert 0.2 <= round(row["ceiling"][0], 1) <= 0.6
+        assert row[best][1] < 0  # nothing that is resolved is gained
+        if row["bits"] == 4:
+            assert row[best][2] < 0
+            assert row[rule][2] < 0
+    gains = [(row["sampler"], row["bits"]) for row in errors if row[rule][1] > 0]
+    assert gains == [("dpmpp-2m", 6)]
+    said = re.findall(r"(0\.\d\d) bit at 6 bits and (0\.\d\d) at 4.*has (0\.\d\d)", text)[0]
+    for value, printed in zip((kl[0]["ceiling"][0], kl[1]["ceiling"][0], kl[0]["last_tenth"]), said,
+                              strict=True):  # fmt: skip
+        assert_digits(value, printed)

@@ -45,3 +45,48 @@ def test_what_is_said_of_cures_at_four_bits_holds():
         assert net["W4A8", "rotation"]["recovered"] < 0.25
         assert net["W4A8", "GPTQ"]["recovered"] > 0.5
     assert dit["W4A4", "GPTQ"]["recovered"] < 0
+
+
+def test_table_1_is_the_committed_one():
+    told = [row for row in rows("table1") if row["kind"] == "form"]
+    by = {(row["recipe"], row["technique"], row["form"]): row for row in told}
+    text = section("Table 1, measured")
+    lines = re.findall(r"^\| ([^|]+) \| (plain|best) \| (.*) \|$", text, re.M)
+    assert [line[:2] for line in lines] == [key[1:] for key in by if key[0] == "W4A4"]
+    for technique, form, cells in lines:
+        four, eight = (by[recipe, technique, form] for recipe in ("W4A4", "W4A8"))
+        values = []
+        for row in (four, eight):
+            values += [row["rmse"], row["low"], row["high"], row["frechet"][0], row["guaranteed"]]
+        values += [four["stored"], four["gigabops"], 1e6 * four["seconds_of_chips"][0],
+                   four["evaluations"], four["learned"], 100 * four["overhead"]]  # fmt: skip
+        printed = re.findall(r"-?[\d.]+", cells)
+        for value, word in zip(values, printed, strict=True):
+            assert_digits(value, word)
+        assert f"- *{technique}, {form}*: {four['what']}." in text
+    assert not [row for row in rows("table1") if row.get("failure")]
+
+
+def test_what_becomes_of_the_adjectives_holds():
+    told = [row for row in rows("table1") if row["kind"] == "form"]
+    four, eight = ({(r["technique"], r["form"]): r for r in told if r["recipe"] == recipe}
+                   for recipe in ("W4A4", "W4A8"))  # fmt: skip
+    rmse = lambda net, name, form="best": net[name, form]["rmse"]  # noqa: E731
+    order = sorted({name for name, _ in four}, key=lambda name: rmse(four, name))
+    assert order[:2] == ["timestep-adaptive", "dynamic"]
+    assert rmse(four, "uniform PTQ") < four["non-uniform PTQ", "best"]["high"]  # the third place
+    assert "uniform PTQ" in order[2:5]
+    assert_digits(four["uniform PTQ", "plain"]["floor"][0], "0.7")
+    for net in (four, eight):
+        plain = {name: rmse(net, name, "plain") for name, _ in net}
+        assert min(plain, key=plain.get) == "QAT"
+        assert plain["mixed precision"] > plain["dynamic"]
+        assert rmse(net, "mixed precision") > rmse(net, "uniform PTQ")
+        assert rmse(net, "timestep-adaptive") == min(row["rmse"] for row in net.values())
+    assert rmse(four, "hybrid PTQ + QAT") == rmse(four, "uniform PTQ")
+    assert rmse(eight, "hybrid PTQ + QAT") > rmse(eight, "uniform PTQ")
+    evaluations = [four[name, "best"]["evaluations"] for name in ("QAT", "uniform PTQ")]
+    assert 22.5 < evaluations[0] / evaluations[1] < 23.5
+    assert rmse(eight, "QAT") < rmse(eight, "uniform PTQ")
+    assert rmse(four, "QAT") > rmse(four, "uniform PTQ")
+    assert_digits(rmse(four, "dynamic", "plain") / rmse(four, "uniform PTQ", "plain"), "0.59")

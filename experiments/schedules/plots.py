@@ -37,7 +37,10 @@ def draw(config, arrays, rows) -> Figure:
     right.set(ylabel=f"bits gained, {Path(config['checkpoint']).name}")
     right.set_xticks(places, [f"{row['sampler']}\nA{row['bits']}" for row in told], fontsize=7,
                      rotation=60)  # fmt: skip
+    low, high = right.get_ylim()
+    right.set_ylim(low, high + 0.5 * (high - low))  # room for the legend
     tidy(left, right, legend=7)
+    right.legend(loc="upper right", fontsize=7, frameon=False)
     return fig
 
 
