@@ -25,6 +25,7 @@ from experiments.cures import plots as cures
 from experiments.divergence_vs_bits import plots as divergence_vs_bits
 from experiments.error_bounds import plots as error_bounds
 from experiments.evaluate import plots as evaluate
+from experiments.faults import plots as faults
 from experiments.feedback import plots as feedback
 from experiments.first_order_failure import plots as first_order_failure
 from experiments.hardware_cost import plots as hardware_cost
@@ -120,6 +121,10 @@ FIGURES: dict[str, tuple[str, Callable[..., Figure], str]] = {
     "fig20_allocate": (
         "allocate", allocate.draw,
         "Recipes within a budget of bits: uniform, from squares, from errors that add as vectors.",
+    ),
+    "fig21_faults": (
+        "faults", faults.draw,
+        "Faults of quantized networks beside honest recipes, and those found by their effect.",
     ),
 }  # fmt: skip
 

@@ -25,12 +25,12 @@ NAMES = [
     "fig9_clipping", "fig9_clipping_dit", "fig10_certificates", "fig11_random_trials",
     "fig12_hardware_cost", "fig13_divergence_steps", "fig14_shaping", "fig15_feedback",
     "fig16_random_recipes", "fig17_cures", "fig18_coverage",
-    "fig19_evaluate", "fig20_allocate",
+    "fig19_evaluate", "fig20_allocate", "fig21_faults",
 ]  # fmt: skip
 COMMITTED = ["propagation_laws", "spectra", "first_order_failure", "divergence_vs_bits",
              "clipping", "clipping_dit", "certificates", "random_trials",
              "hardware_cost", "shaping", "feedback", "random_recipes", "cures",
-             "coverage", "evaluate", "allocate"]  # fmt: skip
+             "coverage", "evaluate", "allocate", "faults"]  # fmt: skip
 
 
 def write_results(folder, widths=((8, 8), (4, 8))):

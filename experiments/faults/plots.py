@@ -119,7 +119,9 @@ def draw(config, arrays, rows) -> Figure:
     names = [name.replace(" to ", "\n").replace(" or ", "\nor ") for name, _ in bands]
     right.set_xticks(range(len(bands)), names)
     right.set(xlabel="effect", ylabel="faults found, %", ylim=(-3, 103))
-    tidy(left, right, legend=7)
+    tidy(left, right)
+    for ax in (left, right):
+        ax.legend(loc="upper left", frameon=False, fontsize=7, handletextpad=0.3)
     return fig
 
 

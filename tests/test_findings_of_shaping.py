@@ -1,0 +1,104 @@
+"""What the findings say of shaped weights is the committed results."""
+
+import json
+import re
+from pathlib import Path
+
+from experiments.cures import plots as cures
+from experiments.shaping import plots as shaping
+from tests.tolerances import assert_digits
+
+ROOT = Path(__file__).parents[1]
+
+
+def shaped(network, num_steps, bits):
+    """Return {method: row} of the shaping experiment."""
+    folder = "shaping" if network == "UNet" else "shaping_dit"
+    rows = json.loads((ROOT / "experiments" / "results" / folder / "summary.json").read_text())
+    found = {r["method"]: r for r in rows if (r["num_steps"], r["bits"]) == (num_steps, bits)}
+    once = min(found[name]["rmse"] for name in shaping.ONCE)
+    return {name: row["rmse"] for name, row in found.items()} | {
+        "once": once, "gain": once / found["sigma-delta"]["rmse"],
+        "predicted": found["sigma-delta"]["predicted_over_measured"],
+    }  # fmt: skip
+
+
+def test_the_table_of_shaped_weights_is_its_committed_summary():
+    page = (ROOT / "docs" / "findings.md").read_text()
+    lines = re.findall(r"^\| (UNet|DiT), N = (\d+), W(\d) \|(.*)\|$", page, re.M)
+    assert len(lines) == 20
+    columns = ("once", "fresh bits", "golden ratio", "sigma-delta", "gain", "periodic 2",
+               "nearest + 2")  # fmt: skip
+    for network, num_steps, bits, cells in lines:
+        values = shaped(network, int(num_steps), int(bits))
+        for name, printed in zip(columns, cells.split("|"), strict=True):
+            assert_digits(values[name], printed.strip())
+
+
+def test_what_is_said_of_shaped_weights_holds_in_every_case():
+    cases = {(network, n, bits): shaped(network, n, bits) for network in ("UNet", "DiT")
+             for n in (10, 20, 50) for bits in (3, 4, 6, 8)}  # fmt: skip
+    assert all(v["gain"] >= 3 for (_, n, b), v in cases.items() if b == 4 and n >= 20)
+    assert all(4 < v["gain"] < 8.5 for (_, n, b), v in cases.items() if b >= 6 and n == 50)
+    assert all(1.35 < v["gain"] < 1.85 for (_, n, b), v in cases.items() if b == 3 and n >= 20)
+    assert cases["UNet", 10, 3]["gain"] < 1
+    ratios = [v["periodic 2"] ** 2 / (v["sigma-delta"] ** 2 + v["nearest + 2"] ** 2)
+              for v in cases.values()]  # fmt: skip
+    assert min(ratios) > 0.25
+    assert max(ratios) < 2.35
+    assert sum(ratio <= 1.3 for ratio in ratios) == 19
+    predicted = {case: abs(v["predicted"] - 1) for case, v in cases.items()}
+    assert max(miss for (_, _, b), miss in predicted.items() if b >= 4) < 0.215
+    assert max(miss for (_, _, b), miss in predicted.items() if b == 3) < 0.275
+    better = {case for case, v in cases.items() if v["nearest + 2"] < v["periodic 2"]}
+    assert {case for case in cases if case[2] in (3, 4)} <= better
+    assert not {("UNet", n, 6) for n in (20, 50)} & better
+    assert {("DiT", n, 6) for n in (10, 20, 50)} <= better
+
+
+def seeds_of(folder):
+    """Return {method: row} of a shaping result of one width."""
+    found = json.loads((ROOT / "experiments/results" / folder / "summary.json").read_text())
+    return {row["method"]: row for row in found}
+
+
+def test_the_table_of_five_seeds_of_phases_is_its_committed_summary():
+    page = (ROOT / "docs" / "findings.md").read_text().split("### Five seeds of phases")[1]
+    lines = re.findall(r"^\| ([a-z].*?) \| (\S+) \[(\S+), (\S+)\] \| (\S+) \[(\S+), (\S+)\] \|$",
+                       page.split("\n### ")[0], re.M)  # fmt: skip
+    dit, unet = seeds_of("shaping_w4_dit"), seeds_of("shaping_w4")
+    assert [line[0] for line in lines] == list(dit)
+    for name, *cells in lines:
+        told = [row[name][key] for row in (dit, unet) for key in ("rmse", "low", "high")]
+        for value, printed in zip(told, cells, strict=True):
+            assert_digits(value, printed)
+
+
+def test_what_is_said_of_five_seeds_of_phases_holds():
+    dit, unet = seeds_of("shaping_w4_dit"), seeds_of("shaping_w4")
+    assert 0.275 < 1 / shaping.gain(dit) < 0.285
+    assert 0.325 < 1 / shaping.gain(unet) < 0.335
+    assert dit["grouped"]["rmse"] > dit["sums kept"]["rmse"]
+    assert 0.515 < unet["sigma-delta"]["rmse"] / unet["grouped"]["rmse"] < 0.525
+    for told in (dit, unet):
+        assert told["grouped sigma-delta"]["rmse"] > 1.4 * told["sigma-delta"]["rmse"]
+    ends = [(min(row), max(row)) for row in (unet[name]["of_seeds"]
+            for name in ("sigma-delta", "periodic 4"))]  # fmt: skip
+    assert [[round(value, 2) for value in pair] for pair in ends] == [[0.19, 0.3], [0.18, 0.58]]
+    ratios = shaping.periodic_ratios(dit) | {k + 10: r for k, r in
+                                             shaping.periodic_ratios(unet).items()}  # fmt: skip
+    assert 2.25 < ratios.pop(14) < 2.35
+    assert min(ratios.values()) > 0.745
+    assert max(ratios.values()) < 1.3
+    assert 1.9 < dit["mean of 2"]["rmse"] / dit["nearest + 2"]["rmse"] < 2.1
+
+
+def test_what_is_said_of_chosen_phases_is_the_committed_result():
+    told = json.loads((ROOT / "experiments/results/cures_phases/summary.json").read_text())
+    medians = {row["case"]: row["median"] for row in cures.cures(told)}
+    text = (ROOT / "docs" / "findings.md").read_text().split("**Phases can be chosen**")[1]
+    said = re.findall(r"0\.0\d\d\d", text)[:4]
+    tail = "shaped, last tenth a bit more, time, rotation, compensation and gain"
+    names = ("shaped", "shaped, best of 8 phases", tail, "the same with the best of 8 phases")
+    for name, printed in zip(names, said, strict=True):
+        assert_digits(medians[name], printed)
