@@ -50,9 +50,12 @@ def tidy(*axes, legend: float | None = None) -> None:
 
 
 def ticks_of_logs(ax) -> None:
-    """Mark 1, 2 and 5 times the powers of ten on a logarithmic x axis, as numbers."""
+    """Mark 1, 2 and 5 times the powers of ten on a logarithmic x axis, or more of a short one."""
     ax.minorticks_off()
     low, high = ax.get_xlim()
-    ticks = [10.0**power * digit for power in range(-6, 6) for digit in (1, 2, 5)]
-    shown = [tick for tick in ticks if low <= tick <= high]
+    for digits in ((1, 2, 5), (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8)):
+        ticks = [10.0**power * digit for power in range(-6, 6) for digit in digits]
+        shown = [tick for tick in ticks if low <= tick <= high]
+        if len(shown) > 1:
+            break
     ax.set_xticks(shown, [f"{tick:g}" for tick in shown])

@@ -311,3 +311,31 @@ def test_the_table_of_faults_is_its_committed_summary():
     for name, limit in most.items():
         assert 0 <= limits[name.removesuffix("_ratio")] - limit <= 0.01
     assert 0 <= faults.lowest(rows) - limits["low"] <= 0.01
+
+
+def test_the_table_of_training_is_its_committed_summary():
+    told = json.loads((ROOT / "experiments/results/training_aware/summary.json").read_text())
+    ways = {row["way"]: row for row in told if row["kind"] == "way"}
+    text = (ROOT / "docs" / "findings.md").read_text().split("## Training while rounding")[1]
+    text = text.split("\n## ")[0]
+    lines = re.findall(r"^\| ([a-z][^|]+) \| (\d.*) \|$", text, re.M)
+    assert [name for name, _ in lines] == [*ways]
+    keys = ("rmse", "low", "high", "frechet", "frechet_low", "frechet_high", "evaluations",
+            "learned")  # fmt: skip
+    for name, cells in lines:
+        for key, printed in zip(keys, re.findall(r"[\d.]+", cells), strict=True):
+            assert_digits(ways[name][key], printed)
+    ratios = {(row["way"], row["beside"]): row for row in told if row["kind"] == "ratio"}
+    for name, words in (("training of the whole run", "alike\\*\\* at equal steps: "),
+                        ("training by gains", "does not: ")):  # fmt: skip
+        row = ratios[name, "training"]
+        assert row["num_seeds"] == 5
+        said = re.search(words + r"([\d.]+) \[([\d.]+), ([\d.]+)\]", text)
+        for key, printed in zip(("rmse", "rmse_low", "rmse_high"), said.groups(), strict=True):
+            assert_digits(row[key], printed)
+    assert_digits(ways["nearest"]["floor"], "0.0097")
+    cured = ways["rotation, GPTQ"]
+    assert 64.5 < ways["training"]["evaluations"] / cured["evaluations"] < 65.5
+    assert min(row["frechet"] for row in ways.values()) > cured["frechet"] / 2
+    for row in ratios.values():
+        assert row["frechet_low"] < 1 < row["frechet_high"]
