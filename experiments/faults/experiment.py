@@ -57,10 +57,16 @@ def run(config: Config, **options):
     Arrays of each: RMSE of each sample, forecast and measured [num_samples], and faulty, of each
     fault [num_faults, num_samples]. Options as `command.parts`.
     """
+    steps_of = functools.partial(diffusion.ddim, num_steps=config.num_steps)
+    seeds = {plots.TESTED: config.seed, plots.FIXED: config.seed + 500_000}
+    heres = {  # both networks are looked at before any work
+        part: subject.prepare(name, steps_of, config.sites, seeds[part])
+        for part, name in ((plots.TESTED, config.checkpoint), (plots.FIXED, config.fixed_on))
+    }
 
     @functools.lru_cache(maxsize=1)
     def world(part: str):
-        return World(config, part)
+        return World(config, part, heres[part], seeds[part])
 
     def measure(part: str):
         name, place = part.split()
@@ -68,7 +74,7 @@ def run(config: Config, **options):
 
     parts = [*(f"{plots.FIXED} {i}" for i in range(config.num_fixed)),
              *(f"{plots.TESTED} {i}" for i in range(config.num_recipes))]  # fmt: skip
-    mark = results.fingerprint(dataclasses.asdict(config))
+    mark = results.fingerprint(dataclasses.asdict(config), *(h.mark() for h in heres.values()))
     done = command.parts(parts, measure, mark, **options)
     return command.by_part(done), [row for _, row in done.values()]
 
@@ -76,15 +82,12 @@ def run(config: Config, **options):
 class World:
     """A network with all its recipes, claimed, built and at fault, in one structure."""
 
-    def __init__(self, config: Config, part: str):
-        self.part, self.config = part, config
+    def __init__(self, config: Config, part: str, here: subject.Subject, seed: int):
+        self.part, self.config, self.seed = part, config, seed
         is_fixed = part == plots.FIXED
         num = config.num_fixed if is_fixed else config.num_recipes
-        self.seed = config.seed + (500_000 if is_fixed else 0)
-        steps_of = functools.partial(diffusion.ddim, num_steps=config.num_steps)
-        here = subject.prepare(config.fixed_on if is_fixed else config.checkpoint, steps_of,
-                               config.sites, self.seed)  # fmt: skip
-        self.denoiser, self.steps = here.denoiser, steps_of(here.denoiser.schedule)
+        self.denoiser = here.denoiser
+        self.steps = diffusion.ddim(here.denoiser.schedule, config.num_steps)
         calibrations = [here.calibration, *(
             subject.observed(here, self.steps, self.seed + 1 + i).calibration
             for i in range(config.num_calibrations - 1)
