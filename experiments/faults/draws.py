@@ -4,12 +4,11 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from qdiffjax import diffusion, precision
-from qdiffjax.precision import OperandFormat, Quantized, Recipe, SiteBits, Switch
+from qdiffjax.precision import OperandFormat, Quantized, Recipe, SiteBits, Switch, rules
 from qdiffjax.quant import ActivationGrid, IntFormat
 
 SCALE, ZERO_POINT, TWO_BITS, EDGE, STEP = (
@@ -54,9 +53,7 @@ def draw(rng: np.random.Generator, q: Quantized, kind: str, num_steps: int) -> F
 
 def grids_of(inputs) -> list[ActivationGrid]:
     """Return all grids of a site's activations, at any step."""
-    is_grid = lambda node: isinstance(node, ActivationGrid)  # noqa: E731
-    leaves = jax.tree.leaves(inputs.activations, is_leaf=is_grid)
-    return [leaf for leaf in leaves if is_grid(leaf)]
+    return [grid for operand in inputs.activations for grid in rules.grids_of(operand)]
 
 
 def has_weight(inputs) -> bool:

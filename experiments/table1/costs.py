@@ -4,7 +4,7 @@ import numpy as np
 
 from qdiffjax import hardware, precision, strategies
 from qdiffjax.precision import Recipe, Switch, words
-from qdiffjax.quant import RoundingSequence
+from qdiffjax.strategies import bases
 
 CHIPS = ("v5e", "H200")
 
@@ -58,27 +58,22 @@ def row(draft: strategies.Draft, sites, num_steps: int) -> dict:
 def _stored(draft: strategies.Draft, recipe: Recipe, counts, sizes) -> float:
     """Return the bits that are kept of each weight that is rounded, on average."""
     weights = [inputs.weight for inputs in draft.site_inputs().values()]
-    if not any(isinstance(weight, Switch) for weight in weights) or _is_shaped(weights):
+    if not any(isinstance(weight, Switch) for weight in weights) or any(
+        bases.sequence_of(weight) is not None for weight in weights
+    ):
         return strategies.stored_bits(draft)
-    tables = [hardware.widths(counts, Recipe(table)).weight for table in recipe.tables]
-    tables[1:] = [hardware.widths(counts, Recipe(recipe.bits | phase.bits)).weight
-                  for phase in recipe.phases]  # fmt: skip
-    versions = [sum(set(site)) for site in np.stack(tables, 1).tolist()]
-    scales = 32 * counts.scales * [len(set(site)) for site in np.stack(tables, 1).tolist()]
+    tables = [recipe.bits, *(recipe.bits | phase.bits for phase in recipe.phases)]
+    widths = np.stack([hardware.widths(counts, Recipe(table)).weight for table in tables], 1)
+    kept = [set(site) for site in widths.tolist()]
+    versions = [sum(each) for each in kept]
+    scales = 32 * counts.scales * [len(each) for each in kept]
     used = sizes > 0
     return float(((np.array(versions) * sizes) + scales)[used].sum() / sizes.sum())
 
 
-def _is_shaped(weights) -> bool:
-    parts = (p for w in weights for p in (w.alternatives if isinstance(w, Switch) else (w,)))
-    return any(isinstance(part, RoundingSequence) for part in parts)
-
-
-def overhead(q: precision.Quantized, plain: precision.Quantized, x_T, steps) -> float:
-    """Return the operations of a simulated call over those of another, less one.
+def operations(q: precision.Quantized, x_T, steps) -> float:
+    """Return the operations of a simulated call.
 
     The compiler counts a loop once, so a sampling run is one call of the network.
     """
-    costs = [hardware.compiled_cost(precision.final_samples, each, x_T, steps)
-             for each in (q, plain)]  # fmt: skip
-    return costs[0].flops / costs[1].flops - 1
+    return hardware.compiled_cost(precision.final_samples, q, x_T, steps).flops

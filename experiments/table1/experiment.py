@@ -89,6 +89,7 @@ def run(config: Config, **options):
     draw = functools.partial(measures.sample, steps=steps, num_samples=config.num_samples,
                              batch_size=min(128, config.num_samples))  # fmt: skip
     noise = [jax.random.key(config.seed + i) for i in range(2)]
+    x_T = subject.noise(denoiser, 1, config.seed)
     distance = functools.partial(metrics.frechet_distance, num_groups=config.num_groups)
 
     @functools.cache
@@ -109,8 +110,9 @@ def run(config: Config, **options):
     parts = {", ".join(map(str, key)): key for key in keys}
 
     @functools.cache
-    def base(words: str) -> precision.Quantized:
-        return precision.quantize(here.calibration, words, sites=config.sites)
+    def plain_operations(words: str) -> float:
+        q = precision.quantize(here.calibration, words, sites=config.sites)
+        return costs.operations(q, x_T, steps)
 
     def measure(part: str):
         seed, words, technique, form = parts[part]
@@ -134,13 +136,12 @@ def run(config: Config, **options):
         if images is not None:
             real = features_fn(images)
             told |= {"frechet_data": distance(found, real), "float_data": distance(seen, real)}
-        x_T = subject.noise(denoiser, 1, config.seed)
         return {"errors": errors}, row | {
             "what": made_of.words, "features": name,
             "rmse": float(np.sqrt(np.mean(errors**2))), "median": float(np.median(errors)),
             **{key: [each.value, each.low, each.high] for key, each in told.items()},
             **costs.row(draft, config.sites, config.num_steps),
-            "overhead": costs.overhead(q, base(words), x_T, steps),
+            "overhead": costs.operations(q, x_T, steps) / plain_operations(words) - 1,
             "evaluations": draft.bill.evaluations, "learned": draft.bill.optimizer_steps,
             "seconds": seconds,
         }  # fmt: skip

@@ -175,7 +175,7 @@ def low_rank(rank: int = 16, *, sites: Sequence[str] | None = None) -> Cure:
     return Cure(f"rank {rank}", SPLIT, apply)
 
 
-def _sequence(weight) -> RoundingSequence | None:
+def sequence_of(weight) -> RoundingSequence | None:
     """Return the sequence that a weight is rounded by, at all calls or at some."""
     if isinstance(weight, Switch):
         return next((a for a in weight.alternatives if isinstance(a, RoundingSequence)), None)
@@ -197,7 +197,7 @@ def stored_bits(draft: Draft, rank: int = 0) -> float:
     check_type("draft", draft, Draft, remedy="improve(calibration, recipe, cures, steps, key)")
     check_count("rank", rank, least=0)
     names, plain = draft.rounds_weight(), draft.site_inputs()
-    found = {name: _sequence(plain[name].weight) for name in names}
+    found = {name: sequence_of(plain[name].weight) for name in names}
     shaped = {name: sequence for name, sequence in found.items() if sequence is not None}
     grids = {} if shaped else draft.weight_grids()
     total = num = 0

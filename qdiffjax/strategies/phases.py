@@ -1,14 +1,15 @@
 """Phases of shaped weights, chosen by what their runs commit."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 
 from qdiffjax._checks import check_count, checked, require
 from qdiffjax.compiling import compiled
-from qdiffjax.precision import Switch, final_samples
-from qdiffjax.quant import RoundingSequence
+from qdiffjax.precision import final_samples
+from qdiffjax.strategies.bases import sequence_of
 from qdiffjax.strategies.drafts import TRAIN, Cure, Draft
 
 
@@ -33,12 +34,12 @@ def chosen_phases(num: int = 8) -> Cure:
     def apply(draft: Draft) -> Draft:
         first = draft.quantized()
         weights = [inputs.weight for inputs in first.site_inputs.values()]
-        parts = [p for w in weights for p in (w.alternatives if isinstance(w, Switch) else (w,))]
-        require(any(isinstance(part, RoundingSequence) for part in parts), "phases",
+        require(any(sequence_of(weight) is not None for weight in weights), "phases",
                 got="no weight that is rounded anew at every call", expected="some",
                 remedy="a recipe such as 'W4 shaped A8'")  # fmt: skip
         run = compiled(final_samples)
-        x_0 = compiled(_full)(first, draft.x_T, draft.steps, draft.key)
+        run_in_full = compiled(functools.partial(final_samples, in_full=True))
+        x_0 = run_in_full(first, draft.x_T, draft.steps, draft.key)
         own = draft.options["key"]
         keys = [own, *(jax.random.fold_in(own, j) for j in range(1, num))]
 
@@ -55,7 +56,3 @@ def chosen_phases(num: int = 8) -> Cure:
 
 def _with_key(draft: Draft, key) -> Draft:
     return dataclasses.replace(draft, options={**draft.options, "key": key})
-
-
-def _full(q, x_T, steps, key):
-    return final_samples(q, x_T, steps, key, in_full=True)
