@@ -1,9 +1,10 @@
-"""Rebuild every figure from saved results.
+"""Rebuild every figure, and the tables for a paper, from saved results.
 
     python -m paper_figures                 half a minute; needs no JAX
     python -m paper_figures --recompute     runs the experiments first, on whatever JAX finds
 
-Each figure is written as PNG and PDF to paper_figures/output. Results of another network, in a
+Each figure is written as PNG and PDF to paper_figures/output, each table in Markdown and LaTeX
+(booktabs). Results of another network, in a
 folder `<experiment>_<name>` beside those of the experiment, become a figure of their own.
 """
 
@@ -11,6 +12,7 @@ import argparse
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,9 @@ from experiments.random_recipes import plots as random_recipes
 from experiments.random_trials import plots as random_trials
 from experiments.shaping import plots as shaping
 from experiments.spectra import plots as spectra
+from experiments.table1 import plots as table1
+from experiments.training_aware import plots as training_aware
+from qdiffjax import _tables as tables
 from qdiffjax._command import Parser, one_line
 
 OUTPUT = Path(__file__).parent / "output"
@@ -126,13 +131,33 @@ FIGURES: dict[str, tuple[str, Callable[..., Figure], str]] = {
         "faults", faults.draw,
         "Faults of quantized networks beside honest recipes, and those found by their effect.",
     ),
+    "fig22_table1": (
+        "table1", table1.draw,
+        "The survey's seven techniques, each in a plain and a best form.",
+    ),
+}  # fmt: skip
+# By file name: the experiment, table(rows) -> lines and tables, and a caption.
+TABLES: dict[str, tuple[str, Callable[[list], list], str]] = {
+    "tab1_table1": (
+        "table1", table1.table,
+        "The survey's Table 1 in numbers: quality and cost of every technique.",
+    ),
+    "tab2_cures": ("cures", cures.table, "Cures after training, side by side."),
+    "tab3_allocate": ("allocate", allocate.table, "Recipes within a budget of bits."),
+    "tab4_training_aware": (
+        "training_aware", training_aware.table, "Objectives of training while rounding."
+    ),
 }  # fmt: skip
 
 
 def suffixes(experiment: str, results: Path) -> list[str]:
-    """Return what follows the experiment's name in its folders; the first is "", its own."""
+    """Return what follows the experiment's name in its folders; the first is "", its own.
+
+    A folder that bears the name of another experiment is that one's.
+    """
     others = sorted(path.parent.name for path in results.glob(f"{experiment}_*/arrays.npz"))
-    return ["", *(name.removeprefix(experiment) for name in others)]
+    own = [name for name in others if find_spec(f"experiments.{name}") is None]
+    return ["", *(name.removeprefix(experiment) for name in own)]
 
 
 def recompute(experiments, results: Path) -> None:
@@ -175,11 +200,29 @@ def write(name: str, results: Path, output: Path) -> list[Path]:
     return written
 
 
+def write_tables(name: str, results: Path, output: Path) -> list[Path]:
+    """Write the tables of each of an experiment's folders as .md and .tex, and return the paths."""
+    experiment, table, _ = TABLES[name]
+    written = []
+    for suffix in suffixes(experiment, results):
+        parts = table(store.load(results / f"{experiment}{suffix}")[2])
+        found = [part for part in parts if not isinstance(part, str)]
+        for ending, render in (("md", tables.markdown), ("tex", tables.latex)):
+            path = output / f"{name}{suffix}.{ending}"
+            path.write_text("\n".join(map(render, found)))
+            written.append(path)
+    return written
+
+
 def parse(argv=None) -> argparse.Namespace:
     """Read the command line."""
-    captions = "\n".join(f"  {name:26}{caption}" for name, (*_, caption) in FIGURES.items())
+    captions = "\n".join(
+        f"  {name:26}{caption}" for name, (*_, caption) in (FIGURES | TABLES).items()
+    )
     parser = Parser(
-        prog="python -m paper_figures", description=__doc__, epilog=f"figures:\n{captions}"
+        prog="python -m paper_figures",
+        description=__doc__,
+        epilog=f"figures and tables:\n{captions}",
     )
     parser.add_argument("--recompute", action="store_true", help="run the experiments first")
     parser.add_argument("--results", type=Path, default=store.RESULTS, help="folder to read")
@@ -196,6 +239,8 @@ def main(argv=None) -> int:
             recompute(sorted({experiment for experiment, *_ in FIGURES.values()}), results)
         for name in FIGURES:
             print(*write(name, results, args.output), sep="\n")
+        for name in TABLES:
+            print(*write_tables(name, results, args.output), sep="\n")
     except (OSError, ValueError, subprocess.CalledProcessError) as error:
         is_missing = isinstance(error, FileNotFoundError)
         remedy = " Or all at once: `python -m paper_figures --recompute`." if is_missing else ""

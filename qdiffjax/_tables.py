@@ -198,6 +198,43 @@ def columns(rows: Iterable, spec: Sequence[tuple[str, Callable[[Any], Any]]], *,
     return table
 
 
+def markdown(table) -> str:
+    """Return a table of `columns` in Markdown, its title above."""
+    title, names, rows = _texts(table)
+    sides = ["---" if column.justify == "left" else "---:" for column in table.columns]
+    escaped = [[cell.replace("|", "\\|") for cell in cells] for cells in (names, sides, *rows)]
+    body = [f"| {' | '.join(cells)} |" for cells in escaped]
+    return "\n".join([*([f"**{title}**", ""] if title else []), *body, ""])
+
+
+def latex(table) -> str:
+    """Return a table of `columns` as a LaTeX table of booktabs, its title as the caption."""
+    title, names, rows = _texts(table)
+    sides = "".join("l" if column.justify == "left" else "r" for column in table.columns)
+    line = lambda cells: " & ".join(map(_for_latex, cells)) + r" \\"  # noqa: E731
+    return "\n".join([
+        r"\begin{table}", *([rf"\caption{{{_for_latex(title)}}}"] if title else []), r"\centering",
+        rf"\begin{{tabular}}{{{sides}}}", r"\toprule", line(names), r"\midrule", *map(line, rows),
+        r"\bottomrule", r"\end{tabular}", r"\end{table}", "",
+    ])  # fmt: skip
+
+
+def _texts(table) -> tuple[str, list[str], list[list[str]]]:
+    """Return title, names of columns and rows of a rich table, each cell on one line."""
+    flat = lambda text: " ".join(str(text).split())  # noqa: E731
+    cells = [[flat(cell) for cell in column.cells] for column in table.columns]
+    rows = [list(row) for row in zip(*cells, strict=True)]
+    return flat(table.title or ""), [flat(column.header) for column in table.columns], rows
+
+
+LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+         **{letter: f"\\{letter}" for letter in "&%$#_{}"}}  # fmt: skip
+
+
+def _for_latex(text: str) -> str:
+    return "".join(LATEX.get(letter, letter) for letter in text)
+
+
 def grouped(rows: Iterable[Mapping[str, Any]], key: str, spec) -> list:
     """Return a table of `columns` for each run of rows with the same value under this key."""
     groups = itertools.groupby(rows, lambda row: row[key])

@@ -25,12 +25,12 @@ NAMES = [
     "fig9_clipping", "fig9_clipping_dit", "fig10_certificates", "fig11_random_trials",
     "fig12_hardware_cost", "fig13_divergence_steps", "fig14_shaping", "fig15_feedback",
     "fig16_random_recipes", "fig17_cures", "fig18_coverage",
-    "fig19_evaluate", "fig20_allocate", "fig21_faults",
+    "fig19_evaluate", "fig20_allocate", "fig21_faults", "fig22_table1",
 ]  # fmt: skip
 COMMITTED = ["propagation_laws", "spectra", "first_order_failure", "divergence_vs_bits",
              "clipping", "clipping_dit", "certificates", "random_trials",
              "hardware_cost", "shaping", "feedback", "random_recipes", "cures",
-             "coverage", "evaluate", "allocate", "faults"]  # fmt: skip
+             "coverage", "evaluate", "allocate", "faults", "table1", "training_aware"]  # fmt: skip
 
 
 def write_results(folder, widths=((8, 8), (4, 8))):
@@ -94,7 +94,15 @@ def test_every_figure_is_rebuilt_without_jax(results, tmp_path):
     root = Path(__file__).parents[1]
     subprocess.run([sys.executable, "-c", code], check=True, cwd=root)
     found = sorted(path.name for path in tmp_path.iterdir())
-    assert found == sorted(f"{name}.{suffix}" for name in NAMES for suffix in ("pdf", "png"))
+    figures = [f"{name}.{suffix}" for name in NAMES for suffix in ("pdf", "png")]
+    assert found == sorted([*figures, *(f"{n}.{s}" for n in paper.TABLES for s in ("md", "tex"))])
+    table = (tmp_path / "tab1_table1.tex").read_text()
+    told = [row for row in store.load(results / "table1")[2] if row["kind"] == "form"]
+    num = 1 + 2 * len({row["recipe"] for row in told})  # what forms are; quality and cost of each
+    assert table.count(r"\begin{tabular}") == table.count(r"\bottomrule") == num
+    for row in told:
+        line = f"{row['technique']} & {row['form']} & {row['bits']:.2f} & {row['rmse']:.3g} ["
+        assert line in table
 
 
 def test_missing_results_are_named_with_the_command_that_makes_them(tmp_path, capsys):
@@ -123,6 +131,12 @@ def test_figures_are_in_the_order_of_their_numbers():
 def test_results_of_another_network_are_a_figure_of_their_own(results):
     assert paper.suffixes("clipping", results) == ["", "_dit"]
     assert paper.suffixes("certificates", results) == [""]
+
+
+def test_results_of_an_experiment_with_a_longer_name_are_no_figure_of_the_shorter():
+    found = paper.suffixes("shaping", store.RESULTS)
+    assert "_forecast" not in found
+    assert {"_dit", "_w4"} <= set(found)
 
 
 def test_trials_show_the_saved_ratios_their_tail_and_the_finite_share():

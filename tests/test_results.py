@@ -151,3 +151,17 @@ def test_violated_bounds_shout_and_missing_numbers_are_dashes():
     assert "Grönwall: along the run; gains are known" in file.getvalue()
     assert "+12.3 % 0-1 conv_in/kernel" in text
     assert "predicted /" not in file.getvalue()  # older results do not know it
+
+
+def test_tables_are_written_for_a_page_and_for_a_paper():
+    rows = [{"way": "a|b_1", "share": "50 %"}, {"way": "x~y", "share": None}]
+    spec = [("way", lambda row: row["way"]), ("share\nof all", lambda row: row["share"])]
+    table = tables.columns(rows, spec, title="R & D")
+    assert tables.markdown(table).splitlines() == [
+        "**R & D**", "", "| way | share of all |", "| --- | ---: |", r"| a\|b_1 | 50 % |",
+        "| x~y |  |",
+    ]  # fmt: skip
+    lines = tables.latex(table).splitlines()
+    assert lines[1] == r"\caption{R \& D}"
+    assert lines[3] == r"\begin{tabular}{lr}"
+    assert lines[7:9] == [r"a|b\_1 & 50 \% \\", r"x\textasciitilde{}y &  \\"]
