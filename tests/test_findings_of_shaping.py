@@ -64,13 +64,12 @@ def seeds_of(folder):
 
 def test_the_table_of_five_seeds_of_phases_is_its_committed_summary():
     page = (ROOT / "docs" / "findings.md").read_text().split("### Five seeds of phases")[1]
-    lines = re.findall(r"^\| ([a-z].*?) \| (\S+) \[(\S+), (\S+)\] \| (\S+) \[(\S+), (\S+)\] \|$",
-                       page.split("\n### ")[0], re.M)  # fmt: skip
-    dit, unet = seeds_of("shaping_w4_dit"), seeds_of("shaping_w4")
-    assert [line[0] for line in lines] == list(dit)
-    for name, *cells in lines:
-        told = [row[name][key] for row in (dit, unet) for key in ("rmse", "low", "high")]
-        for value, printed in zip(told, cells, strict=True):
+    lines = re.findall(r"^\| ([a-z].*?) \| (\d.*) \|$", page.split("\n### ")[0], re.M)
+    networks = [seeds_of(f"shaping_w4{name}") for name in ("_dit", "", "_latent")]
+    assert [line[0] for line in lines] == list(networks[0])
+    for name, cells in lines:
+        told = [rows[name][key] for rows in networks for key in ("rmse", "low", "high")]
+        for value, printed in zip(told, re.findall(r"[\d.]+", cells), strict=True):
             assert_digits(value, printed)
 
 
@@ -91,6 +90,19 @@ def test_what_is_said_of_five_seeds_of_phases_holds():
     assert min(ratios.values()) > 0.745
     assert max(ratios.values()) < 1.3
     assert 1.9 < dit["mean of 2"]["rmse"] / dit["nearest + 2"]["rmse"] < 2.1
+
+
+def test_what_is_said_of_shaped_weights_of_the_latent_network_holds():
+    told = seeds_of("shaping_w4_latent")
+    assert 0.365 < 1 / shaping.gain(told) < 0.375
+    own = told["sigma-delta"]["rmse"]
+    assert 0.215 < own / told["nearest"]["rmse"] < 0.225
+    assert 0.435 < own / told["grouped"]["rmse"] < 0.445
+    assert told["grouped"]["rmse"] < min(told[name]["rmse"] for name in shaping.ONCE)
+    assert abs(told["grouped sigma-delta"]["rmse"] / own - 1) < 0.05
+    ratios = shaping.periodic_ratios(told)
+    assert 1.35 < ratios.pop(2) < 1.45
+    assert max(ratios.values()) < 1.3
 
 
 def test_what_is_said_of_chosen_phases_is_the_committed_result():

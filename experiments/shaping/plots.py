@@ -95,28 +95,38 @@ FIGURES = {"shaping": draw}
 
 
 def table(rows) -> list:
-    """Return the tables on the screen: a line for each sampler, number of steps and width."""
+    """Return the tables on the screen: of each run of a sampler by method, then what it says."""
     cases = grids(rows)
-    names = list(cases[0][3])
-    main = [name for name in names if not name.startswith(("periodic", "nearest +", "mean"))]
     ks = list(periodic_ratios(cases[0][3]))
-    case: list = [("sampler", lambda g: g[0]), ("steps", lambda g: g[1]), ("W", lambda g: g[2])]
-
-    def column(name):
-        return name.replace(" ", "\n", 1), lambda g: f"{g[3][name]['rmse']:.3g}"
+    told = []
+    for (sampler, num_steps), group in itertools.groupby(cases, lambda case: case[:2]):
+        by_bits = {bits: by_method for *_, bits, by_method in group}
+        spec: list = [("rounding", lambda name: name)]
+        spec += [(f"W{bits}", lambda name, m=by_method: _between(m[name]))
+                 for bits, by_method in by_bits.items()]  # fmt: skip
+        told.append(
+            tables.columns(
+                list(next(iter(by_bits.values()))),
+                spec,
+                title=f"RMSE of the samples, {num_steps} steps of {sampler}",
+            )
+        )
 
     def predicted(g) -> str:
         ratio = g[3]["sigma-delta"].get("predicted_over_measured")
         return "-" if ratio is None else f"{ratio:.2f}"
 
-    ways = [*case, *map(column, main), ("once /\nsigma-delta", lambda g: f"{gain(g[3]):.2f}"),
-            ("predicted /\nmeasured", predicted)]  # fmt: skip
-    stored = [*case]
-    for k in ks:
-        stored += [column(f"nearest + {k}"), column(f"periodic {k}"),
-                   (f"ratio {k}", lambda g, k=k: f"{periodic_ratios(g[3])[k]:.2f}")]  # fmt: skip
-    return [
-        tables.columns(cases, ways, title="RMSE of the samples by how weights are rounded"),
-        tables.columns(cases, stored, title="k more bits stored; ratio: of mean squares, periodic "
-                       "over (sigma-delta + once)"),
+    said: list = [
+        ("sampler", lambda g: g[0]), ("steps", lambda g: g[1]), ("W", lambda g: g[2]),
+        ("once /\nsigma-delta", lambda g: f"{gain(g[3]):.2f}"),
+        ("predicted /\nmeasured", predicted),
+        *((f"ratio {k}", lambda g, k=k: f"{periodic_ratios(g[3])[k]:.2f}") for k in ks),
     ]  # fmt: skip
+    return [*told, tables.columns(
+        cases, said, title="Once: the best single rounding of channels. Ratio: of mean squares, "
+        "periodic of k more bits stored over (sigma-delta + once)",
+    )]  # fmt: skip
+
+
+def _between(row) -> str:
+    return f"{row['rmse']:.3g} [{row['low']:.2g}, {row['high']:.2g}]"
