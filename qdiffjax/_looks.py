@@ -50,10 +50,14 @@ def tidy(*axes, legend: float | None = None) -> None:
 
 
 def ticks_of_logs(ax) -> None:
-    """Mark 1, 2 and 5 times the powers of ten on a logarithmic x axis, or more of a short one."""
+    """Mark 1, 2 and 5 times the powers of ten on a logarithmic x axis.
+
+    Of more than three panels beside each other 1 and 3 times, of a short axis more.
+    """
     ax.minorticks_off()
     low, high = ax.get_xlim()
-    for digits in ((1, 2, 5), (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8)):
+    usual = (1, 3) if ax.get_gridspec().ncols > 3 else (1, 2, 5)
+    for digits in (usual, (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8)):
         ticks = [10.0**power * digit for power in range(-6, 6) for digit in digits]
         shown = [tick for tick in ticks if low <= tick <= high]
         if len(shown) > 1:

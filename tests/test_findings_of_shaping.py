@@ -92,6 +92,26 @@ def test_what_is_said_of_five_seeds_of_phases_holds():
     assert 1.9 < dit["mean of 2"]["rmse"] / dit["nearest + 2"]["rmse"] < 2.1
 
 
+def test_the_table_of_samplers_is_its_committed_summary():
+    told = json.loads((ROOT / "experiments/results/shaping_samplers/summary.json").read_text())
+    page = (ROOT / "docs" / "findings.md").read_text().split("### Other samplers")[1]
+    lines = re.findall(r"^\| ([a-z\d-]+) \| (\d.*) \|$", page.split("\n### ")[0], re.M)
+    cases = {sampler: by_method for sampler, *_, by_method in shaping.grids(told)}
+    assert [name for name, _ in lines] == list(cases)
+    for name, cells in lines:
+        case = cases[name]
+        rmse = {method: row["rmse"] for method, row in case.items()}
+        own = case["sigma-delta"]
+        values = [min(rmse[once] for once in shaping.ONCE), rmse["fresh bits"],
+                  rmse["golden ratio"], own["rmse"], own["low"], own["high"], shaping.gain(case),
+                  rmse["periodic 4"], rmse["nearest + 4"]]  # fmt: skip
+        for value, printed in zip(values, re.findall(r"[\d.]+", cells), strict=True):
+            assert_digits(value, printed)
+        is_halved = name in ("edm-heun", "dpmpp-2m-sde")
+        assert (1.8 if is_halved else 3.2) < shaping.gain(case) < (2.1 if is_halved else 3.4)
+        assert (rmse["golden ratio"] < rmse["sigma-delta"]) == (name == "edm-heun")
+
+
 def test_what_is_said_of_shaped_weights_of_the_latent_network_holds():
     told = seeds_of("shaping_w4_latent")
     assert 0.365 < 1 / shaping.gain(told) < 0.375

@@ -69,7 +69,7 @@ def _draw_methods(config, rows) -> Figure:
     cases = grids(rows)
     names = list(cases[0][3])
     fig, axes = panels(1, len(cases), 0.6 + 0.16 * len(names), sharey=True, squeeze=False)
-    for ax, (sampler, num_steps, bits, by_method) in zip(axes[0], cases, strict=True):
+    for ax, (sampler, num_steps, _, by_method) in zip(axes[0], cases, strict=True):
         for place, name in enumerate(names):
             row = by_method[name]
             color = STYLES.get(
@@ -79,14 +79,12 @@ def _draw_methods(config, rows) -> Figure:
             ax.errorbar(row["rmse"], place, xerr=ends, color=color[0], marker="o", ms=3, lw=1,
                         capsize=1.5)  # fmt: skip
             ax.plot(row["of_seeds"], [place] * len(row["of_seeds"]), "|", color=color[0], ms=5)
-        ax.set(
-            xscale="log",
-            title=f"W{bits}, {num_steps} steps of {sampler}",
-            xlabel=f"RMSE of the samples, {Path(config['checkpoint']).name}; | a seed",
-        )
+        ax.set(xscale="log", title=f"{sampler}\nN = {num_steps}")
         ticks_of_logs(ax)
         ax.set_yticks(range(len(names)), names)
     axes[0, 0].invert_yaxis()
+    fig.supxlabel(f"RMSE of the samples, W{cases[0][2]}, {Path(config['checkpoint']).name}; "
+                  "| a seed", fontsize=7.5)  # fmt: skip
     tidy(*axes[0])
     return fig
 
