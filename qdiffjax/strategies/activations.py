@@ -101,7 +101,7 @@ def operand_numbers(draft: Draft) -> dict[str, tuple]:
 
 def _operands(draft: Draft, fn) -> dict[str, tuple]:
     """Return fn(x) of every activation operand at every state, leaves [calls, ...]."""
-    denoiser = draft.calibration.denoiser
+    denoiser = draft.denoiser
     cond = precision.condition(precision.Quantized(denoiser, {}), draft.states.x[0])
 
     g = transform(denoiser.eps_fn, rules.observe(fn))
@@ -120,12 +120,12 @@ def time_path(draft: Draft) -> tuple[str, ...]:
     num = draft.states.x.shape[1]
     require(num >= 2, "states", got=f"{num} sample", expected="at least 2 to compare",
             remedy="draft(..., num_samples=2)")  # fmt: skip
-    denoiser = draft.calibration.denoiser
     numbers = []
     for k in range(2):
-        one = draft.states._replace(x=draft.states.x[:, k : k + 1])
-        calibration = dataclasses.replace(draft.calibration, denoiser=denoiser.at(slice(k, k + 1)))
-        part = dataclasses.replace(draft, states=one, calibration=calibration)
+        own = slice(k, k + 1)
+        one = draft.states._replace(x=draft.states.x[:, own])
+        cond = jax.tree.map(lambda a, own=own: a[own], draft.cond)
+        part = dataclasses.replace(draft, states=one, cond=cond)
         numbers.append(_operands(part, lambda x: x.astype(float_dtype(x))))
     first, second = numbers
     sites = draft.sites

@@ -67,7 +67,7 @@ def reconstruction(
 
     def apply(draft: Draft) -> Draft:
         grids = draft.weight_grids()
-        q = draft.quantized()
+        q = draft.at_samples()
         blocks = {name: block_of(name) if unit == BLOCKS else NETWORK for name in grids}
         order = list(dict.fromkeys(blocks.values()))
         learner = _learner(draft, q, grids, batch, drop, learning_rate, weight, num_steps)
@@ -98,7 +98,7 @@ def _learner(
     """Return (rounded, active, key) -> rounded, with the active weights learned; compiled once."""
     states, num = draft.states, draft.states.x.shape[1]
     batch = min(batch, num)
-    call = ruled_call(q, _dropping(q.rule, drop) if drop else q.rule)
+    rule = _dropping(q.rule, drop) if drop else q.rule
     calls = q.calls(draft.steps)
 
     def prediction(q, rounded, state, key):
@@ -108,7 +108,7 @@ def _learner(
         inputs = merge(inputs, own)
         if drop:
             inputs = {name: (each, site_key(key, name)) for name, each in inputs.items()}
-        return _eps(call, q, state, inputs)
+        return _eps(ruled_call(q, rule), state, inputs)
 
     def soft(name, logits, hard=False):
         g = grids[name]
@@ -118,14 +118,14 @@ def _learner(
     @jax.jit
     def learn(q, rounded, active, key, states):
         first = {name: quant.adaround_init(grid.w, grid.scale) for name, grid in grids.items()}
-        targets = jax.lax.map(lambda s: _eps(precision.full_call(q), q, s, None), states)
+        targets = jax.lax.map(lambda s: _eps(precision.full_call(q), s, None), states)
 
         def errors(rounded):
             def one(s, target):
                 plain = {n: e._replace(weight=rounded[n]) if n in rounded else e
                          for n, e in q.site_inputs.items()}  # fmt: skip
                 own = jax.tree.map(lambda a: jnp.asarray(a)[s.call], calls)
-                eps = _eps(ruled_call(q, q.rule), q, s, merge(plain, own))
+                eps = _eps(ruled_call(q, q.rule), s, merge(plain, own))
                 return jnp.mean((eps - target) ** 2)
 
             return jnp.mean(jax.lax.map(lambda pair: one(*pair), (states, targets)))
@@ -162,7 +162,7 @@ def _learner(
     return lambda rounded, active, key: learn(q, rounded, active, key, states)
 
 
-def _eps(call, q: Quantized, state, inputs):
+def _eps(call, state, inputs):
     out = call(state.x, state.t, inputs)[0]
     return out.astype(float_dtype(out))
 

@@ -69,7 +69,7 @@ def bias_correction(*, by_call: bool = False) -> Cure:
         require(not by_call or seen == num_calls, "bias correction", got=f"{seen} calls",
                 expected=f"all {num_calls} of the sampler, for a shift of each",
                 remedy=f"draft(..., num_calls={num_calls})")  # fmt: skip
-        q = draft.quantized()
+        q = draft.at_samples()
         means = _mean_errors(draft, q)
         for name, mean in means.items():
             shift = -mean if by_call else -jnp.mean(mean, 0, keepdims=True)
@@ -154,7 +154,7 @@ def correction(name: str, fit_fn: FitFn, target: str = POINT) -> Cure:
         require(draft.calibration.denoiser.guidance is None, name, got="guidance",
                 expected="one prediction for each sample",
                 remedy="correct both branches beforehand, in the network")  # fmt: skip
-        q = draft.quantized()
+        q = draft.at_samples()
         fits = fit_along(q, draft.x_T, draft.steps, fit_fn, target, key=draft.key)
         done = draft.with_around(OUTPUT, correction=Affine(*fits))
         return done.billed(evaluations=(4 if target != POINT else 3) * fits.shift.shape[0]

@@ -19,7 +19,7 @@ import numpy as np
 
 from qdiffjax import precision
 from qdiffjax._checks import check_count, check_key, check_type, require
-from qdiffjax.denoiser import Draw
+from qdiffjax.denoiser import Denoiser, Draw
 from qdiffjax.diffusion import Steps
 from qdiffjax.precision import Quantized, Recipe, SiteQuant, Switch
 from qdiffjax.precision.around import Around
@@ -82,11 +82,12 @@ class Draft:
     """A calibration, a recipe, and what cures have decided so far.
 
     Attributes:
-      calibration: whose denoiser has the conditions of the states' samples.
+      calibration: of the denoiser, with the conditions that its user gave it.
       recipe: as for `quantize`.
       steps: the sampler.
       states: where cures look.
       x_T: initial noise of the states' samples [batch, *shape].
+      cond: their conditions, leaves [batch, ...]; None if there are none.
       key: of what is random, the noise of a stochastic sampler too.
       options: of `quantize`.
       around: what is done around products, by site.
@@ -104,6 +105,7 @@ class Draft:
     steps: Steps
     states: States
     x_T: Any
+    cond: Any
     key: Any
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
     around: dict[str, Around] = dataclasses.field(default_factory=dict)
@@ -119,6 +121,11 @@ class Draft:
     def sites(self) -> dict[str, Site]:
         """The network's sites by name."""
         return {site.name: site for site in self.calibration.sites}
+
+    @property
+    def denoiser(self) -> Denoiser:
+        """The denoiser with the conditions of the states' samples."""
+        return dataclasses.replace(self.calibration.denoiser, cond=self.cond)
 
     def site_inputs(self, **options) -> dict[str, SiteQuant]:
         """Return what the recipe alone says, for weights in their basis and without a branch."""
@@ -170,8 +177,12 @@ class Draft:
         )
         return dataclasses.replace(self, bill=bill)
 
+    def at_samples(self) -> Quantized:
+        """Return the denoiser under the recipe and the cures, for the states' samples."""
+        return self.quantized().given(self.cond)
+
     def quantized(self) -> Quantized:
-        """Return the denoiser under the recipe and the cures."""
+        """Return the denoiser under the recipe and the cures, for samples of any conditions."""
         num_calls = {n for around in self.around.values() for b in around.bases
                      if (n := b.num_calls) is not None}  # fmt: skip
         base = self._quantize(0)
@@ -323,10 +334,9 @@ def draft(
     calls = chosen_calls(most, num_calls, chances, jax.random.fold_in(key, 1))
     seen = full_inputs(denoiser, steps, draw.x_T, key)
     states = States(seen[calls], steps.times(draw.x_T)[calls], jnp.asarray(calls, jnp.int32))
-    calibration = dataclasses.replace(
-        calibration, denoiser=denoiser, noise=calibration.noise | marks_of(key, draw.x_T)
-    )
-    made = Draft(calibration, recipe, steps, states, draw.x_T, key, options)
+    noise = calibration.noise | marks_of(key, draw.x_T)
+    calibration = dataclasses.replace(calibration, noise=noise)
+    made = Draft(calibration, recipe, steps, states, draw.x_T, draw.cond, key, options)
     return made.billed(evaluations=most * draw.x_T.shape[0])
 
 

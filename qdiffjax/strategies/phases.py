@@ -32,7 +32,7 @@ def chosen_phases(num: int = 8) -> Cure:
     """
 
     def apply(draft: Draft) -> Draft:
-        first = draft.quantized()
+        first = draft.at_samples()
         weights = [inputs.weight for inputs in first.site_inputs.values()]
         require(any(sequence_of(weight) is not None for weight in weights), "phases",
                 got="no weight that is rounded anew at every call", expected="some",
@@ -44,7 +44,7 @@ def chosen_phases(num: int = 8) -> Cure:
         keys = [own, *(jax.random.fold_in(own, j) for j in range(1, num))]
 
         def error(key) -> float:
-            x_hat_0 = run(_with_key(draft, key).quantized(), draft.x_T, draft.steps, draft.key)
+            x_hat_0 = run(_with_key(draft, key).at_samples(), draft.x_T, draft.steps, draft.key)
             return float(jnp.mean(jnp.square(x_hat_0 - x_0)))
 
         best = min(keys, key=error)

@@ -127,7 +127,7 @@ def observed(
     arounds = {name: (draft.around.get(name, Around()),
                       draft.grids.get(name, getattr(inputs.get(name), "activations", ())))
                for name in names}  # fmt: skip
-    denoiser = draft.calibration.denoiser
+    denoiser = draft.denoiser
     cond = precision.condition(precision.Quantized(denoiser, {}), draft.states.x[0])
 
     @jax.jit

@@ -8,7 +8,7 @@ import pytest
 import qdiffjax as qd
 from qdiffjax import precision, strategies
 from qdiffjax.strategies import states
-from tests import worlds
+from tests import foreign, worlds
 from tests.precision.small import STEPS, calibrated
 from tests.tolerances import assert_close
 
@@ -166,3 +166,32 @@ REFUSED = {
 def test_what_makes_no_sense_is_refused_in_words(call):
     with pytest.raises((TypeError, ValueError), match=r"got .*expected .*;"):
         call()
+
+
+def drawn(key, num):
+    """Conditions as a user's function draws them: no two keys alike."""
+    return jax.random.randint(key, (num,), 0, 4)
+
+
+CURES = {
+    "none": [], "sites": [strategies.gptq(), strategies.bias_correction()],
+    "prediction": [strategies.compensation(ridge=0.1)],
+    "blocks": [strategies.reconstruction(num_steps=2, batch=2)],
+    "training": [strategies.qat(2, objective=strategies.whole_run(num_samples=2), progress=False)],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("cures", CURES.values(), ids=CURES)
+@pytest.mark.parametrize("cond", [drawn, jnp.arange(7) % 4], ids=["function", "labels"])
+def test_what_is_cured_takes_the_conditions_that_its_user_gave(cures, cond):
+    denoiser = foreign.of_vectors(foreign.takes_labels, foreign.LABELLED, cond=cond)
+    calibration = qd.calibrate(denoiser, foreign.STEPS, KEY, num_samples=8)
+    made = strategies.improve(calibration, "W8A8", cures, foreign.STEPS, KEY, num_samples=3,
+                              sites=("*",))  # fmt: skip
+    q = made.quantized()
+    assert q.cond is cond
+    key = jax.random.key(5)
+    full = qd.sample(denoiser, foreign.STEPS, key, 7)
+    error = jnp.sqrt(jnp.mean((qd.sample(q, foreign.STEPS, key, 7) - full) ** 2))
+    of_others = full - qd.sample(q.given(q.denoiser.draw_cond(key, 7)[::-1]), foreign.STEPS, key, 7)
+    assert error < 0.1 * jnp.sqrt(jnp.mean(of_others**2))

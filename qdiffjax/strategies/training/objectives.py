@@ -274,7 +274,7 @@ def measured_gains(draft: Draft, num_probes: int = PROBES) -> np.ndarray:
     Of full-precision runs from the draft's noise, with random signs v: errors that are independent
     of each other, and alike in all directions, leave sum_i G_i^2 mean |e_i|^2 in the sample.
     """
-    q = Quantized(draft.calibration.denoiser, {})
+    q = Quantized(draft.denoiser, {})
     call, steps = full_call(q), draft.steps
 
     @jax.jit
@@ -308,7 +308,13 @@ def _nothing() -> Array:
 
 def _drawn(draft: Draft, q: Quantized, key, num: int):
     """Return the denoiser with conditions of fresh samples, their noise, and the steps' own key."""
-    draw = draft.calibration.denoiser.draw(key, num, np.asarray(draft.steps.t)[0])
-    q = q if draw.cond is None else q.given(draw.cond)
-    x_T = draw.x_T.astype(float_dtype(draft.x_T))
-    return q, x_T, jax.random.fold_in(key, num)
+    denoiser = draft.calibration.denoiser
+    x_T = dataclasses.replace(denoiser, cond=None).draw(key, num, np.asarray(draft.steps.t)[0]).x_T
+    cond = denoiser.cond
+    if callable(cond):
+        cond = denoiser.draw_cond(key, num)
+    elif cond is not None:  # any of them, not the first ones at every step
+        most = jax.tree.leaves(cond)[0].shape[0]
+        rows = jax.random.randint(jax.random.fold_in(key, num + 1), (num,), 0, most)
+        cond = jax.tree.map(lambda a: jnp.asarray(a)[rows], cond)
+    return q.given(cond), x_T.astype(float_dtype(draft.x_T)), jax.random.fold_in(key, num)
