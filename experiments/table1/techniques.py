@@ -110,9 +110,8 @@ def forms(world: World, weights: int, activations: int) -> dict[tuple[str, str],
     n = world.num_steps
     ends = max(1, round(0.06 * n))
 
-    def trained(steps: int, objective: str = "", **options) -> Cure:
-        given = (objective,) if objective else ()
-        return strategies.qat(steps, objective=strategies.distillation(*given, num_samples=4),
+    def trained(steps: int, objective=strategies.distillation, **options) -> Cure:
+        return strategies.qat(steps, objective=objective(num_samples=4),
                               learning_rate=world.rate, progress=False, **options)  # fmt: skip
 
     def codebook(*cures: Cure) -> Callable:
@@ -157,15 +156,15 @@ def forms(world: World, weights: int, activations: int) -> dict[tuple[str, str],
         ("non-uniform PTQ", BEST): codebook(free, turn, held),
         ("QAT", PLAIN): lambda: Form("distillation", words, (trained(world.train_steps),)),
         ("QAT", BEST): lambda: Form(
-            "rotation, GPTQ, then distillation by gains", words,
-            (free, *cured, trained(world.train_steps, "gains"))
+            "time path cached, rotation, GPTQ, training of the whole run, compensation", words,
+            (free, *cured, trained(world.train_steps, strategies.whole_run), held)
         ),
         ("hybrid PTQ + QAT", PLAIN): lambda: Form(
             "nearest, attention trained", words, (trained(short, sites=SENSITIVE),)
         ),
         ("hybrid PTQ + QAT", BEST): lambda: Form(
-            "rotation, GPTQ, attention trained by gains, compensation", words,
-            (free, *cured, trained(short, "gains", sites=SENSITIVE), held)
+            "time path cached, rotation, GPTQ, attention trained by the whole run, compensation",
+            words, (free, *cured, trained(short, strategies.whole_run, sites=SENSITIVE), held)
         ),
         ("mixed precision", PLAIN): by_width,
         ("mixed precision", BEST): recommended(free, *cured, held),
