@@ -15,11 +15,13 @@ from qdiffjax.networks import models
 # The words of config.json, and the names in `models`, where a class loads when it is built.
 NETWORKS: dict[str, str] = {
     "unet": "UNet", "dit": "DiT", "video": "VideoDiT", "autoencoder": "Autoencoder",
-    "classifier": "Classifier",
+    "classifier": "Classifier", "unet2d": "UNet2D",
 }  # fmt: skip
 OF_IMAGES = ("autoencoder", "classifier")  # networks that know no time
-SCHEDULES: dict[str, Callable[[int], Any]] = {
+WITHOUT_EMPTY_CLASS = ("unet2d",)  # networks that know classes, and need one of them
+SCHEDULES: dict[str, Callable[..., Any]] = {
     "linear": schedules.linear, "cosine": schedules.cosine,
+    "scaled_linear": schedules.scaled_linear, "sigmoid_betas": schedules.sigmoid_betas,
     "flow": lambda num_train_steps: processes.Flow(),
 }  # fmt: skip
 
@@ -34,8 +36,11 @@ class ModelConfig:
       arguments: of the network, by name.
       prediction: what it outputs, a key of `denoiser.PREDICTIONS`.
       schedule: a key of SCHEDULES.
+      schedule_arguments: of the schedule beside T, by name, such as beta_max.
       num_train_steps: T of the schedule; a process in unit time is shown to the network as t * T.
-      num_classes: labels are 0 ... num_classes - 1, and num_classes is "no class"; 0 = no labels.
+      time_offset: added to that; -1 where the network was trained on times from 0.
+      num_classes: labels are 0 ... num_classes - 1, and num_classes is "no class" (of networks that
+        have one); 0 = no labels.
       latent_scale: of an autoencoder: latents times this have unit variance.
       trained: how it was trained, for people; free text by name.
 
@@ -49,7 +54,9 @@ class ModelConfig:
     arguments: dict[str, Any] = dataclasses.field(default_factory=dict)
     prediction: str = "eps"
     schedule: str = "linear"
+    schedule_arguments: dict[str, Any] = dataclasses.field(default_factory=dict)
     num_train_steps: int = 1000
+    time_offset: float = 0
     num_classes: int = 0
     latent_scale: float = 1.0
     trained: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -72,6 +79,7 @@ class ModelConfig:
         check_count("num_classes", self.num_classes, least=0)
         check_count("num_train_steps", self.num_train_steps)
         check_number("latent_scale", self.latent_scale, above=0)
+        check_number("time_offset", self.time_offset)
 
 
 def build(config: ModelConfig, *, dtype=jnp.float32):
@@ -82,7 +90,7 @@ def build(config: ModelConfig, *, dtype=jnp.float32):
 
 def make_schedule(config: ModelConfig):
     """Return the noise schedule or process that `config` names."""
-    return SCHEDULES[config.schedule](config.num_train_steps)
+    return SCHEDULES[config.schedule](config.num_train_steps, **config.schedule_arguments)
 
 
 def make_net_fn(config: ModelConfig, *, dtype=jnp.float32) -> EpsFn:
@@ -96,11 +104,12 @@ def make_net_fn(config: ModelConfig, *, dtype=jnp.float32) -> EpsFn:
             remedy="use `load_codec`, `make_codec` or `load_classifier`")  # fmt: skip
     apply, channels = build(config, dtype=dtype).apply, config.shape[-1]
     in_unit_time = isinstance(make_schedule(config), processes.Process)
-    if not in_unit_time and not config.arguments.get("learn_sigma"):
+    if not (in_unit_time or config.time_offset or config.arguments.get("learn_sigma")):
         return apply
 
     def net_fn(params, x, t, *condition):
         t = t * jnp.asarray(config.num_train_steps, t.dtype) if in_unit_time else t
+        t = t + jnp.asarray(config.time_offset, t.dtype) if config.time_offset else t
         return apply(params, x, t, *condition)[..., :channels]  # what learn_sigma adds is dropped
 
     return net_fn
@@ -109,5 +118,7 @@ def make_net_fn(config: ModelConfig, *, dtype=jnp.float32) -> EpsFn:
 def init_params(config: ModelConfig, key):
     """Draw fresh parameters of the network that `config` describes."""
     x = jnp.zeros((1, *config.shape), jnp.float32)
-    inputs = (x,) if config.network in OF_IMAGES else (x, jnp.zeros((), jnp.float32))
+    inputs: tuple = (x,) if config.network in OF_IMAGES else (x, jnp.zeros((), jnp.float32))
+    if config.num_classes and config.network in WITHOUT_EMPTY_CLASS:
+        inputs += (jnp.zeros((), jnp.int32),)
     return build(config).init(key, *inputs)

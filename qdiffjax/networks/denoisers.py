@@ -1,4 +1,7 @@
-"""Trained networks on disk: Orbax parameters beside a JSON file that says what they fit."""
+"""Trained networks on disk: Orbax parameters beside a JSON file that says what they fit.
+
+Folders of diffusers are read too, see `networks.diffusers`.
+"""
 
 import contextlib
 import dataclasses
@@ -17,7 +20,9 @@ import numpy as np
 from qdiffjax import _files
 from qdiffjax._checks import require, suggest
 from qdiffjax.denoiser import Codec, Denoiser
+from qdiffjax.networks import diffusers
 from qdiffjax.networks.configs import (
+    WITHOUT_EMPTY_CLASS,
     ModelConfig,
     build,
     init_params,
@@ -42,7 +47,7 @@ def find_checkpoint(name) -> Path:
             expected="a folder or a name", remedy="such as 'fashion_unet'",
             error=TypeError)  # fmt: skip
     for path in (Path(name), SHIPPED / _OLD_FOLDER.sub("", str(name))):
-        if (path / "config.json").is_file():
+        if (path / "config.json").is_file() or diffusers.model_folder(path):
             return path
     shipped = sorted(p.parent.name for p in SHIPPED.glob("*/config.json"))
     require(False, "path", got=f"no checkpoint {str(name)!r}",
@@ -82,14 +87,15 @@ def load(path) -> Denoiser:
     """Read a denoiser that `save` wrote; a folder `autoencoder` in it decodes its samples.
 
     Args:
-      path: a folder, the name of a shipped checkpoint, or "package.module:make" for your own: a
-        function without arguments that returns a `Denoiser`, or the denoiser itself.
+      path: a folder, also one that diffusers wrote of a UNet2DModel or a DiT, the name of a
+        shipped checkpoint, or "package.module:make" for your own: a function without arguments
+        that returns a `Denoiser`, or the denoiser itself.
 
     Raises:
       FileNotFoundError: there is no checkpoint at `path`; lists the shipped ones.
       ImportError, TypeError: no such module or function; it returns something else.
       ValueError: a file is not the one that was saved; the parameters do not fit the network of
-        config.json, or are not finite.
+        config.json, or are not finite; a field of diffusers' that is not built here.
 
     Example:
       >>> import qdiffjax as qd
@@ -142,9 +148,14 @@ def _in_words(reference: str):
 
 
 def make_denoiser(config: ModelConfig, params, codec: Codec | None = None) -> Denoiser:
-    """Return the denoiser that `config` describes with these parameters."""
+    """Return the denoiser that `config` describes with these parameters.
+
+    A network that needs a class is given all in turn.
+    """
+    needs_class = config.num_classes and config.network in WITHOUT_EMPTY_CLASS
+    cond = np.arange(config.num_classes, dtype=np.int32) if needs_class else None
     return Denoiser(make_net_fn(config), params, make_schedule(config), config.shape,
-                    config.prediction, config=config, codec=codec)  # fmt: skip
+                    config.prediction, cond, config=config, codec=codec)  # fmt: skip
 
 
 def codec_at(path: Path) -> Codec | None:
@@ -178,9 +189,15 @@ def load_codec(path) -> Codec:
 def load_params(path) -> tuple[ModelConfig, Any]:
     """Read the description and the float32 parameters of any checkpoint; raises as `load`."""
     path = Path(path).absolute()
+    if diffusers.model_folder(path):
+        found = diffusers.described(path)
+        expected = _shapes(found.config)
+        params = diffusers.read_params(found, expected)
+        _check_fit(found.folder, params, expected)
+        return found.config, params
     config = load_config(path)
     try:
-        expected = jax.eval_shape(lambda k: init_params(config, k), jax.random.key(0))
+        expected = _shapes(config)
     except TypeError as error:
         raise _not_a_description(path, error) from error
     params = _restore(path, expected)
@@ -190,9 +207,15 @@ def load_params(path) -> tuple[ModelConfig, Any]:
     return config, params
 
 
+def _shapes(config: ModelConfig):
+    return jax.eval_shape(lambda k: init_params(config, k), jax.random.key(0))
+
+
 def load_config(path) -> ModelConfig:
-    """Read the config.json of a checkpoint; its first layout, which knew only UNets, too."""
+    """Read the config.json of a checkpoint; its first layout, and diffusers', too."""
     path = Path(path)
+    if diffusers.model_folder(path):
+        return diffusers.described(path).config
     require(
         (path / "config.json").is_file() and (path / "params").is_dir(), path,
         got="no checkpoint", expected="config.json and a folder params",

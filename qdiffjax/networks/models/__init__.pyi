@@ -6,4 +6,5 @@ from .autoencoder import Autoencoder as Autoencoder
 from .classifier import Classifier as Classifier
 from .dit import DiT as DiT
 from .unet import UNet as UNet
+from .unet2d import UNet2D as UNet2D
 from .video import VideoDiT as VideoDiT

@@ -82,27 +82,29 @@ class Block(nn.Module):
 
     x += gate_1 attention(modulate(norm(x)));  x += cross(norm(x), tokens);
     x += gate_2 mlp(modulate(norm(x)))
+
+    mlp_epsilon: of the last norm.
     """
 
     num_heads: int
     dtype: Any = jnp.float32
+    mlp_epsilon: float = 1e-6
 
     @nn.compact
     def __call__(self, x, emb, tokens=None):
         """Map x [b, n, d], condition emb [b or 1, d], tokens [b or 1, m, e] to [b, n, d]."""
-        norm = functools.partial(
-            nn.LayerNorm, epsilon=1e-6, use_bias=False, use_scale=False, dtype=self.dtype
-        )
+        norm = functools.partial(nn.LayerNorm, use_bias=False, use_scale=False, dtype=self.dtype)
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = Modulation(
             6, self.dtype, name="modulation"
         )(emb)
         attention = MultiHead(self.num_heads, self.dtype, XAVIER, XAVIER, name="attention")
-        x = x + gate_1 * attention(modulate(norm(name="norm_1")(x), shift_1, scale_1))
+        x = x + gate_1 * attention(modulate(norm(1e-6, name="norm_1")(x), shift_1, scale_1))
         if tokens is not None:
             cross = MultiHead(self.num_heads, self.dtype, XAVIER, ZEROS, name="cross")
-            x = x + cross(norm(name="norm_cross")(x), tokens)
+            x = x + cross(norm(1e-6, name="norm_cross")(x), tokens)
         mlp = MLP(dtype=self.dtype, name="mlp")
-        return x + gate_2 * mlp(modulate(norm(name="norm_2")(x), shift_2, scale_2))
+        h = norm(self.mlp_epsilon, name="norm_2")(x)
+        return x + gate_2 * mlp(modulate(h, shift_2, scale_2))
 
 
 class Condition(nn.Module):
@@ -111,6 +113,7 @@ class Condition(nn.Module):
     width: int
     num_classes: int = 0
     dtype: Any = jnp.float32
+    freq_shift: int = 0
 
     @nn.compact
     def __call__(self, t, label):
@@ -118,7 +121,8 @@ class Condition(nn.Module):
         dense = functools.partial(
             nn.Dense, self.width, dtype=self.dtype, kernel_init=nn.initializers.normal(0.02)
         )
-        emb = time_features(jnp.reshape(t, (-1,)), 256).astype(self.dtype)
+        features = time_features(jnp.reshape(t, (-1,)), 256, freq_shift=self.freq_shift)
+        emb = features.astype(self.dtype)
         emb = dense(name="time_2")(nn.silu(dense(name="time_1")(emb)))
         if self.num_classes:
             emb = emb + ClassEmbedding(self.num_classes, self.width, self.dtype, name="label")(
@@ -155,6 +159,8 @@ class DiT(nn.Module):
       num_classes: classes of `label`, without the null class; 0 = no labels.
       token_features: width of the tokens to attend to; 0 = no cross-attention.
       learn_sigma: twice the channels, the second half for the variance (Nichol & Dhariwal 2021).
+      freq_shift: of the time's frequencies, see `time_features`; mlp_epsilon: of the norm before
+        each MLP. The defaults are the authors'.
       dtype: of the computation; parameters stay float32.
     """
 
@@ -165,6 +171,8 @@ class DiT(nn.Module):
     num_classes: int = 0
     token_features: int = 0
     learn_sigma: bool = False
+    freq_shift: int = 0
+    mlp_epsilon: float = 1e-6
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -175,7 +183,9 @@ class DiT(nn.Module):
         tokens: [b or 1, m, token_features]; None is one learned token.
         """
         self._check(x, t, label, tokens)
-        emb = Condition(self.width, self.num_classes, self.dtype, name="condition")(t, label)
+        emb = Condition(
+            self.width, self.num_classes, self.dtype, self.freq_shift, name="condition"
+        )(t, label)  # fmt: skip
         if self.token_features:
             tokens = NullTokens(self.token_features, name="tokens")(tokens)
         patch, channels = (self.patch, self.patch), x.shape[-1] * (1 + self.learn_sigma)
@@ -187,7 +197,8 @@ class DiT(nn.Module):
         h = h.reshape(h.shape[0], -1, self.width)
         h = h + jnp.asarray(position_table(rows, columns, self.width), self.dtype)[None]
         for i in range(self.depth):
-            h = Block(self.num_heads, self.dtype, name=f"block_{i}")(h, emb, tokens)
+            block = Block(self.num_heads, self.dtype, self.mlp_epsilon, name=f"block_{i}")
+            h = block(h, emb, tokens)
         h = Head(self.patch**2 * channels, self.dtype, name="head")(h, emb)
         return depth_to_space(h.reshape(h.shape[0], rows, columns, -1), self.patch).astype(x.dtype)
 

@@ -9,10 +9,12 @@ A map says for each Flax parameter which array it is and how that is laid out:
     }
     params = load_foreign(dict(np.load("weights.npz")), expected_shapes, sources)
 
+or one for all layers of a network, in which names are translated word by word: `translated`.
 Nothing is guessed: a parameter without a source, a name that is not in the file, a shape that does
 not fit, and an array that no parameter uses are errors.
 """
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
@@ -103,6 +105,50 @@ def _layer(path, name, weight, layout, bias):
     return found | ({f"{path}/bias": Source(f"{name}.bias")} if bias else {})
 
 
+# What the last word of a path is there, and the layout by the rank of the parameter here.
+_LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
+_LAYOUTS = {("kernel", 2): linear_kernel, ("kernel", 4): conv_kernel}
+
+
+def translated(expected, words: Mapping[str, str]) -> dict[str, Source]:
+    r"""Return the sources of all parameters, in whose paths words become theirs.
+
+        {r"down_(\d+)_block_(\d+)": "down_blocks.{}.resnets.{}", "conv_1": "conv1"} makes of
+        down_0_block_1/conv_1/kernel  down_blocks.0.resnets.1.conv1.weight
+
+    Args:
+      expected: pytree of shapes, as of `load_foreign`.
+      words: regular expressions of one or more levels of a path, such as "mlp/up", and what each
+        is there, {} standing for its groups. Of several that match, the longest is taken.
+
+    Raises:
+      ValueError: a path with a word that is not in the list.
+    """
+    return {path: _translated(path, leaf, words) for path, leaf in _by_path(expected).items()}
+
+
+def _translated(path: str, leaf, words: Mapping[str, str]) -> Source:
+    *levels, last = path.split("/")
+    theirs = []
+    while levels:
+        found = [(n, pattern, match) for n in range(len(levels), 0, -1) for pattern in words
+                 if (match := re.fullmatch(pattern, "/".join(levels[:n])))]  # fmt: skip
+        require(found, path, got=repr(levels[0]), expected="a word of the map",
+                remedy="add it")  # fmt: skip
+        num, pattern, match = found[0]
+        theirs.append(words[pattern].format(*match.groups()))
+        del levels[:num]
+    layout = _LAYOUTS.get((last, len(leaf.shape)), same)
+    return Source(".".join([*filter(None, theirs), _LEAVES[last]]), layout)
+
+
+def _by_path(expected) -> dict[str, jax.ShapeDtypeStruct]:
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/").removeprefix("params/"): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(expected)
+    }
+
+
 def load_foreign(
     arrays: Mapping[str, np.ndarray], expected, sources: Sources, *, unused: Iterable[str] = ()
 ):
@@ -118,21 +164,14 @@ def load_foreign(
     Raises:
       ValueError: the map, the file and the network do not fit; names what does not.
     """
-    leaves, tree = jax.tree_util.tree_flatten_with_path(expected)
-    paths = [
-        jax.tree_util.keystr(path, simple=True, separator="/").removeprefix("params/")
-        for path, _ in leaves
-    ]
-    _check_names("parameters without a source", set(paths) - set(sources))
-    _check_names("sources of parameters that do not exist", set(sources) - set(paths))
+    leaves = _by_path(expected)
+    _check_names("parameters without a source", set(leaves) - set(sources))
+    _check_names("sources of parameters that do not exist", set(sources) - set(leaves))
     names = {source.name for source in sources.values()}
     _check_names("arrays that are not in the file", names - set(arrays))
     _check_names("arrays that nothing uses", set(arrays) - names - set(unused))
-    found = [
-        _take(arrays, path, sources[path], leaf)
-        for path, (_, leaf) in zip(paths, leaves, strict=True)
-    ]
-    return jax.tree.unflatten(tree, found)
+    found = [_take(arrays, path, sources[path], leaf) for path, leaf in leaves.items()]
+    return jax.tree.unflatten(jax.tree.structure(expected), found)
 
 
 def _check_names(what: str, names: set[str]) -> None:

@@ -12,10 +12,13 @@ from qdiffjax._checks import require
 from qdiffjax._conditions import check_labels
 
 
-def time_features(t, num_features: int, max_period: float = 10_000.0):
+def time_features(
+    t, num_features: int, max_period: float = 10_000.0, *, freq_shift: float = 0,
+    sines_first: bool = False,
+):  # fmt: skip
     """Embed times as sines and cosines of geometrically spaced frequencies.
 
-        f_i = max_period^(-i / (num_features/2)),   features = [cos(t f), sin(t f)]
+        f_i = max_period^(-i / (num_features/2 - shift)),   features = [cos(t f), sin(t f)]
 
     Always float32: a bfloat16 timestep of 750 is 752. Vaswani et al. 2017, section 3.5.
 
@@ -23,14 +26,18 @@ def time_features(t, num_features: int, max_period: float = 10_000.0):
       t: times of the training schedule [batch].
       num_features: even number of features.
       max_period: longest period, in units of t.
+      freq_shift: the shift; with 1 the last frequency is 1 / max_period itself.
+      sines_first: the other order, [sin(t f), cos(t f)].
 
     Returns:
       Features [batch, num_features], float32.
     """
     half = num_features // 2
-    freqs = jnp.exp(-math.log(max_period) / half * jnp.arange(half, dtype=jnp.float32))
+    step = -math.log(max_period) / (half - freq_shift)
+    freqs = jnp.exp(step * jnp.arange(half, dtype=jnp.float32))
     angles = t.astype(jnp.float32)[:, None] * freqs[None, :]
-    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+    parts = [jnp.cos(angles), jnp.sin(angles)]
+    return jnp.concatenate(parts[::-1] if sines_first else parts, axis=-1)
 
 
 def space_to_depth(x, patch: int):
@@ -92,7 +99,7 @@ def split_features(x, num: int):
 class GroupNorm(nn.Module):
     """Normalize groups of channels of each sample; Wu & He 2018, equation 1.
 
-        y = scale (x - mean) / sqrt(var + 1e-6) + bias,   var = max(E x^2 - mean^2, 0)
+        y = scale (x - mean) / sqrt(var + epsilon) + bias,   var = max(E x^2 - mean^2, 0)
 
     In float32 at least. The parameters are those of `flax.linen.GroupNorm`; sums go over space
     first and over a group's channels then, which a CPU does in half the time.
@@ -100,6 +107,7 @@ class GroupNorm(nn.Module):
 
     num_groups: int = 8
     dtype: Any = jnp.float32
+    epsilon: float = 1e-6
 
     @nn.compact
     def __call__(self, x):
@@ -119,7 +127,7 @@ class GroupNorm(nn.Module):
 
         center = mean(wide)
         var = jnp.maximum(mean(wide * wide) - center * center, 0.0)
-        gain = jax.lax.rsqrt(var + 1e-6) * scale
+        gain = jax.lax.rsqrt(var + self.epsilon) * scale
         return ((wide - center) * gain + bias).astype(self.dtype)
 
 
