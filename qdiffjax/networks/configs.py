@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from qdiffjax._checks import check_count, check_number, require, suggest
@@ -122,3 +123,8 @@ def init_params(config: ModelConfig, key):
     if config.num_classes and config.network in WITHOUT_EMPTY_CLASS:
         inputs += (jnp.zeros((), jnp.int32),)
     return build(config).init(key, *inputs)
+
+
+def param_shapes(config: ModelConfig):
+    """Return the shapes of the parameters of the network that `config` describes."""
+    return jax.eval_shape(lambda key: init_params(config, key), jax.random.key(0))

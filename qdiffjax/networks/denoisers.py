@@ -25,9 +25,9 @@ from qdiffjax.networks.configs import (
     WITHOUT_EMPTY_CLASS,
     ModelConfig,
     build,
-    init_params,
     make_net_fn,
     make_schedule,
+    param_shapes,
 )
 
 SHIPPED = Path(__file__).parent / "checkpoints"
@@ -191,13 +191,12 @@ def load_params(path) -> tuple[ModelConfig, Any]:
     path = Path(path).absolute()
     if diffusers.model_folder(path):
         found = diffusers.described(path)
-        expected = _shapes(found.config)
-        params = diffusers.read_params(found, expected)
-        _check_fit(found.folder, params, expected)
+        params = diffusers.read_params(found)
+        _check_fit(found.folder, params, found.expected)
         return found.config, params
     config = load_config(path)
     try:
-        expected = _shapes(config)
+        expected = param_shapes(config)
     except TypeError as error:
         raise _not_a_description(path, error) from error
     params = _restore(path, expected)
@@ -205,10 +204,6 @@ def load_params(path) -> tuple[ModelConfig, Any]:
     if not (path / _files.SUMS).is_file():
         _files.say(f"{path} has no {_files.SUMS}: damage to it would not be seen")
     return config, params
-
-
-def _shapes(config: ModelConfig):
-    return jax.eval_shape(lambda k: init_params(config, k), jax.random.key(0))
 
 
 def load_config(path) -> ModelConfig:

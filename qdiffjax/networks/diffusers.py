@@ -16,8 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from qdiffjax._checks import check_count, require, suggest
-from qdiffjax.networks import models
-from qdiffjax.networks.configs import ModelConfig
+from qdiffjax.networks.configs import ModelConfig, param_shapes
 from qdiffjax.networks.models import foreign
 from qdiffjax.networks.safetensors import read_tensors
 
@@ -91,10 +90,11 @@ _OLD_DIT: dict[str, Any] = {
 
 
 class Description(NamedTuple):
-    """A model's folder, what its parameters fit, and the words of its map."""
+    """A model's folder, what its parameters fit, their shapes, and the words of its map."""
 
     folder: Path
     config: ModelConfig
+    expected: Any
     words: Mapping[str, str]
 
 
@@ -131,24 +131,28 @@ def described(path) -> Description:
     config = ModelConfig(**fields, **_schedule(folder), time_offset=-1,
                          trained={"read from": f"diffusers {kind}"})  # fmt: skip
     _weight_files(folder)
-    return Description(folder, config, words)
+    try:
+        expected = param_shapes(config)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{source}: {error}") from error
+    return Description(folder, config, expected, words)
 
 
-def read_params(found: Description, expected) -> Any:
-    """Return the float32 parameters of a description, for the shapes that its network expects.
+def read_params(found: Description) -> Any:
+    """Return the float32 parameters of a description.
 
     Raises:
       ValueError: a file that is damaged, an array that is missing or that nothing uses, or of
         another shape; names it.
     """
     arrays = {k: v for file in _weight_files(found.folder) for k, v in read_tensors(file).items()}
-    sources = foreign.translated(expected, found.words)
+    sources = foreign.translated(found.expected, found.words)
     if found.config.network == "dit":
         arrays = _with_one_embedder(found.folder, arrays)
     elif any(name.endswith(".proj_attn.weight") for name in arrays):
         sources = {path: s._replace(name=_in_old_words(s.name)) for path, s in sources.items()}
     try:
-        return foreign.load_foreign(arrays, expected, sources)
+        return foreign.load_foreign(arrays, found.expected, sources)
     except ValueError as error:
         raise ValueError(f"{found.folder}: {error}") from error
 
@@ -224,10 +228,6 @@ def _unet(raw: Mapping[str, Any], source: Path):
     _check_fields(raw, source, (*_UNET_READ, *shape, *ignored), _UNET_FIXED)
     read = {name: raw[name] for name in _UNET_READ if name in raw}
     arguments: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in read.items()}
-    try:
-        models.UNet2D(**arguments).check()
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{source}: {error}") from error
     num_classes = raw.get("num_class_embeds") or 0
     return _fields("unet2d", raw, source, arguments, num_classes), UNET_WORDS
 

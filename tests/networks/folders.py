@@ -75,13 +75,13 @@ def safetensors(tensors) -> bytes:
     return len(text).to_bytes(8, "little") + text + b"".join(a.tobytes() for a in tensors.values())
 
 
-def write(folder: Path, tensors=None, config=None, scheduler=None, *, parts=("", "")) -> Path:
+def write(folder: Path, tensors=None, config=UNET, scheduler=SCHEDULER, *, parts=("", "")) -> Path:
     """Write a model and its scheduler into two parts of a folder."""
     model, noise = (folder / part for part in parts)
     for path in (model, noise):
         path.mkdir(parents=True, exist_ok=True)
-    (model / "config.json").write_text(json.dumps(UNET | (config or {})))
-    (noise / "scheduler_config.json").write_text(json.dumps(SCHEDULER | (scheduler or {})))
+    (model / "config.json").write_text(json.dumps(config))
+    (noise / "scheduler_config.json").write_text(json.dumps(scheduler))
     (model / WEIGHTS).write_bytes(safetensors(arrays() if tensors is None else tensors))
     return folder
 

@@ -54,7 +54,7 @@ def test_the_schedule_is_the_products_of_its_betas(denoiser):
      ("epsilon", "eps", "sigmoid", qd.diffusion.sigmoid_betas(100, 0.001, 0.05))],
 )  # fmt: skip
 def test_words_of_the_scheduler_have_their_meaning(tmp_path, word, ours, beta_schedule, schedule):
-    changes = {"prediction_type": word, "beta_schedule": beta_schedule}
+    changes = folders.SCHEDULER | {"prediction_type": word, "beta_schedule": beta_schedule}
     config = denoisers.load_config(folders.write(tmp_path, scheduler=changes))
     assert config.prediction == ours
     assert denoisers.make_schedule(config) == schedule
@@ -129,7 +129,7 @@ def test_it_is_quantized_and_studied_as_any_network(denoiser, users_defaults):
 def test_classes_are_rows_of_the_table_and_one_is_needed(tmp_path):
     table = np.random.default_rng(1).normal(size=(3, 16)).astype(np.float32)
     path = folders.write(tmp_path, folders.arrays() | {"class_embedding.weight": table},
-                         {"num_class_embeds": 3})  # fmt: skip
+                         folders.UNET | {"num_class_embeds": 3})  # fmt: skip
     found, t = qd.load(path), jnp.float32(5)
     np.testing.assert_array_equal(found.cond, [0, 1, 2])
     shifted = folders.arrays()
@@ -143,12 +143,57 @@ def test_classes_are_rows_of_the_table_and_one_is_needed(tmp_path):
 
 
 def test_a_learned_variance_is_left_out(tmp_path, denoiser):
-    twice = folders.arrays()
+    twice, config = folders.arrays(), folders.UNET | {"out_channels": 2}
     for name in ("conv_out.weight", "conv_out.bias"):
         twice[name] = np.concatenate([twice[name], 7 + twice[name]])
-    found, t = qd.load(folders.write(tmp_path, twice, {"out_channels": 2})), jnp.float32(5)
+    found, t = qd.load(folders.write(tmp_path, twice, config)), jnp.float32(5)
     out, expected = (quick_jit(d.net_fn)(d.params, X, t) for d in (found, denoiser))
     assert_close(out, expected)
+
+
+DIT = {
+    "_class_name": "DiTTransformer2DModel", "num_attention_heads": 2, "attention_head_dim": 4,
+    "in_channels": 4, "out_channels": 8, "num_layers": 2, "sample_size": 8, "patch_size": 2,
+    "num_embeds_ada_norm": 3, "norm_eps": 1e-5,
+}  # fmt: skip
+
+
+def dit_arrays():
+    found = folders.layer("pos_embed.proj", 8, 4, 2, 2) | folders.layer("proj_out_1", 16, 8)
+    found |= folders.layer("proj_out_2", 32, 8)
+    for block in ("transformer_blocks.0", "transformer_blocks.1"):
+        embedder = f"{block}.norm1.emb"
+        found[f"{embedder}.class_embedder.embedding_table.weight"] = (4, 8)
+        found |= folders.layer(f"{embedder}.timestep_embedder.linear_1", 8, 256)
+        found |= folders.layer(f"{embedder}.timestep_embedder.linear_2", 8, 8)
+        found |= folders.layer(f"{block}.norm1.linear", 48, 8)
+        for part in ("to_q", "to_k", "to_v", "to_out.0"):
+            found |= folders.layer(f"{block}.attn1.{part}", 8, 8)
+        found |= folders.layer(f"{block}.ff.net.0.proj", 32, 8)
+        found |= folders.layer(f"{block}.ff.net.2", 8, 32)
+    rng = np.random.default_rng(2)
+    arrays = {name: rng.normal(size=shape).astype(np.float32) for name, shape in found.items()}
+    return {name: arrays[name.replace("blocks.1.norm1.emb", "blocks.0.norm1.emb")]
+            for name in arrays}  # fmt: skip
+
+
+def test_a_dit_takes_each_array_to_its_place_and_one_embedding_for_all_blocks(tmp_path):
+    a = dit_arrays()
+    found = qd.load(folders.write(tmp_path, a, DIT, parts=("transformer", "scheduler")))
+    assert (found.shape, found.config.num_classes) == ((8, 8, 4), 3)
+    p = found.params["params"]
+    for ours, theirs in (
+        (p["block_1"]["modulation"]["out"], "transformer_blocks.1.norm1.linear"),
+        (p["block_0"]["attention"]["key"], "transformer_blocks.0.attn1.to_k"),
+        (p["block_1"]["mlp"]["down"], "transformer_blocks.1.ff.net.2"),
+        (p["condition"]["time_2"], "transformer_blocks.0.norm1.emb.timestep_embedder.linear_2"),
+        (p["head"]["out"], "proj_out_2"),
+    ):
+        np.testing.assert_array_equal(ours["kernel"], a[f"{theirs}.weight"].T)
+        np.testing.assert_array_equal(ours["bias"], a[f"{theirs}.bias"])
+    name = "transformer_blocks.1.norm1.emb.timestep_embedder.linear_1.bias"
+    with pytest.raises(ValueError, match=f"{name} in .*: got an embedding of its own, expected a"):
+        qd.load(folders.write(tmp_path / "own", a | {name: a[name] + 1}, DIT))
 
 
 FIELDS = [
@@ -163,10 +208,17 @@ FIELDS = [
     ({"attention_head_dim": 3}, r"attention_head_dim: got 3, expected a divisor of the widths"),
     ({"downsample_padding": 2}, r"downsample_padding: got 2, expected one of"),
     ({"cross_attention_dim": 768}, r"cross_attention_dim in .*: got 768, expected no such field"),
+    ({"sample_size": 5}, r"config.json: UNet2D: got x of shape .1, 5, 5, 1., expected .*levels"),
     ({"sample_size": None}, r"sample_size in .*: got None, expected at least 1"),
     ({"out_channels": 3}, r"out_channels in .*: got 3, expected 1, or 2 with a learned variance"),
     ({"_class_name": "AutoencoderKL"}, r"_class_name in .*: got AutoencoderKL, expected one of"),
 ]  # fmt: skip
+DIT_FIELDS = [
+    ({"norm_type": "ada_norm"}, r"norm_type in .*: got 'ada_norm', expected 'ada_norm_zero'"),
+    ({"_class_name": "Transformer2DModel"}, r"norm_type in .*: got 'layer_norm'"),
+    ({"num_embeds_ada_norm": None}, r"num_embeds_ada_norm in .*: got None, expected at least 1"),
+    ({"attention_head_dim": 3}, r"config.json: got width=6, expected a multiple of 4"),
+]
 SCHEDULERS = [
     ({"_class_name": "ScoreSdeVeScheduler"}, r"_class_name in .*scheduler_config.json: got Score"),
     ({"beta_schedule": "laplace"}, r"beta_schedule in .*: got 'laplace', expected one of linear"),
@@ -176,11 +228,13 @@ SCHEDULERS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("changes", "message"), FIELDS)
-def test_a_field_that_is_not_built_here_is_named_before_a_weight_is_read(
-    tmp_path, changes, message
-):
-    path = folders.write(tmp_path, config=changes)
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [(folders.UNET | changes, message) for changes, message in FIELDS]
+    + [(DIT | changes, message) for changes, message in DIT_FIELDS],
+)
+def test_a_field_that_is_not_built_here_is_named_before_weights_are_read(tmp_path, config, message):
+    path = folders.write(tmp_path, config=config)
     (path / folders.WEIGHTS).write_bytes(b"")
     for read in (qd.load, denoisers.load_config, lambda p: subject.check_checkpoint(str(p))):
         with pytest.raises(ValueError, match=message):
@@ -190,7 +244,7 @@ def test_a_field_that_is_not_built_here_is_named_before_a_weight_is_read(
 @pytest.mark.parametrize(("changes", "message"), SCHEDULERS)
 def test_a_scheduler_that_is_not_built_here_is_named(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
-        denoisers.load_config(folders.write(tmp_path, scheduler=changes))
+        denoisers.load_config(folders.write(tmp_path, scheduler=folders.SCHEDULER | changes))
 
 
 @pytest.mark.parametrize(

@@ -244,7 +244,7 @@ class UNet2D(nn.Module):
 
     def _check_inputs(self, x, t, label):
         factor = 2 ** (len(self.block_out_channels) - 1)
-        check_sides("UNet2D", x, factor, f"{factor}, since levels halve")
+        check_sides("UNet2D", x, factor, f"2^(levels - 1)={factor}")
         check_condition(x, t, label, None, num_classes=self.num_classes)
         if self.num_classes:
             require(label is not None, "UNet2D", got="no label",
