@@ -2,6 +2,7 @@
 
     sites ── count ──> Counts ─┬─ weight_bytes, bops, ...  bytes M(b), operations C(b)  counted
     recipe ── widths ─> Widths ┼─ predict_times            seconds T(b) on a Chip       predicted
+           └─ times_on_chips   │  the same with conversions, on the path a chip falls back to
                                └─ predict_energy           joules of a stated model     predicted
     a function ─┬─ compiled_cost             operations and memory, to the compiler     compiled
                 └─ measure, measured_energy  seconds, bytes, joules                     measured
@@ -15,6 +16,7 @@ from qdiffjax.hardware.chips import (
     FLOAT,
     INTEGER,
     Chip,
+    check_full,
     find_chip,
     multiplied_as,
     rate_table,
@@ -43,6 +45,15 @@ from qdiffjax.hardware.energy import (
     MeasuredEnergy,
     measured_energy,
     predict_energy,
+)
+from qdiffjax.hardware.execution import (
+    OTHER,
+    ChipTimes,
+    Execution,
+    family_of,
+    run_as,
+    site_seconds,
+    times_on_chips,
 )
 from qdiffjax.hardware.measured import Measured, measure, median_interval
 from qdiffjax.hardware.roofline import Roofline, predict_times

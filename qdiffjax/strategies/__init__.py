@@ -4,6 +4,7 @@ allocation      bits by water-filling and Lagrange multipliers; one of several c
                 item, within a budget, with the bound that says how far from the best it is
 choices         what every site's weight may be, all in one structure; `trials`, noise on which
                 picks of them run
+budgets         prices in bytes, bit-operations, predicted seconds on a chip, joules
 algebra         errors of sites as vectors that add: every recipe priced from one set of runs;
                 `sketch`, the same to first order from a few adjoint passes
 sensitivity     each site alone, beside Fisher information and the weight's own error

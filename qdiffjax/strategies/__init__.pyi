@@ -1,3 +1,4 @@
+from . import budgets as budgets
 from .activations import cached_time_path as cached_time_path
 from .activations import static_clips as static_clips
 from .activations import time_path as time_path
@@ -16,6 +17,7 @@ from .bases import rotation as rotation
 from .bases import smoothing as smoothing
 from .bases import stored_bits as stored_bits
 from .blocks import reconstruction as reconstruction
+from .budgets import Budget as Budget
 from .choices import Choices as Choices
 from .choices import offer as offer
 from .corrections import absorbed as absorbed

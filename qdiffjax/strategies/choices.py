@@ -28,6 +28,7 @@ from qdiffjax.sites import Site, match, stored_elements
 
 FULL_BITS = 32  # of a scale, and of a weight that is rounded anew at every call
 STORED, MULTIPLIED = "stored", "multiplied"
+BITS = "bits"
 Offered = Sequence[str | int] | Mapping[str, Sequence[str | int]]
 
 
@@ -41,8 +42,9 @@ class Choices:
       sites: names; sites that share a stored weight are one.
       names: of the choices, in words, one for each column.
       entries: {choice: SiteBits}.
-      bits: what a choice costs at a site, in bits [sites, choices]; infinite where it is not
-        offered.
+      bits: of a choice at a site [sites, choices]; infinite where it is not offered.
+      costs: what a budget counts [sites, choices]: bits, or in another `unit`, see `budgets`.
+      unit: of the costs.
       num_weights: elements stored at each site [sites].
       weight_rmse: RMS of what a choice does to the weight [sites, choices]; infinite where it is
         not offered, NaN where the weight changes from call to call.
@@ -57,6 +59,8 @@ class Choices:
     names: tuple[str, ...]
     entries: dict[str, SiteBits]
     bits: np.ndarray
+    costs: np.ndarray
+    unit: str
     num_weights: np.ndarray
     weight_rmse: np.ndarray
     members: dict[str, tuple[str, ...]]
@@ -64,8 +68,8 @@ class Choices:
 
     @property
     def least(self) -> float:
-        """Bits of the cheapest recipe."""
-        return float(self.bits.min(1).sum())
+        """Cost of the cheapest recipe."""
+        return float(self.costs.min(1).sum())
 
     def pick(self, name: str | int) -> np.ndarray:
         """Return the pick of one choice at all sites.
@@ -102,12 +106,13 @@ class Choices:
         return pick
 
     def total(self, pick) -> float:
-        """Return the bits of all sites."""
-        return float(self.bits[np.arange(len(self.sites)), self.checked(pick)].sum())
+        """Return the cost of all sites."""
+        return float(self.costs[np.arange(len(self.sites)), self.checked(pick)].sum())
 
     def mean_bits(self, pick) -> float:
         """Return the bits of a weight, on average."""
-        return self.total(pick) / float(self.num_weights.sum())
+        bits = self.bits[np.arange(len(self.sites)), self.checked(pick)].sum()
+        return float(bits) / float(self.num_weights.sum())
 
     def recipe(self, pick) -> Recipe:
         """Return the recipe, as `quantize` takes and `Recipe.to_json` writes it."""
@@ -164,7 +169,7 @@ def offer(
     members = _members(calibration, match(calibration.sites, sites))
     own = _by_site(calibration.sites, choices, members)
     names = tuple(dict.fromkeys(name for offered in own.values() for name in offered))
-    entries = {name: _entry(name) for name in names}
+    entries = {name: entry_of(name) for name in names}
     made: dict[Any, dict[str, SiteQuant]] = {
         None: {n: SiteQuant(calibration.weights[n]) for group in members.values() for n in group}
     }
@@ -175,15 +180,15 @@ def offer(
         takers = [site for site in members if name in own[site]]
         rows = [m for site in takers for m in members[site]]
         plain = entry._replace(activation=None)
-        for is_whole, bits_of in ((False, plain), (True, entry)):
-            if is_whole and bits_of == plain:
+        for is_whole, rounded_as in ((False, plain), (True, entry)):
+            if is_whole and rounded_as == plain:
                 made[name, True] = made[name, False]
                 continue
-            recipe = Recipe(dict.fromkeys(rows, bits_of))
+            recipe = Recipe(dict.fromkeys(rows, rounded_as))
             made[name, is_whole] = made[None] | precision.quantize(calibration, recipe).site_inputs
         for row, site in enumerate(members):
             if site in takers:
-                bits[row, column] = _bits(by_name[site], entry.weight, counted)
+                bits[row, column] = bits_of(by_name[site], entry.weight, counted)
                 rounded = made[name, False][site].weight
                 rmse[row, column] = _apart(rounded, calibration.weights[site])
     alike = precision.alike(
@@ -191,8 +196,8 @@ def offer(
     )
     tables = {which: q.site_inputs for which, q in zip(made, alike, strict=True)}
     num_weights = np.array([calibration.weights[site].size for site in members], np.float64)
-    return Choices(calibration, steps, tuple(members), names, entries, bits, num_weights, rmse,
-                   members, tables)  # fmt: skip
+    return Choices(calibration, steps, tuple(members), names, entries, bits, bits, BITS,
+                   num_weights, rmse, members, tables)  # fmt: skip
 
 
 def _words(choice: str | int) -> str:
@@ -204,7 +209,7 @@ def _words(choice: str | int) -> str:
     return f"W{choice}" if is_width else " ".join(str(choice).split())
 
 
-def _entry(name: str) -> SiteBits:
+def entry_of(name: str) -> SiteBits:
     """Return how a choice rounds, with what `quantize` of words takes by default written out."""
     lines = precision.parse_recipe(name)
     require(len(lines) == 1 and lines[0][:2] == ((), ()) and lines[0].bits.weight is not None,
@@ -268,8 +273,8 @@ def _apart(rounded, weight) -> float:
     return float(np.sqrt(np.mean(np.square(np.asarray(rounded - weight, np.float64)))))
 
 
-def _bits(site: Site, weight: OperandFormat, counted: str) -> float:
-    """Return the bits that a weight costs at a site."""
+def bits_of(site: Site, weight: OperandFormat, counted: str = STORED) -> float:
+    """Return the bits that a weight costs at a site, see `offer`."""
     assert site.weight is not None
     size = math.prod(site.shapes[site.weight])
     if counted == MULTIPLIED or isinstance(weight.format, BlockFormat):

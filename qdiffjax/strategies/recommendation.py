@@ -21,7 +21,8 @@ from qdiffjax.precision.calibration import Calibration
 from qdiffjax.precision.settings import SITES
 from qdiffjax.strategies import search
 from qdiffjax.strategies.algebra import ErrorAlgebra, error_algebra
-from qdiffjax.strategies.choices import STORED, Choices, Offered, offer
+from qdiffjax.strategies.budgets import Budget
+from qdiffjax.strategies.choices import BITS, STORED, Choices, Offered, offer
 from qdiffjax.strategies.sketch import sketched_algebra
 from qdiffjax.strategies.trials import trial
 
@@ -39,7 +40,7 @@ class Recommendation:
       found: what the search found.
       uniform: the best uniform recipe within the budget; for a budget between two widths the next
         one at the smallest sites, as many as fit, where that is better.
-      budget: bits of all sites.
+      budget: of all sites, in bits or in `choices.unit`.
       predicted: RMSE of what was found, from the algebra.
       floor: no pick within the budget is predicted to have less.
       measured, beside: RMSE of what was found, and of uniform, with intervals.
@@ -94,9 +95,15 @@ class Recommendation:
                                         self.uniform, strict=True)
         )  # fmt: skip
         bits = [choices.mean_bits(pick) for pick in (self.pick, self.uniform)]
-        sites = Table("Recommended recipe", ("site", "weights", "choice", "uniform"), rows,
-                      (f"{bits[0]:.3f} bits a weight, uniform {bits[1]:.3f}; budget "
-                       f"{self.budget / choices.num_weights.sum():.3f}.",))  # fmt: skip
+        said = f"{bits[0]:.3f} bits a weight, uniform {bits[1]:.3f}"
+        if choices.unit == BITS:
+            said += f"; budget {self.budget / choices.num_weights.sum():.3f}."
+        else:
+            costs = (choices.total(self.pick), choices.total(self.uniform), self.budget)
+            said += "; {:.4g} {unit}, uniform {:.4g}; budget {:.4g}.".format(
+                *costs, unit=choices.unit
+            )
+        sites = Table("Recommended recipe", ("site", "weights", "choice", "uniform"), rows, (said,))
         level = f"{100 * self.confidence:g} %"
         gap = self.predicted / self.floor - 1 if self.floor > 0 else np.inf
         lines = (
@@ -130,7 +137,7 @@ def _ends(estimate: Estimate) -> tuple[float, float, float]:
 def recommend(
     calibration: Calibration,
     steps: Steps,
-    budget: float | str,
+    budget: float | str | Budget,
     choices: Offered = (2, 3, 4, 5, 6, 8),
     *,
     key: Key,
@@ -155,7 +162,8 @@ def recommend(
       calibration: see `calibrate`.
       steps: the sampler.
       budget: bits of a weight on average, scales included, see `offer`; or a choice such as "W4":
-        what it takes at all sites.
+        what it takes at all sites; or bytes, operations, seconds or joules, from
+        `strategies.budgets`.
       choices, sites, counted: see `strategies.offer`. Several choices of one width are free.
       key: of all noise.
       num_noises: of the first part, and samples of a run.
@@ -190,7 +198,11 @@ def recommend(
     if num_probes is not None:
         check_count("num_probes", num_probes)
     OPEN_SHARE("confidence", confidence)
+    if not isinstance(budget, str | Budget):
+        check_number("budget", budget, above=0)
     offered = offer(calibration, steps, choices, sites=sites, counted=counted)
+    if isinstance(budget, Budget):
+        offered = budget.priced(offered)
     total = total_of(offered, budget)
     keys = jax.random.split(key, 5)
     first, second = (trial(offered, k, num_noises) for k in keys[:2])
@@ -202,7 +214,7 @@ def recommend(
 
     algebras, picks = linearized_again(algebra_fn, algebra_fn(), total, num_rounds)
     num_runs: float = sum(each.num_runs for each in algebras)
-    plain = uniform_picks(offered, total)
+    plain = _plain(algebras[0], total)
     best = min(range(len(picks)), key=lambda i: second.rmse(picks[i]))
     uniform = min(plain, key=second.rmse)
     num_runs += 1 + len(picks) + len(plain)
@@ -230,34 +242,40 @@ def linearized_again(
     return algebras, picks
 
 
-def total_of(choices: Choices, budget: float | str) -> float:
-    """Return a budget in bits of all sites.
+def total_of(choices: Choices, budget: float | str | Budget) -> float:
+    """Return a budget in what the choices cost at all sites.
 
     Raises:
       ValueError: a choice that is not offered, or less than the cheapest recipe takes.
     """
-    if isinstance(budget, str):
-        return choices.total(choices.pick(budget))
-    check_number("budget", budget, above=0)
-    num = choices.num_weights.sum()
+    most = budget.most if isinstance(budget, Budget) else budget
+    if isinstance(most, str):
+        total = choices.total(choices.pick(most))
+        require(np.isfinite(total), "budget", got=f"{most!r} at infinite {choices.unit}",
+                expected="a choice that can be had at all sites",
+                remedy="give a number")  # fmt: skip
+        return total
+    is_mean = not isinstance(budget, Budget)
+    num = float(choices.num_weights.sum()) if is_mean else 1.0
     least = choices.least / num
-    require(least <= budget, "budget", got=f"{budget:g} bits a weight",
+    unit = "bits a weight" if is_mean else choices.unit
+    require(least <= most, "budget", got=f"{most:g} {unit}",
             expected=f"at least {least:.6g}, the cheapest of these choices",
             remedy="raise it to that, or offer cheaper ones")  # fmt: skip
-    return float(budget) * num
+    return float(most) * num
 
 
 def least_error(algebra: ErrorAlgebra, total: float, **options) -> search.Allocation:
     """Return the pick of least predicted error within a budget; see `search.choose_together`."""
     choices = algebra.choices
-    return search.choose_together(choices.bits, algebra.gram, total, variances=algebra.variances,
+    return search.choose_together(choices.costs, algebra.gram, total, variances=algebra.variances,
                            **options)  # fmt: skip
 
 
 def lower_bound(algebra: ErrorAlgebra, total: float) -> float:
     """Return an RMSE that no pick within a budget is predicted to be below."""
     found = search.relaxed_together(
-        algebra.choices.bits, algebra.gram, total, variances=algebra.variances
+        algebra.choices.costs, algebra.gram, total, variances=algebra.variances
     )
     return float(np.sqrt(found.error))
 
@@ -268,10 +286,10 @@ def uniform_picks(choices: Choices, total: float) -> list[np.ndarray]:
     Each dearest uniform one, and with what is left of the budget the next dearer choice at the
     smallest sites, as many as fit. Where no choice fits at all sites: the cheapest of each.
     """
-    sums = choices.bits.sum(0)
+    sums = np.array([column.sum() for column in choices.costs.T.copy()])
     fitting = sums[sums <= total]
     if not fitting.size:
-        return [choices.bits.argmin(1)]
+        return [choices.costs.argmin(1)]
     dearest = np.flatnonzero(sums == fitting.max())
     picks = [np.full(len(choices.sites), k) for k in dearest]
     above = np.flatnonzero(np.isfinite(sums) & (sums > total))
@@ -287,6 +305,21 @@ def uniform_picks(choices: Choices, total: float) -> list[np.ndarray]:
         if not np.array_equal(mixed, pick):
             picks.append(mixed)
     return picks
+
+
+def _plain(algebra: ErrorAlgebra, total: float) -> list[np.ndarray]:
+    """Return the uniform picks to compare with; of costs that are no bits, where dearer is not
+    better, also the one of least predicted error.
+    """
+    choices = algebra.choices
+    picks = uniform_picks(choices, total)
+    if choices.unit == BITS:
+        return picks
+    alike = [np.full(len(choices.sites), k) for k, column in enumerate(choices.costs.T)
+             if column.sum() <= total]  # fmt: skip
+    best = min(alike, key=algebra.predicted, default=picks[0])
+    is_new = not any(np.array_equal(best, pick) for pick in picks)
+    return [*picks, best] if is_new else picks
 
 
 def compared(

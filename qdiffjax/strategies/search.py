@@ -165,7 +165,7 @@ def _afforded(p: Problem, pick: np.ndarray) -> np.ndarray:
     pick = pick.copy()
     while p.cost(pick) > p.budget:
         change, dearer = _changes(p, pick)
-        price = np.where(dearer < 0, change / np.maximum(-dearer, TINY), np.inf)
+        price = np.where(dearer < 0, change / np.where(dearer < 0, -dearer, 1), np.inf)
         item, k = np.unravel_index(np.argmin(price), price.shape)
         pick[item] = k
     return pick

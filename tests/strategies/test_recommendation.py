@@ -83,10 +83,10 @@ def test_a_budget_between_widths_goes_to_the_smallest_sites_first():
 
     class Made:
         sites, num_weights = ("p", "q", "r"), np.array([4.0, 1.0, 2.0])
-        bits = num_weights[:, None] * np.array([1.0, 2.0, 3.0])
+        costs = num_weights[:, None] * np.array([1.0, 2.0, 3.0])
 
         def total(self, pick):
-            return self.bits[range(3), pick].sum()
+            return self.costs[range(3), pick].sum()
 
     plain, mixed = recommendation.uniform_picks(Made(), 10.0)
     assert plain.tolist() == [0, 0, 0]
