@@ -10,6 +10,7 @@ algebra         errors of sites as vectors that add: every recipe priced from on
 sensitivity     each site alone, beside Fisher information and the weight's own error
 search          the pick of least error where errors add as vectors, and how far below any could be
 recommendation  a recipe within a budget, checked on fresh noise beside uniform
+baselines       what the field does instead: dear ends, additive scores, random, evolution
 drafts          a quantized denoiser in the making; cures, and how they compose
 states          the calls of a sampler at which cures look; `statistics`, what they see there
 bases           smoothing, rotation, reordering, low rank: the basis in which products round

@@ -1,3 +1,4 @@
+from . import baselines as baselines
 from . import budgets as budgets
 from .activations import cached_time_path as cached_time_path
 from .activations import static_clips as static_clips
@@ -46,6 +47,7 @@ from .search import choose_exhaustively as choose_exhaustively
 from .search import choose_together as choose_together
 from .search import relaxed_together as relaxed_together
 from .sensitivity import Sensitivity as Sensitivity
+from .sensitivity import hessian_traces as hessian_traces
 from .sensitivity import sensitivity_of as sensitivity_of
 from .sketch import sketched_algebra as sketched_algebra
 from .splitting import split_skips as split_skips

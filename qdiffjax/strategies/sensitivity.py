@@ -7,6 +7,7 @@ weight_rmse  what rounding does to the weight
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -99,27 +100,65 @@ def sensitivity_of(
     check_type("algebra", algebra, ErrorAlgebra, remedy="error_algebra(noise)")
     check_type("noise", noise, Trial, remedy="trial(choices, key, num_samples)")
     check_key("key", key)
-    choices, steps = algebra.choices, noise.choices.steps
-    check_count("num_times", num_times, most=len(steps.t))
     require(algebra.around is None, "algebra", got="one around a pick",
             expected="sites alone in full precision", remedy="error_algebra(noise)")  # fmt: skip
+    traces = _traces(noise, key, num_times, _squares)
+    return Sensitivity(algebra.choices, algebra.alone,
+                       np.sqrt(traces)[:, None] * algebra.choices.weight_rmse)  # fmt: skip
+
+
+def hessian_traces(noise: Trial, key: Key, *, num_times: int = 8) -> np.ndarray:
+    """Return the trace of the Hessian of the denoising loss in the weight of every site [sites].
+
+        tr H_l = E[v_l . (H v)_l],   v of random signs,   H of L = |eps_theta(x_t) - eps|^2
+
+    one Hessian-vector product of all weights for each example and time (Hutchinson 1989), at about
+    six network calls. HAWQ-V2 (Dong et al. 2020) takes tr H_l |dw|^2 / n_l for what a choice costs,
+    n_l elements; the expectation over examples can be negative by chance.
+
+    Args:
+      noise: of the examples, its full-precision samples.
+      key: of the noise that is added to them, and of the signs.
+      num_times: evenly spread among the sampler's.
+    """
+    check_type("noise", noise, Trial, remedy="trial(choices, key, num_samples)")
+    check_key("key", key)
+    return _traces(noise, key, num_times, _curvature)
+
+
+def _traces(noise: Trial, key: Key, num_times: int, of_loss: Callable) -> np.ndarray:
+    choices, steps = noise.choices, noise.choices.steps
+    check_count("num_times", num_times, most=len(steps.t))
     calls = chosen_calls(len(steps.t), num_times, None, None)
     weights = {m: choices.calibration.weights[m] for own in choices.members.values() for m in own}
-    squares = _fisher()(choices.calibration.denoiser, weights, noise.full, noise.draw.cond, steps,
-                        calls, key)  # fmt: skip
-    traces = [sum(float(squares[member]) for member in choices.members[site])
-              for site in choices.sites]  # fmt: skip
-    fisher = np.sqrt(traces)[:, None] * choices.weight_rmse
-    return Sensitivity(choices, algebra.alone, fisher)
+    found = _program(of_loss)(choices.calibration.denoiser, weights, noise.full, noise.draw.cond,
+                              steps, calls, key)  # fmt: skip
+    return np.array([sum(float(found[m]) for m in choices.members[s]) for s in choices.sites])
 
 
 @functools.cache
-def _fisher():
-    return compiled(_gradient_squares)
+def _program(of_loss: Callable):
+    return compiled(functools.partial(_over_examples, of_loss))
 
 
-def _gradient_squares(denoiser: Denoiser, weights, x_0, cond, steps: Steps, calls, key):
-    """Return E|d L / d w|^2 of every weight over examples and times."""
+def _squares(loss_fn: Callable, weights, key):
+    """Return |d L / d w|^2 of every weight."""
+    return jax.tree.map(lambda g: jnp.sum(g**2), jax.grad(loss_fn)(weights))
+
+
+def _curvature(loss_fn: Callable, weights, key):
+    """Return v . (H v) of every weight, v of random signs."""
+    leaves, tree = jax.tree.flatten(weights)
+    keys = jax.random.split(key, len(leaves))
+    signs = jax.tree.unflatten(tree, [
+        jax.random.rademacher(k, w.shape, w.dtype) for k, w in zip(keys, leaves, strict=True)
+    ])  # fmt: skip
+    _, turned = jax.jvp(jax.grad(loss_fn), (weights,), (signs,))
+    return jax.tree.map(lambda v, h: jnp.sum(v * h), signs, turned)
+
+
+def _over_examples(of_loss, denoiser: Denoiser, weights, x_0, cond, steps: Steps, calls, key):
+    """Return the mean of `of_loss` over examples and times, for every weight."""
     times = steps.times(x_0)
 
     def one(example):
@@ -129,11 +168,11 @@ def _gradient_squares(denoiser: Denoiser, weights, x_0, cond, steps: Steps, call
         t, eps = times[place], jax.random.normal(key, x.shape, x.dtype)
         x_t = add_noise(x, eps, denoiser.schedule(t))
 
-        def loss(weights):
+        def loss_fn(weights):
             q = Quantized(denoiser, {name: SiteQuant(w) for name, w in weights.items()})
             return jnp.sum((quantized_call(q.given(own))(x_t, t)[0] - eps) ** 2)
 
-        return jax.tree.map(lambda g: jnp.sum(g**2), jax.grad(loss)(weights))
+        return of_loss(loss_fn, weights, jax.random.fold_in(key, 1))
 
     index, place = (a.ravel() for a in jnp.meshgrid(jnp.arange(len(x_0)), calls, indexing="ij"))
     found = jax.lax.map(one, (index, place, jax.random.split(key, len(index))))

@@ -43,6 +43,26 @@ def test_fisher_is_the_mean_square_of_the_gradient_of_each_example():
         assert np.isnan(found.weight_rmse[i, 2])
 
 
+def test_hessian_traces_are_those_of_a_quadratic_loss():
+    """tr H_k = 2 * 6 |tanh(k x) / 4|^2; signs add noise of mean zero, told by twelve keys."""
+    _, noise = algebra_of(("W4",))
+    times, misses = np.asarray(parallel.STEPS.t)[[0, 3]], []
+    for key in jax.random.split(KEY, 12):
+        exact = np.zeros(4)
+        keys = jax.random.split(key, 8)
+        for i, x_0 in enumerate(noise.full):
+            for j, t in enumerate(times):
+                level = parallel.SCHEDULE(jnp.float32(t))
+                eps = jax.random.normal(keys[2 * i + j], (1, 6), jnp.float32)
+                x_t = jnp.float32(level.alpha) * x_0[None] + jnp.float32(level.sigma) * eps
+                exact += [12 * float(jnp.sum(jnp.tanh((1 + k) * x_t) ** 2)) / 16 for k in range(4)]
+        found = strategies.hessian_traces(noise, key, num_times=2)
+        misses.append(found / (exact / 8) - 1)
+    error = np.std(misses, 0, ddof=1) / np.sqrt(12)
+    assert np.all(error < 0.25)
+    assert np.all(np.abs(np.mean(misses, 0)) < 4 * error)
+
+
 def test_the_table_is_sorted_by_what_each_site_alone_does():
     algebra, noise = algebra_of(("W3", "W5"))
     found = strategies.sensitivity_of(algebra, noise, KEY, num_times=2)
