@@ -3,6 +3,7 @@
     python -m experiments.allocate                                 the shipped DiT
     python -m experiments.allocate --checkpoint fashion_unet
     python -m experiments.allocate --budget-bits 4.5
+    python -m experiments.allocate --tables baselines fewer chips
 
 A budget of b bits is what uniform weights of b bits take, scales included; between two widths it is
 in proportion. Every site has a choice of widths ("widths"), or of widths and several roundings of
@@ -21,23 +22,31 @@ Three splits of noise: one for the vectors; one on which the best of several uni
 chosen, and vector sum or again (*); and fresh noise. The last part draws recipes at random, of
 each width and its neighbours, and compares three forecasts with what is measured on fresh noise:
 the sums of squares and of vectors, and that of vectors from runs.
+
+Further tables: "baselines" has what the field does (`strategies.baselines`) beside uniform and the
+vector sum, with the sampling runs that each takes, those of `num_noises` samples; "fewer" what is
+found from fewer probes and noises; "chips" recipes of weights, integers and 8-bit floats, each
+chosen for one chip and priced on all, and the same formats on a large DiT by its shapes.
 """
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 import numpy as np
 
-from experiments.allocate import plots
-from experiments.harness import command, subject
+from experiments.allocate import baselines, chips, plots
+from experiments.allocate.rows import BASELINES, BUDGET, CHIPS, FEWER, FORECAST, SHAPES, named
+from experiments.harness import command, networks, subject
 from experiments.harness.command import option
-from qdiffjax import results, strategies
+from qdiffjax import hardware, results, strategies
 from qdiffjax._checks import require
 from qdiffjax.strategies import recommendation
 
 WIDTHS, FREE = "widths", "free"
-FORECAST = "forecast"
+TABLES = ("budgets", FORECAST, BASELINES, FEWER, CHIPS)
+CHIP_NAMES = tuple(chip.name for chip in hardware.CHIPS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +72,22 @@ class Config:
     sites: tuple[str, ...] = option(
         subject.ALL_BUT_LAST, "Globs of sites to quantize, see `sites.match`."
     )
+    tables: tuple[str, ...] = option(TABLES[:2], "What to measure.", choices=TABLES)
+    num_scores: int = option(2000, "Recipes that a search scores by forecast.", least=1)
+    search_runs: tuple[int, ...] = option(
+        (25, 75), "Sampling runs of a search by measured scores.", least=1
+    )
+    chips: tuple[str, ...] = option(
+        ("H200", "v5e", "v7x", "laptop"), "Chips for which recipes are chosen.", choices=CHIP_NAMES
+    )
+    chip_batch: int = option(1, "Samples of a call on a chip.", least=1)
+    chip_share: float = option(0.25, "Share of what a chip could gain that is given up.", least=0,
+                               most=1)  # fmt: skip
+    shapes: tuple[str, ...] = option(
+        ("dit_xl_2",), "Networks known by their shapes, on every chip.",
+        choices=tuple(networks.SIZES),
+    )  # fmt: skip
+    shapes_batch: int = option(32, "Samples of a call of these.", least=1)
     seed: int = command.seed()
 
     def check(self) -> None:
@@ -102,17 +127,48 @@ def run(config: Config, **options):
         runs = None if family == FREE else strategies.error_algebra(few)
         return choices, trials, algebra_fn, algebra_fn(), runs
 
-    def measure(part: str):
-        family, bits = parts[part]
-        return (_forecasts(config, world(family)) if bits is None
-                else _budget(config, family, bits, world(family), keys[3]))  # fmt: skip
+    @functools.cache
+    def scores():
+        return baselines.Scores(world(WIDTHS)[1][0], keys[3])
 
-    named = {family: {f"{family}, {bits:g} bits": (family, bits) for bits in config.budget_bits}
-             for family in (WIDTHS, FREE)}  # fmt: skip
-    parts: dict = named[WIDTHS] | {FORECAST: (WIDTHS, None)} | named[FREE]
-    mark = results.fingerprint(dataclasses.asdict(config) | {"budget_bits": None}, here.mark())
+    def total(family: str, bits: float) -> float:
+        return budget_of(world(family)[0], config.roundings[0], config.widths, bits)
+
+    fns: dict[str, Callable] = {
+        BUDGET: lambda family, bits: _budget(config, family, bits, world(family), keys[3]),
+        FORECAST: lambda: _forecasts(config, world(WIDTHS)),
+        BASELINES: lambda bits: baselines.beside(config, bits, total(WIDTHS, bits), world(WIDTHS),
+                                                 scores(), keys[3]),
+        FEWER: lambda family: baselines.fewer(
+            config, family, {bits: total(family, bits) for bits in config.budget_bits},
+            world(family), keys[3]),
+        CHIPS: lambda: chips.crossing(config, here, steps, keys),
+        SHAPES: lambda name: chips.by_shapes(name, config.shapes_batch),
+    }  # fmt: skip
+    parts = _parts(config)
+    freed = {"budget_bits": None, "tables": None}
+    mark = results.fingerprint(dataclasses.asdict(config) | freed, here.mark())
+
+    def measure(part: str):
+        kind, *rest = parts[part]
+        return fns[kind](*rest)
+
     done = command.parts(parts, measure, mark, **options)
     return command.by_part(done), [row for _, rows in done.values() for row in rows]
+
+
+def _parts(config) -> dict[str, tuple]:
+    """Return {name: (kind, what it is of)} of everything that is asked for."""
+    budgets, families = config.budget_bits, (WIDTHS, FREE)
+    by_table: dict[str, dict[str, tuple]] = {
+        "budgets": {f"{family}, {bits:g} bits": (BUDGET, family, bits)
+                    for family in families for bits in budgets},
+        FORECAST: {FORECAST: (FORECAST,)},
+        BASELINES: {f"baselines, {bits:g} bits": (BASELINES, bits) for bits in budgets},
+        FEWER: {f"fewer, {family}": (FEWER, family) for family in families},
+        CHIPS: {CHIPS: (CHIPS,)} | {f"shapes, {name}": (SHAPES, name) for name in config.shapes},
+    }  # fmt: skip
+    return {name: part for table in config.tables for name, part in by_table[table].items()}
 
 
 def budget_of(choices: strategies.Choices, rounding: str, widths, bits: float) -> float:
@@ -145,20 +201,15 @@ def _budget(config, family: str, bits: float, world, key):
     for way, (own, pick) in ways.items():
         rmse, _, ratio = recommendation.compared(errors[way], errors["uniform"], key)
         rows.append({
-            "kind": "budget", "family": family, "budget": bits, "way": way,
+            "kind": BUDGET, "family": family, "budget": bits, "way": way,
             "bits": choices.mean_bits(pick), "predicted": own.predicted(pick),
             "squares": own.additive(pick), "own": first.rmse(pick), "is_chosen": way == chosen,
-            **_named("rmse", rmse), **_named("ratio", ratio),
+            **named("rmse", rmse), **named("ratio", ratio),
             "floor": floors[id(own)], "sample_runs": own.num_runs * own.vectors.shape[2],
             "choices": [choices.names[k] for k in pick], "sites": list(choices.sites),
         })  # fmt: skip
     arrays = {f"errors {way}": values for way, values in errors.items()}
     return arrays | {f"pick {way}": pick for way, (_, pick) in ways.items()}, rows
-
-
-def _named(name: str, estimate) -> dict[str, float]:
-    value, low, high = map(float, estimate)
-    return {name: value, f"{name}_low": low, f"{name}_high": high}
 
 
 def _forecasts(config, world):
@@ -184,5 +235,6 @@ def _forecasts(config, world):
 EXPERIMENT = command.experiment(
     Config, run, plots=plots, quick={"budget_bits": (4.0, 4.5), "widths": (3, 4, 5), "num_steps": 4,
                                      "roundings": ("sums", "nearest"), "num_noises": 4,
-                                     "num_samples": 8, "num_recipes": 2, "batch_size": 4}
+                                     "num_samples": 8, "num_recipes": 2, "batch_size": 4,
+                                     "num_scores": 20, "search_runs": (4,)}
 )  # fmt: skip

@@ -1,6 +1,6 @@
 """What the field does within a budget, to stand beside `recommend`: a pick from scores and costs.
 
-    dear_ends        first and last sites at the dearest choice, the others alike
+    dear_ends        first and last sites at the dearest choice there is, the others alike
     additive         one number for each site and choice, squares added: HAWQ's, Fisher's, MixDQ's
     random_search    the best of recipes at random, by any score
     evolution        a small genetic search, by any score
@@ -23,7 +23,7 @@ ScoreFn = Callable[[np.ndarray], float]
 
 
 def dear_ends(choices: Choices, total: float, *, num_ends: int = 1) -> np.ndarray:
-    """Return the pick whose first and last sites have the choice that is dearest in all.
+    """Return the pick whose first and last sites have the dearest choice that can be afforded.
 
     The others have the dearest one that all of them fit in, and with what is left of the budget the
     next dearer at the smallest sites, as `recommend` does for uniform.
@@ -34,25 +34,25 @@ def dear_ends(choices: Choices, total: float, *, num_ends: int = 1) -> np.ndarra
       num_ends: sites at either end.
 
     Raises:
-      ValueError: no others, or a budget in which the ends leave them too little.
+      ValueError: no others, or a budget below the cheapest such pick.
     """
     num = len(choices.sites)
     check_count("num_ends", num_ends)
     require(2 * num_ends < num, "num_ends", got=num_ends, expected=f"less than half of {num} sites",
             remedy="take fewer")  # fmt: skip
-    sums = np.where(np.isfinite(choices.costs).all(0), choices.costs.sum(0), -np.inf)
-    pick = np.full(num, int(sums.argmax()))
     rows = np.arange(num_ends, num - num_ends)
     rest = dataclasses.replace(
         choices, sites=tuple(choices.sites[i] for i in rows), costs=choices.costs[rows],
         bits=choices.bits[rows], num_weights=choices.num_weights[rows],
     )  # fmt: skip
-    ends = [*range(num_ends), *range(num - num_ends, num)]
-    left = total - choices.costs[ends, pick[ends]].sum()
-    require(rest.least <= left, "budget", got=f"{total:g} {choices.unit}",
-            expected=f"at least {total - left + rest.least:g}, with these ends",
-            remedy="raise it, or take fewer ends")  # fmt: skip
-    pick[rows] = uniform_picks(rest, left)[-1]
+    ends = np.delete(choices.costs, rows, 0).sum(0)
+    least = ends.min() + rest.least
+    require(least <= total, "budget", got=f"{total:g} {choices.unit}",
+            expected=f"at least {least:g}, the cheapest with ends alike",
+            remedy="raise it, or offer cheaper choices")  # fmt: skip
+    dearest = int(np.where(ends + rest.least <= total, ends, -np.inf).argmax())
+    pick = np.full(num, dearest)
+    pick[rows] = uniform_picks(rest, total - ends[dearest])[-1]
     return pick
 
 
