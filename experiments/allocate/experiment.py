@@ -75,7 +75,7 @@ class Config:
     tables: tuple[str, ...] = option(TABLES[:2], "What to measure.", choices=TABLES)
     num_scores: int = option(2000, "Recipes that a search scores by forecast.", least=1)
     search_runs: tuple[int, ...] = option(
-        (25, 75), "Sampling runs of a search by measured scores.", least=1
+        (25,), "Sampling runs of a search by measured scores.", least=1
     )
     chips: tuple[str, ...] = option(
         ("H200", "v5e", "v7x", "laptop"), "Chips for which recipes are chosen.", choices=CHIP_NAMES
