@@ -12,6 +12,8 @@ search          the pick of least error where errors add as vectors, and how far
 recommendation  a recipe within a budget, checked on fresh noise beside uniform
 baselines       what the field does instead: dear ends, additive scores, random, evolution
 drafts          a quantized denoiser in the making; cures, and how they compose
+stacks          several recipes in one program, each sample by its own; `controllers`, which choose
+                them as samples run; `pacing`, how these are fitted and what they keep
 states          the calls of a sampler at which cures look; `statistics`, what they see there
 bases           smoothing, rotation, reordering, low rank: the basis in which products round
 weights         clips, GPTQ, AdaRound: how weights round, from second moments
