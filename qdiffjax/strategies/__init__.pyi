@@ -46,6 +46,7 @@ from .drafts import improve as improve
 from .pacing import Reference as Reference
 from .pacing import Scored as Scored
 from .pacing import dynamic as dynamic
+from .pacing import first_of as first_of
 from .pacing import reference as reference
 from .pacing import schedule_ladder as schedule_ladder
 from .pacing import score_choices as score_choices

@@ -30,7 +30,7 @@ from qdiffjax.strategies.controllers import (
 from qdiffjax.strategies.stacks import Stack, in_order, run_choices, stacked
 
 TINY = 1e-9  # spread below which a feature does not vary
-RIDGE = 0.05  # of the number of samples: how far slopes are drawn to 0
+RIDGE = 0.1  # of the number of samples: how far slopes are drawn to 0
 SHARE, DELTA = 0.05, 0.05  # of samples that may exceed a tolerance; probability of a bad draw
 
 

@@ -1,0 +1,1 @@
+"""Precision chosen for each sample at each step, beside what is chosen beforehand."""
