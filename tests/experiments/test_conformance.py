@@ -118,6 +118,11 @@ MINIATURES = {
         "--num-steps 3 --num-samples 32 --num-chosen 16 --num-kl-samples 4 --num-fan-samples 2 "
         "--num-resamples 4 --bits 8 3 --sites *attention*",
     ),
+    "dynamic": (
+        DIT, "checkpoint",
+        "--bits 6 8 --num-steps 2 --num-fit 8 --num-test 8 --share 0.5 --num-samples 8 "
+        "--num-oracle 8 --num-forecast 8 --num-rungs 3 --num-rounds 1 --sites *attention*",
+    ),
     "error_bounds": (
         DIT, "checkpoint",
         "--num-steps 3 --num-samples 4 --weight-bits 8 4 --sites input output",
