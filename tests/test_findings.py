@@ -21,7 +21,8 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.mark.parametrize(
     ("folder", "head"), [("random_recipes", "## Any recipe"),
-                         ("random_recipes_latent", "### The same of the latent")],
+                         ("random_recipes_latent", "### The same of the latent"),
+                         ("random_recipes_unet", "### The same of the UNet")],
 )  # fmt: skip
 def test_the_table_of_random_recipes_is_its_committed_summary(folder, head):
     rows = json.loads((ROOT / "experiments/results" / folder / "summary.json").read_text())
