@@ -10,7 +10,7 @@ import pytest
 
 import qdiffjax as qd
 from experiments.harness import subject
-from qdiffjax.networks import denoisers, safetensors
+from qdiffjax.networks import configs, denoisers, safetensors
 from tests.networks import folders
 from tests.tolerances import assert_close
 from tests.worlds import normal32, quick_jit
@@ -116,6 +116,14 @@ def test_its_sites_are_all_of_its_products_by_name(folder, denoiser):
     # 8 residual blocks of 3 layers and 5 skips, 4 attentions of 4 layers and 2 products, 2 of the
     # time, conv_in, conv_out, one of each resampling, input and output.
     assert len(names) == 8 * 3 + 5 + 4 * 6 + 2 + 2 + 2 + 2
+
+
+def test_it_computes_in_a_narrower_type_as_other_networks_do(denoiser):
+    narrow = configs.make_net_fn(denoiser.config, dtype=jnp.bfloat16)
+    t = jnp.float32(5)
+    out, wide = (quick_jit(fn)(denoiser.params, X, t) for fn in (narrow, denoiser.net_fn))
+    assert out.dtype == wide.dtype
+    assert 2**-12 < jnp.abs(out - wide).max() / jnp.abs(wide).max() < 2**-4  # a number has 2^-9
 
 
 @pytest.mark.slow

@@ -97,6 +97,26 @@ def test_the_network_for_cifar_is_diffusers(tmp_path):
     assert difference <= 2e-5
 
 
+def test_a_sampling_run_is_diffusers_ddim(tmp_path):
+    """Ten steps on one noise; "trailing" times are ours, 1000, 900, ..., 100, and then the data."""
+    network = drawn(diffusers.UNet2DModel(**SMALL))
+    scheduler = diffusers.DDIMScheduler(timestep_spacing="trailing", clip_sample=False)
+    network.save_pretrained(tmp_path)
+    scheduler.save_pretrained(tmp_path)
+    denoiser = qd.load(tmp_path)
+    x = np.array(denoiser.draw(jax.random.key(0), 2).x_T)
+    steps = qd.ddim(denoiser.schedule, 10)
+    got = np.asarray(qd.sample(denoiser, steps, jax.random.key(0), 2, x_T=x))
+    scheduler.set_timesteps(10)
+    assert scheduler.timesteps.tolist() == list(range(999, 0, -100))
+    expected = torch.from_numpy(x.transpose(0, 3, 1, 2))
+    with torch.no_grad():
+        for t in scheduler.timesteps:
+            expected = scheduler.step(network(expected, t).sample, t, expected).prev_sample
+    expected = expected.numpy().transpose(0, 2, 3, 1)
+    assert np.abs(got - expected).max() <= 1e-4 * np.abs(expected).max()
+
+
 def dit():
     return drawn(diffusers.DiTTransformer2DModel(
         num_attention_heads=2, attention_head_dim=8, out_channels=8, num_layers=2, sample_size=8,
