@@ -14,6 +14,13 @@ UNET = {
     "center_input_sample": False, "act_fn": "silu", "mid_block_scale_factor": 1, "dropout": 0.1,
     "time_embedding_type": "positional", "num_class_embeds": None,
 }  # fmt: skip
+# google/ddpm-cifar10-32, the fields that count.
+CIFAR = UNET | {
+    "sample_size": 32, "in_channels": 3, "out_channels": 3, "layers_per_block": 2,
+    "block_out_channels": [128, 256, 256, 256], "norm_num_groups": 32, "attention_head_dim": None,
+    "down_block_types": ["DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"],
+    "up_block_types": ["UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"],
+}  # fmt: skip
 SCHEDULER = {
     "_class_name": "DDPMScheduler", "num_train_timesteps": 100, "beta_start": 0.001,
     "beta_end": 0.05, "beta_schedule": "linear", "prediction_type": "epsilon", "clip_sample": True,

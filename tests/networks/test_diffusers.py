@@ -10,7 +10,7 @@ import pytest
 
 import qdiffjax as qd
 from experiments.harness import subject
-from qdiffjax.networks import configs, denoisers, safetensors
+from qdiffjax.networks import configs, denoisers, diffusers, safetensors
 from tests.networks import folders
 from tests.tolerances import assert_close
 from tests.worlds import normal32, quick_jit
@@ -45,6 +45,16 @@ def test_the_schedule_is_the_products_of_its_betas(denoiser):
     alpha_bar = np.cumprod(1 - np.linspace(0.001, 0.05, 100))
     assert_close(denoiser.schedule.alpha_bar, np.concatenate([[1.0], alpha_bar]))
     assert (denoiser.shape, denoiser.prediction) == ((4, 4, 1), "eps")
+
+
+def test_the_network_for_cifar_has_the_published_size(tmp_path):
+    """35.7M parameters (Ho et al. 2020, appendix B), and its sites by their counts."""
+    found = diffusers.described(folders.write(tmp_path, {}, folders.CIFAR))
+    assert sum(leaf.size for leaf in jax.tree.leaves(found.expected)) == 35_746_307
+    denoiser = denoisers.make_denoiser(found.config, found.expected)
+    # 8, 2 and 12 residual blocks of 3 layers, 1 and 12 with skips; 6 attentions of 4 layers and 2
+    # products; 6 resamplings; time, ends, edges.
+    assert len(denoiser.sites()) == 22 * 3 + 13 + 6 * 6 + 6 + 2 + 2 + 2
 
 
 @pytest.mark.parametrize(

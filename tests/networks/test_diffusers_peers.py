@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import qdiffjax as qd
+from tests.networks import folders
 from tests.worlds import quick_jit
 
 torch = pytest.importorskip("torch")
@@ -21,14 +22,6 @@ SMALL = {
     "sample_size": 16, "block_out_channels": (16, 32), "norm_num_groups": 8, "layers_per_block": 1,
     "down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "attention_head_dim": 8,
     "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
-}  # fmt: skip
-# google/ddpm-cifar10-32
-CIFAR = {
-    "sample_size": 32, "block_out_channels": (128, 256, 256, 256), "layers_per_block": 2,
-    "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
-    "up_block_types": ("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
-    "downsample_padding": 0, "flip_sin_to_cos": False, "freq_shift": 1, "norm_eps": 1e-6,
-    "attention_head_dim": None,
 }  # fmt: skip
 CHANGES = {
     "as it is": {},
@@ -91,7 +84,8 @@ def test_a_unet_is_diffusers(name, tmp_path):
 
 @pytest.mark.slow
 def test_the_network_for_cifar_is_diffusers(tmp_path):
-    network = drawn(diffusers.UNet2DModel(**CIFAR))
+    fields = {name: value for name, value in folders.CIFAR.items() if not name.startswith("_")}
+    network = drawn(diffusers.UNet2DModel(**fields))
     difference, num = largest_difference(network, tmp_path, 3, 32, None)
     assert num == 35_746_307
     assert difference <= 2e-5
