@@ -9,15 +9,16 @@ UNET = {
     "_class_name": "UNet2DModel", "_diffusers_version": "0.0.4", "sample_size": 4,
     "in_channels": 1, "out_channels": 1, "block_out_channels": [4, 8], "layers_per_block": 1,
     "down_block_types": ["DownBlock2D", "AttnDownBlock2D"],
-    "up_block_types": ["AttnUpBlock2D", "UpBlock2D"], "norm_num_groups": 2, "norm_eps": 1e-6,
+    "up_block_types": ["AttnUpBlock2D", "UpBlock2D"], "norm_num_groups": 2, "norm_eps": 1e-3,
     "attention_head_dim": 4, "downsample_padding": 0, "flip_sin_to_cos": False, "freq_shift": 1,
-    "center_input_sample": False, "act_fn": "silu", "mid_block_scale_factor": 1, "dropout": 0.1,
+    "center_input_sample": False, "act_fn": "silu", "mid_block_scale_factor": 2, "dropout": 0.1,
     "time_embedding_type": "positional", "num_class_embeds": None,
 }  # fmt: skip
 # google/ddpm-cifar10-32, the fields that count.
 CIFAR = UNET | {
     "sample_size": 32, "in_channels": 3, "out_channels": 3, "layers_per_block": 2,
     "block_out_channels": [128, 256, 256, 256], "norm_num_groups": 32, "attention_head_dim": None,
+    "norm_eps": 1e-6, "mid_block_scale_factor": 1,
     "down_block_types": ["DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"],
     "up_block_types": ["UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"],
 }  # fmt: skip
@@ -111,7 +112,7 @@ def unet(w, x, timestep):
 
     def norm(name, h):
         groups = h.reshape(2, -1)
-        groups = (groups - groups.mean(1)[:, None]) / np.sqrt(groups.var(1)[:, None] + 1e-6)
+        groups = (groups - groups.mean(1)[:, None]) / np.sqrt(groups.var(1)[:, None] + 1e-3)
         weight, bias = (w[f"{name}.{kind}"][:, None, None] for kind in ("weight", "bias"))
         return groups.reshape(h.shape) * weight + bias
 
@@ -140,8 +141,8 @@ def unet(w, x, timestep):
     fine = res("down_blocks.0.resnets.0", first)
     coarse = conv("down_blocks.0.downsamplers.0.conv", fine, 2, ((0, 1), (0, 1)))
     deep = attend("down_blocks.1.attentions.0", res("down_blocks.1.resnets.0", coarse))
-    h = attend("mid_block.attentions.0", res("mid_block.resnets.0", deep))
-    h = res("mid_block.resnets.1", h)
+    h = attend("mid_block.attentions.0", res("mid_block.resnets.0", deep) / 2) / 2
+    h = res("mid_block.resnets.1", h) / 2
     for i, skip in enumerate((deep, coarse)):
         h = res(f"up_blocks.0.resnets.{i}", np.concatenate([h, skip]))
         h = attend(f"up_blocks.0.attentions.{i}", h)

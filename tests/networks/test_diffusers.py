@@ -199,6 +199,10 @@ def test_a_dit_takes_each_array_to_its_place_and_one_embedding_for_all_blocks(tm
     a = dit_arrays()
     found = qd.load(folders.write(tmp_path, a, DIT, parts=("transformer", "scheduler")))
     assert (found.shape, found.config.num_classes) == ((8, 8, 4), 3)
+    assert found.config.arguments == {
+        "patch": 2, "width": 8, "num_heads": 2, "depth": 2, "freq_shift": 1, "mlp_epsilon": 1e-5,
+        "learn_sigma": True,
+    }  # fmt: skip
     p = found.params["params"]
     for ours, theirs in (
         (p["block_1"]["modulation"]["out"], "transformer_blocks.1.norm1.linear"),

@@ -77,11 +77,13 @@ def softmax(a):
     return e / e.sum(-1, keepdims=True)
 
 
-def block_by_hand(params, x, emb, num_heads):
+def block_by_hand(params, x, emb, num_heads, mlp_epsilon=1e-6):
     """One adaLN-zero block for one sample x [n, d], emb [d], as in the paper, in NumPy."""
     p = jax.tree.map(np.float64, params)
     dense = lambda name, a: a @ p[name]["kernel"] + p[name]["bias"]  # noqa: E731
-    norm = lambda a: (a - a.mean(-1, keepdims=True)) / np.sqrt(a.var(-1, keepdims=True) + 1e-6)  # noqa: E731
+    norm = lambda a, epsilon=1e-6: (  # noqa: E731
+        (a - a.mean(-1, keepdims=True)) / np.sqrt(a.var(-1, keepdims=True) + epsilon)
+    )
     sub = lambda module, name, a: a @ module[name]["kernel"] + module[name]["bias"]  # noqa: E731
     silu = emb / (1 + np.exp(-emb))
     p["modulation"] = p["modulation"]["out"]
@@ -94,21 +96,33 @@ def block_by_hand(params, x, emb, num_heads):
     d = x.shape[-1] // num_heads
     mixed = [softmax(q @ k.T / np.sqrt(d)) @ v for q, k, v in zip(*heads, strict=True)]
     x = x + a1 * sub(p["attention"], "out", np.concatenate(mixed, -1))
-    h = sub(p["mlp"], "up", norm(x) * (1 + g2) + b2)
+    h = sub(p["mlp"], "up", norm(x, mlp_epsilon) * (1 + g2) + b2)
     h = 0.5 * h * (1 + np.tanh(np.sqrt(2 / np.pi) * (h + 0.044715 * h**3)))
     return x + a2 * sub(p["mlp"], "down", h)
 
 
-def test_a_block_is_the_equations_of_the_paper():
+@pytest.mark.parametrize("mlp_epsilon", [1e-6, 0.5])
+def test_a_block_is_the_equations_of_the_paper(mlp_epsilon):
     block, x, emb = (
-        Block(2, jnp.float64),
+        Block(2, jnp.float64, mlp_epsilon),
         np.float64(normal32(0, 3, 5, 8)),
         np.float64(normal32(0, 3, 8)),
     )
     params = jax.tree.map(np.float64, random_params(block, x, emb))
     got = quick_jit(block.apply)(params, x, emb)
-    expected = [block_by_hand(params["params"], a, e, 2) for a, e in zip(x, emb, strict=True)]
+    expected = [
+        block_by_hand(params["params"], a, e, 2, mlp_epsilon) for a, e in zip(x, emb, strict=True)
+    ]
     assert_close(got, np.stack(expected), factor=64)
+
+
+def test_a_network_hands_its_blocks_the_epsilon_and_its_times_the_shift():
+    x = normal32(1, 1, 4, 4, 1)
+    nets = [DiT(**SMALL, **kw) for kw in ({}, {"freq_shift": 1}, {"mlp_epsilon": 0.5})]
+    params = random_params(nets[0], x, T)
+    plain, *others = (quick_jit(net.apply)(params, x, T) for net in nets)
+    for other in others:
+        assert jnp.abs(other - plain).max() > 1e-3 * jnp.abs(plain).max()
 
 
 NET = DiT(**SMALL, num_classes=3, token_features=5)

@@ -71,6 +71,13 @@ def test_time_features_are_sines_and_cosines_in_float32_even_for_bfloat16_networ
     assert np.any(apply(params, x, jnp.float32(750)) != apply(params, x, jnp.float32(751)))
 
 
+def test_a_shift_makes_the_last_frequency_the_longest_period_and_sines_can_be_first():
+    t = jnp.asarray([0.5, 2.0], jnp.float32)
+    angles = np.array([0.5, 2.0])[:, None] * np.array([1.0, 1e-2, 1e-4])
+    expected = np.concatenate([np.sin(angles), np.cos(angles)], -1).astype(np.float32)
+    assert_close(time_features(t, 6, freq_shift=1, sines_first=True), expected)
+
+
 @pytest.mark.parametrize("patch", [1, 2, 3])
 def test_depth_to_space_undoes_space_to_depth(patch):
     x = jnp.arange(2 * 6 * 12 * 3).reshape(2, 6, 12, 3)
