@@ -49,7 +49,9 @@ def _quadratic(num_train_steps: int, num_steps: int) -> np.ndarray:
 def checkpoint(default: str = "fashion_unet") -> Any:
     """Return the option of a network, refused before any work where there is none."""
     return option(
-        default, "Folder of a checkpoint, or the name of a shipped one.", each=check_checkpoint
+        default,
+        "Folder of a checkpoint, ours or of diffusers, or the name of a shipped one.",
+        each=check_checkpoint,
     )
 
 

@@ -193,20 +193,20 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _weight_files(folder: Path) -> list[Path]:
     """Return the files of the weights of a model: one, or as many as its index names."""
-    index = folder / f"{WEIGHTS}.index.json"
+    index, variants = folder / f"{WEIGHTS}.index.json", sorted(folder.glob("*.safetensors"))
     if (folder / WEIGHTS).is_file():
         files = [folder / WEIGHTS]
     elif index.is_file():
-        files = [folder / name for name in
-                 sorted(set(_json(index).get("weight_map", {}).values()))]  # fmt: skip
+        names = set(_json(index).get("weight_map", {}).values())
+        files = [folder / name for name in sorted(names)]
     else:
-        files = sorted(folder.glob("diffusion_pytorch_model*.safetensors"))[:1]
+        files = variants if len(variants) == 1 else []
     missing = [file.name for file in files if not file.is_file()]
-    others = ", ".join(sorted(f.name for f in folder.glob("*.bin"))) or "none"
+    others = ", ".join(f.name for f in (*variants, *sorted(folder.glob("*.bin")))) or "none"
     require(files and not missing, str(folder), got=f"no {', '.join(missing) or WEIGHTS}",
             expected="weights as safetensors", error=FileNotFoundError,
-            remedy=f"fetch them (other weights here: {others}; diffusers saves .bin as "
-            "safetensors by save_pretrained)")  # fmt: skip
+            remedy=f"fetch them or rename the file that is meant (here: {others}; diffusers saves "
+            ".bin as safetensors by save_pretrained)")  # fmt: skip
     return files
 
 

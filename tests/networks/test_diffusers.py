@@ -112,6 +112,17 @@ def test_weights_in_several_files_are_one_network(tmp_path, denoiser):
         denoisers.load_config(path)
 
 
+def test_one_file_of_another_name_is_taken_and_of_two_none(tmp_path, denoiser):
+    path = folders.write(tmp_path)
+    (path / folders.WEIGHTS).rename(path / "diffusion_pytorch_model.fp16.safetensors")
+    params_equal(qd.load(path), denoiser)
+    (path / "diffusion_pytorch_model.ema.safetensors").touch()
+    with pytest.raises(
+        FileNotFoundError, match=r"rename the file that is meant .here: .*ema.*fp16"
+    ):
+        denoisers.load_config(path)
+
+
 def test_it_can_be_kept_as_a_checkpoint_of_this_house(tmp_path, denoiser):
     denoisers.save(tmp_path, denoiser.params, denoiser.config)
     again = qd.load(tmp_path)
@@ -273,7 +284,7 @@ def test_a_scheduler_that_is_not_built_here_is_named(tmp_path, changes, message)
     ("name", "message"),
     [("scheduler_config.json", r"got no scheduler_config.json, expected one beside config.json"),
      (folders.WEIGHTS, r"got no diffusion_pytorch_model.safetensors, expected weights as safe.*"
-      r"other weights here: model.bin;"),
+      r"here: model.bin;"),
      ("config.json", "expected config.json")],
 )  # fmt: skip
 def test_a_file_that_is_missing_is_named(folder, tmp_path, name, message):
