@@ -1,5 +1,6 @@
 """Folders of diffusers are read as what they say, or refused in one line that names what is not."""
 
+import collections
 import json
 import shutil
 
@@ -137,6 +138,10 @@ def test_its_sites_are_all_of_its_products_by_name(folder, denoiser):
     # 8 residual blocks of 3 layers and 5 skips, 4 attentions of 4 layers and 2 products, 2 of the
     # time, conv_in, conv_out, one of each resampling, input and output.
     assert len(names) == 8 * 3 + 5 + 4 * 6 + 2 + 2 + 2 + 2
+    stored = collections.Counter(site.kind for site in denoiser.with_values().sites())
+    assert {kind: stored[kind] for kind in ("norm", "residual", "softmax", "skip")} == {
+        "norm": 8 * 2 + 4 + 1, "residual": 8 + 4, "softmax": 4, "skip": 4
+    }  # fmt: skip
 
 
 def test_it_computes_in_a_narrower_type_as_other_networks_do(denoiser):
