@@ -38,7 +38,7 @@ from qdiffjax.analysis import guarantees
 from qdiffjax.hardware import costs
 
 DELTA = 0.05  # probability of a bad draw, and one less the level of limits
-RATIOS = tuple(0.6 * 1.07**k for k in range(20))  # of the tolerance that was fitted
+RATIOS = tuple(0.55 * 1.07**k for k in range(20))  # of the tolerance that was fitted
 SAFER = 5  # rungs above the one that was fitted, where the test of schedules begins
 SHIFTS = {"noise times 1.1": 1.1, "noise times 0.9": 0.9}
 LABELS = "labels in turn"
@@ -278,5 +278,6 @@ def explained(made: strategies.Dynamic, found: strategies.Scored) -> list[float]
 EXPERIMENT = command.experiment(
     Config, run, plots=plots,
     quick={"families": ("activations",), "bits": (4, 6, 8), "num_steps": 4, "num_fit": 16,
-           "num_test": 64, "num_samples": 32, "num_oracle": 16, "num_forecast": 2, "num_rungs": 5, "num_rounds": 2},
+           "num_test": 64, "num_samples": 32, "num_oracle": 16, "num_forecast": 2, "num_rungs": 5,
+           "num_rounds": 2},
 )  # fmt: skip

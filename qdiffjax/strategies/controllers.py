@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from qdiffjax.analysis.errors.prediction import root_mean_square
 from qdiffjax.diffusion import Steps
 from qdiffjax.strategies.stacks import Stack, run_stack
 
+MOST = math.log(2)  # of what features say of an error: nobody is trusted beyond twice or half
 LEAST = 1e-20  # below which a logarithm is not taken
 SLACK = 1 + 1e-5  # of a tolerance: sums in float32 do not end where they were forecast
 
@@ -52,7 +54,7 @@ class Controller(NamedTuple):
     A ladder of G schedules by step, the cheapest first, each of least forecast for its cost. Before
     call i a sample of difficulty m takes the cheapest rung that the rest of the run can afford:
 
-        m = exp(slopes_i . (features - centers_i)),
+        m = exp(slopes_i . (features - centers_i)), between 1/2 and 2,
         least g such that   spent + sum_{j >= i} adds[ladder[g, j], j] <= tolerance / m
 
     and the dearest if there is none; then spent += adds[ladder[g, i], i]. So a sample that is told
@@ -88,7 +90,8 @@ def decide(controller: Controller, spent: Array, features: Array) -> tuple[Array
       spent: forecast of what the calls so far have added [batch].
       features: see `sampler_features` [batch, F].
     """
-    difficulty = jnp.exp((features - controller.centers[None]) @ controller.slopes)
+    told = (features - controller.centers[None]) @ controller.slopes
+    difficulty = jnp.exp(jnp.clip(told, -MOST, MOST))
     left = SLACK * controller.tolerance / difficulty - spent
     fits = controller.rest[None] <= left[:, None]
     rung = jnp.where(jnp.any(fits, 1), jnp.argmax(fits, 1), fits.shape[1] - 1)
@@ -158,7 +161,9 @@ class Paced(NamedTuple):
         return jnp.mean(jnp.asarray(costs)[self.choices], 0)
 
 
-def run_dynamic(dynamic: Dynamic, x_T: Array, steps: Steps, key: Key | None = None) -> Paced:
+def run_dynamic(
+    dynamic: Dynamic, x_T: Array, steps: Steps, key: Key | None = None, *, choices=None
+) -> Paced:
     """Return samples whose recipes are chosen as they run, in one compiled loop.
 
     No sample looks at another one. Roundings at random are drawn alike for all samples.
@@ -167,6 +172,7 @@ def run_dynamic(dynamic: Dynamic, x_T: Array, steps: Steps, key: Key | None = No
       dynamic: with the conditions of these samples.
       x_T: initial noise [batch, *shape].
       steps: the sampler that it was made for; key: of its own noise, None where it adds none.
+      choices: what is taken in place of the controller's choices [N, batch], to see features there.
 
     Raises:
       ValueError: a sampler with memory, or of another number of steps.
@@ -176,14 +182,14 @@ def run_dynamic(dynamic: Dynamic, x_T: Array, steps: Steps, key: Key | None = No
             remedy="fit it to this sampler")  # fmt: skip
 
     def decide_fn(slices, held, x, eps):
-        own, level = slices
+        own, level, given = slices
         spent, before = held
         told = dynamic.features_fn(Seen(x, eps, before, *(each.astype(x.dtype) for each in level)))
         told = told.astype(jnp.float32)
         index, spent = decide(own, spent, told)
-        return index, (spent, eps), told
+        return index if given is None else given, (spent, eps), told
 
     held = jnp.zeros(len(x_T), jnp.float32), jnp.zeros(jnp.shape(x_T), float_dtype(x_T))
-    slices = dynamic.controller.by_call, dynamic.levels
+    slices = dynamic.controller.by_call, dynamic.levels, choices
     run = run_stack(dynamic.stack, decide_fn, slices, held, x_T, steps, key)
     return Paced(run.x_0, *run.outputs)

@@ -30,6 +30,7 @@ from qdiffjax.strategies.controllers import (
 from qdiffjax.strategies.stacks import Stack, in_order, run_choices, stacked
 
 TINY = 1e-9  # spread below which a feature does not vary
+REACH = 5  # of a ladder, how far a random rung may be away
 RIDGE = 0.1  # of the number of samples: how far slopes are drawn to 0
 SHARE, DELTA = 0.05, 0.05  # of samples that may exceed a tolerance; probability of a bad draw
 
@@ -56,7 +57,7 @@ def reference(
     """Return noise x_T [num, *shape] with its samples in full precision; costs a run of it."""
     check_numbers("x_T", x_T, least_rank=2)
     empty = Reference(x_T, cond, np.zeros(0), steps, key, batch_size)
-    return empty._replace(x_0=_in_parts(empty, lambda cond, x, key: _full()(
+    return empty._replace(x_0=_in_parts(empty, lambda cond, x, key, _: _full()(
         q.given(cond), x, steps, key
     )))  # fmt: skip
 
@@ -99,8 +100,10 @@ def dynamic(
     What a step adds is measured: that step at a recipe, all others at the dearest. The ladder has
     schedules by step of least sum of these (`choose`): errors are taken to add up, which those of
     nearest rounding nearly do, for they keep their signs along a run. Slopes are a ridge regression
-    of the log of final errors on the features of each call, along the cheapest schedule with 95 %
-    of these samples within the tolerance. Costs K N runs of num_forecast noises, and a few of all.
+    of the log of final errors, of the cheapest schedule with 95 % of these samples within the
+    tolerance, on the features of each call of another run, whose samples take rungs about that one
+    at random: a width leaves its trace in what is seen, which must not be taken for the sample's.
+    Costs K N runs of num_forecast noises, and a few of all.
 
     Args:
       qs: recipes of one denoiser, the cheapest first.
@@ -136,9 +139,8 @@ def dynamic(
     made = jax.tree.map(jnp.asarray, made)
     bare = Dynamic(stack, made, (level.alpha, level.sigma), costs, features_fn)
     rung = _cheapest_within(bare, noise, tolerance)
-    bare = bare.within(rest[rung, 0])
-    found = _scored(bare, noise)
-    centers, slopes = _slopes(found)
+    errors = score_choices(stack, ladder[rung], noise)
+    centers, slopes = _slopes(errors, _explored(bare, rung, noise))
     fitted = made._replace(centers=jnp.asarray(centers, jnp.float32),
                            slopes=jnp.asarray(slopes, jnp.float32))  # fmt: skip
     return dataclasses.replace(bare, controller=fitted).within(rest[rung, 0])
@@ -219,14 +221,14 @@ def first_of(noise: Reference, num: int) -> Reference:
 
 
 def _scored(dynamic: Dynamic, noise: Reference) -> Scored:
-    paced = _in_parts(noise, lambda cond, x, key: _paced()(
+    paced = _in_parts(noise, lambda cond, x, key, _: _paced()(
         dynamic.given(cond), x, noise.steps, key
     ))  # fmt: skip
     return Scored(_errors(paced.x_0, noise), paced.choices, paced.features)
 
 
 def _final(stack: Stack, choice, noise: Reference) -> np.ndarray:
-    return _in_parts(noise, lambda cond, x, key: _chosen()(
+    return _in_parts(noise, lambda cond, x, key, _: _chosen()(
         stack.given(cond), in_order(choice, len(x)), x, noise.steps, key
     ))  # fmt: skip
 
@@ -246,11 +248,23 @@ def _cheapest_within(dynamic: Dynamic, noise: Reference, tolerance: float) -> in
     return low
 
 
-def _slopes(found: Scored) -> tuple[np.ndarray, np.ndarray]:
-    """Return centers and slopes [N, F] of log errors on features, by ridge regression."""
-    assert found.features is not None
-    features = np.asarray(found.features, np.float64)
-    logs = np.log(np.maximum(found.errors, LEAST))
+def _explored(dynamic: Dynamic, rung: int, noise: Reference) -> np.ndarray:
+    """Return features [N, num, F] where samples take rungs about this one at random."""
+    ladder = dynamic.schedules
+    num, reach = len(noise.x_T), max(len(ladder) // REACH, 1)
+    rng = np.random.default_rng(num)
+    rungs = np.clip(rung + rng.integers(-reach, reach + 1, (ladder.shape[1], num)), 0,
+                    len(ladder) - 1)  # fmt: skip
+    choices = np.take_along_axis(ladder.T, rungs, 1).astype(np.int32)
+    return _in_parts(noise, lambda cond, x, key, part: _seen()(
+        dynamic.given(cond), choices[:, part], x, noise.steps, key
+    )).features  # fmt: skip
+
+
+def _slopes(errors: np.ndarray, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return centers and slopes [N, F] of log errors [num] on features, by ridge regression."""
+    features = np.asarray(features, np.float64)
+    logs = np.log(np.maximum(errors, LEAST))
     centers, spread = features.mean(1), features.std(1)
     spread = np.where(spread > TINY, spread, np.inf)  # what does not vary says nothing
     scaled = (features - centers[:, None]) / spread[:, None]
@@ -261,7 +275,7 @@ def _slopes(found: Scored) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _in_parts(noise: Reference, run_fn: Callable) -> Any:
-    """Return run_fn(cond, x_T, key) of all samples, a batch at a time.
+    """Return run_fn(cond, x_T, key, part) of all samples, a batch at a time.
 
     Samples are the first axis of a result, and the second of what is by call.
     """
@@ -271,7 +285,8 @@ def _in_parts(noise: Reference, run_fn: Callable) -> Any:
         key = None if noise.key is None else jax.random.fold_in(noise.key, start)
         cond = jax.tree.map(lambda a: a[part], noise.cond)  # noqa: B023
         with jax.default_matmul_precision("highest"):
-            parts.append(jax.tree.map(np.asarray, run_fn(cond, noise.x_T[part], key)))
+            found = run_fn(cond, noise.x_T[part], key, part)
+            parts.append(jax.tree.map(np.asarray, found))
     if not isinstance(parts[0], Paced):
         return np.concatenate(parts)
     joined: list[Any] = [np.concatenate([p[k] for p in parts], int(k > 0)) for k in range(3)]
@@ -298,3 +313,10 @@ def _num_features(features_fn: Callable, x_T) -> int:
     x = jnp.asarray(x_T[:1])
     level = jnp.ones((), x.dtype)
     return jax.eval_shape(features_fn, Seen(x, x, x, level, level)).shape[1]
+
+
+@functools.cache
+def _seen():
+    return compiled(lambda dynamic, choices, x, steps, key: run_dynamic(
+        dynamic, x, steps, key, choices=choices
+    ))  # fmt: skip

@@ -111,10 +111,25 @@ def test_choices_that_are_given_are_run():
     assert_close(run.x_0, x, factor=64)
 
 
+def test_features_are_seen_where_other_choices_are_taken():
+    """Before the first call nothing differs; after it what was predicted by the recipe taken."""
+    qs, steps, made, noises = fitted()
+    x_T = noises[2].x_T[:4]
+    choices = np.tile([[0, 1, 2, 0]], (NUM_STEPS, 1)).astype(np.int32)
+    run = strategies.run_dynamic(made, x_T, steps, choices=jnp.asarray(choices))
+    np.testing.assert_array_equal(run.choices, choices)
+    assert_close(run.x_0, strategies.run_choices(made.stack, choices, x_T, steps).x_0, factor=64)
+    for s, k in enumerate(choices[0]):
+        eps = qd.precision.quantized_call(qs[k])(x_T[s : s + 1], steps.times(x_T)[0])[0]
+        expected = np.log(np.sqrt(np.mean(np.asarray(eps) ** 2)))
+        np.testing.assert_allclose(run.features[1, s, 1], expected, rtol=1e-4)
+
+
 def by_hand(controller, i, spent, features):
     """The rule of `Controller` for one sample, written out."""
     ladder, rest, adds, centers, slopes = (np.asarray(a, np.float64)[i] for a in controller[:5])
-    left = 1.00001 * float(controller.tolerance) / np.exp(slopes @ (features - centers)) - spent
+    difficulty = np.clip(np.exp(slopes @ (features - centers)), 0.5, 2)
+    left = 1.00001 * float(controller.tolerance) / difficulty - spent
     rung = next((g for g in range(len(rest)) if rest[g] <= left), len(rest) - 1)
     index = int(ladder[rung])
     return index, spent + adds[index]
