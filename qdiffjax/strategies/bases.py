@@ -108,15 +108,20 @@ def rotation(key, *, sites: Sequence[str] | None = None) -> Cure:
 
     Outliers of a channel spread over b of them, so that ranges shrink towards those of a Gaussian
     (QuIP#, Tseng et al. 2024, section 3; QuaRot, Ashkboos et al. 2024). For a convolution channels
-    are mixed at every pixel, which zero padding does not disturb. Costs no network evaluation, and
-    n log2 b additions an input at run time.
+    are mixed at every pixel, which zero padding does not disturb. An odd number of channels is left
+    as it is: signs alone spread nothing. Costs no network evaluation, and n log2 b additions an
+    input at run time.
+
+    Nearest rounding with kept sums loses what it kept, as those are of channels that are no more:
+    let `gptq` or `bias_correction` follow, which look at the mean of what is multiplied.
     """
 
     def apply(draft: Draft) -> Draft:
         for name in with_matrices(draft, sites):
             num = _num_channels(draft.sites[name])
-            signs = jax.random.rademacher(site_key(key, name), (num,), jnp.float32)
-            draft = _with_basis(draft, name, Rotation(signs, largest_block(num)))
+            if (block := largest_block(num)) > 1:
+                signs = jax.random.rademacher(site_key(key, name), (num,), jnp.float32)
+                draft = _with_basis(draft, name, Rotation(signs, block))
         return draft
 
     return Cure("rotation", BASIS, apply)

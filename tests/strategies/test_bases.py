@@ -25,10 +25,10 @@ def eps_of():
     )
 
 
-def made(cures, recipe="W16A16", **options):
-    """A draft of the small network."""
+def made(cures, recipe="W16A16", sites=("conv", "in"), **options):
+    """A draft of the small network, whose sites have 3, 5 and 20 channels."""
     return strategies.improve(calibrated(), recipe, cures, STEPS, jax.random.key(1),
-                              x_T=NOISE[:4], sites=("conv", "in"), **options)  # fmt: skip
+                              x_T=NOISE[:4], sites=sites, **options)  # fmt: skip
 
 
 def test_smoothing_meets_half_way():
@@ -54,7 +54,7 @@ CURES = {
 
 @pytest.mark.parametrize("cure", CURES.values(), ids=CURES)
 def test_at_sixteen_bits_every_basis_gives_the_network(cure):
-    q = made([cure]).quantized()
+    q = made([cure], sites=("conv", "in", "out")).quantized()
     x = worlds.normal(8, 2, 6, 6, 3)
     calls = q.calls(STEPS)
     inputs = None if calls is None else jax.tree.map(lambda a: jnp.asarray(a)[3], calls)
@@ -163,11 +163,16 @@ def test_weights_rounded_anew_are_stored_as_themselves():
 
 def test_shaped_weights_shape_in_their_basis():
     """Sigma-delta codes of rotated weights: their mean over calls is the rotated weight."""
-    done = made([strategies.rotation(KEY)], "W4 shaped A16")
+    done = made([strategies.rotation(KEY)], "W4 shaped A16", ("out",))
     q = done.quantized()
-    weight = q.site_inputs["in"].weight
+    weight = q.site_inputs["out"].weight
     mean = sum(weight.at(i) for i in range(200)) / 200
-    w = calibrated().weights["in"]
-    turned = done.around["in"].weight(w, 0)
+    w = calibrated().weights["out"]
+    turned = done.around["out"].weight(w, 0)
     assert float(jnp.max(jnp.abs(mean - turned))) < 0.02 * float(jnp.max(jnp.abs(turned)))
     assert float(jnp.max(jnp.abs(turned - w))) > 0.1
+
+
+def test_rotation_leaves_an_odd_number_of_channels_alone():
+    done = made([strategies.rotation(KEY)], "W4A16", ("*",))
+    assert set(done.around) == {"out"}
