@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.allocate import plots as allocate
 from experiments.cures import plots as cures
 from experiments.evaluate import plots as evaluate
 from experiments.faults import plots as faults
@@ -227,6 +226,7 @@ def test_the_table_of_the_last_tenth_is_its_committed_summary():
     told = {(row["recipe"], "last tenth" in row["case"]): row
             for row in cures.cures(rows) if row["case"] != "none"}  # fmt: skip
     section = (ROOT / "docs" / "findings.md").read_text().split("### A bit more where")[1]
+    section = section.split("\n## ")[0]
     lines = re.findall(r"^\| (W4A\d)(, last[^|]*)? \|(.*)\|$", section, re.M)
     assert len(lines) == len(told) == 4
     for recipe, last, cells in lines:
@@ -235,37 +235,6 @@ def test_the_table_of_the_last_tenth_is_its_committed_summary():
             assert_digits(row[name], printed.strip())
         ends = (100 * row[name] for name in ("recovered", "low", "high"))
         assert recovered.strip() == "{:.0f} ({:.0f} to {:.0f})".format(*ends)
-
-
-def test_the_table_of_allocation_is_its_committed_summary():
-    rows = json.loads((ROOT / "experiments/results/allocate/summary.json").read_text())
-    told = {(r["family"], f"{r['budget']:g}", r["way"]): r for r in allocate.budgets(rows)}
-    section = (ROOT / "docs" / "findings.md").read_text().split("## Bits where they matter")[1]
-    section = section.split("\n## ")[0]
-    lines = re.findall(r"^\| (widths|free) \| ([\d.]+) \|(.*)\|$", section, re.M)
-    assert len(lines) == 8
-    ways = ("uniform", "sum of squares", "vector sum", "again", "runs")
-    for family, budget, cells in lines:
-        *values, last = (cell.strip() for cell in cells.split("|"))
-        for way, printed in zip(ways, values, strict=True):
-            if printed != "-":
-                assert_digits(told[family, budget, way]["rmse"], printed)
-        (best,) = [
-            told[family, budget, w]
-            for w in ways
-            if (family, budget, w) in told and told[family, budget, w]["is_chosen"]
-        ]
-        assert last == "{ratio:.2f} ({ratio_low:.2f} to {ratio_high:.2f})".format(**best)
-        assert best["ratio_high"] < 1
-    squares = {f: [r["ratio"] for (g, _, w), r in told.items() if (g, w) == (f, "sum of squares")]
-               for f in ("widths", "free")}  # fmt: skip
-    ends = [f"{fn(squares[f]):.2f}" for f in ("widths", "free") for fn in (min, max)]
-    assert "leaves {} to {} and {} to {}".format(*ends) in " ".join(section.split())
-    misses = {r["width"]: f"{100 * allocate.misses(r, 'vectors'):.0f} %"
-              for r in allocate.forecasts(rows)}  # fmt: skip
-    line = " ".join(section.split())
-    assert f"{misses['W8']} at 8 and {misses['W6']} at 6 bits, {misses['W5']} at 5" in line
-    assert f"{misses['W4']} at 4" in line
 
 
 def test_the_table_of_widths_by_step_is_its_committed_summary():

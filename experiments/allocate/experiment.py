@@ -26,7 +26,7 @@ the sums of squares and of vectors, and that of vectors from runs.
 Further tables: "baselines" has what the field does (`strategies.baselines`) beside uniform and the
 vector sum, with the sampling runs that each takes, those of `num_noises` samples; "fewer" what is
 found from fewer probes and noises; "chips" recipes of weights, integers and 8-bit floats, each
-chosen for one chip and priced on all, and the same formats on a large DiT by its shapes.
+chosen for one chip and priced on all; "shapes" the same formats on a large DiT by its shapes.
 """
 
 import dataclasses
@@ -45,7 +45,7 @@ from qdiffjax._checks import require
 from qdiffjax.strategies import recommendation
 
 WIDTHS, FREE = "widths", "free"
-TABLES = ("budgets", FORECAST, BASELINES, FEWER, CHIPS)
+TABLES = ("budgets", FORECAST, BASELINES, FEWER, CHIPS, SHAPES)
 CHIP_NAMES = tuple(chip.name for chip in hardware.CHIPS)
 
 
@@ -159,14 +159,15 @@ def run(config: Config, **options):
 
 def _parts(config) -> dict[str, tuple]:
     """Return {name: (kind, what it is of)} of everything that is asked for."""
-    budgets, families = config.budget_bits, (WIDTHS, FREE)
+    budgets = config.budget_bits
     by_table: dict[str, dict[str, tuple]] = {
         "budgets": {f"{family}, {bits:g} bits": (BUDGET, family, bits)
-                    for family in families for bits in budgets},
+                    for family in (WIDTHS, FREE) for bits in budgets},
         FORECAST: {FORECAST: (FORECAST,)},
         BASELINES: {f"baselines, {bits:g} bits": (BASELINES, bits) for bits in budgets},
-        FEWER: {f"fewer, {family}": (FEWER, family) for family in families},
-        CHIPS: {CHIPS: (CHIPS,)} | {f"shapes, {name}": (SHAPES, name) for name in config.shapes},
+        FEWER: {f"fewer, {WIDTHS}": (FEWER, WIDTHS)},
+        CHIPS: {CHIPS: (CHIPS,)},
+        SHAPES: {f"shapes, {name}": (SHAPES, name) for name in config.shapes},
     }  # fmt: skip
     return {name: part for table in config.tables for name, part in by_table[table].items()}
 

@@ -4,6 +4,7 @@ recommend(calibration, steps, 4.5, key=key) -> Recommendation       its `recipe`
 """
 
 import dataclasses
+import sys
 from collections.abc import Callable, Sequence
 
 import jax
@@ -146,7 +147,7 @@ def recommend(
     num_noises: int = 48,
     num_samples: int = 64,
     num_rounds: int = 0,
-    num_probes: int | None = 8,
+    num_probes: int | None = 6,
     confidence: float = 0.95,
     progress: bool = False,
 ) -> Recommendation:
@@ -155,8 +156,9 @@ def recommend(
     The noise is of three parts. On the first the error vectors of every site at every choice are
     found (`sketched_algebra`), and the best sum within the budget is searched for
     (`choose_together`); both again around what was found, if rounds are asked for. On the second,
-    as large, the best is chosen of what the rounds found, and of the uniform recipes. On the third
-    these two are measured.
+    half as large, the best is chosen of what the rounds found, and of the uniform recipes. On the
+    third these two are measured. `planned_runs` says beforehand what that takes: 25 sampling runs
+    by default.
 
     Args:
       calibration: see `calibrate`.
@@ -173,7 +175,7 @@ def recommend(
       num_probes: adjoint passes of a round, three sampling runs each; None has a run for each site
         and choice in their place (`error_algebra`), which takes every kind of choice and sampler.
       confidence: of the intervals.
-      progress: show a progress bar.
+      progress: say how many sampling runs it will take, and show a progress bar.
 
     Raises:
       ValueError: a budget below the cheapest recipe, a site without a format.
@@ -205,7 +207,14 @@ def recommend(
         offered = budget.priced(offered)
     total = total_of(offered, budget)
     keys = jax.random.split(key, 5)
-    first, second = (trial(offered, k, num_noises) for k in keys[:2])
+    half = -(-num_noises // 2)
+    first, second = trial(offered, keys[0], num_noises), trial(offered, keys[1], half)
+    if progress:
+        from tqdm import tqdm
+
+        runs = planned_runs(offered, total, num_noises=num_noises, num_samples=num_samples,
+                            num_rounds=num_rounds, num_probes=num_probes)  # fmt: skip
+        tqdm.write(f"recommend: {runs:g} sampling runs of {num_noises} noises", sys.stderr)
 
     def algebra_fn(around=None):
         if num_probes is None:
@@ -217,8 +226,8 @@ def recommend(
     plain = _plain(algebras[0], total)
     best = min(range(len(picks)), key=lambda i: second.rmse(picks[i]))
     uniform = min(plain, key=second.rmse)
-    num_runs += 1 + len(picks) + len(plain)
-    fresh = trial(offered, keys[2], num_samples, num_noises)
+    num_runs += (1 + len(picks) + len(plain)) * half / num_noises
+    fresh = trial(offered, keys[2], num_samples, half)
     errors = [fresh.errors(pick) for pick in (picks[best], uniform)]
     num_runs += 3 * num_samples / num_noises
     found, beside, ratio = compared(errors[0], errors[1], keys[4], confidence)
@@ -228,6 +237,26 @@ def recommend(
         algebras[best].predicted(picks[best]), lower_bound(algebras[best], total),
         found, beside, ratio, confidence, num_samples, num_runs,
     )  # fmt: skip
+
+
+def planned_runs(
+    choices: Choices, total: float, *, num_noises: int = 48, num_samples: int = 64,
+    num_rounds: int = 0, num_probes: int | None = 6,
+) -> float:  # fmt: skip
+    """Return the sampling runs, of `num_noises` samples, that `recommend` takes at most.
+
+        rounds (1 + 3 probes) + (1 + rounds + uniform recipes) / 2 + 3 num_samples / num_noises
+
+    An adjoint pass counts as three runs, and None for the probes is a run for each site and choice,
+    three where it rounds activations.
+    """
+    offered = np.isfinite(choices.bits)
+    each = np.where(choices.rounds_activations, 3, 1)
+    runs = 1 + (int((offered * each).sum()) if num_probes is None else 3 * num_probes)
+    plain = len(uniform_picks(choices, total)) + (choices.unit != BITS)
+    half = -(-num_noises // 2) / num_noises
+    rounds = 1 + num_rounds
+    return rounds * runs + (1 + rounds + plain) * half + 3 * num_samples / num_noises
 
 
 def linearized_again(

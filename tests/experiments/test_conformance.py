@@ -99,7 +99,7 @@ MINIATURES = {
         DIT, "checkpoint",
         "--budget-bits 4 4.5 --widths 4 5 --roundings sums nearest --num-steps 2 --num-noises 2 "
         "--num-samples 4 --num-recipes 2 --batch-size 2 --sites *attention* "
-        "--tables budgets forecast baselines fewer chips --num-scores 3 --search-runs 2 "
+        "--tables budgets forecast baselines fewer chips shapes --num-scores 3 --search-runs 2 "
         "--chips v5e --shapes dit_s_2",
     ),
     "clipping": (DIT, "checkpoint", "--num-steps 2 --num-samples 8 --sites input output"),

@@ -43,8 +43,20 @@ def test_it_is_within_the_budget_and_better_on_fresh_noise_or_uniform():
 def test_adjoint_passes_are_counted_as_three_sampling_runs():
     words = ("W3", "W4", "W4 nearest", "W4 mse", "W5")
     found = recommend("W4", words, 4, num_probes=8, num_rounds=1)
-    assert found.num_runs == 2 * (1 + 3 * 8) + 1 + 2 + 3 + 3 * 16 / 8
+    assert found.num_runs == 2 * (1 + 3 * 8) + (1 + 2 + 3) / 2 + 3 * 16 / 8
+    planned = recommendation.planned_runs(found.choices, found.budget, num_noises=8,
+                                          num_samples=16, num_rounds=1, num_probes=8)  # fmt: skip
+    assert found.num_runs == planned
     assert found.choices.total(found.found) <= found.budget
+
+
+def test_a_recommendation_takes_25_runs_and_says_so_beforehand(capsys):
+    """One adjoint algebra of six passes, two uniform recipes, 48 noises and 64 fresh ones."""
+    found = recommend(4.3 + 32 / 6, progress=True)
+    assert recommendation.planned_runs(found.choices, found.budget) == 25
+    said = capsys.readouterr().err
+    assert f"{found.num_runs:g} sampling runs of 8 noises" in said
+    assert found.num_runs == 1 + 4 * 5 + (1 + 1 + 2) / 2 + 3 * 16 / 8
 
 
 def test_activations_are_priced_by_their_variance_and_measured():
