@@ -179,10 +179,12 @@ class World:
         ladder, stack = self.dynamic.schedules, self.dynamic.stack
         some = strategies.first_of(self.fresh, self.config.num_oracle)
         errors = np.stack([strategies.score_choices(stack, row, some) for row in ladder])
-        of_recipe, of_schedule = (strategies.score_choices(stack, row, self.fresh) for row in
-                                  (np.full(self.config.num_steps, recipe), ladder[rung]))  # fmt: skip
+        plain = np.full(self.config.num_steps, recipe)
+        of_recipe, of_schedule = (
+            strategies.score_choices(stack, row, self.fresh) for row in (plain, ladder[rung])
+        )
         prices = np.array([self.mean_cost(row) for row in ladder])
-        cheapest = np.where(errors <= self.config.tolerance, prices[:, None], prices[-1]).min(0)
+        oracle = cheapest_within(errors, self.config.tolerance)
         row = {
             "family": self.family, "part": "beforehand", "costs": self.costs.tolist(),
             "words": self.words, "ladder": ["".join(map(str, row)) for row in ladder.tolist()],
@@ -190,11 +192,12 @@ class World:
             "recipe": {"cost": float(self.costs[recipe]), "name": self.words[recipe],
                        **self.kept(of_recipe)},
             "schedule": {"cost": float(prices[rung]), "rung": rung, **self.kept(of_schedule)},
-            "oracle": {"cost": float(cheapest.mean()), **self.kept(errors.min(0))},
+            "oracle": {"cost": float(prices[oracle].mean()),
+                       **self.kept(np.take_along_axis(errors, oracle[None], 0)[0])},
             "spread": float(np.log2(of_schedule).std()),
         }  # fmt: skip
         return {"errors": errors, "recipe_errors": of_recipe, "schedule_errors": of_schedule,
-                "oracle_costs": cheapest}, row  # fmt: skip
+                "oracle_costs": prices[oracle]}, row  # fmt: skip
 
     @functools.cached_property
     def budgeted(self):
@@ -260,6 +263,12 @@ def bit_operations(sites, q: precision.Quantized) -> float:
     return float(np.sum(costs.bops(counts, costs.widths(counts, precision.Recipe(q.widths)))))
 
 
+def cheapest_within(errors, tolerance: float) -> np.ndarray:
+    """Return the first rung [num] whose error [G, num] is within the tolerance, else the last."""
+    holds = np.asarray(errors) <= tolerance
+    return np.where(holds.any(0), holds.argmax(0), len(holds) - 1)
+
+
 def lower_limit(within: int, num: int) -> float:
     """Return the one-sided lower limit of a share at level 0.95 (Clopper & Pearson 1934)."""
     test = stats.binomtest(within, num, alternative="greater")
@@ -267,7 +276,11 @@ def lower_limit(within: int, num: int) -> float:
 
 
 def explained(made: strategies.Dynamic, found: strategies.Scored) -> list[float]:
-    """Return the share of the variance of log errors that each call's forecast explains [N]."""
+    """Return the share of the variance of log errors that each call's forecast still explains [N].
+
+    Of the errors that are left: where a forecast is worth R^2 and the controller follows it, this
+    is -R^2 / (1 - R^2), as those who were foretold to err more have got more bits.
+    """
     told = np.asarray(found.features) - np.asarray(made.controller.centers)[:, None]
     logs = np.log(found.errors)
     forecasts = np.einsum("nsf,nf->ns", told, np.asarray(made.controller.slopes))

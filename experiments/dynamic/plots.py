@@ -36,13 +36,22 @@ def savings(rows, family: str) -> dict[str, float]:
     }
 
 
+def told(arrays, family: str) -> float:
+    """Return the correlation of what samples cost with the log of their error under the schedule.
+
+    The share of the variance that the controller foresees is its square.
+    """
+    errors = arrays[f"{family}, beforehand/schedule_errors"]
+    return float(np.corrcoef(np.log(errors), arrays[f"{family}, dynamic/costs"])[0, 1])
+
+
 def draw(config, arrays, rows) -> Figure:
     """Errors against bit-operations of what is chosen beforehand and as samples run."""
     names = families(rows)
-    fig, axes = panels(1, len(names) + 1, 2.4, squeeze=False)
+    fig, axes = panels(1, len(names) + 1, 2.8, squeeze=False)
     *own, last = axes[0]
     for ax, family in zip(own, names, strict=True):
-        fixed, told = of(rows, family, "beforehand"), of(rows, family, "dynamic")
+        fixed, own_row = of(rows, family, "beforehand"), of(rows, family, "dynamic")
         unit = fixed["recipe"]["cost"]
         errors = arrays[f"{family}, beforehand/errors"]
         prices = np.array(fixed["prices"]) / unit
@@ -53,9 +62,9 @@ def draw(config, arrays, rows) -> Figure:
         ax.plot(arrays[f"{family}, dynamic/costs"] / unit, arrays[f"{family}, dynamic/errors"], ".",
                 color=BLUE, ms=2, label="dynamic, samples")  # fmt: skip
         for x, marker, color, label in (
-            (1.0, "s", ORANGE, fixed["recipe"]["name"]),
+            (1.0, "s", ORANGE, "recipe chosen"),
             (fixed["schedule"]["cost"] / unit, "D", "black", "schedule chosen"),
-            (told["cost"] / unit, "o", BLUE, "dynamic, mean"),
+            (own_row["cost"] / unit, "o", BLUE, "dynamic, mean"),
             (fixed["oracle"]["cost"] / unit, "*", GREEN, "oracle, mean"),
         ):
             ax.plot(x, config["tolerance"], marker, color=color, ms=5, label=label, ls="")
@@ -64,12 +73,14 @@ def draw(config, arrays, rows) -> Figure:
                ylabel="RMSE of samples",
                title=f"{Path(config['checkpoint']).name}, {family}")  # fmt: skip
     for family, color in zip(names, (BLUE, ORANGE), strict=False):
-        last.plot(of(rows, family, "dynamic")["explained"], color=color, lw=1, label=family)
-    last.axhline(0, color=GREY, lw=0.7, ls=":")
-    last.set(xlabel="step", ylabel="variance of log errors explained")
+        costs = arrays[f"{family}, dynamic/costs"] / of(rows, family, "dynamic")["cost"]
+        last.plot(arrays[f"{family}, beforehand/schedule_errors"], costs, ".", color=color, ms=2,
+                  label=f"{family}, samples")  # fmt: skip
+    last.set(xlabel="RMSE under the schedule", ylabel="bit-operations over the mean")
     tidy(*axes[0])
-    for ax in axes[0]:
-        ax.legend(fontsize=7, frameon=False, handletextpad=0.3)
+    handles, labels = own[0].get_legend_handles_labels()
+    fig.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=7, frameon=False,
+               handletextpad=0.3)  # fmt: skip
     return fig
 
 

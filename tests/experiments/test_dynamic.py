@@ -21,6 +21,11 @@ def test_the_lower_limit_is_where_so_many_are_seen_once_in_twenty():
     assert stats.binom.sf(489, 512, low) == pytest.approx(0.05, rel=1e-6)
 
 
+def test_an_oracle_takes_the_cheapest_that_is_within():
+    errors = [[0.3, 0.1, 0.3], [0.2, 0.4, 0.3], [0.1, 0.1, 0.3]]
+    assert dynamic.cheapest_within(errors, 0.2).tolist() == [1, 0, 2]
+
+
 def test_bit_operations_are_those_of_quantized_products():
     """x [4] through [4, 6] at 4 x 8 bits; the second product is left out."""
     params = {"in": worlds.normal32(1, 4, 6), "out": worlds.normal32(2, 6, 4)}
@@ -53,8 +58,10 @@ def made_up():
          "shifts": [{"name": "more noise", "cost": 2.0, **kept, "schedule": kept}]},
         {"family": "both", "part": "time", "overhead": [0.01, -0.02, 0.03]},
     ]  # fmt: skip
-    arrays = {"both, beforehand/errors": np.full((3, 4), 0.2), "both, dynamic/costs": np.ones(5),
-              "both, dynamic/errors": np.full(5, 0.1)}  # fmt: skip
+    arrays = {"both, beforehand/errors": np.full((3, 4), 0.2),
+              "both, beforehand/schedule_errors": np.exp([1.0, 2.0, 3.0, 4.0]),
+              "both, dynamic/costs": np.array([2.0, 4.0, 4.0, 2.0]),
+              "both, dynamic/errors": np.full(4, 0.1)}  # fmt: skip
     return arrays, rows
 
 
@@ -64,11 +71,18 @@ def test_savings_are_shares_of_the_dearer():
                      "dynamic over schedule": 0.5, "oracle over schedule": 0.75}  # fmt: skip
 
 
+def test_what_the_controller_foresees_is_a_correlation_with_logs():
+    arrays, _ = made_up()
+    assert plots.told(arrays, "both") == pytest.approx(0)
+    arrays["both, dynamic/costs"] = np.array([1.0, 2.0, 3.0, 4.0])
+    assert plots.told(arrays, "both") == pytest.approx(1)
+
+
 def test_figure_and_tables_show_all_that_was_chosen():
     arrays, rows = made_up()
     figure = plots.draw({"checkpoint": "runs/tiny", "tolerance": 0.15}, arrays, rows)
     assert figure.axes[0].get_title() == "tiny, both"
-    assert len(figure.axes[0].get_legend().get_texts()) == 7
+    assert len(figure.legends[0].get_texts()) == 7
     tables.show(plots.table(rows), text := io.StringIO())
     for words in ("recipe W8A8", "schedule by step", "0.188", "7 of 8", "more noise", "+1.0%"):
         assert words in text.getvalue()
