@@ -25,6 +25,7 @@ from experiments.clipping import plots as clipping
 from experiments.coverage import plots as coverage
 from experiments.cures import plots as cures
 from experiments.divergence_vs_bits import plots as divergence_vs_bits
+from experiments.dynamic import plots as dynamic
 from experiments.error_bounds import plots as error_bounds
 from experiments.evaluate import plots as evaluate
 from experiments.faults import plots as faults
@@ -134,6 +135,10 @@ FIGURES: dict[str, tuple[str, Callable[..., Figure], str]] = {
     "fig22_table1": (
         "table1", table1.draw,
         "The survey's seven techniques, each in a plain and a best form.",
+    ),
+    "fig23_dynamic": (
+        "dynamic", dynamic.draw,
+        "Bit-operations of samples that choose their widths, beside recipes, schedules, an oracle.",
     ),
 }  # fmt: skip
 # By file name: the experiment, table(rows) -> lines and tables, and a caption.
