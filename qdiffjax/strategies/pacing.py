@@ -215,7 +215,7 @@ def schedule_ladder(adds, costs, num_rungs: int) -> np.ndarray:
 
 
 def first_of(noise: Reference, num: int) -> Reference:
-    """Return the first noises of some noise."""
+    """Return the first of these noises."""
     x_T, cond, x_0 = jax.tree.map(lambda a: a[:num], (noise.x_T, noise.cond, noise.x_0))
     return noise._replace(x_T=x_T, cond=cond, x_0=x_0)
 
@@ -234,7 +234,11 @@ def _final(stack: Stack, choice, noise: Reference) -> np.ndarray:
 
 
 def _errors(x_0: np.ndarray, noise: Reference) -> np.ndarray:
-    return np.asarray(root_mean_square(jnp.asarray(x_0 - noise.x_0)), np.float64)
+    errors = np.asarray(root_mean_square(jnp.asarray(x_0 - noise.x_0)), np.float64)
+    require(bool(np.isfinite(errors).all()), "errors", got="samples with NaN",
+            expected="finite samples",
+            remedy="check parameters, sampler and recipes")  # fmt: skip
+    return errors
 
 
 def _cheapest_within(dynamic: Dynamic, noise: Reference, tolerance: float) -> int:

@@ -249,6 +249,7 @@ def wrong():
     x_T, short = noises[2].x_T, qd.ddim(qs[0].denoiser.schedule, 3)
     calibration = qd.calibrate(qs[0].denoiser, steps, jax.random.key(0))
     shaped = [qd.quantize(calibration, r, sites=("*",)) for r in ("A4 shaped", "A8 shaped")]
+    broken = noises[2]._replace(x_0=np.full_like(noises[2].x_0, np.nan))
     dearest_first = dataclasses.replace(made, costs=COSTS[::-1]).costs
     return {
         "a sampler with memory": lambda: strategies.stacked(qs, other),
@@ -258,13 +259,14 @@ def wrong():
         "costs that rise": lambda: strategies.dynamic(qs, dearest_first, noises[1], 0.1),
         "numbers that rise": lambda: strategies.within_budget(made, [2.0, 1.0], noises[1], 0.1),
         "noise that was calibrated": lambda: strategies.score_dynamic(made, noises[0]),
+        "finite samples": lambda: strategies.score_dynamic(made, broken),
         "above 0": lambda: strategies.dynamic(qs, COSTS, noises[1], 0.0),
     }  # fmt: skip
 
 
 @pytest.mark.parametrize("words", ["a sampler with memory", "memory of other calls", "3 calls",
                                    "two recipes or more", "costs that rise", "numbers that rise",
-                                   "noise that was calibrated", "above 0"])  # fmt: skip
+                                   "noise that was calibrated", "finite samples", "above 0"])  # fmt: skip
 def test_what_means_nothing_is_refused(words):
     with pytest.raises(ValueError, match=words):
         wrong()[words]()
