@@ -266,7 +266,8 @@ def wrong():
 
 @pytest.mark.parametrize("words", ["a sampler with memory", "memory of other calls", "3 calls",
                                    "two recipes or more", "costs that rise", "numbers that rise",
-                                   "noise that was calibrated", "finite samples", "above 0"])  # fmt: skip
+                                   "noise that was calibrated", "finite samples",
+                                   "above 0"])  # fmt: skip
 def test_what_means_nothing_is_refused(words):
     with pytest.raises(ValueError, match=words):
         wrong()[words]()
