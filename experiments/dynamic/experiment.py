@@ -8,16 +8,16 @@ All sites but the last, the edges and those that `--sites` leaves out have one w
 `both` operands of a product, or `activations` beside weights of the widest. A controller
 (`strategies.dynamic`) takes for each sample the cheapest schedule by step that its forecast can
 afford, and sees what the sampler holds anyway: sizes of x, of the last prediction, of its change
-and of where the run is heading. What it may spend is chosen on fresh noise so that all but `share` of
-the samples err less than `tolerance` (`within_budget`, level 0.05). In the same way, on the same
-noises, are chosen the cheapest recipe for all steps and the cheapest schedule by step for all
-samples, of the same ladder: what neither looks at a sample can do. All three are scored on other
-noises, by bit-operations of the sites that are quantized.
+and of where the run is heading. What it may spend is chosen on fresh noise so that all but
+`share` of the samples err less than `tolerance` (`within_budget`, level 0.05). In the same way,
+on the same noises, are chosen the cheapest recipe for all steps and the cheapest schedule by step
+for all samples, of the same ladder: what neither looks at a sample can do. All three are scored
+on other noises, by bit-operations of the sites that are quantized.
 
 The ceiling is known before: an oracle takes for each sample the cheapest schedule of the ladder
-that errs less than the tolerance, by what it errs in truth. Out of distribution (larger noise, labels
-where there are classes) nothing is promised, and reported. Time is that of the controller beside
-the same program with the same choices given as data.
+that errs less than the tolerance, by what it errs in truth. Out of distribution (larger noise,
+labels where there are classes) nothing is promised, and reported. Time is that of the controller
+beside the same program with the same choices given as data.
 """
 
 import dataclasses
