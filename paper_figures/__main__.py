@@ -47,7 +47,8 @@ from qdiffjax._command import Parser, one_line
 OUTPUT = Path(__file__).parent / "output"
 FONTS: dict[Any, Any] = {"pdf.fonttype": 42, "font.size": 9}  # TrueType, which journals ask for
 # By file name: the experiment whose results it shows, draw(config, arrays, rows), and a caption.
-FIGURES: dict[str, tuple[str, Callable[..., Figure], str]] = {
+# Results that have tables alone have no figure.
+FIGURES: dict[str, tuple[str, Callable[..., Figure | None], str]] = {
     "fig1_error_bounds": (
         "error_bounds", error_bounds.draw_errors,
         "Accumulated error, measured and predicted, and its bounds along the sampler.",
@@ -125,7 +126,7 @@ FIGURES: dict[str, tuple[str, Callable[..., Figure], str]] = {
         "Quantized samples by every metric, beside the noise floor of each.",
     ),
     "fig20_allocate": (
-        "allocate", allocate.draw,
+        "allocate", allocate.first,
         "Recipes within a budget of bits: uniform, from squares, from errors that add as vectors.",
     ),
     "fig21_faults": (
@@ -201,7 +202,8 @@ def write(name: str, results: Path, output: Path) -> list[Path]:
     written = []
     for suffix in suffixes(experiment, results):
         figure = draw(*store.load(results / f"{experiment}{suffix}"))
-        written += save(figure, f"{name}{suffix}", output)
+        if figure is not None:
+            written += save(figure, f"{name}{suffix}", output)
     return written
 
 

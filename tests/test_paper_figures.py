@@ -107,6 +107,14 @@ def test_every_figure_is_rebuilt_without_jax(results, tmp_path):
         assert line in table
 
 
+@pytest.mark.slow
+def test_every_committed_result_of_an_experiment_with_a_figure_is_drawn(tmp_path, capsys):
+    assert paper.main(["--output", str(tmp_path)]) == 0
+    drawn = {path.stem for path in tmp_path.glob("*.png")}
+    assert {"fig14_shaping_samplers", "fig17_cures_unet", "fig20_allocate_baselines"} <= drawn
+    assert len(capsys.readouterr().out.split()) == len(list(tmp_path.iterdir()))
+
+
 def test_missing_results_are_named_with_the_command_that_makes_them(tmp_path, capsys):
     assert paper.main(["--results", str(tmp_path), "--output", str(tmp_path)]) == 2
     error = capsys.readouterr().err

@@ -99,6 +99,12 @@ def figures(config, arrays, rows) -> dict:
     return drawn | ({"baselines": draw_baselines} if of_kind(rows, BASELINES) else {})
 
 
+def first(config, arrays, rows) -> Figure | None:
+    """Return the first figure of what was measured, None if there is none."""
+    drawn = figures(config, arrays, rows)
+    return next((draw_one(config, arrays, rows) for draw_one in drawn.values()), None)
+
+
 FIGURES = figures
 
 
