@@ -13,7 +13,7 @@ from tests.tolerances import assert_digits
 ROOT = Path(__file__).parents[1]
 ROWS = {
     family: json.loads((ROOT / "experiments/results" / folder / "summary.json").read_text())
-    for family, folder in (("activations", "dynamic"),)
+    for family, folder in (("activations", "dynamic"), ("both", "dynamic_both"))
 }
 
 
@@ -62,10 +62,13 @@ def test_budgets_are_kept_and_more_than_the_schedule_is_not_saved():
         assert found["dynamic over recipe"] >= 0.15
         assert found["dynamic over schedule"] < 0.15
         assert found["dynamic over schedule"] < found["oracle over schedule"]
+    both = chosen("both")
+    assert both["dynamic"]["within"] < both["schedule by step"]["within"]
 
 
 def test_what_is_said_of_samples_tails_and_time_is_in_the_results():
     text = " ".join(section().split())
+    busy = plots.of(ROWS["both"], "both", "time")["overhead"]
     own, fixed, time = (plots.of(ROWS["activations"], "activations", part)
                         for part in ("dynamic", "beforehand", "time"))  # fmt: skip
     told = plots.told(store.load("dynamic")[1], "activations")
@@ -76,6 +79,7 @@ def test_what_is_said_of_samples_tails_and_time_is_in_the_results():
         r"\(1 - √\(1 - r²\)\) = (\S+) bits": [worth],
         r"one of a hundred costs (\S+) times the mean, the dearest of 512 (\S+) times":
             [own["p99"] / own["cost"], own["most"] / own["cost"]],
+        r"with both operands (\S+) % \[(\S+), (\S+)\], more": [100 * x for x in busy],
         r"Choosing takes (\S+) % \[(\S+), (\S+)\] of": [100 * x for x in time["overhead"]],
     }  # fmt: skip
     for pattern, values in said.items():
