@@ -11,7 +11,7 @@ folder `<experiment>_<name>` beside those of the experiment, become a figure of 
 import argparse
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -167,7 +167,7 @@ def suffixes(experiment: str, results: Path) -> list[str]:
 
 
 def recompute(experiments, results: Path) -> None:
-    """Run each experiment into its own folder of `results`, and on the networks of its others.
+    """Run each experiment into its own folder of `results`, and its others as they were run.
 
     Raises:
       CalledProcessError: an experiment failed; it has said why.
@@ -177,8 +177,19 @@ def recompute(experiments, results: Path) -> None:
             folder = results / f"{name}{suffix}"
             command = [sys.executable, "-m", f"experiments.{name}", "--output", str(folder)]
             if suffix:
-                command += ["--checkpoint", store.load(folder)[0]["checkpoint"]]
+                command += flags(store.load(folder)[0])
             subprocess.run(command, check=True, cwd=Path(__file__).parents[1])
+
+
+def flags(config: Mapping[str, Any]) -> list[str]:
+    """Return the flags of a command line that give a stored config again."""
+    told = []
+    for name, value in config.items():
+        if name == "provenance" or value in ("", [], False):
+            continue
+        values = value if isinstance(value, list) else [] if value is True else [value]
+        told += [f"--{name.replace('_', '-')}", *map(str, values)]
+    return told
 
 
 def save(fig: Figure, name: str, folder: Path = OUTPUT) -> list[Path]:

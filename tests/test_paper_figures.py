@@ -1,6 +1,8 @@
 """Figures come from saved results alone."""
 
+import dataclasses
 import importlib
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +12,7 @@ import pytest
 from matplotlib.text import Text
 
 from experiments.error_bounds import plots
-from experiments.harness import store
+from experiments.harness import command, store
 from experiments.number_formats import plots as number_formats
 from experiments.random_trials import plots as trials
 from paper_figures import __main__ as paper
@@ -132,6 +134,22 @@ def test_recompute_runs_each_experiment_into_its_own_folder(tmp_path, monkeypatc
     assert runs.pop("clipping_dit") == ("experiments.clipping", ["--checkpoint", "fashion_dit"])
     names = {experiment for experiment, *_ in paper.FIGURES.values()}
     assert runs == {name: (f"experiments.{name}", []) for name in names}
+
+
+SUFFIXED = [(name, suffix) for name in sorted({name for name, *_ in paper.FIGURES.values()})
+            for suffix in paper.suffixes(name, store.RESULTS)[1:]]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "suffix"), SUFFIXED, ids=map("".join, SUFFIXED))
+def test_recompute_runs_other_results_as_they_were_run(name, suffix):
+    stored = store.load(store.RESULTS / f"{name}{suffix}")[0]
+    found = importlib.import_module(f"experiments.{name}.experiment").EXPERIMENT
+    config, _ = command.parse(found, paper.flags(stored))
+    told = json.loads(json.dumps(dataclasses.asdict(config)))
+    several = lambda value: value if isinstance(value, list) else [value]  # noqa: E731
+    for key in stored.keys() - {"provenance"}:  # one value of an option that takes several now
+        assert several(told[key]) == several(stored[key])
 
 
 def test_figures_are_in_the_order_of_their_numbers():
