@@ -54,12 +54,7 @@ def test_the_table_of_feedback_is_its_committed_summary():
     found: dict = {}
     for row in feedback.recipes(rows):
         found.setdefault((row["family"], row["name"]), []).append(row)
-    section = (
-        (ROOT / "docs" / "findings.md")
-        .read_text()
-        .split("### Activations: what")[1]
-        .split("\n## ")[0]
-    )
+    section = section_of("### Activations: what")
     lines = re.findall(r"^\| (input|A\d|both) \| ([^|]+) \|(.*)\|$", section, re.M)
     assert [line[:2] for line in lines] == [*found]
     for family, name, cells in lines:
@@ -100,7 +95,7 @@ def test_the_table_of_feedback_is_its_committed_summary():
 def test_the_table_of_cures_is_its_committed_summary(folder, head):
     rows = json.loads((ROOT / "experiments/results" / folder / "summary.json").read_text())
     told = {(row["recipe"], row["case"]): row for row in cures.cures(rows)}
-    section = (ROOT / "docs" / "findings.md").read_text().split(head)[1].split("\n### ")[0]
+    section = section_of(head).split("\n### ")[0]
     lines = re.findall(r"^\| ([^|]+) \| ([\d.]+.*)\|$", section, re.M)
     assert [name for name, _ in lines] == list(dict.fromkeys(case for _, case in told))
     for name, cells in lines:
@@ -123,12 +118,7 @@ def test_the_table_of_cures_is_its_committed_summary(folder, head):
 def test_the_table_of_the_evaluation_is_its_committed_summary():
     rows = json.loads((ROOT / "experiments/results/evaluate/summary.json").read_text())
     told = evaluate.recipes(rows)
-    section = (
-        (ROOT / "docs" / "findings.md")
-        .read_text()
-        .split("## How good are quantized")[1]
-        .split("\n## ")[0]
-    )
+    section = section_of("## How good are quantized")
     head, *lines = re.findall(r"^\| (.*) \|$", section, re.M)
     assert [cell.strip() for cell in head.split("|")][1:5] == [row["recipe"] for row in told]
     for line in lines:
@@ -191,12 +181,7 @@ def test_the_table_of_the_forecast_of_shaping_is_its_committed_summary():
     by: dict = {}
     for row in rows:
         by.setdefault((str(row["bits"]), row["way"]), []).append(row)
-    section = (
-        (ROOT / "docs" / "findings.md")
-        .read_text()
-        .split("### Forecast from full")[1]
-        .split("\n## ")[0]
-    )
+    section = section_of("### Forecast from full")
     section = section.split("\n### ")[0]
     lines = re.findall(r"^\| (\d+) \| ([^|]+) \|(.*)\|$", section, re.M)
     assert [line[:2] for line in lines] == [*by]
@@ -213,12 +198,7 @@ def test_the_table_of_the_forecast_of_shaping_is_its_committed_summary():
 
 def test_the_table_of_guarantees_is_its_committed_summary():
     rows = json.loads((ROOT / "experiments/results/coverage/summary.json").read_text())
-    section = (
-        (ROOT / "docs" / "findings.md")
-        .read_text()
-        .split("## Guarantees at finite n")[1]
-        .split("\n## ")[0]
-    )
+    section = section_of("## Guarantees at finite n")
     pools = ("mixture", "fitted network", "lognormal", "Pareto")
     told = {(r["what"], str(r["num"]), r["pool"]): r for r in rows if r["kind"] == "bound"}
     lines = re.findall(r"^\| ([a-z][^|]*) \| (\d+) \|(.*)\|$", section, re.M)
@@ -247,12 +227,7 @@ def test_the_table_of_the_last_tenth_is_its_committed_summary():
     rows = json.loads((ROOT / "experiments/results/cures_tail/summary.json").read_text())
     told = {(row["recipe"], "last tenth" in row["case"]): row
             for row in cures.cures(rows) if row["case"] != "none"}  # fmt: skip
-    section = (
-        (ROOT / "docs" / "findings.md")
-        .read_text()
-        .split("### A bit more where")[1]
-        .split("\n## ")[0]
-    )
+    section = section_of("### A bit more where")
     lines = re.findall(r"^\| (W4A\d)(, last[^|]*)? \|(.*)\|$", section, re.M)
     assert len(lines) == len(told) == 4
     for recipe, last, cells in lines:
@@ -292,12 +267,7 @@ def test_the_table_of_faults_is_its_committed_summary():
     rows = json.loads((ROOT / "experiments/results/faults/summary.json").read_text())
     told, most = faults.judged(rows), faults.limits(rows)
     groups = faults.groups(told)
-    section = (
-        (ROOT / "docs" / "findings.md")
-        .read_text()
-        .split("## A bug, or rounding?")[1]
-        .split("\n## ")[0]
-    )
+    section = section_of("## A bug, or rounding?")
     lines = re.findall(r"^\| (.+?) \|((?: \d+ of \d+ \|)+)$", section, re.M)
     assert {name for name, _ in lines} == {name for name, own in groups.items() if own}
     holds = [*(lambda f, way=way: f["found"][way] for way in faults.WAYS),
@@ -316,12 +286,7 @@ def test_the_table_of_faults_is_its_committed_summary():
 def test_the_table_of_training_is_its_committed_summary():
     told = json.loads((ROOT / "experiments/results/training_aware/summary.json").read_text())
     ways = {row["way"]: row for row in told if row["kind"] == "way"}
-    text = (
-        (ROOT / "docs" / "findings.md")
-        .read_text()
-        .split("## Training while rounding")[1]
-        .split("\n## ")[0]
-    )
+    text = section_of("## Training while rounding")
     text = text.split("\n## ")[0]
     lines = re.findall(r"^\| ([a-z][^|]+) \| (\d.*) \|$", text, re.M)
     assert [name for name, _ in lines] == [*ways]
