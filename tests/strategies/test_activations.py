@@ -47,7 +47,8 @@ def test_a_range_without_a_state_is_refused():
 def test_clips_of_another_basis_are_refused():
     with pytest.raises(ValueError, match="choose one"):
         strategies.improve(calibrated(), "W8A8", [strategies.rotation(KEY),
-                           strategies.static_clips()], STEPS, KEY, x_T=NOISE)  # fmt: skip
+                           strategies.static_clips()], STEPS, KEY, x_T=NOISE,
+                           sites=("*",))  # fmt: skip
 
 
 def world():
