@@ -4,6 +4,7 @@ import gc
 import os
 import shutil
 import tempfile
+from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -15,6 +16,7 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # What one worker or child process has compiled, the others read; set it to keep it between runs.
 OWN_CACHE = None
+LONG = set((Path(__file__).parent / "second_stage.txt").read_text().splitlines())
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     OWN_CACHE = tempfile.mkdtemp(prefix="qdiffjax-tests-")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = OWN_CACHE
@@ -27,8 +29,15 @@ def pytest_configure(config):
     config.option.loadscopereorder = False  # files of few tests are the longest
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """What takes longest begins first, so that no worker ends alone."""
+    """What takes seconds is for the second stage; what takes longest begins first.
+
+    So the first stage keeps to its ten minutes, and no worker ends alone.
+    """
+    for item in items:
+        if LONG & {item.nodeid, item.nodeid.split("[")[0]}:
+            item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: "experiments" not in item.path.parts[-3:-1])
 
 

@@ -29,6 +29,14 @@ def test_the_code_passes(name):
     assert run.returncode == 0, run.stdout + run.stderr
 
 
+def test_what_is_for_the_second_stage_is_there_once_and_in_order():
+    names = (ROOT / "tests" / "second_stage.txt").read_text().splitlines()
+    assert names == sorted(set(names))
+    for name in names:
+        path, function = name.split("[")[0].split("::")
+        assert f"\ndef {function}(" in (ROOT / path).read_text()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("page", ["README.md", "docs/recipes.md", "docs/cures.md"])
 def test_examples_of_the_pages_run_as_printed(page, users_defaults, compile_fast):
