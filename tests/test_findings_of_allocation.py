@@ -62,6 +62,28 @@ def test_the_table_of_allocation_is_its_committed_summary():
     assert f"{misses['W4']} at 4" in line
 
 
+def test_the_table_of_the_unet_is_its_committed_summary():
+    rows = allocate.budgets(rows_of("allocate_unet"))
+    told = {(r["family"], f"{r['budget']:g}", r["way"]): r for r in rows}
+    lines = lines_of("UNet | uniform")
+    assert len(lines) == 4
+    ends = {"squares": [], "predicted": []}
+    for name, (*values, last) in lines.items():
+        family, _, budget, _ = name.split()
+        for way, printed in zip(
+            ("uniform", "sum of squares", "vector sum", "again", "runs"), values, strict=True
+        ):
+            assert (printed == "-") == ((family, budget, way) not in told)
+            if printed != "-":
+                assert_digits(told[family, budget, way]["rmse"], printed)
+        (best,) = [r for (*key, _), r in told.items() if key == [family, budget] and r["is_chosen"]]
+        assert last == "{ratio:.2f} ({ratio_low:.2f} to {ratio_high:.2f})".format(**best)
+        ends["squares"].append(best["rmse"] / told[family, budget, "sum of squares"]["rmse"])
+        ends["predicted"].append(best["predicted"] / best["rmse"])
+    found = [f"{fn(ends[name]):.2f}" for name in ends for fn in (min, max)]
+    assert found == ["0.64", "0.96", "0.43", "0.74"]
+
+
 def test_the_table_of_baselines_is_its_committed_summary():
     told = allocate.of_kind(rows_of("allocate_baselines"), BASELINES)
     budgets = sorted({row["budget"] for row in told})
