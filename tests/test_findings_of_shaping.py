@@ -92,6 +92,24 @@ def test_what_is_said_of_five_seeds_of_phases_holds():
     assert 1.9 < dit["mean of 2"]["rmse"] / dit["nearest + 2"]["rmse"] < 2.1
 
 
+def test_the_table_of_widths_is_its_committed_summary():
+    rows = json.loads((ROOT / "experiments/results/shaping_widths/summary.json").read_text())
+    told = {(row["bits"], row["method"]): row for row in rows}
+    page = (ROOT / "docs" / "findings.md").read_text().split("### Two, three and eight")[1]
+    section = page.split("\n### ")[0]
+    lines = re.findall(r"^\| ([a-z].*?) \| (\d.*) \|$", section, re.M)
+    assert len(lines) == 11
+    for name, cells in lines:
+        values = [told[bits, name][key] for bits in (2, 3, 8) for key in ("rmse", "low", "high")]
+        for value, printed in zip(values, re.findall(r"[\d.]+", cells), strict=True):
+            assert_digits(value, printed)
+    gains = {bits: shaping.gain(by_method) for _, _, bits, by_method in shaping.grids(rows)}
+    assert 5 < 1 / gains[2] < 6
+    assert 3 < told[2, "sums kept"]["rmse"] / told[2, "nearest"]["rmse"] < 3.3
+    assert [round(1 / gains[bits], 2) for bits in (3, 8)] == [0.7, 0.3]
+    assert_digits(seeds_of("shaping_w4_dit")["periodic 4"]["rmse"], "0.0944")
+
+
 def test_the_table_of_samplers_is_its_committed_summary():
     told = json.loads((ROOT / "experiments/results/shaping_samplers/summary.json").read_text())
     page = (ROOT / "docs" / "findings.md").read_text().split("### Other samplers")[1]
