@@ -49,6 +49,20 @@ def test_the_table_of_random_recipes_is_its_committed_summary(folder, head):
         assert f"too high by {median:.2f} times in the median" in section
 
 
+def test_what_is_said_of_the_intervals_of_random_recipes_holds():
+    summaries = ["random_recipes", "random_recipes_latent", "random_recipes_unet"]
+    rows = [json.loads((ROOT / "experiments/results" / name / "summary.json").read_text())
+            for name in summaries]  # fmt: skip
+    held, total = np.sum([recipes.coverage(recipes.of_recipes(own))[:2] for own in rows], 0)
+    section = " ".join(section_of("## Any recipe").split("\n### ")[0].split())
+    assert f"**{held} of {total} hold**, {100 * held / total:.1f} %" in section
+    of_bits = {bits: [row for row in recipes.of_recipes(rows[0]) if row["stratum"] == bits]
+               for bits in (4, 5)}  # fmt: skip
+    widths = {bits: np.exp(recipes.coverage(own)[2]) for bits, own in of_bits.items()}
+    assert f"{widths[5]:.2f} at 5 bits, {widths[4]:.1f} at 4" in section
+    assert 0.25 < np.mean(np.exp(recipes.ratios(of_bits[4])) > 1.5) < 0.35
+
+
 def test_the_table_of_feedback_is_its_committed_summary():
     rows = json.loads((ROOT / "experiments/results/feedback/summary.json").read_text())
     found: dict = {}
