@@ -11,13 +11,8 @@ from experiments.allocate.rows import BASELINES, CHIPS, SHAPES
 from tests.tolerances import assert_digits
 
 ROOT = Path(__file__).parents[1]
-SECTION = (
-    (ROOT / "docs" / "findings.md")
-    .read_text()
-    .split("## Bits where they matter")[1]
-    .split("\n## ")[0]
-)
-SECTION = SECTION.split("\n## ")[0]
+PAGE = (ROOT / "docs" / "findings.md").read_text()
+SECTION = PAGE.split("## Bits where they matter")[1].split("\n## ")[0]
 
 
 def rows_of(folder: str) -> list[dict]:

@@ -8,16 +8,13 @@ The trained weights are the file that QDIFFJAX_CSDI_NPZ names, or shared/data/mo
 csdi_physionet.npz beside this repository.
 """
 
-import os
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from qdiffjax.denoiser import Denoiser
 from qdiffjax.diffusion import DiscreteSchedule
+from tests.networks import trained
 
 NUM_FEATURES, NUM_TRAIN_STEPS, HEADS = 35, 50, 8
 HOURS = 12  # of the 48 that it was trained on: attention does not mind
@@ -25,12 +22,7 @@ EMBEDDING = 128
 
 
 def trained_arrays():
-    beside = Path(__file__).parents[4] / "shared" / "data" / "models" / "csdi_physionet.npz"
-    path = Path(os.environ.get("QDIFFJAX_CSDI_NPZ", beside))
-    if not path.is_file():
-        pytest.skip(f"the trained weights are not here: no file {path.name} (QDIFFJAX_CSDI_NPZ)")
-    with np.load(path) as found:
-        return dict(found)
+    return trained.trained_arrays("csdi_physionet.npz", "QDIFFJAX_CSDI_NPZ")
 
 
 def tree(arrays):

@@ -8,18 +8,15 @@ The trained weights (torch names and layouts) are the file that QDIFFJAX_PULFER_
 shared/data/models/pulfer_ddpm_mnist.npz beside this repository.
 """
 
-import os
-from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
-import pytest
 
 from qdiffjax._checks import require
 from qdiffjax.networks.models import foreign
+from tests.networks import trained
 
 # The output widths of the three blocks of each stage, and its layers of the time embedding.
 STAGES = {
@@ -131,12 +128,7 @@ NET = LayerNormUNet()
 
 
 def trained_arrays():
-    beside = Path(__file__).parents[4] / "shared" / "data" / "models" / "pulfer_ddpm_mnist.npz"
-    path = Path(os.environ.get("QDIFFJAX_PULFER_NPZ", beside))
-    if not path.is_file():
-        pytest.skip(f"the trained weights are not here: no file {path.name} (QDIFFJAX_PULFER_NPZ)")
-    with np.load(path) as found:
-        return dict(found)
+    return trained.trained_arrays("pulfer_ddpm_mnist.npz", "QDIFFJAX_PULFER_NPZ")
 
 
 def load(arrays):
