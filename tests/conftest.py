@@ -1,5 +1,6 @@
 """All tests run in float64-capable JAX with strict promotion, so that slips are errors."""
 
+import ctypes
 import gc
 import os
 import shutil
@@ -16,6 +17,8 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # What one worker or child process has compiled, the others read; set it to keep it between runs.
 OWN_CACHE = None
+RESIDENT = Path("/proc/self/statm")  # pages of this process, where there is such a file
+LARGE = 2 * 2**30  # bytes
 LONG = set((Path(__file__).parent / "second_stage.txt").read_text().splitlines())
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     OWN_CACHE = tempfile.mkdtemp(prefix="qdiffjax-tests-")
@@ -43,6 +46,21 @@ def pytest_collection_modifyitems(items):
 
 def pytest_collection_finish():
     gc.freeze()  # what is imported stays: no collection needs to look at it again
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item, nextitem):
+    """A worker that became large forgets its programs, as another file of tests begins.
+
+    Each takes some of the 65530 mappings that Linux gives a process, and of its memory, which the
+    C library does not give back by itself; the cache on disk has them if they are needed again.
+    """
+    if (nextitem and nextitem.path == item.path) or not RESIDENT.exists():
+        return
+    if int(RESIDENT.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") > LARGE:
+        jax.clear_caches()
+        gc.collect()
+        getattr(ctypes.CDLL(None), "malloc_trim", int)(0)
 
 
 def pytest_unconfigure():
