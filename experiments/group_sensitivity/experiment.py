@@ -2,11 +2,14 @@
 
     python -m experiments.group_sensitivity                    the shipped UNet
     python -m experiments.group_sensitivity --checkpoint fashion_dit
+    python -m experiments.group_sensitivity --values           stored values too
 
 Attention, convolutions by resolution, MLPs, embeddings, the ends: weights and activations of one
 group at a time are rounded, all else is full precision, and the samples are compared with the
 full-precision ones of the same noise. Normalization has no products; there the parameters (scale
-and shift) are rounded, with one range per array, its statistics are not. One row a group and
+and shift) are rounded, with one range per array, its statistics are not. With `--values` what is
+stored between products is rounded, too, a group for each kind of it: sums of branches (`residual`),
+the parts of concatenations (`skip`), results of softmax and of normalization. One row a group and
 width:
 
   error       RMS error of a sample, median over samples, and 10 to 90 %
@@ -31,6 +34,7 @@ from qdiffjax import diffusion, results
 from qdiffjax.analysis.errors import prediction
 from qdiffjax.compiling import compiled
 from qdiffjax.precision import check_bits, gated_call
+from qdiffjax.sites import Site
 
 # The first that matches; of a UNet with two resolutions, and of a DiT.
 GROUPS = {
@@ -42,6 +46,7 @@ GROUPS = {
     "convolutions, low resolution": ("*",),
 }  # fmt: skip
 NORMS = "normalization parameters"
+ALL, ALL_STORED = "all", "all stored values"  # of the sites of a default listing, and on request
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,13 +57,16 @@ class Config:
     bits: tuple[int, ...] = option((8, 6, 4), "Widths of weights and activations.", each=check_bits)
     num_steps: int = option(20, "Steps of DDIM.", least=1)
     num_samples: int = option(32, "Number of samples.", least=2)
+    values: bool = option(False, "Round stored values too, a group for each kind.")
     seed: int = command.seed()
 
 
-def group_of(site: str) -> str:
-    """Return the group of a site by its name."""
+def group_of(site: Site) -> str:
+    """Return the group of a site: the kind of a stored value, or what its name says."""
+    if site.is_value:
+        return f"stored: {site.kind}"
     return next(group for group, globs in GROUPS.items()
-                if any(fnmatch.fnmatchcase(site, glob) for glob in globs))  # fmt: skip
+                if any(fnmatch.fnmatchcase(site.name, glob) for glob in globs))  # fmt: skip
 
 
 def round_norms(params, bits: int):
@@ -78,8 +86,9 @@ def round_norms(params, bits: int):
 
 
 def rows_of(arrays: dict[str, np.ndarray], part: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return a row a group of one width, the most sensitive first; `all` last."""
-    total = sum(float(np.median(e)) ** 2 for g, e in arrays.items() if g != "all")
+    """Return a row a group of one width, the most sensitive first; what is several of them last."""
+    several = (ALL, ALL_STORED)
+    total = sum(float(np.median(e)) ** 2 for g, e in arrays.items() if g not in several)
     macs = sum(part["macs"].values())
     rows = []
     for group, errors in arrays.items():
@@ -89,7 +98,7 @@ def rows_of(arrays: dict[str, np.ndarray], part: dict[str, Any]) -> list[dict[st
             "bits": part["bits"], "group": group, "error": [low, median, high], "share": share,
             "macs": size, "per_mac": share / size if size else None,
         })  # fmt: skip
-    return sorted(rows, key=lambda r: (r["group"] == "all", -r["error"][1]))
+    return sorted(rows, key=lambda r: (r["group"] in several, -r["error"][1]))
 
 
 def run(config: Config, **options):
@@ -98,16 +107,20 @@ def run(config: Config, **options):
     Options as `command.parts`.
     """
     steps_of = functools.partial(diffusion.ddim, num_steps=config.num_steps)
-    study = subject.prepare(config.checkpoint, steps_of, ("*",), config.seed)
+    study = subject.prepare(config.checkpoint, steps_of, ("*",), config.seed,
+                            values=config.values)  # fmt: skip
+    stored = tuple(site.name for site in study.sites if site.is_value)
+    study = dataclasses.replace(study, globs=("*", *stored))
     steps = steps_of(study.denoiser.schedule)
     x_T = subject.noise(study.denoiser, config.num_samples, config.seed)
     groups: dict[str, set[str]] = {}
     macs: dict[str, int] = {}
     for site in study.sites:
-        group = group_of(site.name)
+        group = group_of(site)
         groups.setdefault(group, set()).add(site.name)
         macs[group] = macs.get(group, 0) + site.macs
-    groups["all"] = {site.name for site in study.sites}
+    groups[ALL] = {site.name for site in study.sites} - set(stored)
+    groups |= {ALL_STORED: set(stored)} if stored else {}
 
     @compiled
     def sample(q, on):
@@ -115,7 +128,7 @@ def run(config: Config, **options):
         return diffusion.sample(lambda x, t, _, state: call(x, t, on, state), x_T, steps).x_0
 
     def sample_rounding(q, names):
-        return sample(q, {name: jnp.asarray(name in names) for name in groups["all"]})
+        return sample(q, {s.name: jnp.asarray(s.name in names) for s in study.sites})
 
     def measure(width: str):
         bits = int(width.partition("A")[2])

@@ -35,7 +35,7 @@ COLUMNS = (
     ("rounded alone", lambda r: r["group"]),
     ("error\nmedian", lambda r: f"{r['error'][1]:.4f}"),
     ("10 to 90 %", lambda r: "{:.4f} to {:.4f}".format(*r["error"][::2])),
-    ("share", lambda r: None if r["group"] == "all" else f"{r['share']:.1%}"),
+    ("share", lambda r: None if r["group"].startswith("all") else f"{r['share']:.1%}"),
     ("MACs", lambda r: f"{r['macs']:.1%}" if r["macs"] else None),
     ("per MAC", lambda r: None if r["per_mac"] is None else tables.number(r["per_mac"], 2)),
 )

@@ -158,7 +158,9 @@ def noise_key(steps: diffusion.Steps, seed: int) -> jax.Array | None:
     return measures.noise_key(steps, jax.random.key(seed + 1))
 
 
-def prepare(checkpoint: str, steps_of, globs, seed: int, *, takes_cond: bool = False) -> Subject:
+def prepare(
+    checkpoint: str, steps_of, globs, seed: int, *, takes_cond: bool = False, values: bool = False
+) -> Subject:
     """Load a checkpoint and measure what every width needs.
 
     Args:
@@ -167,6 +169,7 @@ def prepare(checkpoint: str, steps_of, globs, seed: int, *, takes_cond: bool = F
       globs: sites to quantize, see `sites.match`.
       seed: of the calibration noise; differs from the noise that is analysed.
       takes_cond: whether the caller gives conditions to the network.
+      values: whether values stored between products are sites too, see `Denoiser.with_values`.
 
     Raises:
       FileNotFoundError, ValueError: no or no fitting checkpoint, a glob that matches nothing.
@@ -174,6 +177,7 @@ def prepare(checkpoint: str, steps_of, globs, seed: int, *, takes_cond: bool = F
     # Full precision is float32 also where matrix units would rather take tf32 or bfloat16.
     jax.config.update("jax_default_matmul_precision", "highest")
     denoiser = denoisers.load(checkpoint)
+    denoiser = denoiser.with_values() if values else denoiser
     steps = steps_of(denoiser.schedule)
     require(takes_cond or denoiser.cond is None, checkpoint, got="a network with conditions",
             expected="one without", remedy="use experiments.error_bounds")  # fmt: skip

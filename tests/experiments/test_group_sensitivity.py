@@ -1,5 +1,6 @@
 """Sensitivity of kinds of operations: groups, rows on made-up numbers, a miniature run."""
 
+import dataclasses
 import io
 from contextlib import redirect_stdout
 
@@ -9,6 +10,7 @@ import pytest
 
 from experiments.group_sensitivity import experiment
 from experiments.harness import command, store
+from qdiffjax.sites import Site
 from tests import worlds
 
 NET = worlds.TINY_DIT
@@ -27,7 +29,10 @@ NET = worlds.TINY_DIT
     ],
 )
 def test_sites_belong_to_groups(site, group):
-    assert experiment.group_of(site) == group
+    made = Site(site, "dot", 1, site, ((1, 2), (2, 2)), (1, 2), ((1,), (0,)))
+    assert experiment.group_of(made) == group
+    stored = dataclasses.replace(made, kind="softmax", weight=None, weight_path=None)
+    assert experiment.group_of(stored) == "stored: softmax"
 
 
 def test_rounded_norms_are_on_their_grid_and_nothing_else_moves():
@@ -50,7 +55,7 @@ def test_shares_are_of_squares_and_leave_the_whole_out():
 def test_in_a_miniature_run_fewer_bits_cost_more_in_every_group(tmp_path):
     argv = ["--checkpoint", str(worlds.save_tiny(tmp_path / "net", NET)), "--output",
             str(tmp_path / "out"), "--num-steps", "2", "--num-samples", "2", "--bits", "8",
-            "3"]  # fmt: skip
+            "3", "--values"]  # fmt: skip
     with redirect_stdout(io.StringIO()) as printed:
         assert command.main(experiment.EXPERIMENT, argv) == 0
     _, arrays, rows = store.load(tmp_path / "out")
@@ -58,6 +63,7 @@ def test_in_a_miniature_run_fewer_bits_cost_more_in_every_group(tmp_path):
     assert "attention products" in printed.getvalue()
     groups = {r["group"] for r in rows}
     assert {"all", "MLP", "attention projections", "input", "last layer"} <= groups
+    assert {"all stored values", "stored: residual", "stored: softmax"} <= groups
     assert experiment.NORMS not in groups  # those of a DiT have no parameters
     for group in groups:
         assert np.all(arrays[f"W3A3/{group}"] > 2 * arrays[f"W8A8/{group}"])
