@@ -10,8 +10,10 @@ seen; a seed is a calibration of its own (its samples, signs, phases). Which cas
 recipe is chosen on noises of another split and reported on the fresh ones.
 
 The error of a sample is its RMSE to the full-precision sample of the same noise. Recovered is
-1 - median / median of "none". Intervals resample seeds and noises; p is Wilcoxon's of the paired
-log ratios to "none", averaged over seeds, after Holm over all cases and recipes.
+1 - median / median of "none". Ceiling is what taking away the mean of the errors that are left
+would gain at most; flops are those of a step as simulated, over those of "none". Intervals resample
+seeds and noises; p is Wilcoxon's of the paired log ratios to "none", averaged over seeds, after
+Holm over all cases and recipes.
 """
 
 import dataclasses
@@ -29,6 +31,7 @@ from experiments.harness import command, subject
 from experiments.harness.command import option
 from qdiffjax import _files, compiling, diffusion, precision, results, strategies
 from qdiffjax._checks import check_names
+from qdiffjax.analysis.errors import prediction
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +73,7 @@ def run(config: Config, **options):
     steps = steps_of(denoiser.schedule)
     x_T = subject.noise(denoiser, config.num_samples + config.num_chosen, config.seed)
     xs = subject.full_states(denoiser, x_T, steps)
-    errors_of = compiling.compiled(lambda q: subject.sample_errors(q, xs, steps))
+    errors_of = compiling.compiled(lambda q: subject.final_errors(q, xs, steps))
 
     @functools.cache
     def tables(seed: int, words: str) -> dict[str, Case]:
@@ -93,13 +96,16 @@ def run(config: Config, **options):
             num_samples=config.num_calibration, num_calls=config.num_steps, sites=config.sites,
         )  # fmt: skip
         seconds = time.perf_counter() - start
-        values = np.asarray(errors_of(made.quantized()))
+        q = made.quantized()
+        errors = errors_of(q)
+        values = np.asarray(prediction.root_mean_square(errors))
         row = {"kind": "run", "seed": seed, "recipe": words, "case": name,
                "median": float(np.median(values[: config.num_samples])),
                "rms": float(np.sqrt(np.mean(values[: config.num_samples] ** 2))),
                "bits": strategies.stored_bits(made, case.rank) if made.rounds_weight() else None,
                "evaluations": made.bill.evaluations, "learned": made.bill.optimizer_steps,
-               "seconds": seconds}  # fmt: skip
+               "seconds": seconds, "flops": errors_of.lower(q).cost_analysis()["flops"],
+               "ceiling": strategies.ceiling(errors[: config.num_samples])}  # fmt: skip
         arrays = {"errors": values[: config.num_samples], "chosen": values[config.num_samples :]}
         return arrays, row
 

@@ -57,10 +57,12 @@ def table(rows) -> list:
         ("cure", lambda r: ("> " if r["is_best"] else "") + r["case"]),
         ("median", lambda r: f"{r['median']:.4f}"), ("mean", lambda r: f"{r['mean']:.4f}"),
         ("90 %", lambda r: f"{r['most']:.4f}"), ("PSNR", lambda r: f"{r['psnr']:.1f}"),
-        ("recovered, * if p < .05", _recovered),
+        ("recovered,\n* if p < .05", _recovered),
         ("bits", lambda r: tables.number(r["bits"])),
-        ("evaluations", lambda r: f"{r['evaluations']:.0f}"),
-        ("learned", lambda r: f"{r['learned']:.0f}"), ("s", lambda r: f"{r['seconds']:.0f}"),
+        ("evalua-\ntions", lambda r: f"{r['evaluations']:.0f}"),
+        ("ceiling\ndB", lambda r: tables.number(r.get("ceiling"), 2)),
+        ("flops", lambda r: None if r.get("overhead") is None else f"{r['overhead']:+.1%}"),
+        ("learn-\ned", lambda r: f"{r['learned']:.0f}"), ("s", lambda r: f"{r['seconds']:.0f}"),
     ]  # fmt: skip
     return [
         tables.columns([row for row in told if row["recipe"] == recipe], spec,

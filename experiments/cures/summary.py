@@ -30,6 +30,7 @@ def rows(errors: Mapping[tuple[int, str, str], Mapping[str, Any]], runs, seed: i
         values, base = table[recipe, case], table[recipe, NONE]
         own = [run for run in runs if (run["recipe"], run["case"]) == (recipe, case)]
         low, high = intervals.of_seeds(recovered, values, base, seed=seed)
+        plain = [run for run in runs if (run["recipe"], run["case"]) == (recipe, NONE)]
         best = min((c for r, c in pairs if r == recipe), key=lambda c: choice[recipe, c])
         told.append({
             "kind": "cure", "recipe": recipe, "case": case, "median": float(np.median(values)),
@@ -38,12 +39,25 @@ def rows(errors: Mapping[tuple[int, str, str], Mapping[str, Any]], runs, seed: i
             "psnr": float(20 * np.log10(PEAK / np.sqrt(np.mean(values**2)))),
             "recovered": recovered(values, base),
             "low": low, "high": high, "p": p_value(values, base), "is_best": best == case,
-            **{name: float(np.mean([run[name] for run in own])) if own[0][name] is not None
-               else None for name in ("bits", "evaluations", "learned", "seconds")},
+            **{name: mean_of(own, name)
+               for name in ("bits", "evaluations", "learned", "seconds", "ceiling")},
+            "overhead": overhead(own, plain),
         })  # fmt: skip
     for row, p in zip(told, metrics.holm([row["p"] for row in told]), strict=True):
         row["holm"] = p
     return told
+
+
+def mean_of(runs, name: str) -> float | None:
+    """Return the mean over runs; None where they do not say it."""
+    values = [run.get(name) for run in runs]
+    return None if None in values else float(np.mean(values))
+
+
+def overhead(runs, plain) -> float | None:
+    """Return the arithmetic of a call and its step over that without cures, less 1."""
+    ours, base = mean_of(runs, "flops"), mean_of(plain, "flops")
+    return None if ours is None or base is None else ours / base - 1
 
 
 def recovered(values, base) -> float:

@@ -63,8 +63,19 @@ def test_the_summary_knows_what_helps_and_what_does_not():
     assert rows["half"]["is_best"]
     assert rows["nothing"]["low"] < 0 < rows["nothing"]["high"]
     assert rows["nothing"]["holm"] > 0.05
+    assert rows["half"]["overhead"] is None  # results that do not say it
     median = np.median([found[s, "W4A8", "half"]["errors"] for s in (1, 2)])
     assert rows["half"]["median"] == pytest.approx(median)
+
+
+def test_arithmetic_is_that_of_the_case_over_that_of_none():
+    found, runs = errors(("W4A8", "none", 1.0, 0.0), ("W4A8", "half", 0.5, 0.1))
+    for run in runs:
+        run |= {"flops": 130.0 if run["case"] == "half" else 100.0, "ceiling": 0.5}
+    none, half = summary.rows(found, runs, 0)
+    assert none["overhead"] == 0
+    assert half["overhead"] == pytest.approx(0.3)
+    assert half["ceiling"] == 0.5
 
 
 def test_p_is_wilcoxons_of_log_ratios():
