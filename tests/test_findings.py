@@ -129,6 +129,32 @@ def test_the_table_of_cures_is_its_committed_summary(folder, head):
         assert f"{best['median']:.3g} of {told[recipe, 'none']['median']:.3g}" in section
 
 
+def test_the_table_of_stored_values_is_its_committed_summary():
+    section = section_of("### What is stored between products")
+    found = {}
+    for network, folder in (("UNet", ""), ("DiT", "_dit")):
+        path = ROOT / "experiments/results" / f"group_sensitivity_stored{folder}" / "summary.json"
+        for row in json.loads(path.read_text()):
+            group = row["group"].removeprefix("stored: ")
+            found[network, row["bits"], group] = row["error"][1]
+    cases = [(network, bits) for network in ("UNet", "DiT") for bits in (8, 6, 4)]
+    lines = re.findall(r"^\| (\w[\w ]*) \|((?: [\d.-]+ \|){6})$", section, re.M)
+    assert [name for name, _ in lines] == ["residual", "norm", "skip", "softmax",
+                                           "all stored values", "all"]  # fmt: skip
+    for name, cells in lines:
+        for case, printed in zip(cases, cells.split("|"), strict=False):
+            if printed.strip() == "-":
+                assert (*case, name) not in found
+            else:
+                assert_digits(found[*case, name], printed.strip())
+    assert 4 < found["DiT", 8, "residual"] / found["DiT", 8, "all"] < 5
+    assert found["DiT", 6, "residual"] > 0.7
+    assert max(found["DiT", 6, kind] for kind in ("norm", "softmax")) < 0.1
+    assert found["UNet", 8, "residual"] / found["UNet", 8, "all"] < 0.05
+    kinds = {kind: found["UNet", 8, kind] for kind in ("residual", "norm", "skip", "softmax")}
+    assert min(kinds, key=kinds.get) == "softmax"
+
+
 def test_the_table_of_the_evaluation_is_its_committed_summary():
     rows = json.loads((ROOT / "experiments/results/evaluate/summary.json").read_text())
     told = evaluate.recipes(rows)
