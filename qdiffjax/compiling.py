@@ -1,11 +1,17 @@
-"""Convolutions in the layout that XLA compiles well, and compilation in a hurry."""
+"""Convolutions in the layout that XLA compiles well, compilation in a hurry, programs forgotten."""
 
+import ctypes
+import gc
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
 
 from qdiffjax import _compat
+
+MAPPINGS = Path("/proc/self/maps")  # a line each, where there is such a file
+MOST_MAPPINGS = 40_000  # of the 65530 that Linux gives a process (vm.max_map_count)
 
 
 def canonical_convolutions(fn: Callable) -> Callable:
@@ -151,3 +157,21 @@ def hurried_jit(fn: Callable) -> Callable:
     """
     hurry = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
     return jax.jit(fn, compiler_options=hurry if jax.default_backend() == "cpu" else None)
+
+
+def forget_programs(most: int = MOST_MAPPINGS) -> bool:
+    """Forget all that is compiled if the process has more than `most` mappings of memory.
+
+    On a CPU each program takes some of them for good, and a process that runs out of them dies in
+    the next compilation. What is needed again is compiled again, or read from JAX's cache on disk.
+    The memory goes back to the system, which the C library does not do by itself.
+
+    Returns:
+      Whether there were so many; False where the system does not tell.
+    """
+    if not MAPPINGS.exists() or MAPPINGS.read_bytes().count(b"\n") <= most:
+        return False
+    jax.clear_caches()
+    gc.collect()
+    getattr(ctypes.CDLL(None), "malloc_trim", int)(0)
+    return True

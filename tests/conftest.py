@@ -1,6 +1,5 @@
 """All tests run in float64-capable JAX with strict promotion, so that slips are errors."""
 
-import ctypes
 import gc
 import os
 import shutil
@@ -17,8 +16,6 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # What one worker or child process has compiled, the others read; set it to keep it between runs.
 OWN_CACHE = None
-RESIDENT = Path("/proc/self/statm")  # pages of this process, where there is such a file
-LARGE = 2 * 2**30  # bytes
 LONG = set((Path(__file__).parent / "second_stage.txt").read_text().splitlines())
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     OWN_CACHE = tempfile.mkdtemp(prefix="qdiffjax-tests-")
@@ -50,17 +47,11 @@ def pytest_collection_finish():
 
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_teardown(item, nextitem):
-    """A worker that became large forgets its programs, as another file of tests begins.
+    """A worker forgets its programs between files of tests, lest it die of them."""
+    from qdiffjax import compiling  # not before what is set above
 
-    Each takes some of the 65530 mappings that Linux gives a process, and of its memory, which the
-    C library does not give back by itself; the cache on disk has them if they are needed again.
-    """
-    if (nextitem and nextitem.path == item.path) or not RESIDENT.exists():
-        return
-    if int(RESIDENT.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") > LARGE:
-        jax.clear_caches()
-        gc.collect()
-        getattr(ctypes.CDLL(None), "malloc_trim", int)(0)
+    if nextitem is None or nextitem.path != item.path:
+        compiling.forget_programs(8000)  # two gigabytes or so
 
 
 def pytest_unconfigure():

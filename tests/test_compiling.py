@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qdiffjax import _compat
+from qdiffjax import _compat, compiling
 from qdiffjax.compiling import canonical_convolutions
 from tests.tolerances import assert_close
 
@@ -102,3 +102,18 @@ def test_a_function_without_such_convolutions_keeps_its_bits_and_its_tree():
     # A function's own derivative rule survives.
     slope = jax.jvp(lambda x: canonical_convolutions(fn)({"x": x, "n": 0})["y"], (X,), (X,))[1]
     assert_close(slope, 7 * conv(X), factor=64)
+
+
+def test_programs_are_forgotten_where_there_are_too_many():
+    fn = jax.jit(lambda x: jnp.sin(x) + 1)
+    fn(X)
+    assert not compiling.forget_programs()  # no test has so many
+    assert fn._cache_size() == 1
+    assert compiling.forget_programs(0) == compiling.MAPPINGS.exists()
+    assert fn._cache_size() == (0 if compiling.MAPPINGS.exists() else 1)
+    assert_close(fn(X), jnp.sin(X) + 1)
+
+
+def test_where_the_system_does_not_tell_nothing_is_forgotten(monkeypatch, tmp_path):
+    monkeypatch.setattr(compiling, "MAPPINGS", tmp_path / "none")
+    assert not compiling.forget_programs(0)

@@ -294,6 +294,8 @@ def parts(names, measure, mark: str, *, progress=False, keep=None, kept=None):
     """
     from tqdm import tqdm
 
+    from qdiffjax import compiling  # needs JAX
+
     done = {}
     with tqdm(list(names), disable=not progress, unit="part") as bar:
         for name in bar:
@@ -301,6 +303,7 @@ def parts(names, measure, mark: str, *, progress=False, keep=None, kept=None):
             part = kept(name, mark) if kept else None
             if part is None:
                 arrays, row = measure(name)
+                compiling.forget_programs()
                 part = arrays, results.plain(row)
                 if keep:
                     keep(name, mark, *part)
