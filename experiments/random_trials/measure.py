@@ -136,7 +136,7 @@ def _curvature(world: World, steps):
     p = world.params
     out, inner = (jnp.linalg.norm(p[name], ord=2) for name in ("out", "in"))
     written, read = jnp.abs(steps.coeffs.eps), 1.0
-    if isinstance(steps.coeffs, diffusion.SlotCoeffs):
+    if not steps.is_first_order:
         written, read = (
             jnp.linalg.norm(a, axis=-1) for a in (steps.coeffs.eps, steps.coeffs.input)
         )

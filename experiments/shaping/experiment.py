@@ -33,7 +33,7 @@ import numpy as np
 from experiments.harness import command, intervals, subject
 from experiments.harness.command import option
 from experiments.shaping import plots
-from qdiffjax import compiling, diffusion, precision, quant, results
+from qdiffjax import compiling, precision, quant, results
 from qdiffjax.analysis.errors import prediction
 
 
@@ -106,7 +106,7 @@ def run(config: Config, **options):
         key = subject.noise_key(steps, config.seed)
         xs = subject.full_states(denoiser, x_T, steps, key)
         errors = compiling.compiled(lambda q: subject.sample_errors(q, xs, steps, key))
-        if key is not None or not isinstance(steps.coeffs, diffusion.StepCoeffs):
+        if key is not None or not steps.is_first_order:
             return errors, None  # predictions are of a state alone, and of a sampler without noise
 
         @compiling.compiled

@@ -140,6 +140,11 @@ class Steps(NamedTuple):
     s: Array
     coeffs: StepCoeffs | SlotCoeffs
 
+    @property
+    def is_first_order(self) -> bool:
+        """Whether the state is x_t alone, moved by scalars: no memory, no second part."""
+        return jnp.ndim(self.coeffs.x) == jnp.ndim(self.t)
+
     def times(self, x) -> Array:
         """Return t [N] in the dtype in which a network at states like x is given it."""
         return jnp.asarray(self.t).astype(float_dtype(x))

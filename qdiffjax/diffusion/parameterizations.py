@@ -14,7 +14,7 @@ import numpy as np
 
 from qdiffjax._checks import FUNCTION, SHARE, check_callable, check_number, checked, require
 from qdiffjax._typing import Array, EpsFn, PyTree, float_dtype
-from qdiffjax.diffusion.loop import StepCoeffs, Steps
+from qdiffjax.diffusion.loop import Steps
 from qdiffjax.diffusion.schedules import NoiseLevel
 
 PredictionFn = Callable[[NoiseLevel], tuple[Any, Any]]
@@ -168,10 +168,10 @@ def thresholded_x0(
       TypeError: steps of a sampler with memory, for which no eps does this.
       ValueError: two steps from one time.
     """
-    coeffs = getattr(steps, "coeffs", steps)
     require(
-        isinstance(coeffs, StepCoeffs), "steps", got=type(coeffs).__name__,
-        expected="first-order steps, such as ddim(schedule, n)", error=TypeError,
+        getattr(steps, "is_first_order", False), "steps",
+        got=type(getattr(steps, "coeffs", steps)).__name__,
+        expected="first-order steps of x_t, such as ddim(schedule, n)", error=TypeError,
         remedy="`thresholded` serves every sampler",
     )  # fmt: skip
     times = np.asarray(steps.t)

@@ -8,7 +8,7 @@ import numpy as np
 
 from qdiffjax._checks import require
 from qdiffjax._typing import Key
-from qdiffjax.diffusion import StepCoeffs, Steps
+from qdiffjax.diffusion import Steps
 from qdiffjax.precision.quantized import Quantized
 from qdiffjax.precision.rules import Series, SiteQuant, Switch, grids_of
 from qdiffjax.precision.shaping import site_key
@@ -53,7 +53,8 @@ def cancelled(q: Quantized, steps: Steps) -> Quantized:
     Raises:
       ValueError: no feedback; a sampler with memory; a step that does not listen to the network.
     """
-    require(isinstance(steps.coeffs, StepCoeffs), "steps", got="a sampler with memory",
+    require(steps.is_first_order, "steps",
+            got="a sampler with memory or with matrix coefficients",
             expected="one whose steps read the state alone, such as ddim",
             remedy="leave the residuals as they are")  # fmt: skip
     h = np.asarray(steps.coeffs.eps, np.float64)

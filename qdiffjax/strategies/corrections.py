@@ -27,7 +27,7 @@ from qdiffjax._checks import (
     require,
 )
 from qdiffjax._typing import Array, float_dtype
-from qdiffjax.diffusion import Point, StepCoeffs, Steps, as_point, sample, step_noise
+from qdiffjax.diffusion import Point, Steps, as_point, sample, step_noise
 from qdiffjax.precision import Quantized, SiteQuant
 from qdiffjax.precision.around import Affine, Around
 from qdiffjax.precision.quantized import merge, ruled_call
@@ -147,9 +147,9 @@ def correction(name: str, fit_fn: FitFn, target: str = POINT) -> Cure:
     check_names("target", (target,), (POINT, RUN, STATE))
 
     def apply(draft: Draft) -> Draft:
-        is_plain = isinstance(draft.steps.coeffs, StepCoeffs)
-        require(target != STATE or (is_plain and np.ndim(draft.steps.coeffs.eps) == 1), name,
-                got="a sampler with memory", expected="one whose state is x_t",
+        require(target != STATE or draft.steps.is_first_order, name,
+                got="a sampler with memory or with matrix coefficients",
+                expected="a first-order one, whose state is x_t",
                 remedy="target='point'")  # fmt: skip
         require(draft.calibration.denoiser.guidance is None, name, got="guidance",
                 expected="one prediction for each sample",
@@ -255,8 +255,9 @@ def absorbed(steps: Steps, variances) -> Steps:
     check_numbers("variances", variances)
     check_number("variances", variances, least=0)
     coeffs = steps.coeffs
-    require(isinstance(coeffs, StepCoeffs) and np.ndim(coeffs.noise) == 1, "steps",
-            got="matrices or slots", expected="a first-order sampler",
+    require(steps.is_first_order, "steps",
+            got="a sampler with memory or with matrix coefficients",
+            expected="a first-order one, whose state is x_t",
             remedy="such as ddpm(schedule, 100)")  # fmt: skip
     require(bool(np.any(np.asarray(coeffs.noise) > 0)), "steps", got="a sampler without noise",
             expected="noise that an error can take the place of",

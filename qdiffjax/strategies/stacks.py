@@ -10,7 +10,7 @@ import numpy as np
 
 from qdiffjax._checks import check_count, checked, require
 from qdiffjax._typing import Array, Key, PyTree, float_dtype
-from qdiffjax.diffusion import StepCoeffs, Steps, Trajectory, sample
+from qdiffjax.diffusion import Steps, Trajectory, sample
 from qdiffjax.precision import NoiseMarks, Quantized, alike, quantized_call
 from qdiffjax.precision.refusals import check_quantized
 
@@ -87,7 +87,7 @@ def stacked(qs: Sequence[Quantized], steps: Steps) -> Stack:
                 )  # fmt: skip
     require(len(qs) >= 2, "qs", got=len(qs), expected="two recipes or more",
             remedy="quantize(calibration, recipe) of each width")  # fmt: skip
-    check_steps(steps)
+    check_first_order(steps)
     same = alike(qs, steps)
     noise = qs[0].noise
     for q in qs[1:]:
@@ -99,14 +99,13 @@ def stacked(qs: Sequence[Quantized], steps: Steps) -> Stack:
     return Stack(dataclasses.replace(same[0], noise=noise), varying, tuple(places))
 
 
-def check_steps(steps: Steps) -> None:
+def check_first_order(steps: Steps) -> None:
     """Refuse samplers that controllers do not know.
 
     Raises:
       ValueError: a sampler with memory, or of a state of several parts.
     """
-    is_plain = isinstance(steps.coeffs, StepCoeffs) and jnp.ndim(steps.coeffs.x) == 1
-    require(is_plain, "steps", got="a sampler with memory, or of a state of several parts",
+    require(steps.is_first_order, "steps", got="a sampler with memory or with matrix coefficients",
             expected="one whose steps read the state alone, such as ddim",
             remedy="choose recipes by step beforehand, see widths_by_step")  # fmt: skip
 
@@ -134,7 +133,7 @@ def run_stack(
       x_T: initial noise [batch, *shape].
       steps: the sampler; key: of its own noise, None where it adds none.
     """
-    check_steps(steps)
+    check_first_order(steps)
 
     def call(x, t, inputs, state):
         own, slices = inputs

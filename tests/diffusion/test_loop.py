@@ -51,6 +51,17 @@ def test_sampling_is_the_plain_loop_over_steps_that_replays_the_noise(steps):
     np.testing.assert_array_equal(trajectory.x_0, trajectory.xs[-1])
 
 
+@pytest.mark.parametrize(("steps", "expected"), [
+    (diffusion.ddim(SCHEDULE, N), True), (diffusion.ddpm(SCHEDULE, N), True),
+    (diffusion.dpmpp_2m(SCHEDULE, np.arange(N)[::-1]), False),
+    (diffusion.cld_euler_maruyama(diffusion.CLD(), [0.75, 0.5]), False),
+], ids=["ddim", "ddpm", "slots", "matrices"])  # fmt: skip
+def test_a_sampler_and_each_of_its_calls_are_first_order_if_scalars_move_x_alone(steps, expected):
+    assert steps.is_first_order == expected
+    assert at(steps, 0).is_first_order == expected
+    assert jax.tree.map(lambda leaf: leaf[None], steps).is_first_order == expected
+
+
 def test_with_unit_coefficients_the_increments_are_the_step_noises():
     key, x = jax.random.key(3), x_T()
     trajectory = diffusion.sample(CALL_FN, x, constant_steps(1, 0, 1), key=key)

@@ -12,7 +12,7 @@ from qdiffjax.analysis.certificates.forms import Form
 from qdiffjax.analysis.certificates.network import enclose
 from qdiffjax.analysis.certificates.pairs import Pair
 from qdiffjax.analysis.errors.runs import noises
-from qdiffjax.diffusion import StepCoeffs, Steps, stack
+from qdiffjax.diffusion import Steps, stack
 from qdiffjax.labels import Kind, bound
 from qdiffjax.precision.quantized import Quantized
 
@@ -59,10 +59,10 @@ def sample_tube(
       TypeError: a sampler with memory.
     """
     require(
-        isinstance(steps.coeffs, StepCoeffs),
-        got=f"a sampler with {type(steps.coeffs).__name__}",
-        expected="StepCoeffs: certificates of samplers with memory are not written",
-        remedy="use a first-order sampler such as ddim",
+        steps.is_first_order,
+        got="a sampler with memory or with matrix coefficients",
+        expected="a first-order one, whose state is x_t: for others no certificates are written",
+        remedy="such as ddim",
         error=TypeError,
     )
     num_steps, n = steps.t.shape[0], x_T.mid.size

@@ -109,7 +109,7 @@ def path_kl(
         matrix coefficients.
     """
     require(
-        jnp.ndim(steps.coeffs.x) == 1,
+        steps.is_first_order,
         got="a sampler with memory or with matrix coefficients",
         expected="a first-order stochastic one",
         remedy="with memory its steps are not Markov in x_t, so compare the paths "

@@ -206,7 +206,7 @@ def log_norm_gains(
 
 def check_scalar(steps: Steps, remedy: str) -> None:
     """Raise a ValueError if the sampler's coefficients are not scalars."""
-    require(jnp.ndim(steps.coeffs.x) == 1, got="a sampler with memory or with matrix coefficients",
+    require(steps.is_first_order, got="a sampler with memory or with matrix coefficients",
             expected="scalar ones", remedy=remedy)  # fmt: skip
 
 

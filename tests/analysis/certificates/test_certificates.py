@@ -323,7 +323,7 @@ def test_what_cannot_be_certified_is_refused():
         certificates.enclose(dataclasses.replace(q, rule=rules.perturb), x, T)
     with pytest.raises(ValueError, match="site_inputs: got 'v'"):
         certificates.enclose(dataclasses.replace(q, site_inputs={"v": precision.SiteQuant()}), x, T)
-    with pytest.raises(TypeError, match=r"SlotCoeffs.*ddim"):
+    with pytest.raises(TypeError, match=r"with memory.*ddim"):
         certificates.sample_tube(q, x, diffusion.dpmpp_2m(diffusion.linear(50), np.arange(5)[::-1]))
     with jax.enable_x64(False), pytest.raises(RuntimeError, match="enable_x64"):
         certificates.enclose(q, x, T)
