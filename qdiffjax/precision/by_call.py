@@ -10,7 +10,7 @@ from qdiffjax._checks import require
 from qdiffjax._typing import Key
 from qdiffjax.diffusion import Steps
 from qdiffjax.precision.quantized import Quantized
-from qdiffjax.precision.rules import Series, SiteQuant, Switch, grids_of
+from qdiffjax.precision.rules import Series, Switch, grids_of, remembered
 from qdiffjax.precision.shaping import site_key
 from qdiffjax.quant import RoundingSequence
 
@@ -100,8 +100,7 @@ def narrowed(q: Quantized, dtype) -> Quantized:
     Raises:
       ValueError: no such activation; a type that is not of real numbers.
     """
-    has_memory = any(any(s.has_memory) for s in q.site_inputs.values() if isinstance(s, SiteQuant))
-    require(has_memory, "narrowed", got="no activation that is rounded with memory",
+    require(remembered(q.site_inputs), "narrowed", got="no activation that is rounded with memory",
             expected="some", remedy="quantize with a recipe such as 'A8 shaped'")  # fmt: skip
     require(jnp.issubdtype(jnp.dtype(dtype), jnp.floating), "dtype", got=jnp.dtype(dtype).name,
             expected="a type of real numbers",

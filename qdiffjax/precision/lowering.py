@@ -29,7 +29,14 @@ from qdiffjax.precision.diagnosis import DiagnosisWarning, listing
 from qdiffjax.precision.inputs import inputs_of
 from qdiffjax.precision.quantized import Quantized
 from qdiffjax.precision.recipe import Recipe
-from qdiffjax.precision.rules import Series, SiteQuant, number, quantize_site, token_axes
+from qdiffjax.precision.rules import (
+    Series,
+    SiteQuant,
+    number,
+    quantize_site,
+    remembered,
+    token_axes,
+)
 from qdiffjax.precision.settings import Assignment, assign
 from qdiffjax.precision.weights import round_weights
 from qdiffjax.quant import (
@@ -113,8 +120,8 @@ def lowered(
       DiagnosisWarning: sites that stay simulated.
     """
     c = chosen.calibration
-    remembered = [name for name, each in inputs.items() if any(each.has_memory)]
-    require(not remembered, "lower", got=f"error feedback at {', '.join(remembered[:3])}",
+    memories = tuple(remembered(inputs))
+    require(not memories, "lower", got=f"error feedback at {', '.join(memories[:3])}",
             expected="activations without", remedy="simulate it by `quantize`")  # fmt: skip
     _warn_of_simulation(c.sites, inputs)
     inputs = stored(inputs, c.sites, path)

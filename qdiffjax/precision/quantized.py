@@ -13,7 +13,7 @@ from qdiffjax.denoiser import Denoiser
 from qdiffjax.diffusion import Steps, sample
 from qdiffjax.precision.noise_marks import NoiseMarks
 from qdiffjax.precision.printing import quantized_table
-from qdiffjax.precision.rules import SiteQuant, quantize_site
+from qdiffjax.precision.rules import SiteQuant, quantize_site, remembered
 from qdiffjax.precision.settings import Settings
 from qdiffjax.sites import rules
 from qdiffjax.sites.absent import absent_like, is_absent
@@ -114,9 +114,8 @@ class Quantized:
         Zeros {site: ([operand's shape] or None, ...)} where activations are rounded with memory of
         earlier calls: what feedback still owes, what a difference is taken to; () where none are.
         """
-        remembered = {name: inputs.has_memory for name, inputs in self.site_inputs.items()
-                    if isinstance(inputs, SiteQuant) and any(inputs.has_memory)}  # fmt: skip
-        if not remembered:
+        memories = remembered(self.site_inputs)
+        if not memories:
             return ()
         x = jax.ShapeDtypeStruct(jnp.shape(x_T), float_dtype(x_T))
         call, t = ruled_call(self, rules.observe(lambda x: x)), jax.ShapeDtypeStruct((), x.dtype)
@@ -124,7 +123,7 @@ class Quantized:
         return {
             name: tuple(jnp.zeros(x.shape, self.memory_dtype or x.dtype) if on else None
                         for x, on in zip(operands[name], flags, strict=False))
-            for name, flags in remembered.items()
+            for name, flags in memories.items()
         }  # fmt: skip
 
     def at(self, index) -> "Quantized":

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -125,6 +125,12 @@ class SiteQuant(NamedTuple):
         series = [jax.tree.leaves(p)[0] for p in parts if isinstance(p, Series)]
         own = () if self.around is None else self.around.lengths
         return (*(len(a) for a in (*switches, *series)), *own)
+
+
+def remembered(site_inputs: Mapping[str, Any]) -> dict[str, tuple[bool, ...]]:
+    """Return the sites that round with memory of earlier calls: `has_memory` of each."""
+    return {name: inputs.has_memory for name, inputs in site_inputs.items()
+            if isinstance(inputs, SiteQuant) and any(inputs.has_memory)}  # fmt: skip
 
 
 def grids_of(operand: Any) -> tuple[ActivationGrid, ...]:

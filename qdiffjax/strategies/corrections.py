@@ -31,6 +31,7 @@ from qdiffjax.diffusion import Point, Steps, as_point, sample, step_noise
 from qdiffjax.precision import Quantized, SiteQuant
 from qdiffjax.precision.around import Affine, Around
 from qdiffjax.precision.quantized import merge, ruled_call
+from qdiffjax.precision.rules import remembered
 from qdiffjax.sites import Site, rules, transform
 from qdiffjax.strategies.drafts import SAMPLER, SITES, Cure, Draft
 from qdiffjax.strategies.lines import (
@@ -112,7 +113,7 @@ def _mean_errors(draft: Draft, q: Quantized) -> dict[str, Array]:
 
         return jax.lax.map(one, states)
 
-    require(not q.start(draft.x_T), "bias correction", got="activations rounded with memory",
+    require(not remembered(q.site_inputs), "bias correction", got="activations rounded with memory",
             expected="a mean error that one call has by itself",
             remedy="leave one of the two out")  # fmt: skip
     return {name: mean for name, mean in means(q, draft.states, cond).items() if name in names}

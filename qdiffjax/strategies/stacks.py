@@ -13,6 +13,7 @@ from qdiffjax._typing import Array, Key, PyTree, float_dtype
 from qdiffjax.diffusion import Steps, Trajectory, sample
 from qdiffjax.precision import NoiseMarks, Quantized, alike, quantized_call
 from qdiffjax.precision.refusals import check_quantized
+from qdiffjax.precision.rules import remembered
 
 # (slices of a call, held, x [batch, *shape], eps of the call before) -> (index, held, outputs)
 DecideFn = Callable[[PyTree, PyTree, Array, Array], tuple[Array, PyTree, PyTree]]
@@ -81,8 +82,8 @@ def stacked(qs: Sequence[Quantized], steps: Steps) -> Stack:
     """
     for q in qs:
         check_quantized(q)
-        has_memory = any(any(getattr(i, "has_memory", ())) for i in q.site_inputs.values())
-        require(not has_memory, "qs", got="activations that are rounded with memory of other calls",
+        require(not remembered(q.site_inputs), "qs",
+                got="activations that are rounded with memory of other calls",
                 expected="roundings of one call", remedy="leave feedback and differences out",
                 )  # fmt: skip
     require(len(qs) >= 2, "qs", got=len(qs), expected="two recipes or more",
