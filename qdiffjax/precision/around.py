@@ -15,8 +15,6 @@ import numpy as np
 
 from qdiffjax._checks import require
 from qdiffjax._typing import Array, float_dtype
-from qdiffjax.sites import Site
-from qdiffjax.sites.products import Conv
 
 
 @jax.tree_util.register_dataclass
@@ -151,21 +149,6 @@ class Around:
         for basis in self.bases:
             wide = basis.weight(wide, axis, call)
         return wide if self.branch is None else wide - self.branch
-
-
-def check_bases(site: Site) -> None:
-    """Refuse a site whose channels cannot change their basis.
-
-    Raises:
-      ValueError: no weight, or channels in groups.
-    """
-    product = site.product
-    has_weight = site.weight is not None and product is not None
-    require(has_weight and (not isinstance(product, Conv) or
-                            product.feature_groups == product.batch_groups == 1),
-            site.name, got="no weight" if not has_weight else "a convolution in groups",
-            expected="a product with a weight that sums over all channels",
-            remedy="leave the site out of this cure")  # fmt: skip
 
 
 def hadamard(x: Array, block: int) -> Array:

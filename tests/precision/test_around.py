@@ -48,7 +48,6 @@ def test_a_change_of_basis_leaves_the_product(product, bases):
     inputs = precision.SiteQuant(
         around.weight(w, precision.group_axis(site, weight), 1), around=around, call=1
     )
-    surroundings.check_bases(site)
     run = transform(network.fn, precision.quantize_site)
     y, _ = run(*network.args, site_inputs={site.name: inputs})
     assert_close(y, network.fn(*network.args), factor=64)
@@ -120,10 +119,3 @@ def test_a_family_keeps_what_is_around_if_all_have_the_same_kind():
     assert_close(call[1], call[0], factor=64)
     with pytest.raises(ValueError, match="several structures"):
         precision.alike([q, precision.quantize(calibrated(), "W4A6")], STEPS)
-
-
-def test_sites_without_a_matrix_have_no_basis():
-    network = worlds.dot("q k")
-    site = next(s for s in list_sites(network.fn, *network.args) if s.product is not None)
-    with pytest.raises(ValueError, match="no weight"):
-        surroundings.check_bases(site)
