@@ -9,7 +9,7 @@ floats, linear in the bits of an array, so that a real-valued width has a deriva
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +18,8 @@ import numpy as np
 
 from qdiffjax._checks import FROM_0, check_count, check_names, check_type, checked, require
 from qdiffjax.hardware.chips import check_full
-from qdiffjax.precision import Recipe, SiteBits, output_channels, width_of
+from qdiffjax.precision import Recipe, SiteBits, grid_numbers, width_of
+from qdiffjax.quant import MAX_BITS
 from qdiffjax.sites import Site, stored_elements
 
 SCALE_BYTES = 4  # a float32
@@ -35,7 +36,7 @@ class Counts(NamedTuple):
         for constants, which are no parameters. Slices of one parameter, such as three projections
         in one kernel, are stored each. Iterations of a loop, and parts whose index is computed, are
         taken to differ until they are as many as the parameter has elements.
-      scales: of a quantized weight.
+      scales: of a quantized weight, its zero points too.
       activations: elements of the other operands.
       outputs: elements of the result.
       marks: names of the sites that multiply nothing, which a recipe may name too.
@@ -67,14 +68,13 @@ class Widths:
     full: int = 32
 
 
-def count(
-    sites: Sequence[Site], *, granularity: Callable[[Site], tuple[int, ...]] = output_channels
-) -> Counts:
+def count(sites: Sequence[Site], *, recipe: Recipe | None = None) -> Counts:
     """Count the products among the sites; `input`, `output` and marks multiply nothing.
 
     Args:
       sites: of `list_sites`; their shapes hold the batch.
-      granularity: the shape of a weight's scale.
+      recipe: whose weights have the scales, and zero points, that are counted, as
+        `precision.grid_numbers` says; None counts a scale for each output channel.
     """
     are_sites = isinstance(sites, tuple | list) and all(isinstance(s, Site) for s in sites)
     require(are_sites, "sites", got=f"a {type(sites).__name__}", expected="sites of a network",
@@ -84,13 +84,18 @@ def count(
     stored = stored_elements(products)
     columns = (
         [s.macs for s in products], [s.parameters for s in products], stored,
-        [0 if s.weight is None else math.prod(granularity(s)) for s in products],
+        [0 if s.weight is None else grid_numbers(s, _entry(recipe, s)) for s in products],
         [sum(math.prod(s.shapes[i]) for i in s.activations) for s in products],
         [math.prod(s.out_shape) for s in products],
     )  # fmt: skip
     names = tuple(s.name for s in products)
     arrays: list[Any] = [np.array(c, np.int64) for c in columns]
     return Counts(names, *arrays)._replace(marks=marks)
+
+
+def _entry(recipe: Recipe | None, site: Site) -> Any:
+    """Return how a recipe rounds a weight; without one, integers by output channel."""
+    return MAX_BITS if recipe is None else recipe.bits.get(site.name, SiteBits()).weight
 
 
 @checked(full=check_full)
@@ -122,8 +127,9 @@ def weight_bytes(counts: Counts, w: Widths):
 
         M_l(b) = ceil(n_l b / 8) + 4 G_l [b < full]
 
-    for n_l elements with G_l scales; Survey, eq. 13, M(b) ~ b / 32, is the first term over that of
-    float32. Equal to `quant.footprint(...).total` for integers with float32 scales.
+    for n_l elements with G_l scales, those of a recipe if `count` was given one. Survey, eq. 13,
+    M(b) ~ b / 32, is the first term over that of float32. Equal to `quant.footprint(...).total`
+    for integers with float32 scales.
     """
     codes = _bytes(counts.stored, w.weight)
     has_scales = counts.scales * (counts.stored > 0) * SCALE_BYTES

@@ -56,9 +56,11 @@ from .saving import load_quantized as load_quantized
 from .saving import save_quantized as save_quantized
 from .settings import Settings as Settings
 from .shaping import shaped as shaped
+from .weights import grid_numbers as grid_numbers
 from .weights import keep_channel_sums as keep_channel_sums
 from .weights import output_channels as output_channels
 from .weights import round_weights as round_weights
+from .weights import weight_bits as weight_bits
 from .weights import weight_operands as weight_operands
 from .weights import whole_tensor as whole_tensor
 from .words import parse_recipe as parse_recipe

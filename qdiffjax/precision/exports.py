@@ -10,6 +10,7 @@ from qdiffjax._tables import Table, number
 from qdiffjax.precision.formats import OperandFormat, check_bits, width_of
 from qdiffjax.precision.printing import BYTES, steps_text, width
 from qdiffjax.precision.recipe import Phase, Recipe, SiteBits, check_recipe
+from qdiffjax.precision.weights import weight_bits
 from qdiffjax.quant import E4M3FN, E5M2, MAX_BITS, BlockFormat, FloatFormat, IntFormat
 from qdiffjax.quant.formats import nf4
 from qdiffjax.sites import Site, stored_elements
@@ -23,8 +24,7 @@ _WORDS = ("weight_qtype", "act_qtype")
 def differences(before: Recipe, after: Recipe, sites: Sequence[Site]) -> Table:
     """Return a table of the sites at which two recipes differ, and what their weights take.
 
-    Bytes are those of the weights at the steps that no phase names, at their formats' bits, with
-    the scales of block formats and without other scales; 4 for a number in full precision.
+    Bytes are those of the weights and their scales at the steps that no phase names.
     """
     for recipe in (before, after):
         check_recipe(recipe, sites)
@@ -48,13 +48,12 @@ def _text(recipe: Recipe, name: str) -> str:
 
 
 def weight_bytes(recipe: Recipe, sites: Sequence[Site]) -> float:
-    """Return the bytes of all weights, each parameter once."""
+    """Return the bytes of all weights and their scales, each parameter once; see `weight_bits`."""
     products = [s for s in sites if s.weight is not None]
-    widths = [width_of(recipe.bits.get(s.name, SiteBits()).weight) for s in products]
-    return sum(
-        n * (32 if bits is None else float(bits)) / 8
-        for n, bits in zip(stored_elements(products), widths, strict=True)
-    )
+    bits = [weight_bits(s, recipe.bits.get(s.name, SiteBits()).weight) for s in products]
+    shares = [n / max(s.parameters, 1)
+              for s, n in zip(products, stored_elements(products), strict=True)]  # fmt: skip
+    return sum(share * b / 8 for share, b in zip(shares, bits, strict=True))
 
 
 def skipped(recipe: Recipe, sites: Sequence[Site]) -> list[str]:

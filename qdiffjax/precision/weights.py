@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ from qdiffjax.precision.formats import (
     SUMS,
     TENSOR,
     OperandFormat,
+    width_of,
 )
 from qdiffjax.precision.recipe import Recipe, SiteBits
 from qdiffjax.precision.rules import group_axis
@@ -36,8 +38,10 @@ from qdiffjax.quant import (
     keep_sums,
 )
 from qdiffjax.quant.granularity import concrete_all
-from qdiffjax.quant.grids import grouped
+from qdiffjax.quant.grids import grouped, is_affine
 from qdiffjax.sites import Site, rules, transform
+
+FULL_BITS = 32  # of a number in full precision, such as a scale
 
 
 def output_channels(site: Site) -> tuple[int, ...]:
@@ -51,6 +55,39 @@ def whole_tensor(site: Site) -> tuple[int, ...]:
     """Scale shape of a weight with a single scale."""
     assert site.weight is not None
     return (1,) * len(site.shapes[site.weight])
+
+
+def grid_numbers(site: Site, entry: int | OperandFormat | None) -> int:
+    """Return how many numbers the grid of a weight has under an entry of a recipe.
+
+    A scale for each output channel, for the tensor, or for each group of neighbours within an
+    output channel, and as many zero points where the grid is affine. None in full precision, and
+    none beside those that a block format has in its bits.
+    """
+    if entry is None or isinstance(format := getattr(entry, "format", None), BlockFormat):
+        return 0
+    channels, size = math.prod(output_channels(site)), getattr(entry, "granularity", None)
+    scales = 1 if size == TENSOR else channels
+    if isinstance(size, int):
+        scales = channels * -(-_num_elements(site) // (channels * size))
+    return scales * (2 if format is not None and is_affine(format) else 1)
+
+
+def weight_bits(site: Site, entry: int | OperandFormat | None) -> float:
+    """Return the bits that the weight of a site takes under an entry of a recipe.
+
+        b n + 32 G,   n numbers of b bits on a grid of G numbers, see `grid_numbers`
+
+    A weight in full precision, or rounded anew at every call, is stored as itself: b = 32.
+    """
+    is_itself = entry is None or getattr(entry, "rounding", None) in SEQUENCES
+    bits = FULL_BITS if is_itself else float(width_of(entry))
+    return bits * _num_elements(site) + FULL_BITS * grid_numbers(site, entry)
+
+
+def _num_elements(site: Site) -> int:
+    assert site.weight is not None
+    return math.prod(site.shapes[site.weight])
 
 
 def weight_operands(eps_fn: EpsFn, params, *args) -> dict[str, jax.Array]:

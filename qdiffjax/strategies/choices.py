@@ -19,14 +19,12 @@ from qdiffjax._checks import check_names, check_type, require
 from qdiffjax.diffusion import Steps
 from qdiffjax.precision import OperandFormat, Quantized, Recipe, SiteBits, SiteQuant
 from qdiffjax.precision.calibration import Calibration
-from qdiffjax.precision.formats import DYNAMIC, SEQUENCES, SUMS, TENSOR
+from qdiffjax.precision.formats import DYNAMIC, SUMS
 from qdiffjax.precision.refusals import check_steps
 from qdiffjax.precision.settings import SITES
-from qdiffjax.quant import BlockFormat, IntFormat, RoundingSequence
-from qdiffjax.quant.grids import is_affine
+from qdiffjax.quant import IntFormat, RoundingSequence
 from qdiffjax.sites import Site, match, stored_elements
 
-FULL_BITS = 32  # of a scale, and of a weight that is rounded anew at every call
 STORED, MULTIPLIED = "stored", "multiplied"
 BITS = "bits"
 Offered = Sequence[str | int] | Mapping[str, Sequence[str | int]]
@@ -275,14 +273,7 @@ def _apart(rounded, weight) -> float:
 
 def bits_of(site: Site, weight: OperandFormat, counted: str = STORED) -> float:
     """Return the bits that a weight costs at a site, see `offer`."""
+    if counted == STORED:
+        return precision.weight_bits(site, weight)
     assert site.weight is not None
-    size = math.prod(site.shapes[site.weight])
-    if counted == MULTIPLIED or isinstance(weight.format, BlockFormat):
-        return float(weight.bits) * size
-    channels = math.prod(precision.output_channels(site))
-    per_channel = size // channels
-    scales = 1 if weight.granularity == TENSOR else channels
-    if isinstance(weight.granularity, int):
-        scales = channels * -(-per_channel // weight.granularity)
-    width = FULL_BITS if weight.rounding in SEQUENCES else float(weight.bits)
-    return width * size + FULL_BITS * scales * (2 if is_affine(weight.format) else 1)
+    return float(weight.bits) * math.prod(site.shapes[site.weight])

@@ -2,7 +2,7 @@
 
 import pytest
 
-from qdiffjax import precision, quant
+from qdiffjax import hardware, precision, quant
 from qdiffjax.precision import OperandFormat, Phase, Recipe, SiteBits, exports
 from qdiffjax.sites import list_sites
 from tests import worlds
@@ -22,8 +22,30 @@ def test_differences_name_the_sites_the_formats_and_the_bytes():
     assert table.rows[1][2] == "W nvfp4 A 8"
     sizes = {s.name: s.parameters for s in SITES}
     saved = exports.weight_bytes(BASE, SITES) - exports.weight_bytes(after, SITES)
-    assert saved == pytest.approx(sizes["out/kernel"] * 3.5 / 8)
+    scales = NET.params["out"]["kernel"].shape[-1]  # of 4 bytes; nvfp4 has its own in 4.5 bits
+    assert saved == pytest.approx(sizes["out/kernel"] * 3.5 / 8 + 4 * scales)
     assert not exports.differences(BASE, BASE, SITES).rows
+
+
+@pytest.mark.parametrize("words", ["4", "4g5", "4g3 affine", "8 tensor", ":e4m3", "3 affine"])
+def test_bytes_are_those_of_the_codes_and_of_the_grids_that_rounding_makes(words):
+    """Groups that divide what is summed, or that end inside; hardware counts the same."""
+    entry = precision.parse_operand(words)
+    recipe = Recipe({s.name: SiteBits(entry) for s in SITES if s.weight is not None})
+    grids = []
+
+    def noted(site, w, scale, zero_point, format):
+        grids.append(scale.size + (0 if zero_point is None else zero_point.size))
+        return w
+
+    weights = precision.weight_operands(NET.fn, *NET.args)
+    precision.round_weights(weights, SITES, recipe, noted)
+    codes = sum(w.size for w in weights.values()) * entry.bits / 8
+    assert exports.weight_bytes(recipe, SITES) == pytest.approx(codes + 4 * sum(grids))
+    counts = hardware.count(SITES, recipe=recipe)
+    held = hardware.weight_bytes(counts, hardware.widths(counts, recipe))
+    whole = sum(-(-w.size * entry.bits // 8) for w in weights.values())
+    assert held.sum() == whole + 4 * sum(grids)
 
 
 def test_skipped_modules_are_those_without_a_quantized_weight():
