@@ -15,6 +15,7 @@ from qdiffjax.analysis import guarantees
 from qdiffjax.analysis.errors.prediction import root_mean_square
 from qdiffjax.analysis.guarantees import FixedSequence
 from qdiffjax.compiling import compiled
+from qdiffjax.denoiser import Draw
 from qdiffjax.diffusion import Steps
 from qdiffjax.precision import Quantized, final_samples, marks_of
 from qdiffjax.strategies.allocation import choose
@@ -28,6 +29,7 @@ from qdiffjax.strategies.controllers import (
     sampler_features,
 )
 from qdiffjax.strategies.stacks import Stack, in_order, run_choices, stacked
+from qdiffjax.strategies.trials import batches
 
 TINY = 1e-9  # spread below which a feature does not vary
 REACH = 5  # of a ladder, how far a random rung may be away
@@ -284,12 +286,10 @@ def _in_parts(noise: Reference, run_fn: Callable) -> Any:
     Samples are the first axis of a result, and the second of what is by call.
     """
     parts: list[Any] = []
-    for start in range(0, len(noise.x_T), noise.batch_size):
-        part = slice(start, start + noise.batch_size)
-        key = None if noise.key is None else jax.random.fold_in(noise.key, start)
-        cond = jax.tree.map(lambda a: a[part], noise.cond)  # noqa: B023
+    draw = Draw(noise.x_T, noise.cond)
+    for part, (x_T, cond), key in batches(draw, noise.key, noise.batch_size):
         with jax.default_matmul_precision("highest"):
-            found = run_fn(cond, noise.x_T[part], key, part)
+            found = run_fn(cond, x_T, key, part)
             parts.append(jax.tree.map(np.asarray, found))
     if not isinstance(parts[0], Paced):
         return np.concatenate(parts)

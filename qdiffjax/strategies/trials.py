@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -40,9 +41,7 @@ class Trial:
         """Return the final samples under a pick, see `Choices.quantized` [samples, *shape]."""
         q = self.choices.quantized(pick, activations=activations)
         parts = []
-        for start in range(0, self.num_samples, self.batch_size):
-            x_T, cond = jax.tree.map(lambda a: a[start : start + self.batch_size], self.draw)  # noqa: B023
-            key = None if self.key is None else jax.random.fold_in(self.key, start)
+        for _, (x_T, cond), key in batches(self.draw, self.key, self.batch_size):
             with jax.default_matmul_precision("highest"):
                 parts.append(_program()(q.given(cond), x_T, self.choices.steps, key))
         return jnp.concatenate(parts)
@@ -63,6 +62,20 @@ class Trial:
     def rmse(self, pick) -> float:
         """Return the RMSE of all final samples under a pick."""
         return float(np.sqrt(np.mean(self.errors(pick) ** 2)))
+
+
+def batches(draw: Draw, key: Key | None, size: int) -> Iterator[tuple[slice, Draw, Key | None]]:
+    """Yield samples a batch at a time: which they are, and where and by which noise they run.
+
+    Args:
+      draw: initial noise [num, *shape] and conditions.
+      key: of the sampler's own noise, None without; each batch has its own, of its first sample.
+      size: of a batch; the last may be smaller.
+    """
+    for start in range(0, len(draw.x_T), size):
+        part = slice(start, start + size)
+        own = None if key is None else jax.random.fold_in(key, start)
+        yield part, jax.tree.map(lambda a: a[part], draw), own  # noqa: B023
 
 
 def trial(choices: Choices, key: Key, num_samples: int, batch_size: int | None = None) -> Trial:
