@@ -213,8 +213,11 @@ def load_config(path) -> ModelConfig:
         return diffusers.described(path).config
     require(
         (path / "config.json").is_file() and (path / "params").is_dir(), path,
-        got="no checkpoint", expected="config.json and a folder params",
-        remedy="train one with `python -m experiments.train`", error=FileNotFoundError,
+        got="no checkpoint" + _contents(path), error=FileNotFoundError,
+        expected="config.json and a folder params, as `networks.save` writes, or diffusers' "
+        "config.json with _class_name and .safetensors, there or in unet or transformer",
+        remedy="train one with `python -m experiments.train`, save_pretrained one of diffusers, "
+        "or pass 'package.module:make' for your own",
     )  # fmt: skip
     _files.check_sums(path, SUMMED, REMEDY)
     try:
@@ -225,6 +228,13 @@ def load_config(path) -> ModelConfig:
         return ModelConfig(**_tuples(raw))
     except (AttributeError, TypeError, ValueError) as error:
         raise _not_a_description(path, error) from error
+
+
+def _contents(folder: Path) -> str:
+    """Say what a folder holds in place of a checkpoint; nothing if it is none."""
+    names = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
+    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    return f" among {', '.join(names[:4])}{more}" if names else ""
 
 
 def _tuples(fields: dict) -> dict[str, Any]:

@@ -50,7 +50,13 @@ def test_saving_again_replaces(saved, params):
 
 
 def test_a_missing_checkpoint_says_what_was_expected(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"expected config.json and a folder params"):
+    forms = "expected config.json and a folder params.*, or diffusers' config.json with _class"
+    with pytest.raises(FileNotFoundError, match=rf"got no checkpoint, {forms}.*save_pretrained"):
+        denoisers.load(tmp_path)
+    for name in ("e.bin", "a.ckpt", "b.py", "c.md", "d.txt"):
+        (tmp_path / name).touch()
+    among = "got no checkpoint among a.ckpt, b.py, c.md, d.txt and 1 more"
+    with pytest.raises(FileNotFoundError, match=rf"{among}, {forms}"):
         denoisers.load(tmp_path)
 
 
