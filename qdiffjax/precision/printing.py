@@ -136,8 +136,10 @@ def weights_text(q, bits: Mapping[str, Any]) -> str:
 
     Each parameter counts once, however many sites share it, where the network can be traced.
     """
-    weights = {name: _size(getattr(inputs, "weight", None))
-               for name, inputs in q.site_inputs.items()}  # fmt: skip
+    full = {name for name, b in bits.items() if b.weight is None}  # perhaps in another basis
+    weights = {name: 0 if name in full and hasattr(weight, "dtype") else _size(weight)
+               for name, inputs in q.site_inputs.items()
+               for weight in (getattr(inputs, "weight", None),)}  # fmt: skip
     sites = [s for s in _sites(q) or () if weights.get(s.name)]
     weights |= {s.name: n for s, n in zip(sites, stored_elements(sites), strict=True)}
     num = sum(weights.values())

@@ -1,6 +1,8 @@
 """Cures that leave the product as it is and change in which basis it is rounded.
 
 x w = B(x) B^-T(w):  smoothing, rotation, reordering;      x w = x (w - L) + x L:  low rank
+
+Where the recipe rounds activations alone, weights change their basis with them, in full precision.
 """
 
 from collections.abc import Sequence
@@ -60,7 +62,7 @@ def smoothing(
     """
 
     def apply(draft: Draft) -> Draft:
-        names = with_matrices(draft, sites)
+        names = with_matrices(draft, sites, either=True)
         maxima = channel_maxima(draft, names)
         num_calls = draft.steps.t.shape[0]
         for name in names:
@@ -117,7 +119,7 @@ def rotation(key, *, sites: Sequence[str] | None = None) -> Cure:
     """
 
     def apply(draft: Draft) -> Draft:
-        for name in with_matrices(draft, sites):
+        for name in with_matrices(draft, sites, either=True):
             num = _num_channels(draft.sites[name])
             if (block := largest_block(num)) > 1:
                 signs = jax.random.rademacher(site_key(key, name), (num,), jnp.float32)
@@ -136,7 +138,7 @@ def reordering(*, sites: Sequence[str] | None = None) -> Cure:
     """
 
     def apply(draft: Draft) -> Draft:
-        names = with_matrices(draft, sites)
+        names = with_matrices(draft, sites, either=True)
         for name, maxima in channel_maxima(draft, names).items():
             draft = _with_basis(draft, name, Order(jnp.argsort(jnp.max(maxima, 0))))
         return draft.billed(evaluations=draft.states.num)

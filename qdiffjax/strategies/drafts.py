@@ -137,6 +137,15 @@ class Draft:
         return tuple(name for name in self.sites
                      if name in inputs and inputs[name].weight is not None)  # fmt: skip
 
+    def rounds_product(self) -> tuple[str, ...]:
+        """Return the sites with a weight at which the recipe rounds it or what it multiplies."""
+        inputs = self.site_inputs()
+        is_rounded = {name: each.weight is not None or any(a is not None for a in each.activations)
+                      for name, each in inputs.items()}  # fmt: skip
+        return tuple(name for name, site in self.sites.items()
+                     if is_rounded.get(name) and name in self.calibration.weights
+                     and not site.is_constant)  # fmt: skip
+
     def weight_grids(self) -> dict[str, Grid]:
         """Return every weight that the recipe rounds, with its grid, none of them rounded yet.
 
@@ -244,11 +253,11 @@ class Draft:
                     expected="one of the two", remedy="smooth in one range")  # fmt: skip
         return {
             name: versions[0][name]._replace(
-                weight=Switch(tuple(v[name].weight for v in versions), numbers)
+                weight=Switch(tuple(_filled(v[name].weight, self.weight(name, int(call)))
+                                    for call, v in zip(first, versions, strict=True)), numbers)
             )
-            for name in changing
-            if name in versions[0] and versions[0][name].weight is not None
-        }
+            for name in changing if name in versions[0]
+        }  # fmt: skip
 
 
 def _filled(weight, full):

@@ -26,17 +26,20 @@ def has_matrix(site: Site) -> bool:
     return site.product.feature_groups == site.product.batch_groups == 1
 
 
-def with_matrices(draft: Draft, globs: Sequence[str] | None) -> tuple[str, ...]:
+def with_matrices(
+    draft: Draft, globs: Sequence[str] | None, *, either: bool = False
+) -> tuple[str, ...]:
     """Return the sites whose weight the recipe rounds and that are matrix products.
 
     Args:
       draft: its recipe and its sites.
       globs: of sites, all of which have to be such products; None takes those that are.
+      either: whether sites with a weight of which activations alone are rounded count too.
 
     Raises:
       ValueError: a glob that names another site, or nothing is left.
     """
-    rounded = draft.rounds_weight()
+    rounded = draft.rounds_product() if either else draft.rounds_weight()
     if globs is not None:
         require(not isinstance(globs, str), "sites", got=repr(globs), expected="a tuple of globs",
                 remedy=f"({globs!r},)", error=TypeError)  # fmt: skip
@@ -47,7 +50,8 @@ def with_matrices(draft: Draft, globs: Sequence[str] | None) -> tuple[str, ...]:
                     expected="one matrix of weights",
                     remedy=f"leave it out: sites=(..., '!{name}')")  # fmt: skip
     chosen = tuple(name for name in rounded if has_matrix(draft.sites[name]))
-    require(chosen, "sites", got=f"none of {len(rounded)} whose weights are rounded",
+    what = "which are" if either else "whose weights are"
+    require(chosen, "sites", got=f"none of {len(rounded)} {what} rounded",
             expected="a matrix product with a weight that the recipe rounds",
             remedy="a recipe such as W4A8")  # fmt: skip
     return chosen

@@ -52,9 +52,16 @@ CURES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("cure", CURES.values(), ids=CURES)
-def test_at_sixteen_bits_every_basis_gives_the_network(cure):
-    q = made([cure], sites=("conv", "in", "out")).quantized()
+@pytest.mark.parametrize(("cure", "recipe"), [
+    *(pytest.param(cure, "W16A16", id=name) for name, cure in CURES.items()),
+    *(pytest.param(CURES[name], "A16", id=f"{name}, activations alone")
+      for name in ("smoothing", "by range", "rotation", "reordering")),
+])  # fmt: skip
+def test_at_sixteen_bits_every_basis_gives_the_network(cure, recipe):
+    """Weights that the recipe leaves in full precision are in the basis of their activations."""
+    draft = made([cure], recipe, sites=("conv", "in", "out"))
+    assert draft.around
+    q = draft.quantized()
     x = worlds.normal(8, 2, 6, 6, 3)
     calls = q.calls(STEPS)
     inputs = None if calls is None else jax.tree.map(lambda a: jnp.asarray(a)[3], calls)
@@ -91,16 +98,17 @@ def outlier_world():
     return Denoiser(net_fn, params, worlds.SCHEDULE, (16,))
 
 
+@pytest.mark.parametrize("recipe", ["W8A6", "A6"])
 @pytest.mark.parametrize(
     "cure", [strategies.smoothing(), strategies.rotation(KEY)], ids=["smoothing", "rotation"]
 )
-def test_an_outlier_channel_hurts_less_after(cure):
+def test_an_outlier_channel_hurts_less_after(cure, recipe):
     world, steps = outlier_world(), diffusion.ddim(worlds.SCHEDULE, 4)
     calibration = precision.calibrate(world, steps, jax.random.key(0))
     x = worlds.normal32(4, 64, 16)
     errors = []
     for cures in ([], [cure]):
-        done = strategies.improve(calibration, "W8A6", cures, steps, jax.random.key(1),
+        done = strategies.improve(calibration, recipe, cures, steps, jax.random.key(1),
                                   sites=("w",), num_samples=8)  # fmt: skip
         eps = precision.quantized_call(done.quantized())(x, jnp.float32(3), None)[0]
         errors.append(jnp.linalg.norm(eps - world.eps_fn(world.params, x, jnp.float32(3))))
@@ -133,14 +141,22 @@ def test_stored_bits_are_codes_scales_and_factors():
     assert_close(strategies.stored_bits(done, rank=2), bits / num)
 
 
+def test_weights_in_another_basis_and_full_precision_are_not_called_quantized():
+    done = made([strategies.rotation(KEY)], "A8", ("out",))
+    assert done.quantized().site_inputs["out"].weight is not None
+    assert " 0 quantized" in str(done.quantized())
+    table = precision.Recipe({"in": precision.SiteBits(8, 8), "out": precision.SiteBits()})
+    assert not made([strategies.rotation(KEY)], table, None, activations="dynamic").around
+
+
 def test_static_grids_of_another_basis_are_refused():
     with pytest.raises(ValueError, match="activations='dynamic'"):
         made([strategies.smoothing()], activations="static").quantized()
 
 
-def test_a_recipe_without_weights_has_nothing_to_smooth():
+def test_a_recipe_without_weights_leaves_no_rest_to_round():
     with pytest.raises(ValueError, match="a recipe such as W4A8"):
-        made([strategies.smoothing()], "A8")
+        made([strategies.low_rank()], "A8")
 
 
 def test_factors_follow_the_calls_of_their_range():
