@@ -49,6 +49,20 @@ def tidy(*axes, legend: float | None = None) -> None:
             ax.legend(frameon=False, fontsize=legend)
 
 
+def names_beside(ax, names, title: str) -> None:
+    """Finish a panel of dots at heights 0, 1, ...: names from the top, a logarithmic x axis."""
+    ax.set(title=title, xscale="log")
+    ticks_of_logs(ax)
+    ax.set_yticks(range(len(names)), names)
+    if not ax.yaxis_inverted():  # panels that share the axis turn together
+        ax.invert_yaxis()
+
+
+def reaches(rows, value: str = "rmse", low: str = "low", high: str = "high") -> list[list[float]]:
+    """Return how far intervals reach below and above their values [2, rows], for `errorbar`."""
+    return [[row[value] - row[low] for row in rows], [row[high] - row[value] for row in rows]]
+
+
 def ticks_of_logs(ax) -> None:
     """Mark 1, 2 and 5 times the powers of ten on a logarithmic x axis.
 

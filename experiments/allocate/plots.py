@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from experiments.allocate.rows import BASELINES, BUDGET, CHIPS, FEWER, FORECAST, SHAPES
 from qdiffjax import _tables as tables
-from qdiffjax._looks import BLUE, GREEN, GREY, ORANGE, panels, tidy
+from qdiffjax._looks import BLUE, GREEN, GREY, ORANGE, panels, reaches, tidy
 
 STYLES = {"uniform": (GREY, "o", "--"), "sum of squares": (GREEN, "^", "-"),
           "vector sum": (BLUE, "v", "-"), "again": (ORANGE, "D", "-"),
@@ -49,8 +49,7 @@ def draw(config, arrays, rows) -> Figure:
         for way, (color, marker, line) in STYLES.items():
             own = sorted((r for r in told if (r["family"], r["way"]) == (family, way)),
                          key=lambda row: row["bits"])  # fmt: skip
-            ends = [[r["rmse"] - r["rmse_low"] for r in own],
-                    [r["rmse_high"] - r["rmse"] for r in own]]  # fmt: skip
+            ends = reaches(own, "rmse", "rmse_low", "rmse_high")
             ax.errorbar([r["bits"] for r in own], [r["rmse"] for r in own], ends, color=color,
                         marker=marker, ls=line, ms=3, lw=1, capsize=1.5, label=way)  # fmt: skip
         ax.set(yscale="log", xlabel="bits a weight, with scales", title=family)
@@ -79,7 +78,7 @@ def draw_baselines(config, arrays, rows) -> Figure:
     ways = list(dict.fromkeys(row["way"] for row in told))[::-1]
     for ax, bits in zip(axes[0], budgets_of, strict=True):
         for row in (row for row in told if row["budget"] == bits):
-            ends = [[row["ratio"] - row["ratio_low"]], [row["ratio_high"] - row["ratio"]]]
+            ends = reaches([row], "ratio", "ratio_low", "ratio_high")
             color = BLUE if row["way"] == "vector sum" else GREY
             ax.errorbar([row["ratio"]], [ways.index(row["way"])], xerr=ends, marker="o", ms=3, lw=1,
                         capsize=1.5, color=color)  # fmt: skip

@@ -2,11 +2,10 @@
 
 from pathlib import Path
 
-import numpy as np
 from matplotlib.figure import Figure
 
 from qdiffjax import _tables as tables
-from qdiffjax._looks import BLUE, GREY, ORANGE, panels, ticks_of_logs, tidy
+from qdiffjax._looks import BLUE, GREY, ORANGE, names_beside, panels, tidy
 
 NONE = "none"
 
@@ -32,10 +31,7 @@ def draw(config, arrays, rows) -> Figure:
             ax.plot(ends, [place, place], color=color, lw=1)
             ax.plot(row["median"], place, "D" if row["is_best"] else "o", color=color, ms=3)
         ax.axvline(base, color=GREY, lw=0.7, ls=":")
-        ax.set(title=recipe, xscale="log")
-        ticks_of_logs(ax)
-        ax.set_yticks(np.arange(len(names)), names)
-    axes[0, 0].invert_yaxis()
+        names_beside(ax, names, recipe)
     name = Path(config["checkpoint"]).name
     fig.supxlabel(f"median RMSE of the samples, {name}", fontsize=7.5)
     tidy(*axes[0])

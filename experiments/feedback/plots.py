@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from qdiffjax import _tables as tables
-from qdiffjax._looks import BLUE, GREEN, GREY, ORANGE, panels, tidy
+from qdiffjax._looks import BLUE, GREEN, GREY, ORANGE, panels, reaches, tidy
 
 STYLES = ((GREY, "o", "--"), (GREEN, "^", "-"), (BLUE, "v", "-"), (ORANGE, "D", ":"),
           (GREY, "s", ":"))  # fmt: skip
@@ -46,11 +46,9 @@ def draw(config, arrays, rows) -> Figure:
         names = dict.fromkeys(row["name"] for row in members)
         for name, (color, marker, line) in zip(names, STYLES, strict=False):
             own = [row for row in members if row["name"] == name]
-            ends = [[row["rmse"] - row["low"] for row in own],
-                    [row["high"] - row["rmse"] for row in own]]  # fmt: skip
-            ax.errorbar([row["num_steps"] for row in own], [row["rmse"] for row in own], ends,
-                        color=color, marker=marker, ls=line, ms=3, lw=1, capsize=1.5,
-                        label=name)  # fmt: skip
+            ax.errorbar([row["num_steps"] for row in own], [row["rmse"] for row in own],
+                        reaches(own), color=color, marker=marker, ls=line, ms=3, lw=1,
+                        capsize=1.5, label=name)  # fmt: skip
         ax.set(xscale="log", yscale="log", xlabel="steps", title=family)
         ax.set_xticks(config["num_steps"], [str(n) for n in config["num_steps"]])
         ax.minorticks_off()

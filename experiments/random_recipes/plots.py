@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from qdiffjax import _tables as tables
-from qdiffjax._looks import BLUE, GREEN, GREY, ORANGE, panels, tidy
+from qdiffjax._looks import BLUE, GREEN, GREY, ORANGE, panels, reaches, tidy
 
 PREDICTORS = {"predicted": "predicted error", "weight_error": "error of the weights",
               "weight_bits": "average bits of weights"}  # fmt: skip
@@ -71,10 +71,9 @@ def draw(config, arrays, rows) -> Figure:
         for stratum, (color, marker) in zip(strata, MARKS * len(strata), strict=False):
             members = [row for row in rows if row["stratum"] == stratum]
             y = [row["measured"] for row in members]
-            ends = [[row["measured"] - row["low"] for row in members],
-                    [row["high"] - row["measured"] for row in members]]  # fmt: skip
-            ax.errorbar([row[name] for row in members], y, ends, color=color, marker=marker, ls="",
-                        ms=2.5, lw=0.5, label=f"{stratum} bits")  # fmt: skip
+            ax.errorbar([row[name] for row in members], y, reaches(members, "measured"),
+                        color=color, marker=marker, ls="", ms=2.5, lw=0.5,
+                        label=f"{stratum} bits")  # fmt: skip
         ax.set(yscale="log", xlabel=label, title=f"rank correlation {spearman(rows, name):.3f}")
         if name != "weight_bits":
             ax.set_xscale("log")

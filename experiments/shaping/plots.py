@@ -6,7 +6,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from qdiffjax import _tables as tables
-from qdiffjax._looks import BLUE, GREEN, GREY, ORANGE, panels, ticks_of_logs, tidy
+from qdiffjax._looks import BLUE, GREEN, GREY, ORANGE, names_beside, panels, reaches, tidy
 
 DDIM = "ddim"  # the one sampler of results that name none
 ONCE = ("nearest", "clipped", "sums kept")  # roundings of the weights' own channels
@@ -53,10 +53,8 @@ def draw(config, arrays, rows) -> Figure:
         for name, (color, marker, line) in STYLES.items():
             found = [by_method[name] for *_, by_method in pane]
             values = [row["rmse"] for row in found]
-            ends = [[row["rmse"] - row["low"] for row in found],
-                    [row["high"] - row["rmse"] for row in found]]  # fmt: skip
-            ax.errorbar(bits, values, ends, color=color, marker=marker, ls=line, ms=3.5, lw=1,
-                        capsize=1.5, label=name)  # fmt: skip
+            ax.errorbar(bits, values, reaches(found), color=color, marker=marker, ls=line, ms=3.5,
+                        lw=1, capsize=1.5, label=name)  # fmt: skip
         ax.set(yscale="log", xlabel="bits of a weight", title=f"{num_steps} steps", xticks=bits)
     axes[0, 0].set_ylabel(f"RMSE of the samples, {Path(config['checkpoint']).name}")
     tidy(*axes[0])
@@ -75,14 +73,10 @@ def _draw_methods(config, rows) -> Figure:
             color = STYLES.get(
                 name, (BLUE if name.startswith(("periodic", "grouped s")) else GREY,)
             )
-            ends = [[row["rmse"] - row["low"]], [row["high"] - row["rmse"]]]
-            ax.errorbar(row["rmse"], place, xerr=ends, color=color[0], marker="o", ms=3, lw=1,
-                        capsize=1.5)  # fmt: skip
+            ax.errorbar(row["rmse"], place, xerr=reaches([row]), color=color[0], marker="o", ms=3,
+                        lw=1, capsize=1.5)  # fmt: skip
             ax.plot(row["of_seeds"], [place] * len(row["of_seeds"]), "|", color=color[0], ms=5)
-        ax.set(xscale="log", title=f"{sampler}\nN = {num_steps}")
-        ticks_of_logs(ax)
-        ax.set_yticks(range(len(names)), names)
-    axes[0, 0].invert_yaxis()
+        names_beside(ax, names, f"{sampler}\nN = {num_steps}")
     fig.supxlabel(f"RMSE of the samples, W{cases[0][2]}, {Path(config['checkpoint']).name}; "
                   "| a seed", fontsize=7.5)  # fmt: skip
     tidy(*axes[0])

@@ -2,11 +2,10 @@
 
 from pathlib import Path
 
-import numpy as np
 from matplotlib.figure import Figure
 
 from qdiffjax import _tables as tables
-from qdiffjax._looks import BLUE, GREY, panels, ticks_of_logs, tidy
+from qdiffjax._looks import BLUE, GREY, names_beside, panels, reaches, tidy
 
 PLAIN = "plain"
 
@@ -37,14 +36,10 @@ def draw(config, arrays, rows) -> Figure:
             place = names.index(row["technique"])
             is_plain = row["form"] == PLAIN
             color = GREY if is_plain else BLUE
-            ends = [[row["rmse"] - row["low"]], [row["high"] - row["rmse"]]]
-            ax.errorbar(row["rmse"], place, xerr=ends, color=color, marker="o" if is_plain else "D",
-                        ms=3.5, lw=1, capsize=1.5, ls="",
+            ax.errorbar(row["rmse"], place, xerr=reaches([row]), color=color, ms=3.5, lw=1,
+                        marker="o" if is_plain else "D", capsize=1.5, ls="",
                         label=row["form"] if place == 0 else None)  # fmt: skip
-        ax.set(title=recipe, xscale="log")
-        ticks_of_logs(ax)
-        ax.set_yticks(np.arange(len(names)), names)
-    shown[0].invert_yaxis()
+        names_beside(ax, names, recipe)
     fig.supxlabel(f"RMSE of the samples, {Path(config['checkpoint']).name}", fontsize=7.5)
     tidy(*shown, legend=7)
     return fig

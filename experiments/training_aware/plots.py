@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from qdiffjax import _tables as tables
-from qdiffjax._looks import BLUE, GREY, ORANGE, panels, ticks_of_logs, tidy
+from qdiffjax._looks import BLUE, GREY, ORANGE, names_beside, panels, tidy
 
 TRAINED = "training"
 
@@ -30,10 +30,7 @@ def draw(config, arrays, rows) -> Figure:
             color = BLUE if TRAINED in name else ORANGE if name == "hybrid" else GREY
             ax.plot(own, np.full(len(own), place), "o", color=color, ms=2.5, alpha=0.6)
             ax.plot(np.exp(np.mean(np.log(own))), place, "D", color=color, ms=4)
-        ax.set(title=recipe, xscale="log")
-        ticks_of_logs(ax)
-        ax.set_yticks(np.arange(len(names)), names)
-    axes[0, 0].invert_yaxis()
+        names_beside(ax, names, recipe)
     name = Path(config["checkpoint"]).name
     fig.supxlabel(f"RMSE of the samples, {name}", fontsize=7.5)
     tidy(*axes[0])
