@@ -63,17 +63,18 @@ def reaches(rows, value: str = "rmse", low: str = "low", high: str = "high") -> 
     return [[row[value] - row[low] for row in rows], [row[high] - row[value] for row in rows]]
 
 
-def ticks_of_logs(ax) -> None:
-    """Mark 1, 2 and 5 times the powers of ten on a logarithmic x axis.
+def ticks_of_logs(ax, which: str = "x") -> None:
+    """Mark 1, 2 and 5 times the powers of ten on a logarithmic axis, "x" or "y".
 
     Of more than three panels beside each other 1 and 3 times, of a short axis more.
     """
     ax.minorticks_off()
-    low, high = ax.get_xlim()
+    axis = getattr(ax, f"{which}axis")
+    low, high = axis.get_view_interval()
     usual = (1, 3) if ax.get_gridspec().ncols > 3 else (1, 2, 5)
     for digits in (usual, (1, 1.5, 2, 2.5, 3, 4, 5, 6, 8)):
         ticks = [10.0**power * digit for power in range(-6, 6) for digit in digits]
         shown = [tick for tick in ticks if low <= tick <= high]
         if len(shown) > 1:
             break
-    ax.set_xticks(shown, [f"{tick:g}" for tick in shown])
+    axis.set_ticks(shown, [f"{tick:g}" for tick in shown])

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from qdiffjax import _tables as tables
-from qdiffjax._looks import BLUE, GREEN, GREY, ORANGE, panels, tidy
+from qdiffjax._looks import BLUE, GREEN, GREY, ORANGE, panels, ticks_of_logs, tidy
 
 
 def of(rows, family: str, part: str) -> dict:
@@ -72,6 +72,7 @@ def draw(config, arrays, rows) -> Figure:
         ax.set(yscale="log", xlabel=f"bit-operations over {fixed['recipe']['name']}",
                ylabel="RMSE of samples",
                title=f"{Path(config['checkpoint']).name}, {family}")  # fmt: skip
+        ticks_of_logs(ax, "y")
     for family, color in zip(names, (BLUE, ORANGE), strict=False):
         costs = arrays[f"{family}, dynamic/costs"] / of(rows, family, "dynamic")["cost"]
         last.plot(arrays[f"{family}, beforehand/schedule_errors"], costs, ".", color=color, ms=2,
