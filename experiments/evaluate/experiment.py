@@ -22,7 +22,6 @@ measured gets a verdict: within what rounding explains, or a bug and where to lo
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -34,8 +33,7 @@ from qdiffjax import measures, metrics, precision, results, verdicts
 from qdiffjax._checks import require
 from qdiffjax.analysis.errors import prediction
 from qdiffjax.denoiser import Denoiser
-from qdiffjax.metrics import features
-from qdiffjax.networks import classifiers, data, denoisers
+from qdiffjax.networks import data, denoisers
 
 RANDOM = "random"  # features that need no training
 NUM_JUDGED = 16  # samples of a verdict
@@ -89,26 +87,16 @@ def protocol(config: Config) -> str:
     return "; ".join(filter(None, parts))
 
 
-class Eyes(NamedTuple):
-    """What samples are seen by: features, what to call them, and probabilities, None for none."""
-
-    name: str
-    features_fn: Callable | None
-    probabilities_fn: Callable | None
-
-
-@functools.lru_cache(maxsize=4)
-def seen_by(config: Config) -> Eyes:
+def seen_by(config: Config) -> subject.Eyes:
     """Return the features and classes of a config: yours, of a shipped classifier, or random."""
-    own = None if config.features == RANDOM else _imported(config.features)
-    probabilities_fn = _imported(config.probabilities)
-    shipped = classifiers.shipped_for(config.checkpoint)
-    if shipped is None or config.features:
-        name = features.NAME if own is None else config.features
-        return Eyes(name, own, probabilities_fn)
-    classifier = classifiers.load_classifier(shipped)
-    return Eyes(classifier.name, classifier.features_fn,
-                probabilities_fn or classifier.probabilities_fn)  # fmt: skip
+    if config.features == RANDOM:
+        eyes = subject.Eyes()
+    elif config.features:
+        eyes = subject.Eyes(config.features, _imported(config.features))
+    else:
+        eyes = subject.eyes_of(config.checkpoint)
+    own = _imported(config.probabilities)
+    return eyes._replace(probabilities_fn=own or eyes.probabilities_fn)
 
 
 def run(config: Config, **options):
@@ -116,7 +104,8 @@ def run(config: Config, **options):
 
     Arrays of a recipe: errors, the RMSE of each sample [num_samples]. Options as `command.parts`.
     """
-    name, features_fn, probabilities_fn = seen_by(config)
+    eyes = seen_by(config)
+    probabilities_fn = eyes.probabilities_fn
     make = _imported(config.implementation, "a function of (denoiser, steps, words)")
     images = data.load(config.data, "test").images[: config.num_samples] if config.data else None
     jax.config.update("jax_default_matmul_precision", "highest")
@@ -147,8 +136,8 @@ def run(config: Config, **options):
         x_hat = draw(as_model(denoiser, suspect), key=keys[0])
         found = metrics.compare(
             x, x_hat, images, key=keys[2], independent=independent,
-            features_fn=features_fn or metrics.random_convolutions(x.shape[1:]),
-            features=name, probabilities_fn=probabilities_fn, num_groups=config.num_groups,
+            features_fn=eyes.features_of(x.shape[1:]),
+            features=eyes.name, probabilities_fn=probabilities_fn, num_groups=config.num_groups,
             labels=labels,
         )  # fmt: skip
         errors = np.asarray(prediction.root_mean_square(x_hat - x))

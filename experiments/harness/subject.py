@@ -1,6 +1,7 @@
 """What an experiment studies: a trained denoiser, its sites, and its quantized versions."""
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -16,7 +17,8 @@ from qdiffjax._conditions import as_arguments
 from qdiffjax.analysis.errors import prediction, runs
 from qdiffjax.compiling import compiled
 from qdiffjax.denoiser import Denoiser
-from qdiffjax.networks import denoisers
+from qdiffjax.metrics import features
+from qdiffjax.networks import classifiers, denoisers
 from qdiffjax.sites import Site, match
 
 
@@ -44,6 +46,29 @@ def _quadratic(num_train_steps: int, num_steps: int) -> np.ndarray:
     """Distinct integer times near num_train_steps u^2, u from 1 to 0, as Song et al. 2021, D.3."""
     times = np.ceil(num_train_steps * np.linspace(1, 0, num_steps + 1) ** 2)
     return np.maximum(times, np.arange(num_steps, -1, -1))
+
+
+class Eyes(NamedTuple):
+    """What samples are seen by: features and what to call them, and probabilities.
+
+    features_fn: samples -> features, None for random convolutions; probabilities_fn: samples ->
+    probabilities of classes, None for none.
+    """
+
+    name: str = features.NAME
+    features_fn: Callable | None = None
+    probabilities_fn: Callable | None = None
+
+    def features_of(self, shape: tuple[int, ...]) -> Callable:
+        """Return the features of samples of a shape."""
+        return self.features_fn or features.random_convolutions(shape)
+
+
+@functools.lru_cache(maxsize=4)
+def eyes_of(checkpoint: str) -> Eyes:
+    """Return the shipped classifier of a network's data, random convolutions if there is none."""
+    shipped = classifiers.shipped_for(checkpoint)
+    return Eyes() if shipped is None else Eyes(*classifiers.load_classifier(shipped)[:3])
 
 
 def checkpoint(default: str = "fashion_unet") -> Any:

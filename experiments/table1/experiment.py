@@ -30,7 +30,6 @@ import time
 import jax
 import numpy as np
 
-from experiments.evaluate import experiment as evaluate
 from experiments.harness import command, subject
 from experiments.harness.command import option
 from experiments.table1 import costs, plots, summary
@@ -81,8 +80,8 @@ def run(config: Config, **options):
     steps_of = functools.partial(subject.SAMPLERS[config.sampler], num_steps=config.num_steps)
     here = subject.prepare(config.checkpoint, steps_of, config.sites, config.seed)
     denoiser, steps = here.denoiser, steps_of(here.denoiser.schedule)
-    name, features_fn, _ = evaluate.seen_by(evaluate.Config(checkpoint=config.checkpoint))
-    features_fn = features_fn or metrics.random_convolutions(denoiser.shape)
+    eyes = subject.eyes_of(config.checkpoint)
+    features_fn = eyes.features_of(denoiser.shape)
     images = None
     if config.data:
         images = images_of.load(config.data, "test").images[: config.num_samples]
@@ -137,7 +136,7 @@ def run(config: Config, **options):
             real = features_fn(images)
             told |= {"frechet_data": distance(found, real), "float_data": distance(seen, real)}
         return {"errors": errors}, row | {
-            "what": made_of.words, "features": name,
+            "what": made_of.words, "features": eyes.name,
             "rmse": float(np.sqrt(np.mean(errors**2))), "median": float(np.median(errors)),
             **{key: [each.value, each.low, each.high] for key, each in told.items()},
             **costs.row(draft, config.sites, config.num_steps),

@@ -14,6 +14,7 @@ from experiments.evaluate import plots
 from experiments.harness import command
 from qdiffjax import _tables as tables
 from qdiffjax.metrics import features
+from tests.tolerances import assert_close
 from tests.worlds import normal32
 
 
@@ -132,6 +133,9 @@ def test_features_are_of_the_shipped_classifier_unless_others_are_named():
     for own in (digits, other):
         assert own.name == features.NAME
         assert own.features_fn is own.probabilities_fn is None
+        x = jax.random.normal(jax.random.key(0), (2, 8, 8, 1))
+        assert_close(own.features_of(x.shape[1:])(x), features.random_convolutions((8, 8, 1))(x))
+    assert fashion.features_of((28, 28, 1)) is fashion.features_fn
     assert (named.name, named.features_fn) == ("numpy:ravel", np.ravel)
 
 
