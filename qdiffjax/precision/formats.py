@@ -1,7 +1,7 @@
 """How the numbers of one operand are rounded, as a record and in words.
 
 4            integers of 4 bits, by the defaults of the operand
-:e4m3        a number format by name: see `FORMATS`, or e<exponent bits>m<mantissa bits>
+:e4m3        a number format by name: see `FORMATS` and `NUMBERED`, such as :e3m4 or :pot4
 :nvfp4       a block format
 4g32         groups of 32 neighbours along what is summed
 8 token      words after it: a granularity, `dynamic` or `static`, a calibration, a rounding,
@@ -29,6 +29,21 @@ FORMATS: dict[str, Any] = {
     "mxfp6_e3m2": quant.MXFP6_E3M2, "mxfp4": quant.MXFP4, "mxint8": quant.MXINT8,
     "nvfp4": quant.NVFP4, "msfp12": quant.block_float(3, 16), "msfp16": quant.block_float(7, 16),
 }  # fmt: skip
+# Names with numbers, and what they mean: exponent and mantissa bits, powers of 2 and of its root
+# (unsigned for what a softmax leaves), codebooks of least squares for Gaussian numbers, mantissas
+# under one exponent for 16 neighbours, integers in blocks with a scale of 16 bits.
+NUMBERED: dict[str, Callable[..., Any]] = {
+    r"e(\d)m(\d+)": quant.FloatFormat,
+    r"pot(\d)": lambda bits: quant.LogFormat(bits, 1.0, signed=True),
+    r"upot(\d)": lambda bits: quant.LogFormat(bits, 1.0),
+    r"root(\d)": lambda bits: quant.LogFormat(bits, 0.5, signed=True),
+    r"uroot(\d)": lambda bits: quant.LogFormat(bits, 0.5),
+    r"lloyd([1-8])": quant.lloyd_max,
+    r"bfp(\d+)": lambda mantissa_bits: quant.block_float(mantissa_bits, 16),
+    r"int(\d+)b(\d+)": lambda bits, size: BlockFormat(
+        IntFormat(bits), size, quant.absmax_scale, 16
+    ),
+}
 CALIBRATIONS: dict[str, Callable] = {
     "absmax": quant.absmax, "minmax": quant.minmax, "mse": quant.mse,
     "percentile": quant.percentile, "kl": quant.kl, "gaussian": quant.gaussian_clip,
@@ -190,12 +205,19 @@ def parse_operand(
 
 
 def _format_of(name: str, own: Mapping[str, Any]) -> Any:
-    split = re.fullmatch(r"e(\d)m(\d+)", name)
     known = {**FORMATS, **own}
-    if name not in known and split:
-        return quant.FloatFormat(int(split[1]), int(split[2]))
+    if name not in known and (found := _numbered(name)) is not None:
+        return found
     check_names("format", (name,), known)
     return known[name]
+
+
+def _numbered(name: str) -> Any:
+    """Return the format that a name with numbers means; None where it means none."""
+    for pattern, make in NUMBERED.items():
+        if found := re.fullmatch(pattern, name):
+            return make(*map(int, found.groups()))
+    return None
 
 
 def _name(format: Any) -> str:
@@ -205,6 +227,24 @@ def _name(format: Any) -> str:
     for name, known in FORMATS.items():
         if type(known) is type(format) and known == format:
             return f":{name}"
-    if isinstance(format, quant.FloatFormat) and format.is_static:
-        return f":e{format.exponent_bits}m{format.mantissa_bits}"
+    name = _numbers_of(format) if format.is_static else None
+    is_one = isinstance(format, quant.FloatFormat)  # whatever holds its top, as this is printed
+    if name is not None and (is_one or _numbered(name) == format):
+        return f":{name}"
     return f":{getattr(format, 'name', type(format).__name__)}"
+
+
+def _numbers_of(format: Any) -> str | None:
+    """Return the name with numbers that a format may have; None for another kind."""
+    if isinstance(format, quant.FloatFormat):
+        return f"e{format.exponent_bits}m{format.mantissa_bits}"
+    if isinstance(format, quant.LogFormat):
+        step = "pot" if format.base_exponent == 1 else "root"
+        return f"{'' if format.signed else 'u'}{step}{format.bits}"
+    if isinstance(format, quant.CodebookFormat):
+        return f"lloyd{format.bits}"
+    if not isinstance(format, BlockFormat) or not isinstance(format.element, IntFormat):
+        return None
+    if format.scale_fn is quant.absmax_scale:
+        return f"int{format.element.bits}b{format.block_size}"
+    return f"bfp{format.element.bits - 1}"

@@ -164,6 +164,7 @@ NETWORKS = {"linen": worlds.linen_layers, "nnx": worlds.nnx_net, "equinox": worl
             "plain": worlds.handwritten}  # fmt: skip
 WORDS = [
     *(f"W:{n} A:{n}" for n in formats.FORMATS if n != "binary"), "W:binary",
+    *(f"W:{n} A:{n}" for n in ("pot4", "uroot4", "lloyd3", "bfp4", "int4b8")),
     *(f"W{size} A{size}" for size in ("4g8", ":e2m1g16", ":nf4g8", ":ternaryg4")),
     *(f"W{f} tensor A{f} tensor" for f in ("8", ":e4m3", ":nf4")),
     *(f"W{f} channel A{f} token" for f in ("8", ":e4m3", ":nf4")),

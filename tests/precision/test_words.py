@@ -2,6 +2,7 @@
 
 import pytest
 
+from experiments.number_formats.formats import ENTRIES
 from qdiffjax import precision, quant
 from qdiffjax.precision import OperandFormat, SiteBits, formats
 from qdiffjax.precision.words import parse_recipe
@@ -9,6 +10,8 @@ from tests.precision.small import (
     INT,
     calibrated,
 )
+
+MSFP12 = formats.FORMATS["msfp12"]
 
 
 @pytest.mark.parametrize(
@@ -50,9 +53,34 @@ def test_a_format_is_written_as_it_is_read(name):
         assert precision.parse_operand(str(entry)) == entry
 
 
+@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
+def test_every_format_that_is_compared_has_a_name_in_recipes(entry):
+    """All of `experiments.number_formats`, of which none is written as another."""
+    operand = OperandFormat(entry.format)
+    assert precision.parse_operand(str(operand)) == operand
+
+
+@pytest.mark.parametrize(
+    ("name", "format"),
+    [
+        ("pot4", quant.LogFormat(4, 1.0, signed=True)), ("upot4", quant.LogFormat(4, 1.0)),
+        ("root5", quant.LogFormat(5, 0.5, signed=True)), ("uroot5", quant.LogFormat(5, 0.5)),
+        ("lloyd3", quant.lloyd_max(3)), ("bfp4", quant.block_float(4, 16)), ("bfp3", MSFP12),
+        ("int4b32", quant.BlockFormat(INT(4), 32, quant.absmax_scale, 16)),
+    ],
+)  # fmt: skip
+def test_a_name_with_numbers_is_read_as_they_say(name, format):
+    operand = precision.parse_operand(f":{name}")
+    assert operand.format == format
+    assert str(operand) == (f":{name}" if format != MSFP12 else ":msfp12")
+    own = quant.CodebookFormat((-1.0, -0.2, 0.3, 1.0))
+    assert str(OperandFormat(own)) == ":CodebookFormat"  # none of a name, so not to be written
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("W:pot9", "got 9"),
         ("W:nvfp5", "perhaps nvfp4"),
         ("W4 toke", "perhaps token"),
         ("W:e4m3 affine", "expected integers beside 'affine'"),
