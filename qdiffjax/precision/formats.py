@@ -227,10 +227,10 @@ def _name(format: Any) -> str:
     for name, known in FORMATS.items():
         if type(known) is type(format) and known == format:
             return f":{name}"
-    name = _numbers_of(format) if format.is_static else None
-    is_one = isinstance(format, quant.FloatFormat)  # whatever holds its top, as this is printed
-    if name is not None and (is_one or _numbered(name) == format):
-        return f":{name}"
+    numbered = _numbers_of(format) if format.is_static else None
+    is_float = isinstance(format, quant.FloatFormat)  # whatever its kind: told, if not written
+    if numbered is not None and (is_float or _numbered(numbered) == format):
+        return f":{numbered}"
     return f":{getattr(format, 'name', type(format).__name__)}"
 
 

@@ -72,9 +72,11 @@ class Recipe:
                     remedy="Phase((0, 1, 2), {site: SiteBits(8, 8)})", error=TypeError)  # fmt: skip
             for step in phase.steps:
                 check_count("steps of a phase", step, least=0)
-                require(taken.setdefault(step, number) == number, "steps of a phase",
-                        got=f"{step} in two phases", expected="each step in one",
-                        remedy="merge them")  # fmt: skip
+                require(step not in taken, "steps of a phase",
+                        got=f"{step} in two phases" if taken.get(step) != number else
+                        f"{step} twice", expected="each step in one", remedy="merge them",
+                        )  # fmt: skip
+                taken[step] = number
         for table in self.tables:
             for name, bits in table.items():
                 require(isinstance(name, str) and isinstance(bits, SiteBits), "recipe",
@@ -109,7 +111,7 @@ class Recipe:
         """Return which of `choices` each call of the sampler takes, int32 [num_calls].
 
         Raises:
-          ValueError: a phase that names a step beyond the last.
+          ValueError: a phase that names a step beyond the last; steps of which nothing is said.
         """
         which = np.zeros(num_calls, np.int32)
         for number, phase in enumerate(self.phases, 1):
@@ -117,7 +119,20 @@ class Recipe:
                     expected=f"0..{num_calls - 1}, the calls of this sampler",
                     remedy="steps count from the noise end")  # fmt: skip
             which[list(phase.steps)] = number
+        missing = [int(step) for step in np.flatnonzero(which == 0)]
+        require(self.bits or not self.phases or not missing, "steps of the phases",
+                got=f"nothing for {len(missing)} of {num_calls} steps, such as {missing[:3]}",
+                expected="every step in a phase, or what holds at all others",
+                remedy="a line of its own such as 'W8A8' or 'float'")  # fmt: skip
         return which
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Recipe):
+            return NotImplemented
+        mine, theirs = self.ranges or {}, other.ranges or {}
+        return (self.bits, self.phases, self.ranges is None, mine.keys()) == (
+            other.bits, other.phases, other.ranges is None, theirs.keys()
+        ) and all(np.array_equal(mine[name], theirs[name]) for name in mine)  # fmt: skip
 
     def __repr__(self):
         return str(recipe_table(self))
@@ -313,9 +328,7 @@ def uniform(
 
 def at_sites(sites: Sequence[Site], bits: SiteBits, globs: Iterable[str]) -> dict[str, SiteBits]:
     """Return the same bits at every site that the globs match and that is rounded by default."""
-    require(not isinstance(globs, str), "globs", got=repr(globs), expected="a tuple of them",
-            remedy=f"({globs!r},)", error=TypeError)  # fmt: skip
-    globs = tuple(globs)
+    globs = globs if isinstance(globs, str) else tuple(globs)
     matched = set(match(sites, globs))
     chosen = [s for s in sites if s.name in matched and (_is_usual(s) or _is_named(s, globs))]
     require(chosen or not matched, "recipe", got=f"globs {globs}, which match {sorted(matched)}",
@@ -326,12 +339,13 @@ def at_sites(sites: Sequence[Site], bits: SiteBits, globs: Iterable[str]) -> dic
 
 
 def _check_weightless(bits: SiteBits, chosen: Sequence[Site]) -> None:
-    """Refuse the width of a weight for nothing but stored values, which have none."""
-    names = [s.name for s in chosen if s.is_value]
+    """Refuse the width of a weight for nothing but edges, values and products without one."""
+    names = [s.name for s in chosen if s.weight is None]
     require(bits.weight is None or not names or len(names) < len(chosen), "recipe",
             got=f"a width of weights for {', '.join(names[:3])}",
-            expected="one of activations alone: a stored value has no weight",
-            remedy="such as 'residual: A8'")  # fmt: skip
+            expected="one of activations alone: an edge, a product of activations or a stored "
+            "value has no weight",
+            remedy="such as 'residual: A8' or 'input: A8'")  # fmt: skip
 
 
 def _is_usual(site: Site) -> bool:
@@ -359,5 +373,5 @@ def check_recipe(recipe: Recipe, sites: Iterable[Site]) -> None:
             expected="real numbers, which can be rounded", remedy="leave it out of the recipe, "
             "or let the network multiply real and imaginary parts",
         )  # fmt: skip
-        for bits in recipe.choices(site.name) if site.is_value else ():
+        for bits in recipe.choices(site.name):
             _check_weightless(bits, [site])

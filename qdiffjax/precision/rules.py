@@ -210,6 +210,9 @@ def _weight(weight, w, call):
         return weight.over(call, lambda weight, w: _weight(weight, w, call), w)
     if isinstance(weight, RoundingSequence):
         weight = weight.at(call)
+    require(weight is None or hasattr(weight, "astype"), "weight", got=type(weight).__name__,
+            expected="rounded numbers, which the simulation multiplies",
+            remedy="codes are for `lower_site`, the rule of `lower`", error=TypeError)  # fmt: skip
     return w if weight is None else weight.astype(w.dtype)
 
 

@@ -165,7 +165,8 @@ def round_weights(
       What round_fn returns, by site; a tuple of that for each piece where it is no array.
 
     Raises:
-      ValueError: a weight that is not finite, or a format that it cannot take; names the site.
+      ValueError: a weight that was never prepared or is not finite, or a format that it cannot
+        take; names the site.
     """
 
     def one(site: Site, w, entry):
@@ -183,8 +184,11 @@ def round_weights(
     rounded = {}
     for site in sites:
         entry = recipe.bits.get(site.name, SiteBits()).weight
-        if entry is None or site.name not in weights:
+        if entry is None or site.weight is None:
             continue
+        require(site.name in weights, f"{site.name}, weight", got="none that was prepared",
+                expected="the weight of every site whose recipe rounds it",
+                remedy="calibrate(denoiser, steps, key) prepares them")  # fmt: skip
         w = weights[site.name]
         require(
             concrete_all(jnp.isfinite, w), f"{site.name}, weight", got="NaN or infinity",

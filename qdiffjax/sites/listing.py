@@ -144,8 +144,11 @@ def match(all_sites: Sequence[Site], globs: Iterable[str]) -> tuple[str, ...]:
     those of a kind.
 
     Raises:
+      TypeError: globs in one text.
       ValueError: a glob matches nothing; names the nearest sites.
     """
+    require(not isinstance(globs, str), "globs", got=repr(globs), expected="a tuple of them",
+            remedy=f"({globs!r},)", error=TypeError)  # fmt: skip
     names = [s.name for s in all_sites]
     chosen: set[str] = set()
     for glob in globs:

@@ -44,6 +44,18 @@ def test_a_recipe_survives_json():
     assert Recipe.from_json(text, SITES) == Recipe(bits)
 
 
+def test_recipes_are_equal_where_their_ranges_are():
+    bits = {"input": SiteBits(None, 8)}
+
+    def recipe(high):
+        return Recipe(bits, ranges={"input": ((np.zeros(3), np.full(3, high)),)})
+
+    assert recipe(1.0) == recipe(1.0)
+    assert recipe(1.0) == Recipe.from_json(recipe(1.0).to_json(), SITES)
+    assert recipe(1.0) != recipe(2.0)
+    assert recipe(1.0) != Recipe(bits)
+
+
 def test_a_recipe_that_was_changed_after_it_was_written_is_refused_unless_it_says_no_hash():
     text = Recipe({"conv/kernel": SiteBits(4, 8), "input": SiteBits(None, 16)}).to_json()
     for i, letter in enumerate(text):

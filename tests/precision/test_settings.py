@@ -1,5 +1,6 @@
 """Recipes in words: what they stand for, what they leave out, and what is said of it."""
 
+import dataclasses
 import functools
 
 import jax
@@ -10,7 +11,7 @@ import pytest
 from qdiffjax import diffusion, precision
 from qdiffjax.analysis.errors import ledger, runs
 from qdiffjax.denoiser import Denoiser
-from qdiffjax.precision import OperandFormat, SiteBits
+from qdiffjax.precision import OperandFormat, Recipe, SiteBits
 from qdiffjax.precision.settings import EDGE_MARGIN
 from qdiffjax.quant import IntFormat
 from qdiffjax.sites import match
@@ -168,6 +169,12 @@ def test_a_ledger_of_dynamic_grids_sums_to_the_change():
         ("8 bits", {}, "expected a form like W4A8"),
         ("W8A8", {"sites": ("convolution*",)}, "no site matches"),
         ("W8A8", {"sites": ("attn/*", "!attn/*")}, "for no site"),
+        ("input: W8", {}, "a width of weights for input, expected one of activations alone"),
+        ("W8A8; products: W4A8", {}, "attn/dot_0, attn/dot_1, expected one of activations alone"),
+        (Recipe({"output": SiteBits(8, 8)}), {}, "a stored value has no weight; such as 'residual"),
+        ("W8A8; steps 0-1: W4A8; steps 1-2: A4", {}, "got 1 in two phases"),
+        ("W8A8; steps 0-1,1: W4A8", {}, "got 1 twice, expected each step in one"),
+        ("steps 0-1: W8A8", {}, r"nothing for 1 of 3 steps, such as \[2\]"),
     ],
 )
 def test_what_does_not_fit_is_refused(recipe, options, message):
@@ -175,6 +182,28 @@ def test_what_does_not_fit_is_refused(recipe, options, message):
         precision.quantize(calibrated(), recipe, **options)
     with pytest.raises(ValueError, match=message):
         precision.lower(calibrated(), recipe, **options)
+
+
+def test_a_glob_that_is_one_text_is_not_read_letter_by_letter():
+    told = r"globs: got '\*', expected a tuple of them; \('\*',\)"
+    for recipe in ("W8", Recipe({"out/kernel": SiteBits(8)})):
+        with pytest.raises(TypeError, match=told):
+            precision.quantize(calibrated(), recipe, sites="*")
+
+
+def test_weights_that_were_never_prepared_are_refused():
+    without = dataclasses.replace(calibrated(), weights={})
+    for run in (precision.quantize, precision.lower):
+        with pytest.raises(ValueError, match="weight: got none that was prepared"):
+            run(without, "W8A8")
+    assert "out/kernel" not in precision.quantize(without, "A8").widths  # there is nothing to do
+
+
+def test_codes_for_the_rule_that_multiplies_numbers_are_refused():
+    q = precision.lower(calibrated(), "W8A8")
+    simulated = dataclasses.replace(q, rule=precision.quantize_site)
+    with pytest.raises(TypeError, match=r"expected rounded numbers, .* codes are for `lower_site`"):
+        precision.quantized_call(simulated)(worlds.handwritten().x, jnp.float64(0.4))
 
 
 def test_settings_are_said_in_words():
