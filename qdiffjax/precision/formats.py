@@ -4,7 +4,8 @@
 :e4m3        a number format by name: see `FORMATS` and `NUMBERED`, such as :e3m4 or :pot4
 :nvfp4       a block format
 4g32         groups of 32 neighbours along what is summed
-8 token      words after it: a granularity, `dynamic` or `static`, a calibration, a rounding,
+8 token      words after it: a granularity, scales (`dynamic`, `static`, `by-step`, `4-ranges`),
+a calibration, a rounding,
 `symmetric` or `affine`
 """
 
@@ -58,6 +59,7 @@ TENSOR, CHANNEL, TOKEN = "tensor", "channel", "token"
 GRANULARITIES = (TENSOR, CHANNEL, TOKEN)
 DYNAMIC, STATIC, BY_STEP = "dynamic", "static", "by-step"
 SCALES = (DYNAMIC, STATIC, BY_STEP)
+BY_RANGE = r"([1-9]\d*)-ranges"  # a scale for each of so many equal ranges of calls
 _FIELDS = {
     **dict.fromkeys(GRANULARITIES, "granularity"), **dict.fromkeys(SCALES, "scales"),
     **dict.fromkeys(CALIBRATIONS, "calibration"), **dict.fromkeys(ROUNDINGS, "rounding"),
@@ -77,7 +79,8 @@ class OperandFormat:
         weight; "token", each row of an activation, each sample at a convolution or an edge; or an
         int, groups of so many neighbours along what is summed. A block format has its own.
       scales: of an activation: "dynamic", from the data at hand; "static", from calibration; or
-        "by-step", static and one for each call of the sampler.
+        "by-step", static and one for each call of the sampler; or, such as "4-ranges", for each of
+        so many equal ranges of its calls.
       calibration: of a weight, name in `CALIBRATIONS` or a function such as `quant.mse`.
       rounding: "nearest"; "sums", to nearest such that the sum of each output channel of a weight
         stays; "stochastic"; "difference", of an activation to what the call before had rounded; and
@@ -115,12 +118,12 @@ class OperandFormat:
                 remedy="its blocks are its granularity")  # fmt: skip
         for what, value, known in (("scales", self.scales, SCALES),
                                    ("rounding", self.rounding, ROUNDINGS)):  # fmt: skip
-            if value is not None:
+            if value is not None and _num_ranges(value) is None:
                 check_names(what, (value,), known)
         if self.calibration is not None and not callable(self.calibration):
             check_names("calibration", (self.calibration,), CALIBRATIONS)
         is_shared = size not in (None, TENSOR)
-        require(not (self.scales in (STATIC, BY_STEP) and is_shared), "granularity",
+        require(not (self.is_static and is_shared), "granularity",
                 got=f"{size!r} with {self.scales} scales", expected=f"{TENSOR!r}",
                 remedy="a scale by token or group is found at run time: 'dynamic'")  # fmt: skip
 
@@ -128,6 +131,22 @@ class OperandFormat:
     def bits(self) -> Any:
         """Width of one stored number, the scales of a block format included."""
         return self.format.bits
+
+    @property
+    def is_static(self) -> bool:
+        """Whether the scales of an activation are those of calibration."""
+        return self.scales not in (None, DYNAMIC)
+
+    def num_ranges(self, num_calls: int) -> int:
+        """Return how many static scales an activation has along a sampler of so many calls.
+
+        Raises:
+          ValueError: more of them than calls.
+        """
+        num = num_calls if self.scales == BY_STEP else _num_ranges(self.scales) or 1
+        require(num <= num_calls, "scales", got=f"{num} ranges of {num_calls} calls",
+                expected="at least a call in each", remedy=f"{BY_STEP!r} is the most")  # fmt: skip
+        return num
 
     @property
     def calibrate_fn(self) -> Callable:
@@ -186,9 +205,9 @@ def parse_operand(
     assert found is not None
     bits, name, group = found.groups()
     fields: dict[str, Any] = {"granularity": int(group)} if group else {}
-    check_names("words of a format", words, _FIELDS)
+    check_names("words of a format", (w for w in words if _num_ranges(w) is None), _FIELDS)
     for word in words:
-        field = _FIELDS[word]
+        field = _FIELDS.get(word, "scales")
         require(field not in fields, "words of a format", got=repr(text),
                 expected=f"one {field}", remedy="delete the others")  # fmt: skip
         fields[field] = word
@@ -202,6 +221,11 @@ def parse_operand(
     else:
         format = _format_of(name, formats or {})
     return OperandFormat(format, **fields)
+
+
+def _num_ranges(word: Any) -> int | None:
+    found = re.fullmatch(BY_RANGE, word) if isinstance(word, str) else None
+    return int(found[1]) if found else None
 
 
 def _format_of(name: str, own: Mapping[str, Any]) -> Any:

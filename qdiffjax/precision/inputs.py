@@ -10,7 +10,6 @@ import jax.numpy as jnp
 from qdiffjax._checks import check_names, require
 from qdiffjax._typing import Key
 from qdiffjax.precision.formats import (
-    BY_STEP,
     CHANNEL,
     DIFFERENCE,
     NEAREST,
@@ -21,7 +20,7 @@ from qdiffjax.precision.formats import (
     TOKEN,
     OperandFormat,
 )
-from qdiffjax.precision.ranges import Ranges, over_steps
+from qdiffjax.precision.ranges import Ranges, over_ranges, over_steps
 from qdiffjax.precision.recipe import Recipe
 from qdiffjax.precision.rules import Series, SiteQuant, Switch
 from qdiffjax.precision.settings import Assignment, static_grid
@@ -154,12 +153,14 @@ def format_grid(entry: OperandFormat, pair, every, key: Key) -> ActivationGrid |
         "feedback": entry.rounding == SHAPED,
         "difference": entry.rounding == DIFFERENCE,
     }
-    is_static = entry.scales in (STATIC, BY_STEP)
-    if isinstance(entry.format, BlockFormat) or not is_static:
+    if isinstance(entry.format, BlockFormat) or not entry.is_static:
         sizes: dict[Any, int | None] = {None: None, TOKEN: None, TENSOR: 0}
         size = sizes.get(entry.granularity, entry.granularity)
         return ActivationGrid(entry.format, key=key, group_size=size, **memory)
-    low, high = every if entry.scales == BY_STEP else pair
+    if entry.scales == STATIC:
+        low, high = pair
+    else:
+        low, high = over_ranges(every, entry.num_ranges(num_steps({"": (every,)})))
     grid = activation_grid(low, high, entry.format)
     require(entry.rounding != DIFFERENCE, "activation", got=str(entry),
             expected="dynamic scales: the range of a difference is not that of calibration",

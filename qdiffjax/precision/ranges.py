@@ -51,5 +51,17 @@ def over_steps(ranges: Ranges) -> Ranges:
     )  # fmt: skip
 
 
+def over_ranges(pair: tuple[Any, Any], num: int) -> tuple[Any, Any]:
+    """Return (low [N], high [N]), the widest over each of `num` equal ranges of the N steps.
+
+    Range k has the steps i with floor(i num / N) = k.
+    """
+    low, high = pair
+    place = jnp.arange(len(low)) * num // len(low)
+    least = jax.ops.segment_min(low, place, num, indices_are_sorted=True)
+    most = jax.ops.segment_max(high, place, num, indices_are_sorted=True)
+    return least[place], most[place]
+
+
 def _is_range(node) -> bool:
     return isinstance(node, tuple) and len(node) == 2 and not isinstance(node[0], tuple)

@@ -76,6 +76,28 @@ def test_static_scales_by_step_are_those_of_each_call():
     assert_close(ours, theirs, factor=64)
 
 
+def test_static_scales_of_ranges_of_calls_are_the_widest_of_each():
+    """Five calls in two ranges, floor(2 i / 5): calls 0, 1, 2 and calls 3, 4."""
+    q = quantized("A8 2-ranges")
+    for name, pairs in calibrated().ranges.items():
+        for (low, high), series in zip(pairs, q.site_inputs[name].activations, strict=True):
+            for calls in ((0, 1, 2), (3, 4)):
+                least, most = np.min(low[np.array(calls)]), np.max(high[np.array(calls)])
+                expected = quant.activation_grid(least, most, quant.IntFormat(8, signed=False))
+                for call in calls:
+                    grid = series.at(call)
+                    np.testing.assert_array_equal(grid.scale, expected.scale)
+                    np.testing.assert_array_equal(grid.zero_point, expected.zero_point)
+
+
+@pytest.mark.parametrize(("words", "same"), [("A8 1-ranges", "A8 static"),
+                                             ("A8 5-ranges", "A8 by-step")])  # fmt: skip
+def test_one_range_is_static_and_as_many_as_calls_is_by_step(words, same):
+    one, other = map(quantized, (words, same))
+    for call in range(5):
+        np.testing.assert_array_equal(eps_of(one, X_T, call), eps_of(other, X_T, call))
+
+
 def test_random_bits_are_new_at_every_call_and_site():
     q = quantized("A4 stochastic")
     first, again, second = (eps_of(q, X_T, call) for call in (0, 0, 1))
@@ -94,6 +116,11 @@ def test_random_bits_are_new_at_every_call_and_site():
         ("W8A8; steps 1-2: W4; steps 2-3: W6", 5, "2 in two phases"),
         ("W8A8; steps 1: W4", 6, "a sampler of 6 calls, expected one of 5"),
         ("A8 by-step", 6, "a sampler of 6 calls, expected one of 5"),
+        ("A8 2-ranges", 6, "a sampler of 6 calls, expected one of 5"),
+        ("A8 6-ranges", 5, "got 6 ranges of 5 calls"),
+        ("A8 0-ranges", 5, "got '0-ranges', expected one of"),
+        ("A8 2-ranges static", 5, "expected one scales"),
+        ("A8 token 2-ranges", 5, "'token' with 2-ranges scales, expected 'tensor'"),
     ],
 )
 def test_steps_that_do_not_fit_are_refused(recipe, steps, message):

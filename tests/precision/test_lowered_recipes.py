@@ -16,7 +16,7 @@ from tests.precision.small import (
 LOWERED = (
     "W4A8", "W:e4m3 A:e4m3", "W:e5m2 A:e4m3 static", "W2A8", "W:nf4 A8", "W:e2m1 A8", "W8 A:mxfp8",
     "W4A8; steps 0-1: W8A8", "W8A8; steps 2: float; steps 4: W:e4m3 A:e4m3", "W8 A8 by-step",
-    "W8 A8 token; out in: W:mxfp4g5 A8", "W4g5 A8",
+    "W8 A8 2-ranges", "W8 A8 token; out in: W:mxfp4g5 A8", "W4g5 A8",
 )  # fmt: skip
 
 

@@ -28,6 +28,7 @@ MSFP12 = formats.FORMATS["msfp12"]
         ("W4 affine mse nearest", OperandFormat(INT(4, False), None, None, "mse", "nearest"), None),
         ("W3 shaped A8 symmetric static",
          OperandFormat(INT(3), rounding="shaped"), OperandFormat(INT(8), scales="static")),
+        ("W8 A8 4-ranges", 8, OperandFormat(INT(8, False), scales="4-ranges")),
         ("A8 by-step stochastic", None,
          OperandFormat(INT(8, False), scales="by-step", rounding="stochastic")),
     ],
