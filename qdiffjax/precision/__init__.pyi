@@ -56,6 +56,7 @@ from .saving import load_quantized as load_quantized
 from .saving import save_quantized as save_quantized
 from .settings import Settings as Settings
 from .shaping import shaped as shaped
+from .spelling import spelled_out as spelled_out
 from .weights import grid_numbers as grid_numbers
 from .weights import keep_channel_sums as keep_channel_sums
 from .weights import output_channels as output_channels

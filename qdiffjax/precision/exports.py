@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from qdiffjax._checks import check_count, check_names, require
+from qdiffjax._checks import check_count, check_names, check_number, check_type, require
 from qdiffjax._tables import Table, number
 from qdiffjax.precision.formats import OperandFormat, check_bits, width_of
 from qdiffjax.precision.printing import BYTES, steps_text, width
@@ -21,21 +21,43 @@ MODULE_PATH = "module_path"
 _WORDS = ("weight_qtype", "act_qtype")
 
 
-def differences(before: Recipe, after: Recipe, sites: Sequence[Site]) -> Table:
+def differences(
+    before: Recipe,
+    after: Recipe,
+    sites: Sequence[Site],
+    *,
+    predicted: tuple[float, float] | None = None,
+) -> Table:
     """Return a table of the sites at which two recipes differ, and what their weights take.
 
-    Bytes are those of the weights and their scales at the steps that no phase names.
+    Bytes are those of the weights and their scales at the steps that no phase names. Bits are their
+    mean over weights.
+
+    Args:
+      before, after: recipes; of words `spelled_out` makes one.
+      sites: of the network.
+      predicted: RMSE of the samples before and after, as of `measures.predict`, to be told too.
     """
     for recipe in (before, after):
+        check_type("recipe", recipe, Recipe, remedy="spelled_out(calibration, 'W4A8')")
         check_recipe(recipe, sites)
     rows = []
     for name in dict.fromkeys((*before.names, *after.names)):
         texts = [_text(recipe, name) for recipe in (before, after)]
         if texts[0] != texts[1]:
             rows.append((name, *texts))
-    sizes = [number(weight_bytes(recipe, sites) / BYTES) for recipe in (before, after)]
-    return Table("What differs", ("site", "before", "after"), tuple(rows),
-                 (f"Weights take {sizes[0]} MB before, {sizes[1]} MB after.",))  # fmt: skip
+    sizes = [weight_bytes(recipe, sites) for recipe in (before, after)]
+    num = sum(stored_elements([s for s in sites if s.weight is not None]))
+    megabytes = [number(size / BYTES) for size in sizes]
+    bits = [number(8 * size / max(num, 1)) for size in sizes]
+    notes = [f"Weights take {megabytes[0]} MB before, {megabytes[1]} MB after: "
+             f"{bits[0]} and {bits[1]} bits each."]  # fmt: skip
+    if predicted is not None:
+        first, second = predicted
+        check_number("predicted", first, above=0)
+        notes.append(f"RMSE of the samples, predicted: {number(first)} before, {number(second)} "
+                     f"after, {number(second / first)} times.")  # fmt: skip
+    return Table("What differs", ("site", "before", "after"), tuple(rows), tuple(notes))
 
 
 def _text(recipe: Recipe, name: str) -> str:

@@ -25,6 +25,16 @@ def test_differences_name_the_sites_the_formats_and_the_bytes():
     scales = NET.params["out"]["kernel"].shape[-1]  # of 4 bytes; nvfp4 has its own in 4.5 bits
     assert saved == pytest.approx(sizes["out/kernel"] * 3.5 / 8 + 4 * scales)
     assert not exports.differences(BASE, BASE, SITES).rows
+    with pytest.raises(TypeError, match=r"spelled_out\(calibration, 'W4A8'\)"):
+        exports.differences("W4A8", "W8A8", SITES)
+
+
+def test_differences_tell_mean_bits_and_what_is_predicted():
+    wide = precision.uniform(SITES, weight_bits=16, activation_bits=8)
+    (told,) = exports.differences(wide, BASE, SITES).notes
+    assert told.endswith("16 and 8 bits each.")
+    notes = exports.differences(wide, BASE, SITES, predicted=(0.25, 0.5)).notes
+    assert notes[1] == "RMSE of the samples, predicted: 0.25 before, 0.5 after, 2 times."
 
 
 @pytest.mark.parametrize("words", ["4", "4g5", "4g3 affine", "8 tensor", ":e4m3", "3 affine"])
