@@ -29,6 +29,7 @@ from qdiffjax.precision.diagnosis import DiagnosisWarning, listing
 from qdiffjax.precision.inputs import inputs_of
 from qdiffjax.precision.quantized import Quantized
 from qdiffjax.precision.recipe import Recipe
+from qdiffjax.precision.row_codes import RowCodes
 from qdiffjax.precision.rules import (
     Series,
     SiteQuant,
@@ -213,6 +214,8 @@ def why_simulated(site: Site, inputs: SiteQuant) -> str | None:
         return None
     if site.weight is None:
         return None if len(grids) == 2 and isinstance(site.product, Dot) else "one real operand"
+    if isinstance(inputs.weight, RowCodes):
+        return "codes of the weight are unpacked: groups end inside of what is summed"
     if not isinstance(inputs.weight, QTensor):
         return "the weight is not codes"
     if not is_multiplied(inputs.weight.format):
@@ -283,9 +286,12 @@ def _at_first(inputs: SiteQuant) -> SiteQuant:
 
 def _simulate(site: Site, op: Callable, operands: tuple, inputs: SiteQuant):
     """Run `quantize_site` on the numbers that the codes stand for."""
-    if site.weight is not None and isinstance(inputs.weight, QTensor):
-        dtype = operands[site.weight].dtype
-        inputs = inputs._replace(weight=dequantize(inputs.weight, dtype))
+    if site.weight is not None:
+        dtype, weight = operands[site.weight].dtype, inputs.weight
+        if isinstance(weight, RowCodes):
+            inputs = inputs._replace(weight=weight.unpacked(dtype))
+        elif isinstance(weight, QTensor):
+            inputs = inputs._replace(weight=dequantize(weight, dtype))
     return quantize_site(site, op, operands, inputs)
 
 

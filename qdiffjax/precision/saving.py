@@ -20,6 +20,7 @@ from qdiffjax.precision.inputs import inputs_of
 from qdiffjax.precision.lowering import lowered
 from qdiffjax.precision.quantized import Quantized
 from qdiffjax.precision.recipe import Recipe
+from qdiffjax.precision.row_codes import RowCodes
 from qdiffjax.precision.settings import assign
 from qdiffjax.precision.weights import round_weights
 from qdiffjax.quant import PackedQTensor, QTensor, pack, unpack
@@ -65,12 +66,14 @@ def save_quantized(
         weights = round_weights(c.weights, c.sites, table, weight_codes, **chosen.rounding)
         for name, codes in weights.items():
             key = f"{number}/{name}"
-            packed = pack(codes)
+            rows = codes if isinstance(codes, RowCodes) else None
+            packed = pack(codes if rows is None else rows.held)
             arrays[f"{key}:codes"] = np.asarray(packed.data)
             arrays[f"{key}:scale"] = np.asarray(packed.scale)
             if packed.zero_point is not None:
                 arrays[f"{key}:zero_point"] = np.asarray(packed.zero_point)
-            formats[key] = [str(OperandFormat(codes.format)), list(packed.shape)]
+            formats[key] = [str(OperandFormat(packed.format)), list(packed.shape)]
+            formats[key] += [] if rows is None else [list(rows.shape), list(rows.axes)]
     header = {"recipe": whole.to_json(), "weights": formats,
               "activations": DYNAMIC if is_dynamic else STATIC}  # fmt: skip
     file = io.BytesIO()
@@ -105,9 +108,10 @@ def load_quantized(path, calibration: Calibration, formats: Any = None, **option
     recipe = Recipe.from_json(header["recipe"], calibration.sites, formats)
     chosen = assign(calibration, recipe, {}, activations=header["activations"])
     shapes = {s.name: s.shapes[s.weight] for s in calibration.sites if s.weight is not None}
-    codes: dict[tuple[int, str], QTensor] = {}
-    for key, (text, shape) in header["weights"].items():
+    codes: dict[tuple[int, str], QTensor | RowCodes] = {}
+    for key, (text, held, *rows) in header["weights"].items():
         number, _, name = key.partition("/")
+        shape, axes = rows or (held, None)
         require(shapes.get(name) == tuple(shape), name, got=f"codes of shape {shape}",
                 expected=f"{shapes.get(name)}, as the network has",
                 remedy="calibrate the network that was saved")  # fmt: skip
@@ -115,9 +119,11 @@ def load_quantized(path, calibration: Calibration, formats: Any = None, **option
         packed = PackedQTensor(
             jnp.asarray(arrays[f"{key}:codes"]), jnp.asarray(arrays[f"{key}:scale"]),
             None if zero is None else jnp.asarray(zero),
-            parse_operand(text, formats).format, tuple(shape),
+            parse_operand(text, formats).format, tuple(held),
         )  # fmt: skip
-        codes[int(number), name] = narrow(unpack(packed))
+        found = narrow(unpack(packed))
+        whole = found if axes is None else RowCodes(found, tuple(shape), tuple(axes))
+        codes[int(number), name] = whole
     numbers = iter(range(len(recipe.tables)))
 
     def weights_of(table: Recipe) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from qdiffjax.precision.formats import (
     width_of,
 )
 from qdiffjax.precision.recipe import Recipe, SiteBits
+from qdiffjax.precision.row_codes import RowCodes
 from qdiffjax.precision.rules import group_axis
 from qdiffjax.precision.shaping import shaped, stochastic_weights
 from qdiffjax.quant import (
@@ -245,11 +246,13 @@ def _round_entry(site: Site, w, entry: OperandFormat, round_fn: Callable, adjust
     is_block = isinstance(format, BlockFormat)
     element = format.element if is_block else format
     axis, back = None, None
+    order: tuple[int, ...] = ()
     if is_block or isinstance(size, int):
         size = format.block_size if is_block else size
         shape, axis = _groups(site, size)
         if shape is None:
-            w, back = _rows(site, w, size)
+            order = _row_axes(site)
+            w, back = grouped(w, size, order, None)
             shape, axis = (*w.shape[:-1], 1), w.ndim - 1
     else:
         require(size in (None, TENSOR, CHANNEL), f"{site.name}, weight", got=repr(size),
@@ -267,6 +270,8 @@ def _round_entry(site: Site, w, entry: OperandFormat, round_fn: Callable, adjust
         return rounded
     if isinstance(rounded, RoundingSequence):
         return rounded.mapped(back)
+    if isinstance(rounded, QTensor):
+        return RowCodes(rounded, site.shapes[site.weight or 0], order)
     require(isinstance(rounded, jax.Array), f"{site.name}, weight",
             got=f"groups of {size} that end inside of the axes that are summed",
             expected="groups that divide the only axis that is summed",
@@ -284,17 +289,14 @@ def _groups(site: Site, size: int) -> tuple[tuple[int, ...] | None, int | None]:
     return tuple(n // size if a == axis else n for a, n in enumerate(shape)), axis
 
 
-def _rows(site: Site, w, size: int):
-    """Return a weight as groups of neighbours among all numbers of an output channel, and the way
-    back.
+def _row_axes(site: Site) -> tuple[int, ...]:
+    """Return the axes that groups of neighbours among all numbers of an output channel run over.
 
     In the order in which kernels read them: channels of the input next to each other, then space.
-    The last group is filled up with zeros.
     """
     assert site.weight is not None
     axis, summed = group_axis(site, site.weight), site.contract_axes[site.weight]
-    order = tuple(a for a in summed if a != axis) + (() if axis is None else (axis,))
-    return grouped(w, size, order, None)
+    return tuple(a for a in summed if a != axis) + (() if axis is None else (axis,))
 
 
 def _width_as_data(format: Format) -> Format:

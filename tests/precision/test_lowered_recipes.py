@@ -16,7 +16,8 @@ from tests.precision.small import (
 LOWERED = (
     "W4A8", "W:e4m3 A:e4m3", "W:e5m2 A:e4m3 static", "W2A8", "W:nf4 A8", "W:e2m1 A8", "W8 A:mxfp8",
     "W4A8; steps 0-1: W8A8", "W8A8; steps 2: float; steps 4: W:e4m3 A:e4m3", "W8 A8 by-step",
-    "W8 A8 2-ranges", "W8 A8 token; out in: W:mxfp4g5 A8", "W4g5 A8",
+    "W:nvfp4 A8", "W:mxfp6 A:mxfp8; steps 0: W4g7 A8", "W8 A8 2-ranges",
+    "W8 A8 token; out in: W:mxfp4g5 A8", "W4g5 A8",
 )  # fmt: skip
 
 
@@ -62,6 +63,9 @@ def test_what_is_unpacked_is_named_before_work():
         q = precision.lower(lowered_calibration(), "W:nf4 A8", sites=("in", "out"))
     ways = precision.lowering_of(lowered_calibration().sites, q.site_inputs)
     assert ways["in"] == "simulated: codes of the weight are unpacked"
+    with pytest.warns(precision.DiagnosisWarning, match="groups end inside of what is summed"):
+        rows = precision.lower(lowered_calibration(), "W:nvfp4 A8", sites=("in", "conv"))
+    assert rows.site_inputs["conv"].weight.held.codes.shape == (5, 2, 16)  # 27 of each channel
     by_turns = precision.lower(lowered_calibration(), "W8A8; steps 0: float", sites=("in",))
     assert precision.lowering_of(lowered_calibration().sites, by_turns.site_inputs)["in"] == (
         "codes | plain"
@@ -75,7 +79,6 @@ def test_what_is_unpacked_is_named_before_work():
         ("W4 stochastic", "'stochastic' in real low precision"),
         ("W4A8 shaped", "error feedback at"),
         ("W16A8", "got 16 bits, expected 2..8"),
-        ("W:nvfp4", "groups that divide the only axis that is summed"),
     ],
 )
 def test_what_cannot_be_lowered_is_refused(recipe, message):

@@ -11,7 +11,7 @@ from qdiffjax import diffusion, precision
 from tests.precision.small import STEPS, X_T, lowered_calibration
 
 RECIPES = ("W4A8", "W8A8", "W3A6; steps 0-1: W8A8", "W:e4m3 A:e4m3 static", "W:nf4 A8 by-step",
-           "W2 affine A8")  # fmt: skip
+           "W2 affine A8", "W:nvfp4 A8", "W4g7 mse A8; steps 0: W:mxfp6")  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
