@@ -1,5 +1,7 @@
 """Recipes beside each other, and as rules of other tools."""
 
+import re
+
 import pytest
 
 from qdiffjax import hardware, precision, quant
@@ -32,7 +34,10 @@ def test_differences_name_the_sites_the_formats_and_the_bytes():
 def test_differences_tell_mean_bits_and_what_is_predicted():
     wide = precision.uniform(SITES, weight_bits=16, activation_bits=8)
     (told,) = exports.differences(wide, BASE, SITES).notes
-    assert told.endswith("16 and 8 bits each.")
+    before, after = map(float, re.findall(r"([\d.]+) and ([\d.]+) bits each", told)[0])
+    num = sum(s.parameters for s in SITES if s.weight is not None)
+    assert after == pytest.approx(8 * exports.weight_bytes(BASE, SITES) / num, rel=5e-3)
+    assert before - after == pytest.approx(8)  # scales are the same
     notes = exports.differences(wide, BASE, SITES, predicted=(0.25, 0.5)).notes
     assert notes[1] == "RMSE of the samples, predicted: 0.25 before, 0.5 after, 2 times."
 
