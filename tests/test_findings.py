@@ -10,7 +10,6 @@ import pytest
 from experiments.cures import plots as cures
 from experiments.evaluate import plots as evaluate
 from experiments.faults import plots as faults
-from experiments.feedback import plots as feedback
 from experiments.random_recipes import plots as recipes
 from qdiffjax import verdicts
 from tests.tolerances import assert_digits
@@ -61,45 +60,6 @@ def test_what_is_said_of_the_intervals_of_random_recipes_holds():
     widths = {bits: np.exp(recipes.coverage(own)[2]) for bits, own in of_bits.items()}
     assert f"{widths[5]:.2f} at 5 bits, {widths[4]:.1f} at 4" in section
     assert 0.25 < np.mean(np.exp(recipes.ratios(of_bits[4])) > 1.5) < 0.35
-
-
-def test_the_table_of_feedback_is_its_committed_summary():
-    rows = json.loads((ROOT / "experiments/results/feedback/summary.json").read_text())
-    found: dict = {}
-    for row in feedback.recipes(rows):
-        found.setdefault((row["family"], row["name"]), []).append(row)
-    section = section_of("### Activations: what")
-    lines = re.findall(r"^\| (input|A\d|both) \| ([^|]+) \|(.*)\|$", section, re.M)
-    assert [line[:2] for line in lines] == [*found]
-    for family, name, cells in lines:
-        *values, ends = cells.split("|")
-        own = found[family, name]
-        for row, printed in zip(own, values, strict=True):
-            assert_digits(row["rmse"], printed.strip())
-        ratios = [row["predicted"] / row["rmse"] for row in own]
-        for value, printed in zip((min(ratios), max(ratios)), ends.split(" to "), strict=True):
-            assert_digits(value, printed.strip())
-    gains = {bits: [a["rmse"] / b["rmse"] for a, b in zip(
-        found[bits, "nearest"], found[bits, "feedback"], strict=True
-    )] for bits in ("A8", "A6", "A4")}  # fmt: skip
-    said = re.findall(r"(?:leaves|6 bits|4 bits)\s+([\d.]+) to ([\d.]+) times", section)[:3]
-    for bits, ends in zip(gains, said, strict=True):
-        for value, printed in zip((min(gains[bits]), max(gains[bits])), ends, strict=True):
-            assert_digits(value, printed)
-    other = {name: {bits: [a["rmse"] / b["rmse"] for a, b in zip(
-        found[bits, name], found[bits, "feedback"], strict=True
-    )] for bits in gains} for name in ("feedback, in a byte", "feedback, weighed")}  # fmt: skip
-    byte = np.array([*other["feedback, in a byte"].values()])
-    assert [round(value, 2) for value in (byte.min(), byte.max())] == [0.93, 1.14]
-    weighed = np.array([*other["feedback, weighed"].values()])
-    assert_digits(weighed[2, 0], "0.66")
-    assert np.sum(abs(weighed - 1) > 0.21) == 1
-    sites = feedback.by_site(rows)
-    ratio = np.array(sites["stochastic"]) / np.array(sites["feedback"])
-    assert (int(np.sum(ratio > 1)), len(ratio)) == feedback.signs(sites) == (41, 42)
-    assert_digits(np.median(ratio), "3.2")
-    assert np.all(np.array(sites["nearest"]) > np.array(sites["feedback"]))
-    assert_digits(np.median(np.array(sites["fed_back"]) / np.array(sites["feedback"])), "1.03")
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,13 @@
-"""What the findings say of shaped weights is the committed results."""
+"""What the findings say of shaped weights and activations is the committed results."""
 
 import json
 import re
 from pathlib import Path
 
+import numpy as np
+
 from experiments.cures import plots as cures
+from experiments.feedback import plots as feedback
 from experiments.shaping import plots as shaping
 from tests.tolerances import assert_digits
 
@@ -150,3 +153,78 @@ def test_what_is_said_of_chosen_phases_is_the_committed_result():
     names = ("shaped", "shaped, best of 8 phases", tail, "the same with the best of 8 phases")
     for name, printed in zip(names, said, strict=True):
         assert_digits(medians[name], printed)
+
+
+def told_of_feedback(folder, head):
+    """Rows, {(family, name): rows} and section of a result of feedback, its table compared."""
+    rows = json.loads((ROOT / "experiments/results" / folder / "summary.json").read_text())
+    found: dict = {}
+    for row in feedback.recipes(rows):
+        found.setdefault((row["family"], row["name"]), []).append(row)
+    page = (ROOT / "docs" / "findings.md").read_text().split(head)[1]
+    section = page.split("\n## ")[0].split("\n### ")[0]
+    lines = re.findall(r"^\| (input|A\d|both) \| ([^|]+) \|(.*)\|$", section, re.M)
+    assert [line[:2] for line in lines] == [*found]
+    for family, name, cells in lines:
+        *values, ends = cells.split("|")
+        own = found[family, name]
+        for row, printed in zip(own, values, strict=True):
+            assert_digits(row["rmse"], printed.strip())
+        ratios = [row["predicted"] / row["rmse"] for row in own]
+        for value, printed in zip((min(ratios), max(ratios)), ends.split(" to "), strict=True):
+            assert_digits(value, printed.strip())
+    gains = {bits: [a["rmse"] / b["rmse"] for a, b in zip(
+        found[bits, "nearest"], found[bits, "feedback"], strict=True
+    )] for bits in ("A8", "A6", "A4")}  # fmt: skip
+    return rows, found, section, gains
+
+
+def test_the_table_of_feedback_of_the_unet_is_its_committed_summary():
+    rows, found, _, gains = told_of_feedback("feedback_unet", "### Activations of the UNet")
+    for least, most, values in ((2.2, 6.7, gains["A8"] + gains["A6"]), (1.5, 2.0, gains["A4"])):
+        assert_digits(min(values), str(least))
+        assert_digits(max(values), str(most))
+    ratio = {key: [row["predicted"] / row["rmse"] for row in own] for key, own in found.items()}
+    for bits in ("A8", "A6"):
+        random, nearest = found[bits, "stochastic"], found[bits, "nearest"]
+        assert random[0]["rmse"] > 0.9 * nearest[0]["rmse"]
+    rounded = [value for (family, _), own in ratio.items() if family in ("A8", "A6", "both")
+            for value in own]  # fmt: skip
+    assert (round(min(rounded), 2), round(max(rounded), 2)) == (0.58, 2.0)
+    assert max(abs(value - 1) for (family, _), own in ratio.items() if family == "A4"
+               for value in own) < 0.155  # fmt: skip
+    shaped, wide = (found["both", name] for name in ("W4 shaped", "W6A8"))
+    assert [a["rmse"] < b["rmse"] for a, b in zip(shaped, wide, strict=True)] == [
+        False,
+        False,
+        True,
+    ]
+    sites = feedback.by_site(rows)
+    gain, plain = (np.array(sites[way]) / np.array(sites["feedback"])
+                   for way in ("stochastic", "nearest"))  # fmt: skip
+    assert (int(np.sum(gain > 1)), len(gain)) == feedback.signs(sites) == (57, 57)
+    assert_digits(np.median(gain), "3.8")
+    assert int(np.sum(plain > 1)) == 56
+    assert_digits(np.median(np.array(sites["fed_back"]) / np.array(sites["feedback"])), "1.03")
+
+
+def test_the_table_of_feedback_is_its_committed_summary():
+    rows, found, section, gains = told_of_feedback("feedback", "### Activations: what")
+    said = re.findall(r"(?:leaves|6 bits|4 bits)\s+([\d.]+) to ([\d.]+) times", section)[:3]
+    for bits, ends in zip(gains, said, strict=True):
+        for value, printed in zip((min(gains[bits]), max(gains[bits])), ends, strict=True):
+            assert_digits(value, printed)
+    other = {name: {bits: [a["rmse"] / b["rmse"] for a, b in zip(
+        found[bits, name], found[bits, "feedback"], strict=True
+    )] for bits in gains} for name in ("feedback, in a byte", "feedback, weighed")}  # fmt: skip
+    byte = np.array([*other["feedback, in a byte"].values()])
+    assert [round(value, 2) for value in (byte.min(), byte.max())] == [0.93, 1.14]
+    weighed = np.array([*other["feedback, weighed"].values()])
+    assert_digits(weighed[2, 0], "0.66")
+    assert np.sum(abs(weighed - 1) > 0.21) == 1
+    sites = feedback.by_site(rows)
+    ratio = np.array(sites["stochastic"]) / np.array(sites["feedback"])
+    assert (int(np.sum(ratio > 1)), len(ratio)) == feedback.signs(sites) == (41, 42)
+    assert_digits(np.median(ratio), "3.2")
+    assert np.all(np.array(sites["nearest"]) > np.array(sites["feedback"]))
+    assert_digits(np.median(np.array(sites["fed_back"]) / np.array(sites["feedback"])), "1.03")

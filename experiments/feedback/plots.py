@@ -37,7 +37,7 @@ def draw(config, arrays, rows) -> Figure:
     told = recipes(rows)
     families = list(dict.fromkeys(row["family"] for row in told))
     rows_of_panels = -(-len(families) // 3)
-    fig, axes = panels(rows_of_panels, 3, 2.2 * rows_of_panels, sharey=True, squeeze=False)
+    fig, axes = panels(rows_of_panels, 3, 2.9 * rows_of_panels, sharey=True, squeeze=False)
     for ax in axes.ravel()[len(families) :]:
         ax.set_visible(False)
     shown = axes.ravel()[: len(families)]
@@ -52,9 +52,10 @@ def draw(config, arrays, rows) -> Figure:
         ax.set(xscale="log", yscale="log", xlabel="steps", title=family)
         ax.set_xticks(config["num_steps"], [str(n) for n in config["num_steps"]])
         ax.minorticks_off()
+        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.26), frameon=False, fontsize=7)
     for ax in axes[:, 0]:
         ax.set_ylabel(f"RMSE of the samples, {Path(config['checkpoint']).name}")
-    tidy(*shown, legend=7)
+    tidy(*shown)
     return fig
 
 
