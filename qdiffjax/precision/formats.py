@@ -54,6 +54,7 @@ NEAREST, SUMS, STOCHASTIC, SHAPED = "nearest", "sums", "stochastic", "shaped"
 DIFFERENCE = "difference"
 SEQUENCES: dict[str, ToggleFn] = {SHAPED: quant.sigma_delta, "golden": quant.golden_ratio,
                                   "fresh": quant.fresh_bits}  # fmt: skip
+FULL_BITS = 32  # of a float32, and of a weight that is rounded anew at every call
 ROUNDINGS = (NEAREST, SUMS, STOCHASTIC, DIFFERENCE, *SEQUENCES)
 TENSOR, CHANNEL, TOKEN = "tensor", "channel", "token"
 GRANULARITIES = (TENSOR, CHANNEL, TOKEN)
@@ -131,6 +132,15 @@ class OperandFormat:
     def bits(self) -> Any:
         """Width of one stored number, the scales of a block format included."""
         return self.format.bits
+
+    @property
+    def stored_bits(self) -> Any:
+        """Bits stored for a number of a weight: that of a sequence is stored as itself, in 32.
+
+        What it saves is arithmetic. Codes that alternate with period 2^k take k bits more than one
+        rounding, see `shaped`.
+        """
+        return FULL_BITS if self.rounding in SEQUENCES else self.bits
 
     @property
     def is_static(self) -> bool:

@@ -10,6 +10,7 @@ import numpy as np
 from qdiffjax._tables import Table, number, numbers_of
 from qdiffjax.precision.formats import OperandFormat
 from qdiffjax.precision.rules import Series, quantize_site
+from qdiffjax.quant import AlternatingCodes, RoundingSequence
 from qdiffjax.quant.grids import is_affine
 from qdiffjax.sites import Site, stored_elements
 from qdiffjax.sites.printing import counts, out_of_reach
@@ -148,7 +149,18 @@ def weights_text(q, bits: Mapping[str, Any]) -> str:
             if size and (b := known.get(name)) is not None]  # fmt: skip
     is_known = len(held) == sum(size > 0 for size in weights.values())
     size = f"{number(sum(held) / BYTES)} MB at their widths, " if is_known and num else ""
-    return f"{num:,} quantized, {size}{number(4 * num / BYTES)} MB in float32"
+    return f"{num:,} quantized, {size}{number(4 * num / BYTES)} MB in float32{_anew(q)}"
+
+
+def _anew(q) -> str:
+    """Say what weights that are rounded anew at every call take, which their widths do not."""
+    weights = [getattr(inputs, "weight", None) for inputs in q.site_inputs.values()]
+    parts = [p for w in weights for p in getattr(w, "alternatives", (w,))]
+    codes = sum(math.prod(p.shape) * (p.format.bits + p.extra_bits) / 8
+                for p in parts if isinstance(p, AlternatingCodes))  # fmt: skip
+    fine = f"; codes that alternate are stored in {number(codes / BYTES)} MB" if codes else ""
+    is_whole = any(isinstance(p, RoundingSequence) for p in parts)
+    return fine + ("; those rounded anew at every call are stored as they are" if is_whole else "")
 
 
 def _size(weight) -> int:

@@ -15,13 +15,13 @@ from qdiffjax._typing import EpsFn, Key
 from qdiffjax.precision.formats import (
     CHANNEL,
     DIFFERENCE,
+    FULL_BITS,
     NEAREST,
     SEQUENCES,
     STOCHASTIC,
     SUMS,
     TENSOR,
     OperandFormat,
-    width_of,
 )
 from qdiffjax.precision.recipe import Recipe, SiteBits
 from qdiffjax.precision.row_codes import RowCodes
@@ -41,8 +41,6 @@ from qdiffjax.quant import (
 from qdiffjax.quant.granularity import concrete_all
 from qdiffjax.quant.grids import grouped, is_affine
 from qdiffjax.sites import Site, rules, transform
-
-FULL_BITS = 32  # of a number in full precision, such as a scale
 
 
 def output_channels(site: Site) -> tuple[int, ...]:
@@ -81,8 +79,7 @@ def weight_bits(site: Site, entry: int | OperandFormat | None) -> float:
 
     A weight in full precision, or rounded anew at every call, is stored as itself: b = 32.
     """
-    is_itself = entry is None or getattr(entry, "rounding", None) in SEQUENCES
-    bits = FULL_BITS if is_itself else float(width_of(entry))
+    bits = FULL_BITS if entry is None else float(getattr(entry, "stored_bits", entry))
     return bits * _num_elements(site) + FULL_BITS * grid_numbers(site, entry)
 
 

@@ -63,6 +63,17 @@ def test_bytes_are_those_of_the_codes_and_of_the_grids_that_rounding_makes(words
     assert held.sum() == whole + 4 * sum(grids)
 
 
+def test_a_weight_rounded_anew_at_every_call_is_stored_as_itself_beside_its_grids():
+    weighted = [s for s in SITES if s.weight is not None]
+    four, shaped = (
+        Recipe({s.name: SiteBits(OperandFormat(quant.IntFormat(4), rounding=rounding))
+                for s in weighted}) for rounding in ("nearest", "shaped")
+    )  # fmt: skip
+    grids = exports.weight_bytes(four, SITES) - sum(s.parameters for s in weighted) / 2
+    whole = exports.weight_bytes(Recipe({}), SITES)
+    assert exports.weight_bytes(shaped, SITES) == pytest.approx(whole + grids)
+
+
 def test_skipped_modules_are_those_without_a_quantized_weight():
     recipe = precision.uniform(SITES, weight_bits=8, activation_bits=8, globs=("*", "!out/*"))
     assert exports.skipped(recipe, SITES) == ["out"]

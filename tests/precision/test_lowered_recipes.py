@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from qdiffjax import diffusion, precision
+from qdiffjax._tables import number
 from tests.precision.small import (
     STEPS,
     X_T,
@@ -54,6 +55,10 @@ def test_codes_that_alternate_multiply_codes_and_are_stored_in_whole_bytes():
     weight = q.site_inputs["in"].weight
     assert weight.fine.nbytes == c32.weights["in"].size  # 4 + 4 bits
     assert weight.seed.nbytes == 4
+    megabytes = sum(w.size for w in c32.weights.values()) / 1e6  # a byte each
+    assert f"codes that alternate are stored in {number(megabytes)} MB" in " ".join(str(q).split())
+    anew = " ".join(str(precision.quantize(c32, "W4 shaped")).split())
+    assert "those rounded anew at every call are stored as they are" in anew
     with pytest.raises(ValueError, match="round_fn without codes"):
         precision.lower(c32, "W4A8", round_fn=precision.shaped(jax.random.key(3)))
 
