@@ -7,18 +7,24 @@ from typing import Any
 
 from qdiffjax._checks import check_count, check_names, check_number, check_type, require
 from qdiffjax._tables import Table, number
-from qdiffjax.precision.formats import OperandFormat, check_bits, width_of
+from qdiffjax.precision.formats import DYNAMIC, STATIC, OperandFormat, check_bits, width_of
 from qdiffjax.precision.printing import BYTES, steps_text, width
 from qdiffjax.precision.recipe import Phase, Recipe, SiteBits, check_recipe
 from qdiffjax.precision.weights import weight_bits
 from qdiffjax.quant import E4M3FN, E5M2, MAX_BITS, BlockFormat, FloatFormat, IntFormat
 from qdiffjax.quant.formats import nf4
+from qdiffjax.quant.grids import is_affine
 from qdiffjax.sites import Site, stored_elements
 
 # Names that qwix gives to types of numbers.
 QWIX_FORMATS: dict[str, Any] = {"float8_e4m3fn": E4M3FN, "float8_e5m2": E5M2, "nf4": nf4()}
 MODULE_PATH = "module_path"
 _WORDS = ("weight_qtype", "act_qtype")
+_METHODS = ("weight_calibration_method", "act_calibration_method")
+_STATIC = "act_static_scale"
+# Fields of a rule that mean nothing where they are as they come.
+_PLAIN: dict[str, tuple] = {"op_names": (None, ()), "sparsity_rule": (None,),
+                            "act_batch_axes": (None, (0,))}  # fmt: skip
 
 
 def differences(
@@ -107,9 +113,13 @@ def to_qwix(recipe: Recipe, sites: Sequence[Site]) -> list[dict[str, Any]]:
     rules = []
     for bits, names in groups.items():
         rule: dict[str, Any] = {MODULE_PATH: "|".join(map(re.escape, names))}
-        for word, entry in zip(_WORDS, bits, strict=True):
+        for word, method, entry in zip(_WORDS, _METHODS, bits, strict=True):
             if entry is not None:
                 rule[word] = _qwix_type(entry)
+                if _has_zero_point(entry, word == _WORDS[1]):
+                    rule[method] = "minmax"
+        if getattr(bits.activation, "scales", None) in (STATIC, DYNAMIC):
+            rule[_STATIC] = bits.activation.scales == STATIC
         size = getattr(bits.weight, "granularity", None)
         if isinstance(size, int):
             rule["tile_size"] = size
@@ -117,27 +127,24 @@ def to_qwix(recipe: Recipe, sites: Sequence[Site]) -> list[dict[str, Any]]:
     return rules
 
 
-def from_qwix(rules: Iterable[Mapping[str, Any]], sites: Sequence[Site]) -> Recipe:
+def from_qwix(rules: Iterable[Any], sites: Sequence[Site]) -> Recipe:
     """Return the recipe that qwix's rules mean; the first that matches a module counts.
 
+    As in qwix integers are symmetric unless a method of calibration is "minmax".
+
     Args:
-      rules: keyword arguments of `qwix.QuantizationRule`: module_path, weight_qtype, act_qtype,
-        tile_size; others are refused.
+      rules: of `qwix.QuantizationRule`, or their keyword arguments: module_path, weight_qtype,
+        act_qtype, tile_size, the methods "absmax" and "minmax", act_static_scale; others are
+        refused if they say something.
       sites: of the network.
     """
     table: dict[str, SiteBits] = {}
-    for rule in rules:
-        check_names("rule", rule, (MODULE_PATH, *_WORDS, "tile_size"))
+    for rule in map(_fields, rules):
         for site in sites:
             path = _module(site.name)
             is_ours = site.weight is not None and site.name not in table and not site.is_constant
             if is_ours and re.fullmatch(rule.get(MODULE_PATH, ".*"), path):
-                size = rule.get("tile_size")
-                weight, activation = (_entry(rule.get(word)) for word in _WORDS)
-                if size is not None and weight is not None:
-                    format = IntFormat(weight) if isinstance(weight, int) else weight.format
-                    weight = OperandFormat(format, size)
-                table[site.name] = SiteBits(weight, activation)
+                table[site.name] = _bits(rule)
     recipe = Recipe(table)
     check_recipe(recipe, sites)
     return recipe
@@ -210,6 +217,41 @@ def from_step_policy(policy: Mapping[str, Any], recipe: Recipe, num_calls: int) 
     steps = tuple(i for i in range(num_calls) if i < counts[0] or i >= num_calls - counts[1])
     wide = {name: bits._replace(activation=None) for name, bits in recipe.bits.items()}
     return dataclasses.replace(recipe, phases=(Phase(steps, wide),) if steps else ())
+
+
+def _fields(rule: Any) -> dict[str, Any]:
+    """Return the fields of a rule that say something."""
+    said = dict(rule) if isinstance(rule, Mapping) else vars(rule)
+    known = (MODULE_PATH, *_WORDS, *_METHODS, _STATIC, "tile_size")
+    kept = {word: value for word, value in said.items()
+            if value is not None and value not in _PLAIN.get(word, ())}  # fmt: skip
+    check_names("rule", kept, known)
+    for word in _METHODS:
+        check_names(f"rule, {word}", (kept.get(word, "absmax"),), ("absmax", "minmax"))
+    return kept
+
+
+def _bits(rule: dict[str, Any]) -> SiteBits:
+    size = rule.get("tile_size")
+    weight, activation = (_entry(rule.get(word)) for word in _WORDS)
+    if rule.get(_METHODS[0]) == "minmax" and isinstance(weight, int):
+        weight = OperandFormat(IntFormat(weight, signed=False))
+    if size is not None and weight is not None:
+        format = IntFormat(weight) if isinstance(weight, int) else weight.format
+        weight = OperandFormat(format, size)
+    if isinstance(activation, int):
+        affine = rule.get(_METHODS[1]) == "minmax"
+        if not affine or _STATIC in rule:
+            activation = OperandFormat(IntFormat(activation, signed=not affine))
+    if activation is not None and _STATIC in rule:
+        scales = STATIC if rule[_STATIC] else DYNAMIC
+        activation = dataclasses.replace(activation, scales=scales)
+    return SiteBits(weight, activation)
+
+
+def _has_zero_point(entry: Any, is_activation: bool) -> bool:
+    """Return whether integers have one: activations of a width alone do, weights do not."""
+    return is_affine(entry.format) if isinstance(entry, OperandFormat) else is_activation
 
 
 def _module(name: str) -> str:

@@ -1,7 +1,9 @@
 """Recipes beside each other, and as rules of other tools."""
 
+import dataclasses
 import re
 
+import jax.numpy as jnp
 import pytest
 
 from qdiffjax import hardware, precision, quant
@@ -9,6 +11,7 @@ from qdiffjax.precision import OperandFormat, Phase, Recipe, SiteBits, exports
 from qdiffjax.sites import list_sites
 from tests import worlds
 
+INT = quant.IntFormat
 NET = worlds.handwritten()
 SITES = list_sites(NET.fn, *NET.args)
 BASE = precision.uniform(SITES, weight_bits=8, activation_bits=8)
@@ -82,7 +85,10 @@ def test_skipped_modules_are_those_without_a_quantized_weight():
 @pytest.mark.parametrize(
     "bits", [SiteBits(8, 8), SiteBits(4), SiteBits(OperandFormat(quant.IntFormat(4), 32), 8),
              SiteBits(OperandFormat(quant.E4M3FN), OperandFormat(quant.E4M3FN)),
-             SiteBits(OperandFormat(quant.nf4())), SiteBits(OperandFormat(quant.E2M1))],
+             SiteBits(OperandFormat(quant.nf4())), SiteBits(OperandFormat(quant.E2M1)),
+             SiteBits(OperandFormat(INT(4, signed=False)), OperandFormat(INT(8))),
+             SiteBits(8, OperandFormat(INT(8), scales="static")),
+             SiteBits(8, OperandFormat(INT(8, signed=False), scales="dynamic"))],
     ids=str,
 )  # fmt: skip
 def test_rules_of_qwix_come_back(bits):
@@ -97,7 +103,36 @@ def test_the_first_rule_that_matches_counts():
              {"module_path": ".*", "weight_qtype": "int8", "act_qtype": "int8"}]  # fmt: skip
     recipe = exports.from_qwix(rules, SITES)
     assert recipe.bits["out/kernel"] == SiteBits(4)
-    assert recipe.bits["conv/kernel"] == SiteBits(8, 8)
+    assert recipe.bits["conv/kernel"] == SiteBits(8, OperandFormat(INT(8)))  # absmax, as qwix has
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rule:
+    """The fields of `qwix.QuantizationRule` with its defaults, qwix/_src/qconfig.py."""
+
+    module_path: str = ".*"
+    op_names: tuple = ()
+    weight_qtype: object = None
+    act_qtype: object = None
+    tile_size: object = None
+    act_static_scale: bool | None = None
+    weight_calibration_method: str = "absmax"
+    act_calibration_method: str | None = None
+    act_batch_axes: tuple = (0,)
+    sparsity_rule: object = None
+
+
+def test_rules_are_read_as_objects_and_what_they_say_beside_is_refused():
+    rule = Rule(module_path="out", weight_qtype=jnp.int8, act_qtype=jnp.int8, tile_size=3,
+                act_static_scale=False, act_calibration_method="minmax")  # fmt: skip
+    assert exports.from_qwix([rule], SITES).bits == {"out/kernel": SiteBits(
+        OperandFormat(INT(8), 3), OperandFormat(INT(8, signed=False), scales="dynamic")
+    )}  # fmt: skip
+    for change, message in (({"op_names": ("einsum",)}, "got 'op_names'"),
+                            ({"weight_calibration_method": "rms,7"}, "got 'rms,7'"),
+                            ({"sparsity_rule": object()}, "got 'sparsity_rule'")):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            exports.from_qwix([dataclasses.replace(rule, **change)], SITES)
 
 
 @pytest.mark.parametrize(

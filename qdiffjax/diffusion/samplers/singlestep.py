@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from qdiffjax._checks import OPEN_SHARE, checked
+from qdiffjax._checks import OPEN_SHARE, checked, require
 from qdiffjax.diffusion.loop import Steps
 from qdiffjax.diffusion.parameterizations import Denoised, PredictionFn, denoise, eps_prediction
 from qdiffjax.diffusion.processes import Process, half_log_snr
@@ -150,6 +150,10 @@ def _denoised_step(x: Vector, x_0: Vector, at: NoiseLevel, to: NoiseLevel, h: fl
 
 def _speed(denoised: Denoised, process: Process, t: float) -> Vector:
     """Return dx/dt of the PF-ODE: alpha' x_0 + sigma' eps, finite where f and g are not."""
+    require(hasattr(process, "velocity"), "process", got=f"a {type(process).__name__}",
+            expected="a process in continuous time, whose alpha and sigma have derivatives",
+            remedy="take edm_heun or ddim, or diffusion.Interpolated(schedule)",
+            error=TypeError)  # fmt: skip
     alpha, sigma = process.velocity(t)
     return alpha * denoised.x_0 + sigma * denoised.eps
 

@@ -252,3 +252,9 @@ def test_ddim_on_the_linspace_grid_of_diffusers_is_its_loop_by_hand(num_steps, e
         noise = np.asarray(diffusion.step_noise(key, i, x_T))
         x = np.sqrt(a_prev) * x_0 + np.sqrt(1 - a_prev - std**2) * eps + std * noise
     assert_close(actual, x, factor=1e4)
+
+
+@pytest.mark.parametrize("name", ["euler", "heun"])
+def test_a_discrete_schedule_without_derivatives_is_refused_with_the_way_out(name):
+    with pytest.raises(TypeError, match=r"process: got a DiscreteSchedule.* take edm_heun or ddim"):
+        getattr(diffusion, name)(diffusion.linear(), diffusion.uniform_times(1000, 4))
