@@ -23,9 +23,10 @@ from qdiffjax.precision.recipe import Recipe
 from qdiffjax.precision.row_codes import RowCodes
 from qdiffjax.precision.settings import assign
 from qdiffjax.precision.weights import round_weights
-from qdiffjax.quant import PackedQTensor, QTensor, pack, unpack
+from qdiffjax.quant import AlternatingCodes, IntFormat, PackedQTensor, QTensor, pack, unpack
 
 HEADER = "recipe.json"
+WORDS = ("codes", "scale", "zero_point", "seed")  # of the arrays of a weight
 
 
 def save_quantized(
@@ -52,8 +53,11 @@ def save_quantized(
     Raises:
       ValueError: what `lower` refuses, a format without a name.
     """
-    require("round_fn" not in rounding, "save_quantized", got="round_fn",
-            expected="codes that stay from call to call", remedy="leave it out")  # fmt: skip
+    round_fn = rounding.get("round_fn")
+    codes_fn: Any = weight_codes if round_fn is None else getattr(round_fn, "codes_fn", None)
+    require(codes_fn is not None, "save_quantized", got="round_fn without codes",
+            expected="codes that stay, or that alternate: precision.shaped(key, extra_bits=k)",
+            remedy="leave it out")  # fmt: skip
     chosen = assign(calibration, recipe, rounding, sites=sites, activations=activations,
                     edge_margin=edge_margin)  # fmt: skip
     c = chosen.calibration
@@ -63,17 +67,12 @@ def save_quantized(
     arrays: dict[str, np.ndarray] = {}
     formats: dict[str, Any] = {}
     for number, table in enumerate(map(Recipe, whole.tables)):
-        weights = round_weights(c.weights, c.sites, table, weight_codes, **chosen.rounding)
+        weights = round_weights(c.weights, c.sites, table,
+                                **chosen.rounding | {"round_fn": codes_fn})  # fmt: skip
         for name, codes in weights.items():
             key = f"{number}/{name}"
-            rows = codes if isinstance(codes, RowCodes) else None
-            packed = pack(codes if rows is None else rows.held)
-            arrays[f"{key}:codes"] = np.asarray(packed.data)
-            arrays[f"{key}:scale"] = np.asarray(packed.scale)
-            if packed.zero_point is not None:
-                arrays[f"{key}:zero_point"] = np.asarray(packed.zero_point)
-            formats[key] = [str(OperandFormat(packed.format)), list(packed.shape)]
-            formats[key] += [] if rows is None else [list(rows.shape), list(rows.axes)]
+            formats[key], parts = _written(codes)
+            arrays |= {f"{key}:{word}": np.asarray(part) for word, part in parts.items()}
     header = {"recipe": whole.to_json(), "weights": formats,
               "activations": DYNAMIC if is_dynamic else STATIC}  # fmt: skip
     file = io.BytesIO()
@@ -108,26 +107,55 @@ def load_quantized(path, calibration: Calibration, formats: Any = None, **option
     recipe = Recipe.from_json(header["recipe"], calibration.sites, formats)
     chosen = assign(calibration, recipe, {}, activations=header["activations"])
     shapes = {s.name: s.shapes[s.weight] for s in calibration.sites if s.weight is not None}
-    codes: dict[tuple[int, str], QTensor | RowCodes] = {}
-    for key, (text, held, *rows) in header["weights"].items():
+    codes: dict[tuple[int, str], Any] = {}
+    for key, how in header["weights"].items():
         number, _, name = key.partition("/")
-        shape, axes = rows or (held, None)
-        require(shapes.get(name) == tuple(shape), name, got=f"codes of shape {shape}",
+        own = {word: jnp.asarray(arrays[f"{key}:{word}"]) for word in WORDS
+               if f"{key}:{word}" in arrays}  # fmt: skip
+        found = _read(how, own, formats)
+        require(shapes.get(name) == found.shape, name, got=f"codes of shape {list(found.shape)}",
                 expected=f"{shapes.get(name)}, as the network has",
                 remedy="calibrate the network that was saved")  # fmt: skip
-        zero = arrays.get(f"{key}:zero_point")
-        packed = PackedQTensor(
-            jnp.asarray(arrays[f"{key}:codes"]), jnp.asarray(arrays[f"{key}:scale"]),
-            None if zero is None else jnp.asarray(zero),
-            parse_operand(text, formats).format, tuple(held),
-        )  # fmt: skip
-        found = narrow(unpack(packed))
-        whole = found if axes is None else RowCodes(found, tuple(shape), tuple(axes))
-        codes[int(number), name] = whole
-    numbers = iter(range(len(recipe.tables)))
+        codes[int(number), name] = found
 
     def weights_of(table: Recipe) -> dict[str, Any]:
-        own = next(numbers)
-        return {name: codes[own, name] for name in table.bits if (own, name) in codes}
+        """Return the codes of sites, which tables that round a weight alike have in common."""
+        places = {name: [n for n, other in enumerate(recipe.tables) if (n, name) in codes
+                         and other[name].weight == bits.weight]
+                  for name, bits in table.bits.items()}  # fmt: skip
+        return {name: codes[numbers[0], name] for name, numbers in places.items() if numbers}
 
     return lowered(chosen, inputs_of(chosen, weights_of, chosen.grid_fn), **options)
+
+
+def _written(codes: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return how codes are stored, as JSON, and their arrays by word."""
+    how: dict[str, Any] = {}
+    own: dict[str, Any] = {}
+    held = codes
+    if isinstance(codes, AlternatingCodes):
+        # The weight itself in steps of 2^-k, so that a code takes k bits more.
+        how |= {"bits": codes.format.bits, "extra_bits": codes.extra_bits}
+        own["seed"] = codes.seed
+        wide = IntFormat(codes.format.bits + codes.extra_bits)
+        held = QTensor(codes.fine, codes.scale, None, wide)
+    elif isinstance(codes, RowCodes):
+        how |= {"shape": codes.shape, "axes": codes.axes}
+        held = codes.held
+    packed = pack(held)
+    how |= {"format": str(OperandFormat(packed.format)), "held": packed.shape}
+    own |= {"codes": packed.data, "scale": packed.scale}
+    return how, own if packed.zero_point is None else own | {"zero_point": packed.zero_point}
+
+
+def _read(how: dict[str, Any], own: dict[str, Any], formats: Any) -> Any:
+    """Return the codes that were written."""
+    format = parse_operand(how["format"], formats).format
+    held = unpack(PackedQTensor(own["codes"], own["scale"], own.get("zero_point"), format,
+                                tuple(how["held"])))  # fmt: skip
+    if "extra_bits" in how:
+        own_format = IntFormat(how["bits"])
+        return AlternatingCodes(held.codes, own["seed"], held.scale, own_format, how["extra_bits"])
+    if "axes" in how:
+        return RowCodes(narrow(held), tuple(how["shape"]), tuple(how["axes"]))
+    return narrow(held)
