@@ -33,6 +33,7 @@ from qdiffjax.precision.row_codes import RowCodes
 from qdiffjax.precision.rules import (
     Series,
     SiteQuant,
+    grids_of,
     number,
     quantize_site,
     remembered,
@@ -115,14 +116,16 @@ def lowered(
     """Return the denoiser that multiplies the codes in these inputs of its sites.
 
     Raises:
-      ValueError: error feedback.
+      ValueError: error feedback or differences to earlier calls.
 
     Warns:
       DiagnosisWarning: sites that stay simulated.
     """
     c = chosen.calibration
     memories = tuple(remembered(inputs))
-    require(not memories, "lower", got=f"error feedback at {', '.join(memories[:3])}",
+    grids = [g for n in memories for a in inputs[n].activations for g in grids_of(a)]
+    kind = "differences" if any(grid.difference for grid in grids) else "error feedback"
+    require(not memories, "lower", got=f"{kind} at {', '.join(memories[:3])}",
             expected="activations without", remedy="simulate it by `quantize`")  # fmt: skip
     _warn_of_simulation(c.sites, inputs)
     inputs = stored(inputs, c.sites, path)

@@ -79,8 +79,8 @@ def weight_bits(site: Site, entry: int | OperandFormat | None) -> float:
 
     A weight in full precision, or rounded anew at every call, is stored as itself: b = 32.
     """
-    stored = FULL_BITS if entry is None else getattr(entry, "stored_bits", entry)
-    bits: float = float(stored)
+    stored: Any = FULL_BITS if entry is None else getattr(entry, "stored_bits", entry)
+    bits = float(stored)
     return bits * _num_elements(site) + FULL_BITS * grid_numbers(site, entry)
 
 

@@ -83,6 +83,7 @@ def test_what_is_unpacked_is_named_before_work():
         ("W4 shaped", "'shaped' in real low precision"),
         ("W4 stochastic", "'stochastic' in real low precision"),
         ("W4A8 shaped", "error feedback at"),
+        ("W8A4 difference", "got differences at"),
         ("W16A8", "got 16 bits, expected 2..8"),
     ],
 )
