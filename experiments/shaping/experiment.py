@@ -12,6 +12,7 @@ round them:
   nearest + k     once, at bits + k bits: what periodic rounding stores, but wider products
   fresh bits      at each call one of the two neighbours at random, the weight in the mean
   golden ratio    the same with a sequence of low discrepancy
+  noble ratios    the same with a rotation for each element, of sixteen
   sigma-delta     the same such that what was lost is made up for at once: the error is high-pass
                   in the number of the call, and the sampler is a low-pass filter
   periodic k      sigma-delta of period 2^k, stored in bits + k bits
@@ -58,6 +59,7 @@ class Config:
 
 
 SHAPED = {"fresh bits": quant.fresh_bits, "golden ratio": quant.golden_ratio,
+          "noble ratios": quant.noble_ratios,
           "sigma-delta": quant.sigma_delta}  # fmt: skip
 
 

@@ -12,7 +12,8 @@ DDIM = "ddim"  # the one sampler of results that name none
 ONCE = ("nearest", "clipped", "sums kept")  # roundings of the weights' own channels
 STYLES = {"nearest": (GREY, "o", "--"), "sums kept": (GREY, "s", ":"),
           "fresh bits": (GREEN, "^", "-"),
-          "golden ratio": (ORANGE, "D", "-"), "sigma-delta": (BLUE, "v", "-")}  # fmt: skip
+          "golden ratio": (ORANGE, "D", "-"), "noble ratios": (ORANGE, "x", ":"),
+          "sigma-delta": (BLUE, "v", "-")}  # fmt: skip
 
 
 def grids(rows) -> list[tuple[str, int, int, dict[str, dict]]]:
@@ -51,7 +52,9 @@ def draw(config, arrays, rows) -> Figure:
     for ax, (num_steps, pane) in zip(axes[0], panes.items(), strict=True):
         bits = [b for *_, b, _ in pane]
         for name, (color, marker, line) in STYLES.items():
-            found = [by_method[name] for *_, by_method in pane]
+            found = [by_method[name] for *_, by_method in pane if name in by_method]
+            if not found:  # results from before there was such a method
+                continue
             values = [row["rmse"] for row in found]
             ax.errorbar(bits, values, reaches(found), color=color, marker=marker, ls=line, ms=3.5,
                         lw=1, capsize=1.5, label=name)  # fmt: skip

@@ -53,6 +53,7 @@ CALIBRATIONS: dict[str, Callable] = {
 NEAREST, SUMS, STOCHASTIC, SHAPED = "nearest", "sums", "stochastic", "shaped"
 DIFFERENCE = "difference"
 SEQUENCES: dict[str, ToggleFn] = {SHAPED: quant.sigma_delta, "golden": quant.golden_ratio,
+                                  "noble": quant.noble_ratios,
                                   "fresh": quant.fresh_bits}  # fmt: skip
 FULL_BITS = 32  # of a float32, and of a weight that is rounded anew at every call
 ROUNDINGS = (NEAREST, SUMS, STOCHASTIC, DIFFERENCE, *SEQUENCES)

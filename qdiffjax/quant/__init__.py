@@ -170,6 +170,7 @@ from qdiffjax.quant.sequences import (
     alternating_codes,
     fresh_bits,
     golden_ratio,
+    noble_ratios,
     rounding_sequence,
     sigma_delta,
 )

@@ -14,7 +14,7 @@ def test_ways_of_one_width_differ_in_rounding_alone():
     assert widths.pop("grouped") == widths.pop("grouped sigma-delta") == "W4g32 mse"
     assert set(widths.values()) == {"W4"}
     drawn = {name for name, (_, _, round_of) in ways.items() if round_of}
-    assert drawn == {"fresh bits", "golden ratio", "sigma-delta", "grouped sigma-delta",
+    assert drawn == {*shaping.SHAPED, "grouped sigma-delta",
                      "periodic 2", "periodic 3"}  # fmt: skip
     first, second = (ways["sigma-delta"][2](seed) for seed in (0, 1))
     assert first is not second

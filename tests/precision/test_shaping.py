@@ -102,7 +102,7 @@ def test_what_is_left_falls_with_the_number_of_calls():
 
 
 @pytest.mark.parametrize(
-    "toggle_fn", [quant.sigma_delta, quant.golden_ratio, quant.fresh_bits],
+    "toggle_fn", [quant.sigma_delta, quant.golden_ratio, quant.noble_ratios, quant.fresh_bits],
     ids=lambda fn: fn.__name__,
 )  # fmt: skip
 def test_ledger_and_prediction_see_every_call_as_it_runs(toggle_fn):

@@ -13,7 +13,7 @@ from tests import worlds
 from tests.tolerances import assert_close
 
 CALLS = jnp.arange(40)
-TOGGLES = [quant.sigma_delta, quant.golden_ratio, quant.fresh_bits]
+TOGGLES = [quant.sigma_delta, quant.golden_ratio, quant.noble_ratios, quant.fresh_bits]
 KEY = jax.random.key(7)
 make = functools.partial(quant.rounding_sequence, key=KEY)
 
@@ -42,7 +42,7 @@ def test_a_call_takes_a_neighbour_and_the_mean_over_calls_is_the_number(toggle_f
     values = np.asarray(jax.vmap(sequence.at)(jnp.arange(2000)))
     assert np.max(np.abs(values - np.asarray(x))) < 0.5
     np.testing.assert_array_equal(2 * values, np.round(2 * values))
-    within = {quant.sigma_delta: 1, quant.golden_ratio: 8, quant.fresh_bits: 120}[toggle_fn]
+    within = {quant.sigma_delta: 1, quant.fresh_bits: 120}.get(toggle_fn, 8)
     sums = np.cumsum(values - np.asarray(x), axis=0)
     assert np.max(np.abs(sums)) <= within * 0.5
 
@@ -56,6 +56,20 @@ def test_over_phases_each_call_is_an_unbiased_rounding(toggle_fn):
         upper = np.float64(codes_of(toggle_fn, jnp.full(num, f), phase, CALLS[:7]))
         np.testing.assert_allclose(upper.mean(1), f, atol=2 / num)
         np.testing.assert_allclose(upper.var(1), f * (1 - f), atol=4 / num)
+
+
+def test_noble_ratios_are_unbiased_too_and_rotate_elements_apart():
+    num = 2**17
+    phase = jnp.asarray((np.arange(num) + 0.5) / num)
+    for f in (0.13, 0.5, 0.9):
+        upper = np.float64(codes_of(quant.noble_ratios, jnp.full(num, f), phase, CALLS[:7]))
+        np.testing.assert_allclose(upper.mean(1), f, atol=16 / 4096)
+    alike = jnp.full(16, 0.3) + jnp.arange(16) / 4096  # neighbours in phase, of all rotations
+    half = jnp.full(16, 0.5)
+    golden, noble = (np.asarray(codes_of(fn, half, alike, CALLS[1:]))
+                     for fn in (quant.golden_ratio, quant.noble_ratios))  # fmt: skip
+    assert np.all(golden == golden[:, :1])
+    assert not np.any(np.all(noble[:, 1:] == noble[:, :-1], axis=0))
 
 
 def test_residuals_of_sigma_delta_covary_as_bernoulli_polynomials():
