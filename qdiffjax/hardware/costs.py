@@ -19,6 +19,7 @@ import numpy as np
 from qdiffjax._checks import FROM_0, check_count, check_names, check_type, checked, require
 from qdiffjax.hardware.chips import check_full
 from qdiffjax.precision import Recipe, SiteBits, grid_numbers, width_of
+from qdiffjax.precision.formats import SEQUENCES
 from qdiffjax.quant import MAX_BITS
 from qdiffjax.sites import Site, stored_elements
 
@@ -53,19 +54,28 @@ class Counts(NamedTuple):
 
 
 @functools.partial(
-    jax.tree_util.register_dataclass, data_fields=("weight", "activation"), meta_fields=("full",)
-)
+    jax.tree_util.register_dataclass,
+    data_fields=("weight", "activation", "stored"), meta_fields=("full",),
+)  # fmt: skip
 @dataclasses.dataclass(frozen=True)
 class Widths:
     """Bits of the operands at every site, and of what is not quantized.
 
     weight, activation: [..., S]; `full`: static, 32 for float32, 16 for bfloat16. An operand of
-    `full` bits is a real number and has no scale; narrower ones are codes.
+    `full` bits is a real number and has no scale; narrower ones are codes. stored: [..., S], bits
+    in memory of a number of the weight where they are others than those that multiply, as where it
+    is rounded anew at every call; None for the same.
     """
 
     weight: Any
     activation: Any
     full: int = 32
+    stored: Any = None
+
+    @property
+    def held(self) -> Any:
+        """Bits in memory of a number of the weight [..., S]."""
+        return self.weight if self.stored is None else self.stored
 
 
 def count(sites: Sequence[Site], *, recipe: Recipe | None = None) -> Counts:
@@ -99,19 +109,33 @@ def _entry(recipe: Recipe | None, site: Site) -> Any:
 
 
 @checked(full=check_full)
-def widths(counts: Counts, recipe: Recipe, *, full: int = 32) -> Widths:
+def widths(
+    counts: Counts, recipe: Recipe, *, full: int = 32, extra_bits: int | None = None
+) -> Widths:
     """Return the widths [S] of a recipe; what it does not name has `full` bits.
 
-    A block format has its scales in its bits. Raises ValueError for a recipe by step, whose cost is
-    that of each of its `tables`.
+    A block format has its scales in its bits. A weight that is rounded anew at every call is codes
+    in the product and in memory itself, or has `extra_bits` more than its codes where they
+    alternate with period 2^extra_bits, see `precision.shaped`. Raises ValueError for a recipe by
+    step, whose cost is that of each of its `tables`.
     """
     check_type("recipe", recipe, Recipe, remedy="precision.uniform(sites, ...)")
     check_names("recipe", recipe.bits, (*counts.names, *counts.marks))
     require(not recipe.phases, "recipe", got="one by step", expected="one for all steps",
             remedy="Recipe(table) for each table of recipe.tables")  # fmt: skip
-    bits = [map(width_of, recipe.bits.get(name, SiteBits())) for name in counts.names]
+    chosen = [recipe.bits.get(name, SiteBits()) for name in counts.names]
+    bits = [map(width_of, pair) for pair in chosen]
     weights, activations = np.array([[full if b is None else b for b in pair] for pair in bits]).T
-    return Widths(weights, activations, full)
+    stored = np.array([stored_width(pair.weight, full, extra_bits) for pair in chosen])
+    return Widths(weights, activations, full, None if np.all(stored == weights) else stored)
+
+
+def stored_width(entry: Any, full: int, extra_bits: int | None = None) -> Any:
+    """Return the bits in memory of a number of a weight by its entry in a recipe; see `widths`."""
+    is_anew = getattr(entry, "rounding", None) in SEQUENCES
+    if entry is None or (is_anew and extra_bits is None):
+        return full
+    return width_of(entry) + (extra_bits if is_anew else 0)
 
 
 @checked(full=check_full)
@@ -127,11 +151,11 @@ def weight_bytes(counts: Counts, w: Widths):
 
         M_l(b) = ceil(n_l b / 8) + 4 G_l [b < full]
 
-    for n_l elements with G_l scales, those of a recipe if `count` was given one. Survey, eq. 13,
-    M(b) ~ b / 32, is the first term over that of float32. Equal to `quant.footprint(...).total`
-    for integers with float32 scales.
+    for n_l elements of b bits in memory with G_l scales, those of a recipe if `count` was given
+    one. Survey, eq. 13, M(b) ~ b / 32, is the first term over that of float32. Equal to
+    `quant.footprint(...).total` for integers with float32 scales.
     """
-    codes = _bytes(counts.stored, w.weight)
+    codes = _bytes(counts.stored, w.held)
     has_scales = counts.scales * (counts.stored > 0) * SCALE_BYTES
     return codes + _where_quantized(w.weight, w.full, has_scales)
 
@@ -153,7 +177,7 @@ def traffic(counts: Counts, w: Widths):
     The operations between the sites, which make codes of real numbers, are not counted.
     """
     w = _alike(w)
-    reads = _bytes(counts.weights, w.weight) + activation_bytes(counts, w)
+    reads = _bytes(counts.weights, w.held) + activation_bytes(counts, w)
     scales = _where_quantized(w.weight, w.full, counts.scales * SCALE_BYTES)
     outputs = like(output_bytes(counts, w), reads)
     return reads + scales + outputs
@@ -217,7 +241,7 @@ def _alike(w: Widths) -> Widths:
     if not isinstance(w.weight, jax.Array) and not isinstance(w.activation, jax.Array):
         return w
     dtype = np.promote_types(_float(w.weight), _float(w.activation))
-    return Widths(jnp.asarray(w.weight, dtype), jnp.asarray(w.activation, dtype), w.full)
+    return jax.tree.map(lambda bits: jnp.asarray(bits, dtype), w)
 
 
 def _left(counts: Counts, w: Widths):

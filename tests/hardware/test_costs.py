@@ -11,6 +11,7 @@ import pytest
 from qdiffjax import hardware, precision, quant
 from qdiffjax.hardware import costs
 from qdiffjax.networks.models import dit
+from qdiffjax.precision import Recipe, SiteBits
 from qdiffjax.quant import QTensor
 from qdiffjax.sites import list_sites
 from tests import foreign, worlds
@@ -65,6 +66,24 @@ def test_tied_weights_are_stored_once_and_read_twice():
     w = hardware.uniform(32, 32)
     np.testing.assert_array_equal(hardware.weight_bytes(c, w), [36, 0])
     np.testing.assert_array_equal(hardware.traffic(c, w), [36 + 120, 36 + 120])
+
+
+@pytest.mark.parametrize(("extra_bits", "stored"), [(None, 32), (2, 6)])
+def test_what_is_rounded_anew_at_every_call_multiplies_as_codes_and_moves_as_it_is_stored(
+    extra_bits, stored
+):
+    net = worlds.handwritten()
+    listed = list_sites(net.fn, *net.args)
+    names = [s.name for s in listed if s.weight is not None]
+    four, shaped = (Recipe({name: SiteBits(precision.parse_operand(words), 8) for name in names})
+                    for words in ("4", "4 shaped"))  # fmt: skip
+    c = hardware.count(listed, recipe=four)
+    once, anew = hardware.widths(c, four), hardware.widths(c, shaped, extra_bits=extra_bits)
+    assert once.stored is None
+    np.testing.assert_array_equal(hardware.bops(c, once), hardware.bops(c, anew))
+    for cost_fn, numbers in ((hardware.weight_bytes, c.stored), (hardware.traffic, c.weights)):
+        more = -(-numbers * stored // 8) - -(-numbers * 4 // 8)
+        np.testing.assert_array_equal(cost_fn(c, anew) - cost_fn(c, once), more)
 
 
 def scanned(p, x, t):
