@@ -18,11 +18,11 @@ from qdiffjax import diffusion
 from qdiffjax.diffusion import gaussian
 from qdiffjax.hardware import costs
 from qdiffjax.networks import configs, denoisers
+from qdiffjax.networks.made import mixture
 from qdiffjax.networks.models.adapters import from_nnx
 from qdiffjax.networks.models.unet import UNet
 from qdiffjax.quant import IntFormat, noise
 from qdiffjax.sites import list_sites
-from tests.laws import mixture
 
 # Compiles in a hurry: for tests of definitions, not of speed.
 quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})

@@ -120,10 +120,17 @@ def draw_samples(config, arrays, rows) -> Figure:
     return fig
 
 
-def _picture(images):
-    """[-1, 1] images [n, h, w, c] as [n, h, w] or [n, h, w, 3] in [0, 1]."""
-    images = np.clip((np.asarray(images, np.float64) + 1) / 2, 0, 1)
-    return images if images.shape[-1] == 3 else images[..., 0]
+def _picture(samples):
+    """Return samples [n, ...] in [-1, 1] as [n, h, w] or [n, h, w, 3] in [0, 1].
+
+    Vectors are rows of pixels; the frames of a video are side by side.
+    """
+    x = np.clip((np.asarray(samples, np.float64) + 1) / 2, 0, 1)
+    if x.ndim < 4:
+        x = x.reshape(len(x), -1, x.shape[-1], 1)
+    if x.ndim == 5:
+        x = np.concatenate(list(x.swapaxes(0, 1)), axis=2)
+    return x if x.shape[-1] == 3 else x[..., 0]
 
 
 def _nice_gain(difference) -> float:

@@ -3,6 +3,8 @@
     python -m experiments.train --data DIR --steps 16000     UNet on Fashion-MNIST, hours on a CPU
     python -m experiments.train --data digits --steps 1000   8x8 digits, minutes on a CPU
     python -m experiments.train --data DIR --model dit --classes   class-conditional transformer
+    python -m experiments.train --data mixture --model mlp   points in the plane, a minute on a CPU
+    python -m experiments.train --data moving-digits --model video --patch 3   videos of digits
 
 Latent diffusion: first an autoencoder, then a denoiser of its latents.
 
@@ -35,13 +37,15 @@ from qdiffjax.denoiser import PREDICTIONS
 from qdiffjax.networks import configs, data, denoisers
 from qdiffjax.networks.classifiers import load_classifier
 
-MODELS = ("unet", "dit", "autoencoder", "classifier")
+DENOISERS = ("unet", "dit", "video", "mlp")
+MODELS = (*DENOISERS, "autoencoder", "classifier")
 # Options that only some models know.
 OF_MODEL = {
-    "channels": ("unet", "autoencoder", "classifier"), "blocks": ("unet",), "patch": ("dit",),
-    "width": ("dit",), "depth": ("dit",), "latent_channels": ("autoencoder",),
-    "features": ("classifier",),
-    **dict.fromkeys(("latent", "classes", "prediction", "schedule", "weighting"), MODELS[:2]),
+    "channels": ("unet", "autoencoder", "classifier"), "blocks": ("unet",),
+    "patch": ("dit", "video"), "width": DENOISERS[1:], "depth": DENOISERS[1:],
+    "latent_channels": ("autoencoder",), "features": ("classifier",),
+    "latent": ("unet", "dit"),
+    **dict.fromkeys(("classes", "prediction", "schedule", "weighting"), DENOISERS),
 }  # fmt: skip
 
 
@@ -49,7 +53,10 @@ OF_MODEL = {
 class Config:
     """What to train, and how; the flags of the command line."""
 
-    data: str = option("", "'digits', an .npz, an IDX file, or a folder; must be named.")
+    data: str = option(
+        "", f"{', '.join(map(repr, data.WITHOUT_FILES))}, an .npz, an IDX file, or a folder; must "
+        "be named.",
+    )  # fmt: skip
     model: str = option("unet", "Network.", choices=MODELS)
     latent: str = option("", "Checkpoint of the autoencoder whose latents to model.")
     classes: bool = option(False, "Condition on the labels of the data.")
@@ -63,9 +70,9 @@ class Config:
         (32, 64), "UNet, autoencoder, classifier: widths.", least=1, repeats=True
     )
     blocks: int = option(1, "UNet: residual blocks a level.", least=1)
-    patch: int = option(4, "DiT: pixels a side.", least=1)
-    width: int = option(96, "DiT: of its tokens.", least=1)
-    depth: int = option(4, "DiT: blocks.", least=1)
+    patch: int = option(4, "DiT, video: pixels a side.", least=1)
+    width: int = option(96, "DiT, video: of tokens; mlp: of layers.", least=1)
+    depth: int = option(4, "DiT, video, mlp: blocks.", least=1)
     latent_channels: int = option(4, "Autoencoder: of its latents.", least=1)
     features: int = option(64, "Classifier: of the layer before the classes.", least=1)
     dtype: str = option("float32", "Of the computation.", choices=["float32", "bfloat16"])
@@ -101,9 +108,11 @@ def configure(config: Config, dataset: data.Dataset) -> configs.ModelConfig:
     if config.model == "classifier":
         return fitting.classifier_config(images, config.channels, config.features,
                                          dataset.num_classes)  # fmt: skip
-    if config.model == "dit":
+    if config.model == "mlp":
+        model = fitting.mlp_config(images, config.width, config.depth, num_classes)
+    elif config.model in ("dit", "video"):
         size = config.width, config.depth, config.patch
-        model = fitting.dit_config(images, *size, num_classes)
+        model = fitting.transformer_config(config.model, images, *size, num_classes)
     else:
         model = fitting.model_config(images, config.channels, config.blocks, num_classes)
     return dataclasses.replace(model, prediction=config.prediction, schedule=config.schedule)
@@ -144,13 +153,16 @@ def finish(config: Config, model, state, dataset, path) -> np.ndarray:
         model = dataclasses.replace(model, trained=model.trained | {"test_accuracy": score})
     if config.latent:
         shutil.copytree(config.latent, path / "autoencoder", dirs_exist_ok=True)
-    denoisers.save(path, state.ema, model, dtype=jnp.bfloat16)
+    denoisers.save(
+        path, state.ema, model, dtype=np.float32 if config.model == "mlp" else jnp.bfloat16
+    )
     if config.model == "autoencoder":
         return fitting.reconstructions(denoisers.load_codec(path), dataset.images[:32])
     if config.model == "classifier":
         return fitting.classified(load_classifier(path), dataset.images)
     denoiser = denoisers.load(path)
-    return fitting.sample_grid(denoiser, num=denoiser.config.num_classes**2 or 64)
+    num = 2000 if config.model == "mlp" else 64
+    return fitting.sample_grid(denoiser, num=denoiser.config.num_classes**2 or num)
 
 
 def train(config: Config, path: Path, words: str) -> None:

@@ -31,11 +31,20 @@ def model_config(images, channels, num_blocks, num_classes=0) -> configs.ModelCo
     return configs.ModelConfig(tuple(images.shape[1:]), "unet", arguments, num_classes=num_classes)
 
 
-def dit_config(images, width, depth, patch, num_classes=0) -> configs.ModelConfig:
-    """Describe a DiT that fits `images` [n, h, w, c], with heads of 32 features or a few more."""
+def transformer_config(network, images, width, depth, patch, num_classes=0) -> configs.ModelConfig:
+    """Describe a "dit" that fits `images` [n, h, w, c], or a "video" of [n, f, h, w, c].
+
+    Heads have 32 features or a few more.
+    """
     num_heads = max(h for h in range(1, max(1, width // 32) + 1) if width % h == 0)
     arguments = {"patch": patch, "width": width, "depth": depth, "num_heads": num_heads}
-    return configs.ModelConfig(tuple(images.shape[1:]), "dit", arguments, num_classes=num_classes)
+    return configs.ModelConfig(tuple(images.shape[1:]), network, arguments, num_classes=num_classes)
+
+
+def mlp_config(points, width, depth, num_classes=0) -> configs.ModelConfig:
+    """Describe a network of vectors that fits `points` [n, k]."""
+    arguments = {"width": width, "depth": depth}
+    return configs.ModelConfig(tuple(points.shape[1:]), "mlp", arguments, num_classes=num_classes)
 
 
 def autoencoder_config(images, channels, latent_channels) -> configs.ModelConfig:
@@ -157,13 +166,36 @@ def classified(classifier: ImageClassifier, images, num: int = 2000) -> np.ndarr
 
 def draw(images, curve, log_every: int, path) -> None:
     """Draw samples.png and loss.png into the folder `path`."""
+    if images.ndim == 2:
+        draw_points(images, path)
+    else:
+        draw_grid(strips(images) if images.ndim == 5 else images, path)
+    fig, ax = panels(1, 1, 3.0)
+    ax.plot(log_every * np.arange(1, len(curve) + 1), curve, lw=0.8)
+    ax.set(xlabel="training step", ylabel="training loss", yscale="log")
+    _files.write_figure(path / "loss.png", fig, dpi=110)
+
+
+def draw_grid(images, path) -> None:
+    """Draw images [n, h, w, c], the square number of them, into samples.png."""
     side = int(np.sqrt(len(images)))
     rows = [np.concatenate(list(images[i * side : (i + 1) * side]), axis=1) for i in range(side)]
     grid = data.to_uint8(np.concatenate(rows, axis=0)).repeat(2, axis=0).repeat(2, axis=1)
     picture = io.BytesIO()
     image.imsave(picture, grid.squeeze(), cmap="gray", format="png")
     _files.write({path / "samples.png": picture.getvalue()})
+
+
+def strips(videos) -> np.ndarray:
+    """Return the frames of each video [n, f, h, w, c] side by side, then a grey line."""
+    n, f, h, w, c = videos.shape
+    rows = np.asarray(videos).swapaxes(1, 2).reshape(n, h, f * w, c)
+    return np.pad(rows, [(0, 0), (0, 1), (0, 1), (0, 0)])
+
+
+def draw_points(points, path) -> None:
+    """Draw points [n, 2] into samples.png."""
     fig, ax = panels(1, 1, 3.0)
-    ax.plot(log_every * np.arange(1, len(curve) + 1), curve, lw=0.8)
-    ax.set(xlabel="training step", ylabel="training loss", yscale="log")
-    _files.write_figure(path / "loss.png", fig, dpi=110)
+    ax.plot(*np.asarray(points).T[:2], ".", ms=1.5)
+    ax.set(xlabel="x_1", ylabel="x_2", aspect="equal")
+    _files.write_figure(path / "samples.png", fig, dpi=110)

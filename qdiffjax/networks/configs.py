@@ -16,8 +16,10 @@ from qdiffjax.networks import models
 # The words of config.json, and the names in `models`, where a class loads when it is built.
 NETWORKS: dict[str, str] = {
     "unet": "UNet", "dit": "DiT", "video": "VideoDiT", "autoencoder": "Autoencoder",
-    "classifier": "Classifier", "unet2d": "UNet2D",
+    "classifier": "Classifier", "unet2d": "UNet2D", "mlp": "VectorMLP",
 }  # fmt: skip
+AXES_OF_IMAGES = ("height", "width", "channels")
+AXES = {"video": ("frames", *AXES_OF_IMAGES), "mlp": ("n",)}  # of a sample, where it is no image
 OF_IMAGES = ("autoencoder", "classifier")  # networks that know no time
 WITHOUT_EMPTY_CLASS = ("unet2d",)  # networks that know classes, and need one of them
 SCHEDULES: dict[str, Callable[..., Any]] = {
@@ -32,7 +34,7 @@ class ModelConfig:
     """What a checkpoint's parameters fit: a network, its data, and what it has learned.
 
     Attributes:
-      shape: of one sample, (height, width, channels), of a video (frames, ...).
+      shape: of one sample, (height, width, channels), of a video (frames, ...), of a vector (n,).
       network: a key of NETWORKS.
       arguments: of the network, by name.
       prediction: what it outputs, a key of `denoiser.PREDICTIONS`.
@@ -69,7 +71,7 @@ class ModelConfig:
             word = getattr(self, name)
             require(word in words, name, got=repr(word), expected=f"one of {sorted(words)}",
                     remedy=suggest(str(word), sorted(words)))  # fmt: skip
-        axes = ["frames"] * (self.network == "video") + ["height", "width", "channels"]
+        axes = AXES.get(self.network, AXES_OF_IMAGES)
         require(
             len(self.shape) == len(axes), f"shape of {self.network}", got=self.shape,
             expected=f"{len(axes)} positive numbers: ({', '.join(axes)})",

@@ -1,4 +1,4 @@
-"""Images in [-1, 1], NHWC, with labels: IDX files, npz files, folders, scikit-learn's digits."""
+"""Images in [-1, 1], NHWC, with labels: IDX files, npz files, folders, and what needs no file."""
 
 import contextlib
 import gzip
@@ -13,13 +13,17 @@ from typing import NamedTuple
 import numpy as np
 
 from qdiffjax._checks import require
+from qdiffjax.networks import made
 
 MAX_CLASSES = 2**31 - 1  # as int32, with one more for "no class"
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 
 
 class Dataset(NamedTuple):
-    """images [n, h, w, c] float32 in [-1, 1]; labels [n] int32 in 0 ... classes - 1, or None."""
+    """images [n, h, w, c] float32 in [-1, 1]; labels [n] int32 in 0 ... classes - 1, or None.
+
+    Of videos [n, frames, h, w, c], of points [n, 2].
+    """
 
     images: np.ndarray
     labels: np.ndarray | None = None
@@ -76,6 +80,7 @@ def load(path, split: str = "train") -> Dataset:
     Args:
       path: one of
         "digits", the 8x8 digits of scikit-learn (which have no split: always all);
+        "moving-digits", videos of them, see `made.moving`; "mixture", points, see `made.points`;
         an .npz: uint8 images of rank 3 or 4 and labels, as arrays of any names (names that contain
           the split win), or JPEGs as `header`, `<split>_bytes`, `<split>_offsets`, `<split>_y`;
         an IDX file of images (labels from the `labels-idx1` file beside it);
@@ -89,12 +94,13 @@ def load(path, split: str = "train") -> Dataset:
       ValueError: no usable images, images of several sizes, labels that do not fit them, or a file
         that is damaged.
     """
-    if str(path) == "digits":
-        return _digits()
+    if str(path) in WITHOUT_FILES:
+        return WITHOUT_FILES[str(path)]()
     path = Path(path)
     require(
         path.exists(), got=f"no data at {path}",
-        expected="'digits', an .npz, an IDX file, or a folder with one",
+        expected=f"{', '.join(map(repr, WITHOUT_FILES))}, an .npz, an IDX file, or a folder with "
+        "one",
         remedy="on Debian, Fashion-MNIST is the package dataset-fashion-mnist",
         error=FileNotFoundError,
     )  # fmt: skip
@@ -132,6 +138,18 @@ def _digits():
     stored = load_digits()
     images = (stored.images.astype(np.float32) / 8.0 - 1.0)[..., None]
     return Dataset(images, stored.target.astype(np.int32))
+
+
+def _moving_digits():
+    images, labels = _digits()
+    videos = made.moving(images)
+    return Dataset(videos, np.repeat(labels, len(videos) // len(images)))
+
+
+# The data that needs no file, by name.
+WITHOUT_FILES = {
+    "digits": _digits, "moving-digits": _moving_digits, "mixture": lambda: Dataset(made.points()),
+}  # fmt: skip
 
 
 def _checked(path, images, labels):

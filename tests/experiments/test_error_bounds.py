@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from experiments.error_bounds import experiment as error_bounds
-from experiments.error_bounds import measure
+from experiments.error_bounds import measure, plots
 from experiments.error_bounds.table import width_name
 from experiments.harness import command, store
 from qdiffjax import _tables as tables
@@ -213,3 +213,25 @@ def test_the_interval_of_predicted_over_measured_is_printed_and_holds_the_ratio(
         text = f"{tables.number(low)} to {tables.number(high)}"
         assert any(line.startswith(width_name(row)) and text in line
                    for line in printed.splitlines())  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_network_of_vectors_is_an_argument_like_any_other(tmp_path):
+    words = ["--checkpoint", "mixture_mlp", "--quick", "--output", str(tmp_path)]
+    assert command.main(error_bounds.EXPERIMENT, words) == 0
+    rows = json.loads((tmp_path / "summary.json").read_text())
+    assert all(row["bounds_hold"] for row in rows if "bounds_hold" in row)
+    assert store.load(tmp_path)[1]["samples"].shape[1:] == (2,)
+    assert (tmp_path / "samples.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("shape", "picture"), [((3,), (1, 3)), ((4, 3), (4, 3)), ((5, 2, 3, 1), (2, 15)),
+                           ((2, 3, 1), (2, 3)), ((2, 3, 3), (2, 3, 3))],
+)  # fmt: skip
+def test_samples_of_any_rank_are_pictures_with_frames_side_by_side(shape, picture):
+    x = np.random.default_rng(0).uniform(-1, 1, (2, *shape))
+    pictures = plots._picture(x)
+    assert pictures.shape == (2, *picture)
+    if len(shape) == 4:
+        np.testing.assert_array_equal(pictures[:, :, 3:6], (x[:, 1, ..., 0] + 1) / 2)

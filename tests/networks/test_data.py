@@ -55,7 +55,7 @@ def test_digits_are_1797_images_in_the_unit_range():
 
 
 def test_what_is_missing_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no data at .*nowhere.*'digits', an .npz"):
+    with pytest.raises(FileNotFoundError, match=r"no data at .*nowhere.*'mixture', an .npz"):
         data.load(tmp_path / "nowhere")
     (tmp_path / "readme.txt").write_text("")
     with pytest.raises(FileNotFoundError, match=r"readme.txt, expected train-images\* or"):

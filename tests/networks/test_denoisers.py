@@ -38,6 +38,7 @@ def test_an_unknown_word_is_refused_with_those_that_are_known(word):
     [
         ({"shape": (4, 4)}, r"unet: got \(4, 4\), expected 3 positive .* \(height, width"),
         ({"shape": (4, 4, 1), "network": "video"}, r"video: got \(4, 4, 1\), expected 4 .*frames"),
+        ({"network": "mlp"}, r"mlp: got \(4, 4, 1\), expected 1 positive numbers: \(n\)"),
         ({"num_classes": -1}, r"num_classes: got -1, expected at least 0"),
         ({"latent_scale": 0.0}, r"latent_scale: got 0\.0, expected a finite number above 0"),
     ],

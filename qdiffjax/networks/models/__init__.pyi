@@ -5,6 +5,7 @@ from .adapters import from_nnx as from_nnx
 from .autoencoder import Autoencoder as Autoencoder
 from .classifier import Classifier as Classifier
 from .dit import DiT as DiT
+from .mlp import VectorMLP as VectorMLP
 from .unet import UNet as UNet
 from .unet2d import UNet2D as UNet2D
 from .video import VideoDiT as VideoDiT
