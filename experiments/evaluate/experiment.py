@@ -7,8 +7,9 @@
 Full-precision and quantized samples share their noise and conditions: distances between them are
 of pairs. The floor is the distance of full-precision samples to as many of other noise. Networks
 that know classes draw as many of each. Features and classes are those of the shipped classifier of
-a network's data, if there is one (`networks.shipped_for`), else features are random convolutions;
-or what `--features` and `--probabilities` name. Distances are called by them.
+a network's data, if there is one (`networks.shipped_for`), else features are random convolutions,
+of each frame of a video; or what `--features` and `--probabilities` name. Distances are called by
+them. Videos have their flicker and temporal consistency too.
 
 Of distances without a bias, which are zero in the mean where rounding changes nothing, p is that of
 their value over the standard error of the jackknife, after Holm over all recipes and distances.
@@ -36,6 +37,7 @@ from qdiffjax.denoiser import Denoiser
 from qdiffjax.networks import data, denoisers
 
 RANDOM = "random"  # features that need no training
+PIXELS = "pixels"  # the numbers of the samples themselves, as of vectors
 NUM_JUDGED = 16  # samples of a verdict
 UNBIASED = ("Frechet, infinite samples, to float", "KID to float", "MMD^2 to float")
 
@@ -56,8 +58,9 @@ class Config:
     batch_size: int = option(128, "Samples drawn at a time.", least=1)
     data: str = option("", "Images to compare with, see `networks.data.load`; none without.")
     features: str = option(
-        "", "Your features, package.module:function of samples, or 'random' for random "
-        "convolutions; those of the shipped classifier without, if there is one.",
+        "", "Your features, package.module:function of samples, 'random' for random convolutions, "
+        "or 'pixels' for the samples themselves; those of the shipped classifier without, if there "
+        "is one.",
     )  # fmt: skip
     probabilities: str = option(
         "",
@@ -89,8 +92,9 @@ def protocol(config: Config) -> str:
 
 def seen_by(config: Config) -> subject.Eyes:
     """Return the features and classes of a config: yours, of a shipped classifier, or random."""
-    if config.features == RANDOM:
-        eyes = subject.Eyes()
+    words = {RANDOM: subject.Eyes(), PIXELS: subject.Eyes(PIXELS, np.asarray)}
+    if config.features in words:
+        eyes = words[config.features]
     elif config.features:
         eyes = subject.Eyes(config.features, _imported(config.features))
     else:

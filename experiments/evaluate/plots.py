@@ -10,7 +10,8 @@ from qdiffjax._checks import require
 from qdiffjax._looks import BLUE, GREEN, GREY, panels, tidy
 
 SHOWN = ("PSNR", "SSIM", "spectra to float", "Frechet to float", "KID to float",
-         "coverage in independent")  # fmt: skip
+         "coverage in independent", "flicker", "flicker of errors",
+         "temporal consistency")  # fmt: skip
 CLASSES = {"RMSE": "rmse", "flips": "flips", "agree, quantized": "agreement",
            "agree, float": "float_agreement"}  # fmt: skip
 LOG = ("spectra to float", "Frechet to float", "KID to float")

@@ -118,7 +118,8 @@ def compare(
       data: of the data [m, *shape], None for none.
       key: of the order in which samples are put in groups.
       independent: full-precision samples of other noise [num, *shape], for the noise floor.
-      features_fn: samples [num, *shape] -> features [num, ...]; None takes the pixels.
+      features_fn: samples [num, *shape] -> features [num, ...]; None takes the pixels. Of videos
+        [num, frames, ...] are of their frames, which have a temporal consistency.
       features: what to call these.
       probabilities_fn: samples -> probabilities [num, classes] of a classifier.
       labels: classes that the samples were drawn for, integers [num], None for none.
@@ -151,7 +152,10 @@ def compare(
     if sets["float"].ndim == 5 and sets["float"].shape[1] > 1:
         found["quantized"] |= _of_videos(sets, data_range)
         found["float"]["flicker"] = videos.flicker(sets["float"])
-    own = {name: flat("features", (features_fn or _pixels)(x)) for name, x in sets.items()}
+    seen = {name: np.asarray((features_fn or _pixels)(x)) for name, x in sets.items()}
+    if sets["float"].ndim == 5:
+        _add_consistency(found, seen, sets["float"].shape[1])
+    own = {name: flat("features", x) for name, x in seen.items()}
     _add_features(found, own, num_groups)
     if probabilities_fn is not None:
         _add_probabilities(found, {name: np.asarray(probabilities_fn(sets[name]))
@@ -189,6 +193,13 @@ def _of_videos(sets, data_range: float) -> dict[str, Metric]:
     x, x_hat = sets["float"], sets["quantized"]
     return {"PSNR": images.psnr(x, x_hat, data_range=data_range), "flicker": videos.flicker(x_hat),
             "flicker of errors": videos.flicker_of_errors(x, x_hat)}  # fmt: skip
+
+
+def _add_consistency(found, seen, frames: int) -> None:
+    """Add how alike neighbouring frames are, where features [num, frames, ...] are of frames."""
+    if frames > 1 and seen["float"].ndim > 2 and seen["float"].shape[1] == frames:
+        for of in ("quantized", "float"):
+            found[of]["temporal consistency"] = videos.temporal_consistency(seen[of])
 
 
 def _with_floor(sets, distance: Callable, paired: Callable | None = None) -> Metric:

@@ -122,9 +122,10 @@ def test_what_cannot_be_run_is_refused_first(change):
 
 
 def test_features_are_of_the_shipped_classifier_unless_others_are_named():
-    fashion, digits, other, named = (
+    fashion, digits, other, pixels, named = (
         evaluate.seen_by(evaluate.Config(**own))
         for own in ({}, {"features": "random"}, {"checkpoint": "digits_unet"},
+                    {"features": "pixels", "checkpoint": "mixture_mlp"},
                     {"features": "numpy:ravel", "probabilities": "numpy:abs"})
     )  # fmt: skip
     assert fashion.name.startswith("fashion classifier ")
@@ -136,6 +137,8 @@ def test_features_are_of_the_shipped_classifier_unless_others_are_named():
         x = jax.random.normal(jax.random.key(0), (2, 8, 8, 1))
         assert_close(own.features_of(x.shape[1:])(x), features.random_convolutions((8, 8, 1))(x))
     assert fashion.features_of((28, 28, 1)) is fashion.features_fn
+    assert pixels.name == "pixels"
+    np.testing.assert_array_equal(pixels.features_fn(np.eye(2)), np.eye(2))
     assert (named.name, named.features_fn) == ("numpy:ravel", np.ravel)
 
 

@@ -94,6 +94,15 @@ def test_videos_flicker():
     errors = found.metrics["flicker of errors"].value
     assert np.isclose(errors, metrics.flicker_of_errors(x, x_hat).value)
     assert "SSIM" not in found.metrics
+    for own, of in ((found.metrics, x_hat), (found.float_metrics, x)):
+        consistency = metrics.temporal_consistency(of)
+        assert np.isclose(own["temporal consistency"].value, consistency.value)
+
+
+def test_features_of_whole_videos_have_no_temporal_consistency():
+    x = RNG.normal(size=(12, 3, 4, 4, 1))
+    found = metrics.compare(x, x + 1, key=KEY, num_groups=4, features_fn=lambda x: x.mean(1))
+    assert "temporal consistency" not in found.metrics
 
 
 def test_a_floor_of_another_size_is_refused_beside_what_depends_on_the_size():

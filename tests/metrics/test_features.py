@@ -62,3 +62,16 @@ def test_random_convolutions_are_the_same_function_everywhere():
     assert first.shape == (4, 8)
     np.testing.assert_allclose(metrics.random_convolutions((12, 12, 3), num_features=8)(-2 * x),
                                2 * first, rtol=1e-6)  # fmt: skip
+
+
+def test_random_convolutions_of_a_video_are_those_of_its_frames():
+    x = RNG.normal(size=(3, 5, 12, 12, 1)).astype(np.float32)
+    found = metrics.random_convolutions((5, 12, 12, 1), num_features=8)(x)
+    of_images = metrics.random_convolutions((12, 12, 1), num_features=8)
+    expected = np.stack([of_images(video) for video in x])
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_random_convolutions_of_vectors_are_refused():
+    with pytest.raises(ValueError, match=r"got samples of shape \(2,\), expected \(height"):
+        metrics.random_convolutions((2,))
