@@ -4,7 +4,7 @@
     python -m experiments.train --data digits --steps 1000   8x8 digits, minutes on a CPU
     python -m experiments.train --data DIR --model dit --classes   class-conditional transformer
     python -m experiments.train --data mixture --model mlp   points in the plane, a minute on a CPU
-    python -m experiments.train --data moving-digits --model video --patch 3   videos of digits
+    python -m experiments.train --data moving-digits --model video --prediction v   videos of digits
 
 Latent diffusion: first an autoencoder, then a denoiser of its latents.
 

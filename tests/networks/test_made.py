@@ -16,7 +16,7 @@ def places_of(videos):
 
 
 def test_every_frame_is_black_but_for_the_image():
-    videos = made.moving(IMAGES, frames=FRAMES, side=SIDE, paths=3)
+    videos = made.moving(IMAGES, frames=FRAMES, size=(SIDE, SIDE), paths=3)
     assert (videos.shape, videos.dtype) == ((18, FRAMES, SIDE, SIDE, 2), np.float32)
     for video, image, places in zip(videos, IMAGES.repeat(3, 0), places_of(videos), strict=True):
         for frame, (i, j) in zip(video, places, strict=True):
@@ -25,7 +25,7 @@ def test_every_frame_is_black_but_for_the_image():
 
 
 def test_ways_are_straight_and_turn_only_at_the_borders():
-    places = places_of(made.moving(IMAGES, frames=FRAMES, side=SIDE, paths=50))
+    places = places_of(made.moving(IMAGES, frames=FRAMES, size=(SIDE, SIDE), paths=50))
     most = np.array([SIDE - 4, SIDE - 3])
     assert places.min() == 0
     np.testing.assert_array_equal(places.max((0, 1)), most)
@@ -46,7 +46,7 @@ def test_a_seed_makes_the_same_videos_again_and_another_does_not():
 def test_moving_digits_have_the_labels_of_their_digits():
     images, labels = data.load("digits")
     videos, own = data.load("moving-digits")
-    assert videos.shape == (4 * 1797, 6, 12, 12, 1)
+    assert videos.shape == (4 * 1797, 6, 8, 12, 1)
     np.testing.assert_array_equal(own, np.repeat(labels, 4))
     np.testing.assert_allclose(
         (videos + 1).sum((1, 2, 3, 4))[::4], 6 * (images + 1).sum((1, 2, 3)), rtol=1e-5
@@ -66,3 +66,12 @@ def test_points_have_the_moments_of_the_mixture(moment):
     )
     products = points[:, :, None] * points[:, None]
     assert np.all(np.abs(products.mean(0) - second) < 4 * products.std(0) / np.sqrt(len(points)))
+
+
+def test_images_move_along_the_axis_where_there_is_room():
+    places = places_of(made.moving(IMAGES, frames=FRAMES, size=(4, 5)))
+    np.testing.assert_array_equal(places[..., 0], 0)
+    np.testing.assert_array_equal(np.abs(np.diff(places[..., 1], axis=1)), 1)
+    for size in ((4, 3), (3, 9)):
+        with pytest.raises(ValueError, match=r"images: got \[4, 3\], expected smaller than frames"):
+            made.moving(IMAGES, size=size)
