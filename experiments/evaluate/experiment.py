@@ -8,7 +8,7 @@ Full-precision and quantized samples share their noise and conditions: distances
 of pairs. The floor is the distance of full-precision samples to as many of other noise. Networks
 that know classes draw as many of each. Features and classes are those of the shipped classifier of
 a network's data, if there is one (`networks.shipped_for`), else features are random convolutions,
-of each frame of a video; or what `--features` and `--probabilities` name. Distances are called by
+of a video the mean over frames; or what `--features` and `--probabilities` name. Distances are called by
 them. Videos have their flicker and temporal consistency too.
 
 Of distances without a bias, which are zero in the mean where rounding changes nothing, p is that of

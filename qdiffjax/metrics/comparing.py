@@ -119,7 +119,8 @@ def compare(
       key: of the order in which samples are put in groups.
       independent: full-precision samples of other noise [num, *shape], for the noise floor.
       features_fn: samples [num, *shape] -> features [num, ...]; None takes the pixels. Of videos
-        [num, frames, ...] are of their frames, which have a temporal consistency.
+        [num, frames, k] are of their frames, which have a temporal consistency; distances are of
+        their mean over frames.
       features: what to call these.
       probabilities_fn: samples -> probabilities [num, classes] of a classifier.
       labels: classes that the samples were drawn for, integers [num], None for none.
@@ -153,8 +154,10 @@ def compare(
         found["quantized"] |= _of_videos(sets, data_range)
         found["float"]["flicker"] = videos.flicker(sets["float"])
     seen = {name: np.asarray((features_fn or _pixels)(x)) for name, x in sets.items()}
-    if sets["float"].ndim == 5:
-        _add_consistency(found, seen, sets["float"].shape[1])
+    if sets["float"].ndim == 5 and _of_frames(seen["float"], sets["float"].shape[1]):
+        for of in ("quantized", "float"):
+            found[of]["temporal consistency"] = videos.temporal_consistency(seen[of])
+        seen = {name: x.mean(1) if x.ndim == 3 else x for name, x in seen.items()}
     own = {name: flat("features", x) for name, x in seen.items()}
     _add_features(found, own, num_groups)
     if probabilities_fn is not None:
@@ -195,11 +198,9 @@ def _of_videos(sets, data_range: float) -> dict[str, Metric]:
             "flicker of errors": videos.flicker_of_errors(x, x_hat)}  # fmt: skip
 
 
-def _add_consistency(found, seen, frames: int) -> None:
-    """Add how alike neighbouring frames are, where features [num, frames, ...] are of frames."""
-    if frames > 1 and seen["float"].ndim > 2 and seen["float"].shape[1] == frames:
-        for of in ("quantized", "float"):
-            found[of]["temporal consistency"] = videos.temporal_consistency(seen[of])
+def _of_frames(features, frames: int) -> bool:
+    """Return whether features [num, frames, ...] are of the frames of videos."""
+    return frames > 1 and features.ndim > 2 and features.shape[1] == frames
 
 
 def _with_floor(sets, distance: Callable, paired: Callable | None = None) -> Metric:

@@ -99,6 +99,16 @@ def test_videos_flicker():
         assert np.isclose(own["temporal consistency"].value, consistency.value)
 
 
+def test_distances_of_videos_are_of_the_mean_of_the_features_of_frames():
+    x = RNG.normal(size=(12, 3, 4, 4, 1))
+    of_frames, of_videos = (
+        metrics.compare(x, x + 1, key=KEY, num_groups=4, features_fn=fn).metrics
+        for fn in (lambda x: x.mean((3, 4)), lambda x: x.mean((1, 3, 4)))
+    )
+    for name in ("Frechet to float", "KID to float"):
+        assert np.isclose(of_frames[name].value, of_videos[name].value)
+
+
 def test_features_of_whole_videos_have_no_temporal_consistency():
     x = RNG.normal(size=(12, 3, 4, 4, 1))
     found = metrics.compare(x, x + 1, key=KEY, num_groups=4, features_fn=lambda x: x.mean(1))
