@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from qdiffjax.diffusion import gaussian
-from qdiffjax.networks import denoisers, made
+from qdiffjax.networks import data, denoisers, made
 from qdiffjax.sites import list_sites
 from qdiffjax.sites.naming import parameter_names
 from tests.tolerances import assert_digits
@@ -22,10 +22,10 @@ LAW = made.mixture()
 NAMES = sorted(path.parent.name for path in denoisers.SHIPPED.glob("*/config.json"))
 
 
-def test_there_are_a_unet_a_transformer_and_a_latent_network():
+def test_there_are_networks_of_every_kind():
     networks = [denoisers.load_config(denoisers.SHIPPED / name).network for name in NAMES]
     assert networks.count("unet") >= 2
-    assert "dit" in networks
+    assert {"dit", "video", "mlp"} <= set(networks)
     assert any((denoisers.SHIPPED / name / "autoencoder").is_dir() for name in NAMES)
 
 
@@ -35,7 +35,7 @@ def test_there_are_a_unet_a_transformer_and_a_latent_network():
 def test_a_shipped_checkpoint_is_found_by_name_and_where_it_once_was(before):
     for name in (*NAMES, "fashion_latent/autoencoder"):
         assert denoisers.find_checkpoint(before + name) == denoisers.SHIPPED / name
-    with pytest.raises(FileNotFoundError, match="expected a folder or one of: fashion_dit, "):
+    with pytest.raises(FileNotFoundError, match="expected a folder or one of: digits_video, "):
         denoisers.find_checkpoint(before + "fashion")
 
 
@@ -55,7 +55,10 @@ def test_a_checkpoint_is_small_and_shows_its_command_curve_and_samples(name):
     assert sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) < 12e6
     trained = json.loads((folder / "config.json").read_text())["trained"]
     assert trained["command"].startswith("python -m experiments.train ")
-    if name != MIXTURE:  # most of its noise nobody can tell
+    config = denoisers.load_config(folder)
+    if (
+        config.prediction == "eps" and name != MIXTURE
+    ):  # of others most of the target nobody can tell
         with np.load(folder / "loss.npz") as curve:
             assert curve["loss"][-1] < 0.2 * curve["loss"][0]
     assert (folder / "samples.png").is_file()
@@ -77,6 +80,32 @@ def test_the_autoencoder_gives_back_what_another_network_drew():
     codec = denoisers.load(denoisers.SHIPPED / "fashion_latent").codec
     back = quick_jit(lambda x: codec.decode(codec.encode(x)))(jnp.asarray(x[:20], jnp.float32))
     assert float(jnp.mean((back - x[:20]) ** 2)) < 0.1 * np.var(x[:20])
+
+
+def nearest_digits(frames):
+    """Labels and columns of the digits, at any of five columns, that frames [n, 8, 12] are near."""
+    digits = data.load("digits")
+    all_places = np.stack([np.pad(digits.images[..., 0], [(0, 0), (0, 0), (j, 4 - j)],
+                                  constant_values=-1) for j in range(5)])  # fmt: skip
+    every, x = all_places.reshape(-1, 96), frames.reshape(-1, 96)
+    nearest = np.argmin(np.sum(every**2, 1) - 2 * x @ every.T, axis=1)
+    columns, which = np.divmod(nearest, len(digits.images))
+    return digits.labels[which], columns
+
+
+def test_the_videos_are_of_digits_that_move_as_the_docs_say():
+    """Six frames a video, then a line, a class a column, every pixel drawn twice each way."""
+    grid = plt.imread(denoisers.SHIPPED / "digits_video" / "samples.png")[::2, ::2, 0] * 2 - 1
+    videos = grid.reshape(10, 9, 10, 73)[:, :8, :, :72].reshape(10, 8, 10, 6, 12)
+    videos = videos.transpose(0, 2, 3, 1, 4)  # row, class, frame, height, width
+    labels, columns = (a.reshape(10, 10, 6) for a in nearest_digits(videos))
+    own = np.mean(labels == np.arange(10)[None, :, None])
+    by_one = np.mean(np.abs(np.diff(columns, axis=2)) == 1)
+    page = (Path(__file__).parents[2] / "docs" / "networks.md").read_text()
+    said = re.search(r"(\d+) % of the 600 frames\s.*\s(\d+) % of the steps", page, re.S)
+    for value, printed, least in zip((own, by_one), said.groups(), (0.9, 0.7), strict=True):
+        assert_digits(100 * value, printed)
+        assert value > least
 
 
 @pytest.mark.parametrize("name", NAMES)
