@@ -115,10 +115,14 @@ def test_the_table_of_stored_values_is_its_committed_summary():
     assert min(kinds, key=kinds.get) == "softmax"
 
 
-def test_the_table_of_the_evaluation_is_its_committed_summary():
-    rows = json.loads((ROOT / "experiments/results/evaluate/summary.json").read_text())
+@pytest.mark.parametrize(
+    ("folder", "head", "num"), [("evaluate", "## How good are quantized", 13),
+                                ("evaluate_video", "### Videos: ", 5)],
+)  # fmt: skip
+def test_the_table_of_an_evaluation_is_its_committed_summary(folder, head, num):
+    rows = json.loads((ROOT / "experiments/results" / folder / "summary.json").read_text())
     told = evaluate.recipes(rows)
-    section = section_of("## How good are quantized")
+    section = section_of(head).split("\n### ")[0]
     head, *lines = re.findall(r"^\| (.*) \|$", section, re.M)
     assert [cell.strip() for cell in head.split("|")][1:5] == [row["recipe"] for row in told]
     for line in lines:
@@ -132,7 +136,7 @@ def test_the_table_of_the_evaluation_is_its_committed_summary():
                 value, half = printed.split(" ± ")
                 assert_digits(scale * metric["value"], value)
                 assert_digits(scale * (metric["high"] - metric["low"]) / 2, half)
-    assert len(lines) == 13
+    assert len(lines) == num
 
 
 def test_what_is_said_of_the_evaluation_is_in_its_committed_summary():
@@ -163,6 +167,24 @@ def test_what_is_said_of_the_evaluation_is_in_its_committed_summary():
     assert evaluate.cell(second, name)["high"] < evaluate.cell(third, name)["low"]
     name = "spectra to float"
     assert evaluate.cell(third, name)["high"] < evaluate.cell(second, name)["low"]
+
+
+def test_what_is_said_of_flicker_is_in_the_committed_summary():
+    rows = json.loads((ROOT / "experiments/results/evaluate_video/summary.json").read_text())
+    told, tests = evaluate.recipes(rows), evaluate.seen(rows)
+    section = " ".join(section_of("### Videos: ").split())
+    full = evaluate.cell(told[0], "flicker", "float")
+    *above, last = (evaluate.cell(row, "flicker")["value"] / full["value"] - 1 for row in told)
+    assert f"within {100 * max(np.abs(above)):.1f} % down to W4A8" in section
+    assert f"{100 * last:.1f} % above it at W4A4" in section
+    assert last * full["value"] < full["high"] - full["low"]
+    full = evaluate.cell(told[0], "temporal consistency", "float")
+    own = [evaluate.cell(row, "temporal consistency") for row in told]
+    assert all(metric["low"] < full["value"] < metric["high"] for metric in own)
+    assert f"at most {max(abs(m['value'] - full['value']) for m in own):.4f}" in section
+    first, *_, last = (evaluate.cell(row, "flicker of errors")["value"] for row in told)
+    assert f"grows {last / first:.0f} times from W8A8" in section
+    assert all(tests[row["recipe"], "KID to float"] < 0.05 for row in told)
 
 
 def test_what_is_said_of_classes_is_in_the_summary_of_the_evaluation():

@@ -8,8 +8,8 @@ Full-precision and quantized samples share their noise and conditions: distances
 of pairs. The floor is the distance of full-precision samples to as many of other noise. Networks
 that know classes draw as many of each. Features and classes are those of the shipped classifier of
 a network's data, if there is one (`networks.shipped_for`), else features are random convolutions,
-of a video the mean over frames; or what `--features` and `--probabilities` name. Distances are called by
-them. Videos have their flicker and temporal consistency too.
+of a video the mean over frames; or what `--features` and `--probabilities` name. Distances are
+called by them. Videos have their flicker and temporal consistency too.
 
 Of distances without a bias, which are zero in the mean where rounding changes nothing, p is that of
 their value over the standard error of the jackknife, after Holm over all recipes and distances.
