@@ -12,6 +12,8 @@ from experiments.shaping import plots as shaping
 from tests.tolerances import assert_digits
 
 ROOT = Path(__file__).parents[1]
+SEQUENCES = ("fresh bits", "golden ratio", "noble ratios", "sigma-delta", "grouped sigma-delta",
+             *(f"periodic {k}" for k in (1, 2, 3, 4)))  # fmt: skip
 
 
 def shaped(network, num_steps, bits):
@@ -111,6 +113,27 @@ def test_the_table_of_widths_is_its_committed_summary():
     assert 3 < told[2, "sums kept"]["rmse"] / told[2, "nearest"]["rmse"] < 3.3
     assert [round(1 / gains[bits], 2) for bits in (3, 8)] == [0.7, 0.3]
     assert_digits(seeds_of("shaping_w4_dit")["periodic 4"]["rmse"], "0.0944")
+
+
+def test_the_table_of_few_steps_is_its_committed_summary():
+    rows = json.loads((ROOT / "experiments/results/shaping_few/summary.json").read_text())
+    cases = {num: by_method for _, num, _, by_method in shaping.grids(rows)}
+    page = (ROOT / "docs" / "findings.md").read_text().split("### Few steps, and")[1]
+    lines = re.findall(r"^\| ([a-z].*?) \| (\d.*) \|$", page.split("\n### ")[0], re.M)
+    assert len(lines) == 11
+    for name, cells in lines:
+        values = [case[name][key] for case in cases.values() for key in ("rmse", "low", "high")]
+        for value, printed in zip(values, re.findall(r"[\d.]+", cells), strict=True):
+            assert_digits(value, printed)
+    assert [round(1 / shaping.gain(case), 2) for case in cases.values()] == [0.9, 0.71, 0.29]
+    rmse = [{name: row["rmse"] for name, row in case.items()} for case in cases.values()]
+    assert all(case["noble ratios"] < case["golden ratio"] for case in rmse)
+    ratios = [case["noble ratios"] / case["sigma-delta"] for case in rmse]
+    assert [round(ratio, 2) for ratio in ratios[:2]] == [0.77, 0.73]
+    assert abs(ratios[2] - 1) < 0.03
+    for few in rmse[:2]:
+        sequences = [value for name, value in few.items() if name in SEQUENCES]
+        assert few["nearest + 1"] < few["periodic 1"] == min(sequences)
 
 
 def test_the_table_of_samplers_is_its_committed_summary():
