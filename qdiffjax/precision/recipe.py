@@ -321,6 +321,10 @@ def uniform(
     """
     bits = SiteBits(*(b if isinstance(b, OperandFormat) else check_bits(b)
                       for b in (weight_bits, activation_bits)))  # fmt: skip
+    globs = globs if isinstance(globs, str) else tuple(globs)
+    matched = set(match(sites, globs))
+    if bits.activation is not None and all(s.weight is None for s in sites if s.name in matched):
+        bits = bits._replace(weight=None)  # a width for all sites says nothing where there is none
     recipe = Recipe(at_sites(sites, bits, globs))
     check_recipe(recipe, sites)
     return recipe

@@ -31,6 +31,13 @@ def test_uniform_gives_weights_bits_only_where_there_are_weights():
     assert recipe.bits["attn/dot_0"] == recipe.bits["input"] == SiteBits(None, 8)
 
 
+def test_uniform_of_sites_without_weights_rounds_their_activations():
+    recipe = precision.uniform(SITES, weight_bits=4, activation_bits=8, globs=("input", "output"))
+    assert recipe.bits == dict.fromkeys(("input", "output"), SiteBits(None, 8))
+    with pytest.raises(ValueError, match="a width of weights for input"):
+        precision.uniform(SITES, weight_bits=4, activation_bits=None, globs=("input",))
+
+
 def test_uniform_leaves_out_what_negated_globs_take_away():
     globs = ("*", "!input", "!output", "!attn/*", "attn/dot_?")
     recipe = precision.uniform(SITES, weight_bits=4, activation_bits=None, globs=globs)
