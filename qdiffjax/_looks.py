@@ -66,7 +66,8 @@ def reaches(rows, value: str = "rmse", low: str = "low", high: str = "high") -> 
 def ticks_of_logs(ax, which: str = "x") -> None:
     """Mark 1, 2 and 5 times the powers of ten on a logarithmic axis, "x" or "y".
 
-    Of more than three panels beside each other 1 and 3 times, of a short axis more.
+    Of more than three panels beside each other 1 and 3 times, of a short axis more; every second or
+    third of them where panels beside each other leave no room.
     """
     ax.minorticks_off()
     axis = getattr(ax, f"{which}axis")
@@ -77,4 +78,7 @@ def ticks_of_logs(ax, which: str = "x") -> None:
         shown = [tick for tick in ticks if low <= tick <= high]
         if len(shown) > 1:
             break
+    most = max(3, 9 // ax.get_gridspec().ncols)
+    if which == "x" and len(shown) > most:
+        shown = shown[:: -(-len(shown) // most)]
     axis.set_ticks(shown, [f"{tick:g}" for tick in shown])

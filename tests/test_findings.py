@@ -89,6 +89,31 @@ def test_the_table_of_cures_is_its_committed_summary(folder, head):
         assert f"{best['median']:.3g} of {told[recipe, 'none']['median']:.3g}" in section
 
 
+def test_the_table_of_cures_at_other_widths_is_its_committed_summary():
+    rows = json.loads((ROOT / "experiments/results/cures_widths/summary.json").read_text())
+    told = {(row["recipe"], row["case"]): row for row in cures.cures(rows)}
+    widths = ("W8A8", "W6A6", "W3A8")
+    section = section_of("### Other widths").split("\n### ")[0]
+    lines = re.findall(r"^\| ([A-Za-z][^|]*) \| (\d.*) \|$", section, re.M)
+    assert len(lines) * len(widths) == len(told)
+    for name, cells in lines:
+        *printed, flops = (cell.strip() for cell in cells.split("|"))
+        for place, recipe in enumerate(widths):
+            row = told[recipe, name]
+            median, recovered, ceiling = printed[3 * place : 3 * place + 3]
+            assert_digits(row["median"], median)
+            assert recovered == f"{100 * row['recovered']:.0f}{'*' * (row['holm'] < 0.05)}"
+            assert ceiling == f"{row['ceiling']:.2f}"
+        assert flops == f"{100 * told['W6A6', name]['overhead']:.1f}"
+    best = "shaped, time, rotation, compensation and gain"
+    assert 3 < told["W8A8", "none"]["median"] / told["W6A6", best]["median"] < 3.3
+    medians = [[told[recipe, case]["median"] for case in ("none", "compensation and gain")]
+               for recipe in widths[:2]]  # fmt: skip
+    gains = [20 * np.log10(before / after) for before, after in medians]
+    assert [round(gain, 1) for gain in gains] == [7.5, 10.7]
+    assert round(100 * told["W8A8", "compensation and gain"]["overhead"], 3) == 0.003
+
+
 def test_the_table_of_stored_values_is_its_committed_summary():
     section = section_of("### What is stored between products")
     found = {}
