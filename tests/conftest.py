@@ -47,10 +47,10 @@ def pytest_collection_finish():
 
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_teardown(item, nextitem):
-    """A worker forgets its programs between files of tests, lest it die of them."""
+    """A worker forgets its programs between files and after long tests, lest it die of them."""
     from qdiffjax import compiling  # not before what is set above
 
-    if nextitem is None or nextitem.path != item.path:
+    if nextitem is None or nextitem.path != item.path or item.get_closest_marker("slow"):
         compiling.forget_programs(8000)  # two gigabytes or so
 
 
