@@ -156,6 +156,36 @@ def test_the_table_of_samplers_is_its_committed_summary():
         assert (rmse["golden ratio"] < rmse["sigma-delta"]) == (name == "edm-heun")
 
 
+def test_the_table_of_the_forecast_to_200_steps_is_its_committed_summaries():
+    folders = ("shaping_forecast", "shaping_forecast_long")
+    paths = [ROOT / "experiments/results" / folder / "summary.json" for folder in folders]
+    found: dict = {}
+    for row in (row for path in paths for row in json.loads(path.read_text())):
+        if row["bits"] == 8:
+            found.setdefault(row["way"], []).append(row)
+    page = (ROOT / "docs" / "findings.md").read_text().split("| W8, rounded |")[1]
+    lines = re.findall(r"^\| ([a-z][^|]*) \| (\d.*) \| ([^|]*) \|$", page.split("\n### ")[0], re.M)
+    assert [name for name, *_ in lines] == list(found)
+    for name, cells, ratios in lines:
+        own = found[name]
+        assert [row["num_steps"] for row in own] == [10, 20, 50, 100, 200]
+        for row, printed in zip(own, cells.split("|"), strict=True):
+            assert_digits(row["rmse_of_forecast_samples"], printed.strip())
+        if ratios != "-":
+            for row, printed in zip(own, ratios.split(", "), strict=True):
+                assert_digits(row["forecast"] / row["rmse_of_forecast_samples"], printed)
+    plain, last = found["sigma-delta"], found["sigma-delta, last in full"]
+    assert all(abs(row["forecast"] / row["rmse_of_forecast_samples"] - 1) < 0.25
+               for row in plain[1:])  # fmt: skip
+    steps = np.log([row["num_steps"] for row in last])
+    errors, told = (np.array([row[key] for row in last])
+                    for key in ("rmse_of_forecast_samples", "forecast"))  # fmt: skip
+    assert round(float(np.log(errors[3] / errors[0]) / np.log(10)), 2) == -0.91
+    assert round(np.polyfit(steps, np.log(told), 1)[0], 2) == -0.96
+    once = found["nearest"][-1]["rmse_of_forecast_samples"]
+    assert 50 < once / errors[-1] < 65
+
+
 def test_what_is_said_of_shaped_weights_of_the_latent_network_holds():
     told = seeds_of("shaping_w4_latent")
     assert 0.385 < 1 / shaping.gain(told) < 0.395
