@@ -159,11 +159,17 @@ TABLES: dict[str, tuple[str, Callable[[list], list], str]] = {
 def suffixes(experiment: str, results: Path) -> list[str]:
     """Return what follows the experiment's name in its folders; the first is "", its own.
 
-    A folder that bears the name of another experiment is that one's.
+    A folder is of the experiment of the longest name that its own begins with.
     """
     others = sorted(path.parent.name for path in results.glob(f"{experiment}_*/arrays.npz"))
-    own = [name for name in others if find_spec(f"experiments.{name}") is None]
-    return ["", *(name.removeprefix(experiment) for name in own)]
+    return ["", *(name.removeprefix(experiment) for name in others if _made_by(name) == experiment)]
+
+
+def _made_by(result: str) -> str:
+    """Return the experiment of the longest name that a result's begins with."""
+    words = result.split("_")
+    names = ("_".join(words[:num]) for num in range(len(words), 0, -1))
+    return next(name for name in names if find_spec(f"experiments.{name}"))
 
 
 def recompute(experiments, results: Path) -> None:
