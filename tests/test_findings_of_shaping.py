@@ -16,6 +16,12 @@ SEQUENCES = ("fresh bits", "golden ratio", "noble ratios", "sigma-delta", "group
              *(f"periodic {k}" for k in (1, 2, 3, 4)))  # fmt: skip
 
 
+def assert_all_digits(values, cells):
+    """Assert that the numbers in cells of a table are these values, one after the other."""
+    for value, printed in zip(values, re.findall(r"[\d.]+", cells), strict=True):
+        assert_digits(value, printed)
+
+
 def shaped(network, num_steps, bits):
     """Return {method: row} of the shaping experiment."""
     folder = "shaping" if network == "UNet" else "shaping_dit"
@@ -74,8 +80,7 @@ def test_the_table_of_five_seeds_of_phases_is_its_committed_summary():
     assert [line[0] for line in lines] == list(networks[0])
     for name, cells in lines:
         told = [rows[name][key] for rows in networks for key in ("rmse", "low", "high")]
-        for value, printed in zip(told, re.findall(r"[\d.]+", cells), strict=True):
-            assert_digits(value, printed)
+        assert_all_digits(told, cells)
 
 
 def test_what_is_said_of_five_seeds_of_phases_holds():
@@ -106,8 +111,7 @@ def test_the_table_of_widths_is_its_committed_summary():
     assert len(lines) == 11
     for name, cells in lines:
         values = [told[bits, name][key] for bits in (2, 3, 8) for key in ("rmse", "low", "high")]
-        for value, printed in zip(values, re.findall(r"[\d.]+", cells), strict=True):
-            assert_digits(value, printed)
+        assert_all_digits(values, cells)
     gains = {bits: shaping.gain(by_method) for _, _, bits, by_method in shaping.grids(rows)}
     assert 5 < 1 / gains[2] < 6
     assert 3 < told[2, "sums kept"]["rmse"] / told[2, "nearest"]["rmse"] < 3.3
@@ -123,8 +127,7 @@ def test_the_table_of_few_steps_is_its_committed_summary():
     assert len(lines) == 11
     for name, cells in lines:
         values = [case[name][key] for case in cases.values() for key in ("rmse", "low", "high")]
-        for value, printed in zip(values, re.findall(r"[\d.]+", cells), strict=True):
-            assert_digits(value, printed)
+        assert_all_digits(values, cells)
     assert [round(1 / shaping.gain(case), 2) for case in cases.values()] == [0.9, 0.71, 0.29]
     rmse = [{name: row["rmse"] for name, row in case.items()} for case in cases.values()]
     assert all(case["noble ratios"] < case["golden ratio"] for case in rmse)
@@ -149,8 +152,7 @@ def test_the_table_of_samplers_is_its_committed_summary():
         values = [min(rmse[once] for once in shaping.ONCE), rmse["fresh bits"],
                   rmse["golden ratio"], own["rmse"], own["low"], own["high"], shaping.gain(case),
                   rmse["periodic 4"], rmse["nearest + 4"]]  # fmt: skip
-        for value, printed in zip(values, re.findall(r"[\d.]+", cells), strict=True):
-            assert_digits(value, printed)
+        assert_all_digits(values, cells)
         is_halved = name in ("edm-heun", "dpmpp-2m-sde")
         assert (1.8 if is_halved else 3.2) < shaping.gain(case) < (2.1 if is_halved else 3.4)
         assert (rmse["golden ratio"] < rmse["sigma-delta"]) == (name == "edm-heun")

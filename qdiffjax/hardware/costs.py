@@ -19,7 +19,6 @@ import numpy as np
 from qdiffjax._checks import FROM_0, check_count, check_names, check_type, checked, require
 from qdiffjax.hardware.chips import check_full
 from qdiffjax.precision import Recipe, SiteBits, grid_numbers, width_of
-from qdiffjax.precision.formats import SEQUENCES
 from qdiffjax.quant import MAX_BITS
 from qdiffjax.sites import Site, stored_elements
 
@@ -132,7 +131,7 @@ def widths(
 
 def stored_width(entry: Any, full: int, extra_bits: int | None = None) -> Any:
     """Return the bits in memory of a number of a weight by its entry in a recipe; see `widths`."""
-    is_anew = getattr(entry, "rounding", None) in SEQUENCES
+    is_anew = getattr(entry, "is_anew", False)
     if entry is None or (is_anew and extra_bits is None):
         return full
     return width_of(entry) + (extra_bits if is_anew else 0)

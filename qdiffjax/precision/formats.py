@@ -141,7 +141,12 @@ class OperandFormat:
         What it saves is arithmetic. Codes that alternate with period 2^k take k bits more than one
         rounding, see `shaped`.
         """
-        return FULL_BITS if self.rounding in SEQUENCES else self.bits
+        return FULL_BITS if self.is_anew else self.bits
+
+    @property
+    def is_anew(self) -> bool:
+        """Whether a weight is rounded anew at every call."""
+        return self.rounding in SEQUENCES
 
     @property
     def is_static(self) -> bool:
