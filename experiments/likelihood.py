@@ -135,12 +135,8 @@ def held_out(config: Config, shape) -> tuple[np.ndarray, np.ndarray | None]:
     Raises:
       ValueError: images of another shape, or too few.
     """
-    dataset = data.load(config.data, "test")
+    dataset = data.load(config.data, "test", shape)
     num_images = len(dataset.images)
-    require(dataset.images.shape[1:] == tuple(shape), what=config.data,
-            got=f"images of shape {dataset.images.shape[1:]}",
-            expected=f"{tuple(shape)}, which the network was trained on",
-            remedy="name the data that the network was trained on")  # fmt: skip
     require(config.num_images <= num_images, got=f"{config.num_images} images to read",
             expected=f"at most {num_images}, which {config.data} holds",
             remedy="lower --num-images")  # fmt: skip

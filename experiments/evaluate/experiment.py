@@ -111,9 +111,12 @@ def run(config: Config, **options):
     eyes = seen_by(config)
     probabilities_fn = eyes.probabilities_fn
     make = _imported(config.implementation, "a function of (denoiser, steps, words)")
-    images = data.load(config.data, "test").images[: config.num_samples] if config.data else None
     jax.config.update("jax_default_matmul_precision", "highest")
     denoiser = denoisers.load(config.checkpoint)
+    seen, shape = subject.images_of(denoiser)
+    images = None
+    if config.data:
+        images = data.load(config.data, "test", shape).images[: config.num_samples]
     num_classes = getattr(denoiser.config, "num_classes", 0)
     if num_classes and denoiser.cond is None:
         denoiser = denoiser.conditioned(np.arange(num_classes))
@@ -138,14 +141,14 @@ def run(config: Config, **options):
         x, independent = full()
         suspect = make(denoiser, steps, words) if make else quantized()[words]
         x_hat = draw(as_model(denoiser, suspect), key=keys[0])
+        y, y_hat = seen(x), seen(x_hat)
         found = metrics.compare(
-            x, x_hat, images, key=keys[2], independent=independent,
-            features_fn=eyes.features_of(x.shape[1:]),
-            features=eyes.name, probabilities_fn=probabilities_fn, num_groups=config.num_groups,
-            labels=labels,
+            y, y_hat, images, key=keys[2], independent=seen(independent),
+            features_fn=eyes.features_of(shape), features=eyes.name,
+            probabilities_fn=probabilities_fn, num_groups=config.num_groups, labels=labels,
         )  # fmt: skip
         errors = np.asarray(prediction.root_mean_square(x_hat - x))
-        p = [probabilities_fn(a) for a in (x, x_hat)] if probabilities_fn else None
+        p = [probabilities_fn(a) for a in (y, y_hat)] if probabilities_fn else None
         return {"errors": errors}, {
             "kind": "recipe", "recipe": words, "protocol": protocol(config),
             "rmse": float(np.sqrt(np.mean(errors**2))), "median": float(np.median(errors)),

@@ -71,6 +71,20 @@ def eyes_of(checkpoint: str) -> Eyes:
     return Eyes() if shipped is None else Eyes(*classifiers.load_classifier(shipped)[:3])
 
 
+def images_of(denoiser: Denoiser) -> tuple[Callable, tuple[int, ...]]:
+    """Return a function from samples [num, ...] to what people see, in NumPy, and its shape.
+
+    Latents are decoded, a batch at a time.
+    """
+    if denoiser.codec is None:
+        return np.asarray, tuple(denoiser.shape)
+    decode = compiled(denoiser.codec.decode)
+    seen = jax.eval_shape(decode, jax.ShapeDtypeStruct((1, *denoiser.shape), jnp.float32))
+    return (
+        lambda x: np.concatenate([decode(x[i : i + DECODED]) for i in range(0, len(x), DECODED)])
+    ), seen.shape[1:]
+
+
 def checkpoint(default: str = "fashion_unet") -> Any:
     """Return the option of a network, refused before any work where there is none."""
     return option(
@@ -104,6 +118,7 @@ SAMPLERS: dict[str, Callable[..., diffusion.Steps]] = {
     "plms": _on(diffusion.plms),
 }
 NUM_CALIBRATION = 32
+DECODED = 128  # latents at a time
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 ALL_BUT_LAST = ("*", "!last")  # rounding the few weights of the last layer costs most at 8 bits
 

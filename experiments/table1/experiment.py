@@ -81,10 +81,11 @@ def run(config: Config, **options):
     here = subject.prepare(config.checkpoint, steps_of, config.sites, config.seed)
     denoiser, steps = here.denoiser, steps_of(here.denoiser.schedule)
     eyes = subject.eyes_of(config.checkpoint)
-    features_fn = eyes.features_of(denoiser.shape)
+    seen_fn, shape = subject.images_of(denoiser)
+    of_images = eyes.features_of(shape)
     images = None
     if config.data:
-        images = images_of.load(config.data, "test").images[: config.num_samples]
+        images = images_of.load(config.data, "test", shape).images[: config.num_samples]
     draw = functools.partial(measures.sample, steps=steps, num_samples=config.num_samples,
                              batch_size=min(128, config.num_samples))  # fmt: skip
     noise = [jax.random.key(config.seed + i) for i in range(2)]
@@ -96,6 +97,9 @@ def run(config: Config, **options):
         """Samples on the common noise, and features of them and of samples of other noise."""
         x, other = draw(denoiser, key=noise[0]), draw(denoiser, key=noise[1])
         return x, features_fn(x), features_fn(other)
+
+    def features_fn(samples):
+        return of_images(seen_fn(samples))
 
     def world(seed: int, words: str) -> table_of.World:
         return table_of.World(here.calibration, steps, config.sites, table_of.key_of(seed, words),
@@ -133,7 +137,7 @@ def run(config: Config, **options):
         found = features_fn(x_hat)
         told = {"frechet": distance(found, seen), "floor": distance(other, seen)}
         if images is not None:
-            real = features_fn(images)
+            real = of_images(images)
             told |= {"frechet_data": distance(found, real), "float_data": distance(seen, real)}
         return {"errors": errors}, row | {
             "what": made_of.words, "features": eyes.name,

@@ -69,6 +69,8 @@ class Config:
     channels: tuple[int, ...] = option(
         (32, 64), "UNet, autoencoder, classifier: widths.", least=1, repeats=True
     )
+    side: int = option(0, "Average squares of pixels to images of so many a side; 0 keeps them.",
+                       least=0)  # fmt: skip
     blocks: int = option(1, "UNet: residual blocks a level.", least=1)
     patch: int = option(4, "DiT, video: pixels a side.", least=1)
     width: int = option(96, "DiT, video: of tokens; mlp: of layers.", least=1)
@@ -147,7 +149,7 @@ def finish(config: Config, model, state, dataset, path) -> np.ndarray:
     if config.model == "autoencoder":
         model = fitting.with_latent_scale(model, state.ema, dataset.images)
     if config.model == "classifier":
-        test = data.load(config.data, "test")
+        test = data.load(config.data, "test", model.shape)
         score = fitting.accuracy(model, state.ema, test)
         print(f"accuracy {score:.4f} on {len(test.images)} images of the test split")
         model = dataclasses.replace(model, trained=model.trained | {"test_accuracy": score})
@@ -181,6 +183,9 @@ def train(config: Config, path: Path, words: str) -> None:
     )  # fmt: skip
     mesh = sharding.make_mesh(config.devices) if config.devices != 1 else None
     raw = data.load(config.data)
+    if config.side:
+        shape = (config.side, config.side, raw.images.shape[-1])
+        raw = raw._replace(images=data.shrunk(raw.images, shape))
     print(f"{len(raw.images)} images of shape {raw.images.shape[1:]} from {config.data}")
     dataset, model = prepare(config, raw)
     how, what = settings_of(config, raw)

@@ -7,6 +7,7 @@ import io
 import itertools
 import math
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -74,7 +75,7 @@ def digits() -> np.ndarray:
     return load("digits").images
 
 
-def load(path, split: str = "train") -> Dataset:
+def load(path, split: str = "train", shape: Sequence[int] = ()) -> Dataset:
     """Load images in [-1, 1] and, where there are any, their labels.
 
     Args:
@@ -88,12 +89,40 @@ def load(path, split: str = "train") -> Dataset:
         a folder of image files of one size; its subfolders, in the order of their names, are the
           classes; a subfolder named as the split is entered first.
       split: "train" or "test".
+      shape: what a sample is to have; larger images are averaged over squares, see `shrunk`, and
+        () takes them as they are.
 
     Raises:
       FileNotFoundError: nothing at `path`, or no images in the folder; says what was found.
-      ValueError: no usable images, images of several sizes, labels that do not fit them, or a file
-        that is damaged.
+      ValueError: no usable images, images of several sizes, labels that do not fit them, a file
+        that is damaged, or images that no averages of squares bring to `shape`.
     """
+    dataset = _load(path, split)
+    return dataset._replace(images=shrunk(dataset.images, shape)) if shape else dataset
+
+
+def shrunk(images, shape: Sequence[int]) -> np.ndarray:
+    """Return images [n, *shape]: the means over squares of k x k pixels, whatever k is needed.
+
+    Raises:
+      ValueError: the images have another shape, and no whole k leads from it to `shape`.
+    """
+    own, shape = images.shape[1:], tuple(shape)
+    if own == shape:
+        return images
+    k = own[0] // shape[0]
+    require(
+        len(own) == len(shape) == 3 and own == (k * shape[0], k * shape[1], shape[2]),
+        got=f"images of shape {own}", expected=f"{shape}, or a whole multiple of its sides",
+        remedy="name the data that the network was trained on",
+    )  # fmt: skip
+    height, width, channels = shape
+    squares = images.reshape(-1, height, k, width, k, channels)
+    return squares.mean(axis=(2, 4), dtype=np.float32)
+
+
+def _load(path, split: str) -> Dataset:
+    """Load images and labels as `load` does, in the shape that they have."""
     if str(path) in WITHOUT_FILES:
         return WITHOUT_FILES[str(path)]()
     path = Path(path)

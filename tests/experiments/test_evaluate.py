@@ -1,6 +1,7 @@
 """What is compared by whom, and tests of all distances at once."""
 
 import copy
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +12,9 @@ from scipy import stats
 import qdiffjax as qd
 from experiments.evaluate import experiment as evaluate
 from experiments.evaluate import plots
-from experiments.harness import command
+from experiments.harness import command, subject
 from qdiffjax import _tables as tables
+from qdiffjax.denoiser import Codec
 from qdiffjax.metrics import features
 from tests.tolerances import assert_close
 from tests.worlds import normal32
@@ -111,6 +113,18 @@ def test_a_verdict_stands_beside_its_forecast(capsys):
     assert "within what rounding explains" in text
     assert "look at w (step" in text
     assert plots.expected([{"recipe": "W8"}]) == []
+
+
+def test_latents_are_seen_as_the_images_that_they_decode_to():
+    denoiser = linear_denoiser()
+    seen_fn, shape = subject.images_of(denoiser)
+    assert shape == (2,)
+    np.testing.assert_array_equal(seen_fn(np.eye(2)), np.eye(2))
+    codec = Codec(lambda x: x[:, :2], lambda z: jnp.concatenate([2 * z, z + 1], -1), None)
+    seen_fn, shape = subject.images_of(dataclasses.replace(denoiser, codec=codec))
+    assert shape == (4,)
+    z = normal32(1, subject.DECODED + 3, 2)  # more than one batch
+    assert_close(seen_fn(z), codec.decode(z))
 
 
 @pytest.mark.parametrize(

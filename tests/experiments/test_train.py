@@ -48,6 +48,12 @@ def test_a_run_leaves_a_checkpoint_with_its_curve_and_pictures_and_the_same_comm
     assert {p: p.read_bytes() for p in path.rglob("*") if p.is_file()} == before
 
 
+def test_a_network_may_learn_averages_over_squares_of_pixels(tmp_path):
+    command = ["--data", "digits", "--side", "4", "--model", "dit", *TINY]
+    assert train.main([*command, "--output", str(tmp_path)]) == 0
+    assert denoisers.load(tmp_path / "checkpoint").shape == (4, 4, 1)
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -64,6 +70,7 @@ def test_a_run_leaves_a_checkpoint_with_its_curve_and_pictures_and_the_same_comm
         (["--data", "digits", "--model", "dit", "--patch", "0"], "got patch = 0"),
         (["--data", "digits", "--depth", "2"], "got --depth with --model unet"),
         (["--data", "digits", "--model", "autoencoder", "--latent", "x"], "got --latent with"),
+        (["--data", "digits", "--side", "3"], "got images of shape (8, 8, 1), expected (3, 3, 1)"),
         (["--data", "digits", "--seed", "4294967296"], "got seed = 4294967296, expected at most"),
         (["--data", "digits", "--rate", "nan"], "got rate = nan, expected a finite number"),
         ([], "--data: got none"),

@@ -48,6 +48,20 @@ def test_an_npz_gives_its_first_images(tmp_path):
         data.load(tmp_path / "b.npz")
 
 
+def test_images_shrink_to_means_over_squares_or_say_why_not(tmp_path):
+    np.savez(tmp_path / "a.npz", images=np.arange(48, dtype=np.uint8).reshape(1, 4, 4, 3))
+    whole = data.load(tmp_path / "a.npz").images
+    halves = data.load(tmp_path / "a.npz", shape=(2, 2, 3)).images
+    assert halves.dtype == np.float32
+    for i, j in np.ndindex(2, 2):
+        own = whole[0, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2]
+        np.testing.assert_allclose(halves[0, i, j], own.mean((0, 1)), rtol=1e-6, atol=1e-7)
+    assert data.shrunk(whole, whole.shape[1:]) is whole
+    for shape in ((3, 3, 3), (2, 4, 3), (2, 2, 1), (8, 8, 3), (2, 2)):
+        with pytest.raises(ValueError, match=r"got images of shape \(4, 4, 3\), expected \("):
+            data.shrunk(whole, shape)
+
+
 def test_digits_are_1797_images_in_the_unit_range():
     images = data.load("digits").images
     assert (images.shape, images.dtype) == ((1797, 8, 8, 1), np.float32)
