@@ -366,11 +366,6 @@ def program(fn: Callable, *static) -> Callable:
     return run
 
 
-def noise_key(steps: Steps, key: Key) -> Key | None:
-    """Return the key of the sampler's own noise, None if it adds none."""
-    return key if np.any(np.asarray(steps.coeffs.noise) != 0) else None
-
-
 def starts(q, steps, key, num_samples, x_T, batch_size, progress) -> Iterator[tuple]:
     """Yield (q with its conditions, x_T, noise key) of each chunk."""
     check_sampling(q.denoiser, steps, key, num_samples, x_T=x_T, batch_size=batch_size)
@@ -379,7 +374,7 @@ def starts(q, steps, key, num_samples, x_T, batch_size, progress) -> Iterator[tu
         x_T, cond = q.denoiser.draw(key_start, num_samples, steps.t[0])
     else:
         x_T, cond = jnp.asarray(x_T), q.denoiser.draw_cond(key_start, len(x_T))
-    q, noise = q.given(cond), noise_key(steps, key_noise)
+    q, noise = q.given(cond), steps.noise_key(key_noise)
     chunks = chunks_of(len(x_T), batch_size or fitting(q, steps))
     for i, chunk in enumerate(_bar(chunks, progress)):
         own = noise if noise is None or not i else jax.random.fold_in(noise, i)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.harness.command import option
-from qdiffjax import diffusion, measures, precision, results
+from qdiffjax import diffusion, precision, results
 from qdiffjax._checks import require
 from qdiffjax._conditions import as_arguments
 from qdiffjax.analysis.errors import prediction, runs
@@ -195,7 +195,7 @@ def noise(denoiser: Denoiser, num: int, seed: int) -> jax.Array:
 
 def noise_key(steps: diffusion.Steps, seed: int) -> jax.Array | None:
     """Key of the sampler's own noise; None where it adds none."""
-    return measures.noise_key(steps, jax.random.key(seed + 1))
+    return steps.noise_key(jax.random.key(seed + 1))
 
 
 def prepare(

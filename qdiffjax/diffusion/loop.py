@@ -145,6 +145,15 @@ class Steps(NamedTuple):
         """Whether the state is x_t alone, moved by scalars: no memory, no second part."""
         return jnp.ndim(self.coeffs.x) == jnp.ndim(self.t)
 
+    @property
+    def adds_noise(self) -> bool:
+        """Whether any call adds noise; of steps that are data, not traced."""
+        return bool(np.any(np.asarray(self.coeffs.noise) != 0))
+
+    def noise_key(self, key: Key) -> Key | None:
+        """Return the key of the sampler's own noise, None where it adds none."""
+        return key if self.adds_noise else None
+
     def times(self, x) -> Array:
         """Return t [N] in the dtype in which a network at states like x is given it."""
         return jnp.asarray(self.t).astype(float_dtype(x))

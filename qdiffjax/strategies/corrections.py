@@ -260,7 +260,7 @@ def absorbed(steps: Steps, variances) -> Steps:
             got="a sampler with memory or with matrix coefficients",
             expected="a first-order one, whose state is x_t",
             remedy="such as ddpm(schedule, 100)")  # fmt: skip
-    require(bool(np.any(np.asarray(coeffs.noise) > 0)), "steps", got="a sampler without noise",
+    require(steps.adds_noise, "steps", got="a sampler without noise",
             expected="noise that an error can take the place of",
             remedy="such as ddim(schedule, 50, eta=1.0)")  # fmt: skip
     variances = jnp.asarray(variances)
@@ -325,8 +325,7 @@ def fit_along(
                 states[1:], y_run)  # fmt: skip
         return jax.lax.scan(body, first, rows)[1]
 
-    noisy = bool(np.any(np.asarray(steps.coeffs.noise) != 0))
-    noise_key = key if noisy else None
+    noise_key = steps.noise_key(key)
 
     def _wanted_change(q, taken, seen, t, coeffs, x, x_next, eps_hat, index):
         z = None if noise_key is None else step_noise(noise_key, index, seen)

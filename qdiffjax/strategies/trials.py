@@ -94,8 +94,7 @@ def trial(choices: Choices, key: Key, num_samples: int, batch_size: int | None =
     steps = choices.steps
     key_start, key_noise = jax.random.split(key)
     draw = choices.calibration.denoiser.draw(key_start, num_samples, steps.t[0])
-    has_noise = bool(np.any(np.asarray(steps.coeffs.noise) != 0))
-    return Trial(choices, draw, key_noise if has_noise else None, batch_size or num_samples)
+    return Trial(choices, draw, steps.noise_key(key_noise), batch_size or num_samples)
 
 
 @functools.cache

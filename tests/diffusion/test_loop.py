@@ -62,6 +62,17 @@ def test_a_sampler_and_each_of_its_calls_are_first_order_if_scalars_move_x_alone
     assert jax.tree.map(lambda leaf: leaf[None], steps).is_first_order == expected
 
 
+@pytest.mark.parametrize(("steps", "expected"), [
+    (diffusion.ddim(SCHEDULE, N), False), (diffusion.ddim(SCHEDULE, N, eta=0.5), True),
+    (diffusion.dpmpp_2m(SCHEDULE, np.arange(N)[::-1]), False),
+    (diffusion.cld_euler_maruyama(diffusion.CLD(), [0.75, 0.5]), True),
+], ids=["ddim", "eta", "slots", "matrices"])  # fmt: skip
+def test_a_sampler_has_a_key_of_its_noise_if_it_adds_any(steps, expected):
+    key = jax.random.key(0)
+    assert steps.adds_noise == expected
+    assert (steps.noise_key(key) is key) == expected
+
+
 def test_with_unit_coefficients_the_increments_are_the_step_noises():
     key, x = jax.random.key(3), x_T()
     trajectory = diffusion.sample(CALL_FN, x, constant_steps(1, 0, 1), key=key)
