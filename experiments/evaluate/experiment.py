@@ -16,7 +16,8 @@ their value over the standard error of the jackknife, after Holm over all recipe
 Results say which protocol they follow; those of two protocols are not put in one table.
 
 With `--expected` the error of each recipe is forecast from the full-precision run, and what was
-measured gets a verdict: within what rounding explains, or a bug and where to look first. With
+measured gets a verdict: within what rounding explains, or a bug and where to look first; distances
+to float samples are predicted too, those of the samples that `predict_errors` says. With
 `--implementation` it is your implementation of each recipe that is evaluated.
 """
 
@@ -30,9 +31,9 @@ import numpy as np
 from experiments.evaluate import plots
 from experiments.harness import command, subject
 from experiments.harness.command import option
-from qdiffjax import measures, metrics, precision, results, verdicts
+from qdiffjax import diffusion, measures, metrics, precision, results, verdicts
 from qdiffjax._checks import require
-from qdiffjax.analysis.errors import prediction
+from qdiffjax.analysis.errors import prediction, runs
 from qdiffjax.denoiser import Denoiser
 from qdiffjax.networks import data, denoisers
 
@@ -142,11 +143,12 @@ def run(config: Config, **options):
         suspect = make(denoiser, steps, words) if make else quantized()[words]
         x_hat = draw(as_model(denoiser, suspect), key=keys[0])
         y, y_hat = seen(x), seen(x_hat)
-        found = metrics.compare(
-            y, y_hat, images, key=keys[2], independent=seen(independent),
-            features_fn=eyes.features_of(shape), features=eyes.name,
-            probabilities_fn=probabilities_fn, num_groups=config.num_groups, labels=labels,
+        compare = functools.partial(
+            metrics.compare, key=keys[2], features_fn=eyes.features_of(shape),
+            features=eyes.name, num_groups=config.num_groups,
         )  # fmt: skip
+        found = compare(y, y_hat, images, independent=seen(independent),
+                        probabilities_fn=probabilities_fn, labels=labels)  # fmt: skip
         errors = np.asarray(prediction.root_mean_square(x_hat - x))
         p = [probabilities_fn(a) for a in (y, y_hat)] if probabilities_fn else None
         return {"errors": errors}, {
@@ -154,8 +156,16 @@ def run(config: Config, **options):
             "rmse": float(np.sqrt(np.mean(errors**2))), "median": float(np.median(errors)),
             "metrics": found.rows(),
             **({"classes": by_class(errors, p[0], p[1], labels)} if p else {}),
-            **(judged(quantized()[words], suspect, steps, keys[3]) if config.expected else {}),
+            **(expected(words, suspect, compare) if config.expected else {}),
         }  # fmt: skip
+
+    def expected(words: str, suspect, compare) -> dict:
+        """What rounding explains, of the typical error and of distances."""
+        claimed = quantized()[words]
+        own = predicted_pairs(claimed, steps, keys[0], config.num_samples, config.batch_size)
+        told = judged(claimed, suspect, steps, keys[3])
+        told["expected"]["metrics"] = compare(*map(seen, own)).rows()
+        return told
 
     params = (np.asarray(a) for a in jax.tree.leaves(denoiser.params))
     which = {"recipe": None}  # parts are kept if others are added
@@ -175,6 +185,23 @@ def as_model(denoiser: Denoiser, suspect) -> Denoiser | precision.Quantized:
         return suspect
     return Denoiser(lambda params, x, t, *cond: suspect(x, t, *cond), {}, denoiser.schedule,
                     denoiser.shape, cond=denoiser.cond)  # fmt: skip
+
+
+def predicted_pairs(q, steps, key, num_samples: int, batch_size: int) -> tuple:
+    """Return full-precision samples of a key, and those that `predict_errors` makes of them."""
+    pairs = [
+        measures.program(_pair)(*start, steps)
+        for start in measures.starts(q, steps, key, num_samples, None, batch_size, False)
+    ]
+    return tuple(np.concatenate(part) for part in zip(*pairs, strict=True))  # fmt: skip
+
+
+def _pair(q, x_T, key, steps):
+    full = precision.full_call(q)
+    xs = diffusion.sample(full, x_T, steps, key=key).states
+    errors = prediction.predict_errors(q, xs, steps)
+    x, e = (runs.current(runs.at(leaf, -1), steps) for leaf in (xs, errors))
+    return x, x + e
 
 
 def judged(claimed: precision.Quantized, suspect, steps, key) -> dict:

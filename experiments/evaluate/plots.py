@@ -14,6 +14,7 @@ SHOWN = ("PSNR", "SSIM", "spectra to float", "Frechet to float", "KID to float",
          "temporal consistency")  # fmt: skip
 CLASSES = {"RMSE": "rmse", "flips": "flips", "agree, quantized": "agreement",
            "agree, float": "float_agreement"}  # fmt: skip
+RESOLVED = 5  # half-widths of a distance's interval
 LOG = ("spectra to float", "Frechet to float", "KID to float")
 
 
@@ -117,4 +118,38 @@ def expected(told) -> list:
         ("interval", lambda r: f"{tables.number(r['low'])} .. {tables.number(r['high'])}"),
         ("verdict", lambda r: r["verdict"]),
     ]
-    return [tables.columns(own, spec, title="What rounding explains")] if own else []
+    return [tables.columns(own, spec, title="What rounding explains"),
+            *distances(told)] if own else []  # fmt: skip
+
+
+def forecasts(told) -> list[dict]:
+    """Return a row for each distance to float samples of each recipe, measured and predicted.
+
+    One is resolved where it exceeds five half-widths of its interval.
+    """
+    rows = []
+    for row in told:
+        for own in row.get("expected", {}).get("metrics", ()):
+            measured = cell(row, own["name"])
+            if not own["name"].endswith("to float") or not measured:
+                continue
+            half = (measured["high"] - measured["low"]) / 2
+            rows.append({"recipe": row["recipe"], "name": own["name"],
+                         "predicted": own["value"], "measured": measured["value"],
+                         "ratio": own["value"] / measured["value"] if measured["value"] else None,
+                         "is_resolved": abs(measured["value"]) > RESOLVED * half,
+                         "floor": (measured["floor"] or {}).get("value")})  # fmt: skip
+    return rows
+
+
+def distances(told) -> list:
+    """Return the table of predicted distances, nothing without any."""
+    rows = forecasts(told)
+    ratio = lambda r: None if r["ratio"] is None else f"{r['ratio']:.2f}"  # noqa: E731
+    spec: list = [("recipe", lambda r: r["recipe"]), ("distance", lambda r: r["name"]),
+                  ("measured", tables.numbers("measured")),
+                  ("predicted", tables.numbers("predicted")), ("floor", tables.numbers("floor")),
+                  ("predicted / measured", ratio),
+                  ("resolved", lambda r: "yes" if r["is_resolved"] else "no")]  # fmt: skip
+    return [tables.columns(rows, spec, title="Distances to float samples, predicted")] if rows \
+        else []  # fmt: skip

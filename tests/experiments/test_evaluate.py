@@ -14,6 +14,7 @@ from experiments.evaluate import experiment as evaluate
 from experiments.evaluate import plots
 from experiments.harness import command, subject
 from qdiffjax import _tables as tables
+from qdiffjax import measures
 from qdiffjax.denoiser import Codec
 from qdiffjax.metrics import features
 from tests.tolerances import assert_close
@@ -125,6 +126,35 @@ def test_latents_are_seen_as_the_images_that_they_decode_to():
     assert shape == (4,)
     z = normal32(1, subject.DECODED + 3, 2)  # more than one batch
     assert_close(seen_fn(z), codec.decode(z))
+
+
+def test_predicted_samples_are_the_full_precision_ones_and_their_predicted_errors():
+    denoiser = linear_denoiser()
+    steps = qd.ddim(denoiser.schedule, 3)
+    calibration = qd.calibrate(denoiser, steps, jax.random.key(0), num_samples=4)
+    q = qd.quantize(calibration, "W4", sites=("*",))
+    key = jax.random.key(1)
+    x, x_hat = evaluate.predicted_pairs(q, steps, key, 6, 4)  # in two chunks
+    full, measured = (measures.sample(m, steps, key, 6, batch_size=4) for m in (denoiser, q))
+    assert_close(x, full)
+    errors = np.linalg.norm(measured - full, axis=1)
+    assert np.all(errors > 1e-3)
+    ratio = np.linalg.norm(x_hat - x, axis=1).mean() / errors.mean()
+    assert 0.5 < ratio < 2
+
+
+def test_a_predicted_distance_is_resolved_beyond_five_half_widths_of_what_was_measured():
+    measured = [metric("KID to float", 1.0, 0.1, floor=metric("KID to float", 0.2, 0.1)),
+                metric("KID to data", 1.0, 0.1), metric("Frechet to float", 1.0, 0.3)]  # fmt: skip
+    predicted = [metric("KID to float", 0.9, 0.1), metric("Frechet to float", 2.0, 0.1),
+                 metric("KID to data", 3.0, 0.1), metric("MMD^2 to float", 3.0, 0.1)]  # fmt: skip
+    told = [{"recipe": "W8", "metrics": measured, "expected": {"metrics": predicted}},
+            {"recipe": "W4", "metrics": measured}]  # fmt: skip
+    found = plots.forecasts(told)
+    assert [(r["name"], r["ratio"], r["is_resolved"], r["floor"]) for r in found] == [
+        ("KID to float", 0.9, True, 0.2), ("Frechet to float", 2.0, False, None)
+    ]  # fmt: skip
+    assert plots.distances([told[1]]) == []
 
 
 @pytest.mark.parametrize(
