@@ -263,6 +263,27 @@ def test_the_table_of_feedback_of_the_unet_is_its_committed_summary():
     assert_digits(np.median(np.array(sites["fed_back"]) / np.array(sites["feedback"])), "1.03")
 
 
+def test_the_table_of_feedback_of_the_latent_network_is_its_committed_summary():
+    rows, found, _, gains = told_of_feedback("feedback_latent", "### Activations of the latent")
+    wide = gains["A8"] + gains["A6"]
+    assert [round(min(wide), 1), round(max(wide)), round(min(gains["A4"]), 1),
+            round(max(gains["A4"]), 1)] == [1.9, 11, 1.6, 2.4]  # fmt: skip
+    ratios = [row["predicted"] / row["rmse"] for (family, _), own in found.items()
+              if family in ("A8", "A6") for row in own]  # fmt: skip
+    assert (round(min(ratios), 2), round(max(ratios), 2)) == (0.42, 2.44)
+    shaped, wide, wider = ([row["rmse"] for row in found["both", name]]
+                           for name in ("W4 and A8 shaped", "W6A8", "W8A8"))  # fmt: skip
+    assert all(0.85 < a / b < 1.75 for a, b in zip(shaped, wide, strict=True))
+    assert all(a > 1.4 * b for a, b in zip(shaped, wider, strict=True))
+    sites = feedback.by_site(rows)
+    gain, plain = (np.array(sites[way]) / np.array(sites["feedback"])
+                   for way in ("stochastic", "nearest"))  # fmt: skip
+    assert (int(np.sum(gain > 1)), len(gain)) == feedback.signs(sites) == (57, 57)
+    assert_digits(np.median(gain), "3.2")
+    assert int(np.sum(plain > 1)) == 54
+    assert_digits(np.median(np.array(sites["fed_back"]) / np.array(sites["feedback"])), "1.10")
+
+
 def test_the_table_of_feedback_is_its_committed_summary():
     rows, found, section, gains = told_of_feedback("feedback", "### Activations: what")
     said = re.findall(r"(?:leaves|6 bits|4 bits)\s+([\d.]+) to ([\d.]+) times", section)[:3]

@@ -54,8 +54,9 @@ def draw(config, arrays, rows) -> Figure:
         ax.minorticks_off()
         ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.26), frameon=False, fontsize=7)
     for ax in axes[:, 0]:
-        ax.set_ylabel(f"RMSE of the samples, {Path(config['checkpoint']).name}")
+        ax.set_ylabel("RMSE of the samples")
     tidy(*shown)
+    fig.supxlabel(Path(config["checkpoint"]).name, fontsize=7.5)
     return fig
 
 
