@@ -11,7 +11,7 @@ sigma-delta sequences; `weighed` hands on by the steps' own coefficients (`preci
 Predicted is from the full-precision run alone.
 
 The last part is by site: each alone at the first width, nearest, stochastic and with feedback,
-beside the forecasts of both (`activation_variances`) whose ratio says where feedback pays.
+beside the forecasts of both (`feedback_criterion`) whose ratio says where feedback pays.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ from experiments.feedback import plots
 from experiments.harness import command, subject
 from experiments.harness.command import option
 from qdiffjax import compiling, diffusion, estimates, precision, results
-from qdiffjax.analysis.errors import prediction, runs, site_variances
+from qdiffjax.analysis.errors import feedback, prediction, runs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,22 +140,17 @@ def _by_site(config, steps, calibration, x_T, errors, _):
     names = [*whole.site_inputs]
     probes = runs.signs(jax.random.key(config.seed), config.num_probes, x_T)
 
-    def forecast(feedback: bool) -> dict[str, float]:
-        """Return E|x_0 error|^2 of each site."""
-        cells = compiling.compiled(lambda q: site_variances.activation_variances(
-            q, x_T, steps, probes, feedback=feedback
-        ).contributions)(whole)  # fmt: skip
-        return {name: float(jnp.mean(jnp.sum(cell, 1))) for name, cell in cells.items()}
-
-    sums = [forecast(feedback) for feedback in (False, True)]
+    forecast = compiling.compiled(lambda q: feedback.feedback_criterion(q, x_T, steps, probes))
+    found = forecast(whole)
     own = {(way, name): precision.quantize(calibration, f"A{bits}{word}", sites=(name,))
            for way, word in WAYS.items() for name in names}  # fmt: skip
     values = dict(zip(own, map(errors, precision.alike([*own.values()], steps)), strict=True))
     measured: dict[str, Any] = {way: [values[way, name] for name in names] for way in WAYS}
     size = np.prod(x_T.shape[1:])
+    sums = {"independent": found.independent, "fed_back": found.fed_back}
     row = {"kind": BY_SITE, "num_steps": config.num_site_steps, "bits": bits, "names": names,
-           "independent": [float(np.sqrt(sums[0][n] / size)) for n in names],
-           "fed_back": [float(np.sqrt(sums[1][n] / size)) for n in names],
+           **{way: [float(np.sqrt(float(jnp.mean(each[name])) / size)) for name in names]
+              for way, each in sums.items()},
            **{way: [float(subject.rms(e)) for e in measured[way]] for way in WAYS}}  # fmt: skip
     return {way: np.asarray(jnp.stack(values)) for way, values in measured.items()}, row
 

@@ -7,6 +7,7 @@ ledger          contributions of every (site, step) to the error that happened
 ablation        what quantizing one (site, step) alone would do
 random_errors   random local errors: variance and bias of the final sample
 site_variances  the same of the roundings at each site
+feedback        where activations gain by what one call hands on to the next
 coherence       which errors add up and which cancel; shares of weights and activations
 laws            in the number of steps, of stochastic rounding, of guidance
 flips           samples that end in another mode
@@ -32,6 +33,7 @@ from qdiffjax.analysis.errors.evidence import (
     measured_evidence,
     site_squares,
 )
+from qdiffjax.analysis.errors.feedback import FeedbackCriterion, feedback_criterion
 from qdiffjax.analysis.errors.flips import Flips, mode_flips, nearest
 from qdiffjax.analysis.errors.laws import (
     Exponent,

@@ -61,8 +61,8 @@ def activation_variances(
 
     All roundings are taken as uncorrelated: true for stochastic rounding up to second order, a
     model for nearest rounding (compare with `coherence`). With error feedback it is the residuals
-    that are, and what call i loses the next call makes up for; so feedback pays at a site where its
-    sum is the smaller. The entries add up to the prediction. Costs 2 sampling runs and an adjoint
+    that are, and what call i loses the next call makes up for; where it pays says
+    `feedback_criterion`. The entries add up to the prediction. Costs 2 sampling runs and an adjoint
     pass a probe.
 
     Args:
@@ -78,6 +78,21 @@ def activation_variances(
     Returns:
       A ledger of nonnegative contributions {site: [batch, N]}, without change or x_hat_0.
     """
+    (found,) = variances_of_ways(q, x_T, steps, probes, (feedback,), key=key, per_call=per_call)
+    return found
+
+
+def variances_of_ways(
+    q: Quantized,
+    x_T: Array,
+    steps: Steps,
+    probes: Array,
+    feedbacks: tuple[bool, ...],
+    *,
+    key: Key | None = None,
+    per_call: PyTree = None,
+) -> tuple[Ledger, ...]:
+    """Return `activation_variances` without and with feedback, as asked, from the same passes."""
 
     def one(q, x_T, z, vs):
         tapped = ruled_call(q, _tap)
@@ -94,24 +109,27 @@ def activation_variances(
             zeros = zeros_of(jax.eval_shape(lambda: f(x, dict.fromkeys(grids, ()))[1]))
             _, vjp, variances = jax.vjp(f, x, zeros, has_aux=True)
             before, bars = jax.lax.map(vjp, ls)
-            gains = difference(after, bars) if feedback else bars
-            return (before, bars if feedback else after), {
-                name: _total(gains[name], variances[name]) for name in grids
-            }
+            cells = tuple(
+                {name: _total(gains[name], variances[name]) for name in grids}
+                for feedback in feedbacks
+                for gains in (difference(after, bars) if feedback else bars,)
+            )
+            return (before, bars if any(feedbacks) else after), cells
 
         table = (steps.times(x_T), steps.coeffs, z, q.calls(steps, per_call))
         x, xs = full_run(q, x_T, table, steps)
         ls = jax.vmap(lambda v: covector(v, x, steps))(vs[0][:, None])
         none = None
-        if feedback:  # no gain after the last call
+        if any(feedbacks):  # no gain after the last call
             shapes = jax.eval_shape(lambda: tapped(x_T, table[0][0], _no_taps(q, table[3]))[1])
             none = zeros_of(jax.tree.map(
                 lambda s: jax.ShapeDtypeStruct((len(ls), *s.shape), s.dtype), shapes
             ))  # fmt: skip
         _, cells = jax.lax.scan(backward, (ls, none), (table, xs), reverse=True)
-        return cells, None, current(x, steps)[0], None
+        return cells, current(x, steps)[0]
 
-    return Ledger(*per_sample(one, q, x_T, steps, key, jnp.moveaxis(probes, 1, 0)))
+    cells, x_0 = per_sample(one, q, x_T, steps, key, jnp.moveaxis(probes, 1, 0))
+    return tuple(Ledger(each, None, x_0, None) for each in cells)
 
 
 def _no_taps(q: Quantized, per_call) -> dict[str, Any]:
