@@ -30,9 +30,9 @@ from qdiffjax._typing import Array, float_dtype
 from qdiffjax.diffusion import Point, Steps, as_point, sample, step_noise
 from qdiffjax.precision import Quantized, SiteQuant
 from qdiffjax.precision.around import Affine, Around
-from qdiffjax.precision.quantized import merge, ruled_call
+from qdiffjax.precision.quantized import handed_on, merge, ruled_call, with_residuals
 from qdiffjax.precision.rules import remembered
-from qdiffjax.sites import Site, rules, transform
+from qdiffjax.sites import Site, rules
 from qdiffjax.strategies.drafts import SAMPLER, SITES, Cure, Draft
 from qdiffjax.strategies.lines import (
     CHANNEL,
@@ -59,18 +59,26 @@ def bias_correction(*, by_call: bool = False) -> Cure:
 
     Nagel et al. 2019 (data-free quantization), eq. 17, with measured means, and of what the site
     itself commits along the quantized network: what reaches it from others is theirs to correct.
+    Activations rounded with memory of earlier calls are seen along the run, handed their residuals.
+    The shift is of the product's result, the residual of its operand, so that neither changes the
+    other; what a call hands on the next makes up for, so that only a shift by call follows it.
 
     Args:
-      by_call: a shift for each of the sampler's calls; the draft has to look at all of them.
+      by_call: a shift for each of the sampler's calls; the draft has to look at all of them, as it
+        has to where calls hand something on.
+
+    Raises (when applied):
+      ValueError: a draft that looks at fewer calls than it has to.
     """
 
     def apply(draft: Draft) -> Draft:
         num_calls = draft.steps.t.shape[0]
         seen = len(np.unique(np.asarray(draft.states.call)))
-        require(not by_call or seen == num_calls, "bias correction", got=f"{seen} calls",
-                expected=f"all {num_calls} of the sampler, for a shift of each",
-                remedy=f"draft(..., num_calls={num_calls})")  # fmt: skip
         q = draft.at_samples()
+        why = "a shift of each" if by_call else "what each hands on to the next"
+        require(seen == num_calls or not (by_call or remembered(q.site_inputs)), "bias correction",
+                got=f"{seen} calls", expected=f"all {num_calls} of the sampler, for {why}",
+                remedy=f"draft(..., num_calls={num_calls})")  # fmt: skip
         means = _mean_errors(draft, q)
         for name, mean in means.items():
             shift = -mean if by_call else -jnp.mean(mean, 0, keepdims=True)
@@ -86,37 +94,37 @@ def _mean_errors(draft: Draft, q: Quantized) -> dict[str, Array]:
     names = [name for name, each in q.site_inputs.items()
              if draft.sites[name].product is not None and draft.sites[name].weight is not None
              and (each.weight is not None or each.activations)]  # fmt: skip
-    measured = rules.local_errors(q.rule, follow_rule=True)
+    measured = rules.local_errors(q.rule, follow_rule=True, keep_outputs=True)
 
     def rule(site: Site, op, operands, inputs):
-        y, error = measured(site, op, operands, inputs)
-        if error is None or site.name.split("[")[0] not in bases:
+        y, found = measured(site, op, operands, inputs)
+        if found is None:
             return y, None
+        error, handed = found
+        if site.name.split("[")[0] not in bases:
+            return y, (None, handed)
         kept = channel_axes(site)
         wide = error.astype(float_dtype(error))
         others = tuple(a for a in range(error.ndim) if a not in kept)
         mean = jnp.mean(wide, others, keepdims=True)
-        return y, mean.reshape(mean.shape[1:]) if 0 not in kept else mean
+        return y, (mean.reshape(mean.shape[1:]) if 0 not in kept else mean, handed)
 
     bases = {name.split("[")[0] for name in names}
-    cond = precision.condition(q, draft.states.x[0])
 
     @jax.jit
-    def means(q, states, cond):
-        g = transform(q.eps_fn, rule)
+    def means(q, states):
+        call = ruled_call(q, rule)
         calls = q.calls(draft.steps)
 
-        def one(s):
+        def one(state, s):
             own = jax.tree.map(lambda a: jnp.asarray(a)[s.call], calls)
-            inputs = merge(q.site_inputs, own)
-            return g(q.params, s.x, s.t, *cond, site_inputs=inputs)[1]
+            _, found, _ = call(s.x, s.t, with_residuals(merge(q.site_inputs, own), state))
+            state = handed_on(state, {name: handed for name, (_, handed) in found.items()})
+            return state, {name: mean for name, (mean, _) in found.items() if name in names}
 
-        return jax.lax.map(one, states)
+        return jax.lax.scan(one, q.start(states.x[0]), states)[1]
 
-    require(not remembered(q.site_inputs), "bias correction", got="activations rounded with memory",
-            expected="a mean error that one call has by itself",
-            remedy="leave one of the two out")  # fmt: skip
-    return {name: mean for name, mean in means(q, draft.states, cond).items() if name in names}
+    return means(q, draft.states)
 
 
 def channel_axes(site: Site) -> tuple[int, ...]:
@@ -302,7 +310,7 @@ def fit_along(
             index, t, coeffs, inputs, x_next, y_run = slices
             x, state = as_point(point)
             seen = coeffs.read(x)
-            taken = precision.quantized.with_residuals(merge(q.site_inputs, inputs), state)
+            taken = with_residuals(merge(q.site_inputs, inputs), state)
             eps_hat, found, _ = rounded(seen, t, taken)
             y = found[OUTPUT]
             if target == POINT:

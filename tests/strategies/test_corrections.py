@@ -1,6 +1,7 @@
 """Corrections: lines recovered, means removed, noise absorbed."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +9,8 @@ import numpy as np
 import pytest
 
 import qdiffjax as qd
-from qdiffjax import precision, strategies
-from qdiffjax.analysis.errors import ledger
+from qdiffjax import comparisons, precision, strategies
+from qdiffjax.analysis.errors import ledger, predict_errors
 from qdiffjax.denoiser import Denoiser
 from qdiffjax.precision.around import Affine
 from qdiffjax.strategies import corrections, lines
@@ -149,10 +150,12 @@ def test_the_ledger_of_a_corrected_network_adds_up():
     assert float(jnp.median(ledger.defect(entries))) < 2e-2
 
 
+@pytest.mark.parametrize("recipe", ["W3A16", "W3A3 shaped", "W3A3 difference"])
 @pytest.mark.parametrize("by_call", [False, True])
-def test_bias_correction_leaves_products_without_a_mean_error(by_call):
+def test_bias_correction_leaves_products_without_a_mean_error(by_call, recipe):
+    """With memory too: what is handed on is of the operand, which a shift of the result leaves."""
     cures = [strategies.bias_correction(by_call=by_call)]
-    done = strategies.improve(calibrated(), "W3A16", cures, STEPS, KEY, x_T=NOISE, num_calls=5,
+    done = strategies.improve(calibrated(), recipe, cures, STEPS, KEY, x_T=NOISE, num_calls=5,
                               sites=("conv",))  # fmt: skip
     left = corrections._mean_errors(done, done.quantized())["conv"]
     before = corrections._mean_errors(
@@ -175,10 +178,54 @@ def test_bias_is_that_of_the_weights_channels():
     assert corrections.channel_axes(by_name["in"]) == (3,)
 
 
-def test_what_memory_rounds_has_no_mean_of_its_own():
-    with pytest.raises(ValueError, match="rounded with memory"):
-        strategies.improve(calibrated(), "W3A8 shaped", [strategies.bias_correction()], STEPS, KEY,
-                           x_T=NOISE)  # fmt: skip
+SHAPED = "W4A8 shaped"
+
+
+def bent_fn(p, x, t):
+    """An even part, so that rounded weights leave a mean error."""
+    h = jax.nn.relu(worlds.convolve(x, p["conv"]) + 0.3)
+    return jax.nn.relu(h @ p["in"]) @ p["out"]
+
+
+@functools.cache
+def shaped(*cures):
+    bent = dataclasses.replace(denoiser(), net_fn=bent_fn)
+    calibration = precision.calibrate(bent, STEPS, x_T=NOISE)
+    return strategies.improve(calibration, SHAPED, cures, STEPS, KEY, x_T=NOISE).quantized()
+
+
+BY_CALL = strategies.bias_correction(by_call=True)
+
+
+@pytest.mark.parametrize("cure", [BY_CALL, strategies.bias_correction()], ids=lambda c: c.name)
+def test_bias_correction_lowers_the_mean_error_beside_feedback(cure):
+    """On fresh samples, run with what calls hand on: the mean over them of the final error."""
+    fresh = worlds.normal(78, 64, 6, 6, 3)
+    means = []
+    for q in (shaped(), shaped(cure)):
+        exact, run = (precision.final_samples(q, fresh, STEPS, in_full=on) for on in (True, False))
+        means.append(float(jnp.linalg.norm(jnp.mean(run - exact, 0))))
+    assert means[1] < 0.6 * means[0]
+
+
+def test_ledger_and_prediction_of_a_correction_beside_feedback():
+    q = shaped(BY_CALL)
+    assert set(q.start(NOISE)) == {"conv", "in"}
+    x_T = NOISE[:2]
+    xs = qd.diffusion.sample(precision.full_call(q), x_T, STEPS).states
+    run = jax.jit(comparisons.measured)(q, x_T, xs, STEPS)
+    entries = ledger.attribution(q, x_T, STEPS, num_nodes=4)
+    np.testing.assert_allclose(entries.x_hat_0, run.xs_hat[-1], rtol=1e-6, atol=1e-6)
+    assert float(jnp.median(ledger.defect(entries))) < 2e-2
+    predicted = predict_errors(q, xs, STEPS)[-1]
+    ratio = jnp.linalg.norm(predicted) / jnp.linalg.norm(run.errors[-1])
+    assert 0.8 < float(ratio) < 1.25
+
+
+def test_bias_beside_feedback_needs_every_call():
+    with pytest.raises(ValueError, match="for what each hands on to the next"):
+        strategies.improve(calibrated(), SHAPED, [strategies.bias_correction()], STEPS, KEY,
+                           x_T=NOISE, num_calls=3)  # fmt: skip
 
 
 def test_states_of_a_sampler_with_memory_are_refused():
