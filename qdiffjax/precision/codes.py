@@ -9,6 +9,7 @@ import jax
 
 from qdiffjax._checks import require
 from qdiffjax.kernels import Path, backends, narrow, summed
+from qdiffjax.precision.own_codes import OwnCodes, check_codes, with_codes
 from qdiffjax.precision.rules import Series, SiteQuant, Switch
 from qdiffjax.quant import Format, IntFormat, QTensor, quantize
 from qdiffjax.sites import Site
@@ -21,7 +22,8 @@ def weight_codes(site: Site, w, scale, zero_point, format: Format) -> QTensor:
     int4, see `kernels.narrow`. Of other formats than kernels multiply they are unpacked at a call.
 
     Raises:
-      ValueError: a width that no kernel multiplies; names the site.
+      ValueError: a width that no kernel multiplies, or a format of your own without `levels()`;
+        names the site.
     """
     bits = format.bits
     require(
@@ -29,7 +31,10 @@ def weight_codes(site: Site, w, scale, zero_point, format: Format) -> QTensor:
         expected="2..8 for codes that kernels multiply",
         remedy="leave that weight out of the recipe, or simulate the recipe by `quantize`",
     )  # fmt: skip
-    return _codes(w, scale, zero_point, format=format)
+    codes = _codes(w, scale, zero_point, format=with_codes(format, site.name))
+    if isinstance(codes.format, OwnCodes):
+        check_codes(codes, w, site.name)
+    return codes
 
 
 @functools.partial(jax.jit, static_argnames="format")

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from qdiffjax import quant
-from qdiffjax._checks import check_names, concrete, require
+from qdiffjax._checks import check_names, concrete, require, suggest
 from qdiffjax.quant import MAX_BITS, MIN_BITS, BlockFormat, Format, IntFormat, ToggleFn
 from qdiffjax.quant.formats.base import check_number_format
 from qdiffjax.quant.grids import is_affine
@@ -76,7 +76,8 @@ class OperandFormat:
     Attributes:
       format: any number format of `quant`, or a `BlockFormat`; or your own, a frozen dataclass with
         what `quant.Format` asks for, registered by `jax.tree_util.register_static`, and with a
-        `name` if it is to be written. Unsigned integers make an affine grid, with a zero point.
+        `name`, or one in `FORMATS`, if it is to be written. Unsigned integers make an affine grid,
+        with a zero point.
       granularity: which numbers share a scale: "tensor"; "channel", each output channel of a
         weight; "token", each row of an activation, each sample at a convolution or an edge; or an
         int, groups of so many neighbours along what is summed. A block format has its own.
@@ -172,7 +173,11 @@ class OperandFormat:
         return self.calibration if callable(self.calibration) else CALIBRATIONS[self.calibration]
 
     def __str__(self):
-        name = _name(self.format)
+        return self.words()
+
+    def words(self, formats: Mapping[str, Any] | None = None) -> str:
+        """Return what `parse_operand` reads with the same further formats."""
+        name = _name(self.format, formats or {})
         size = f"g{self.granularity}" if isinstance(self.granularity, int) else ""
         words = [name + size]
         if isinstance(self.format, IntFormat):
@@ -248,7 +253,9 @@ def _format_of(name: str, own: Mapping[str, Any]) -> Any:
     known = {**FORMATS, **own}
     if name not in known and (found := _numbered(name)) is not None:
         return found
-    check_names("format", (name,), known)
+    require(name in known, "format", got=repr(name), expected=f"one of {len(known)} names",
+            remedy=f"{suggest(name, [*known])}; one of your own: formats={{{name!r}: ...}} where "
+            f"files are read, or precision.FORMATS[{name!r}] = ... everywhere")  # fmt: skip
     return known[name]
 
 
@@ -260,11 +267,11 @@ def _numbered(name: str) -> Any:
     return None
 
 
-def _name(format: Any) -> str:
+def _name(format: Any, own: Mapping[str, Any]) -> str:
     """Write a format as `parse_operand` reads it, or by the name of its class."""
     if isinstance(format, IntFormat):
         return str(format.bits) if format.is_static else "?"
-    for name, known in FORMATS.items():
+    for name, known in {**FORMATS, **own}.items():
         if type(known) is type(format) and known == format:
             return f":{name}"
     numbered = _numbers_of(format) if format.is_static else None

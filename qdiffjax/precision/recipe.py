@@ -165,9 +165,12 @@ class Recipe:
         Raises:
           ValueError: a format or calibration without a name.
         """
-        table: dict[str, Any] = _written(self.bits)
+        return self._json(None)
+
+    def _json(self, formats: Any) -> str:
+        table: dict[str, Any] = _written(self.bits, formats)
         if self.phases:
-            table[PHASES] = [{"steps": list(phase.steps), "sites": _written(phase.bits)}
+            table[PHASES] = [{"steps": list(phase.steps), "sites": _written(phase.bits, formats)}
                              for phase in self.phases]  # fmt: skip
         if self.ranges is not None:
             table[RANGES] = {name: [[_numbers(end) for end in pair] for pair in operands]
@@ -204,30 +207,32 @@ class Recipe:
             tuple(Phase(tuple(p["steps"]), _read(p["sites"], names, formats)) for p in phases),
             None if ranges is None else _read_ranges(ranges, names),
         )
-        require(not is_hashed or text.strip() == recipe.to_json(), "recipe",
+        require(not is_hashed or text.strip() == recipe._json(formats), "recipe",
                 got="a text that was damaged or changed", expected=f"one that its {HASH} fits",
                 remedy=f"write it again, or delete {HASH} if the change is meant")  # fmt: skip
         return recipe
 
 
-def _plain(entry: Any) -> Any:
-    return str(entry) if isinstance(entry, OperandFormat) else entry
+def _plain(entry: Any, formats: Any = None) -> Any:
+    return entry.words(formats) if isinstance(entry, OperandFormat) else entry
 
 
-def _written(table: dict[str, SiteBits]) -> dict[str, Any]:
+def _written(table: dict[str, SiteBits], formats: Any) -> dict[str, Any]:
     for name, bits in table.items():
         for entry in bits:
-            is_known = not isinstance(entry, OperandFormat) or _reads_back(entry)
+            is_known = not isinstance(entry, OperandFormat) or _reads_back(entry, formats)
             require(is_known, name, got=str(entry), expected="formats and calibrations that have "
-                    "a name", remedy="give your format an attribute `name`")  # fmt: skip
-    return {name: {k: _plain(v) for k, v in bits._asdict().items()}
+                    "a name", remedy="give your format an attribute `name` of small letters and "
+                    "digits, or precision.FORMATS[name] = ...")  # fmt: skip
+    return {name: {k: _plain(v, formats) for k, v in bits._asdict().items()}
             for name, bits in table.items()}  # fmt: skip
 
 
-def _reads_back(entry: OperandFormat) -> bool:
+def _reads_back(entry: OperandFormat, formats: Any) -> bool:
     name = getattr(entry.format, "name", None)
+    own = formats or ({name: entry.format} if name else None)
     try:
-        return parse_operand(str(entry), {name: entry.format} if name else None) == entry
+        return parse_operand(entry.words(own), own) == entry
     except ValueError:
         return False
 

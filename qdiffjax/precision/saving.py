@@ -18,12 +18,21 @@ from qdiffjax.precision.codes import weight_codes
 from qdiffjax.precision.formats import DYNAMIC, STATIC, OperandFormat, parse_operand
 from qdiffjax.precision.inputs import inputs_of
 from qdiffjax.precision.lowering import lowered
+from qdiffjax.precision.own_codes import OwnCodes, with_codes
 from qdiffjax.precision.quantized import Quantized
 from qdiffjax.precision.recipe import Recipe
 from qdiffjax.precision.row_codes import RowCodes
 from qdiffjax.precision.settings import assign
 from qdiffjax.precision.weights import round_weights
-from qdiffjax.quant import AlternatingCodes, IntFormat, PackedQTensor, QTensor, pack, unpack
+from qdiffjax.quant import (
+    AlternatingCodes,
+    CodebookFormat,
+    IntFormat,
+    PackedQTensor,
+    QTensor,
+    pack,
+    unpack,
+)
 
 HEADER = "recipe.json"
 WORDS = ("codes", "scale", "zero_point", "seed")  # of the arrays of a weight
@@ -51,7 +60,8 @@ def save_quantized(
       The bytes of codes, scales and zero points.
 
     Raises:
-      ValueError: what `lower` refuses, a format without a name.
+      ValueError: what `lower` refuses, a format without a name. Your own has codes if it has
+        `levels()`.
     """
     round_fn = rounding.get("round_fn")
     codes_fn: Any = weight_codes if round_fn is None else getattr(round_fn, "codes_fn", None)
@@ -92,11 +102,12 @@ def load_quantized(path, calibration: Calibration, formats: Any = None, **option
     Args:
       path: of the file.
       calibration: of the same network; its own weights and ranges are not read.
-      formats: your own formats by name.
+      formats: your own formats by name, those of `precision.FORMATS` being known.
       options: `path` of the kernels, as for `lower`.
 
     Raises:
-      ValueError: damaged bytes, or codes of another network.
+      ValueError: damaged bytes, codes of another network, a format that is not known or has other
+        levels than when it was saved.
     """
     data = Path(path).read_bytes()
     _files.check_sealed(data)
@@ -112,7 +123,7 @@ def load_quantized(path, calibration: Calibration, formats: Any = None, **option
         number, _, name = key.partition("/")
         own = {word: jnp.asarray(arrays[f"{key}:{word}"]) for word in WORDS
                if f"{key}:{word}" in arrays}  # fmt: skip
-        found = _read(how, own, formats)
+        found = _read(how, own, formats, name)
         require(shapes.get(name) == found.shape, name, got=f"codes of shape {list(found.shape)}",
                 expected=f"{shapes.get(name)}, as the network has",
                 remedy="calibrate the network that was saved")  # fmt: skip
@@ -143,14 +154,21 @@ def _written(codes: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         how |= {"shape": codes.shape, "axes": codes.axes}
         held = codes.held
     packed = pack(held)
-    how |= {"format": str(OperandFormat(packed.format)), "held": packed.shape}
+    format: Any = packed.format
+    if isinstance(format, OwnCodes | CodebookFormat):
+        how["levels"] = format.levels().tolist()
+    format = getattr(format, "own", format)
+    how |= {"format": str(OperandFormat(format)), "held": packed.shape}
     own |= {"codes": packed.data, "scale": packed.scale}
     return how, own if packed.zero_point is None else own | {"zero_point": packed.zero_point}
 
 
-def _read(how: dict[str, Any], own: dict[str, Any], formats: Any) -> Any:
+def _read(how: dict[str, Any], own: dict[str, Any], formats: Any, what: str) -> Any:
     """Return the codes that were written."""
-    format = parse_operand(how["format"], formats).format
+    format = with_codes(parse_operand(how["format"], formats).format, what)
+    require("levels" not in how or format.levels().tolist() == how["levels"], what,
+            got=f"other levels of {how['format'][1:]!r}", expected="those that were saved",
+            remedy="pass the format as it was: formats={name: format}")  # fmt: skip
     held = unpack(PackedQTensor(own["codes"], own["scale"], own.get("zero_point"), format,
                                 tuple(how["held"])))  # fmt: skip
     if "extra_bits" in how:

@@ -1,5 +1,6 @@
 """Packed weights with their recipe: what is read back is what was lowered."""
 
+import dataclasses
 import warnings
 
 import jax
@@ -7,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qdiffjax import diffusion, precision
+from qdiffjax import diffusion, precision, quant
+from qdiffjax.precision import OperandFormat, Recipe, SiteBits
 from tests.precision.small import STEPS, X_T, lowered_calibration
 
 RECIPES = ("W4A8", "W8A8", "W3A6; steps 0-1: W8A8", "W:e4m3 A:e4m3 static", "W:nf4 A8 by-step",
@@ -22,6 +24,12 @@ def _quiet():
         yield
 
 
+@jax.jit
+def samples(q):
+    x_T = X_T.astype(jnp.float32)
+    return diffusion.sample(precision.quantized_call(q), x_T, STEPS, per_call=q.calls(STEPS)).x_0
+
+
 ALTERNATING = {"round_fn": precision.shaped(jax.random.key(3), extra_bits=3)}
 
 
@@ -29,7 +37,7 @@ ALTERNATING = {"round_fn": precision.shaped(jax.random.key(3), extra_bits=3)}
     ("recipe", "rounding"), [*((r, {}) for r in RECIPES), ("W4A8; steps 0: W6A8", ALTERNATING)]
 )
 def test_what_is_read_is_what_was_lowered_bit_for_bit(recipe, rounding, tmp_path):
-    calibration, x_T = lowered_calibration(), X_T.astype(jnp.float32)
+    calibration = lowered_calibration()
     precision.save_quantized(tmp_path / "codes", calibration, recipe, sites=("*",), **rounding)
     again = precision.load_quantized(tmp_path / "codes", calibration)
     q = precision.lower(calibration, recipe, sites=("*",), **rounding)
@@ -37,9 +45,7 @@ def test_what_is_read_is_what_was_lowered_bit_for_bit(recipe, rounding, tmp_path
     for ours, theirs in zip(*map(jax.tree.leaves, (again.site_inputs, q.site_inputs)), strict=True):
         assert ours.dtype == theirs.dtype
         np.testing.assert_array_equal(ours, theirs)
-    run = jax.jit(lambda q: diffusion.sample(precision.quantized_call(q), x_T, STEPS,
-                                             per_call=q.calls(STEPS)).x_0)  # fmt: skip
-    np.testing.assert_array_equal(run(again), run(q))
+    np.testing.assert_array_equal(samples(again), samples(q))
 
 
 def test_four_bits_take_half_a_byte(tmp_path):
@@ -74,3 +80,71 @@ def test_damaged_files_and_other_networks_are_refused(tmp_path):
     path.write_bytes(data[: len(data) // 2])
     with pytest.raises(ValueError, match="damaged bytes"):
         precision.load_quantized(path, calibration)
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Thirds:
+    """A user's own format, multiples of one third up to 2, which float32 does not hold."""
+
+    name, bits, low, high, is_static = "thirds", 4, -2.0, 2.0, True
+
+    def round(self, v, round_fn):
+        return round_fn(3 * v) / 3
+
+    def levels(self):
+        return np.arange(-6, 7) / 3
+
+
+@pytest.mark.parametrize("words", ["W:thirds A8", "W:thirdsg5 A:thirds static; steps 0: W8A8"])
+def test_a_format_of_ones_own_is_saved_and_read_where_it_is_named(words, tmp_path, monkeypatch):
+    calibration, path = lowered_calibration(), tmp_path / "codes"
+    with monkeypatch.context() as registry:
+        registry.setitem(precision.FORMATS, "thirds", Thirds())
+        precision.save_quantized(path, calibration, words, sites=("*",))
+        q = precision.lower(calibration, words, sites=("*",))
+        np.testing.assert_array_equal(
+            samples(precision.load_quantized(path, calibration)), samples(q)
+        )
+    with pytest.raises(ValueError, match=r"'thirds', expected one of .*formats=\{'thirds': ...\}"):
+        precision.load_quantized(path, calibration)
+    again = precision.load_quantized(path, calibration, {"thirds": Thirds()})
+    np.testing.assert_array_equal(samples(again), samples(q))
+
+
+def test_codes_of_a_format_of_ones_own_are_its_numbers_in_its_bits(tmp_path):
+    calibration = lowered_calibration()
+    table = {site.name: SiteBits(OperandFormat(Thirds())) for site in calibration.sites
+             if site.weight is not None}  # fmt: skip
+    size = precision.save_quantized(tmp_path / "own", calibration, Recipe(table))
+    assert size == precision.save_quantized(tmp_path / "4", calibration, "W4", sites=("*",))
+    q, simulated = (fn(calibration, Recipe(table)) for fn in (precision.lower, precision.quantize))
+    for name in table:
+        held = quant.dequantize(q.site_inputs[name].weight)
+        np.testing.assert_allclose(held, simulated.site_inputs[name].weight, rtol=3e-7)
+
+
+def test_a_format_without_a_list_of_its_numbers_or_with_another_is_refused(tmp_path):
+    calibration, path = lowered_calibration(), tmp_path / "codes"
+
+    def own(**methods):
+        cls = type("Thirds", (Thirds,), methods)
+        return jax.tree_util.register_static(dataclasses.dataclass(frozen=True)(cls))()
+
+    def save(format):
+        recipe = Recipe({"out": SiteBits(OperandFormat(format), 8)})
+        precision.save_quantized(path, calibration, recipe)
+
+    plain = type("Plain", (), {k: v for k, v in vars(Thirds).items() if k in (
+        "name", "bits", "low", "high", "is_static", "round")})  # fmt: skip
+    plain = jax.tree_util.register_static(dataclasses.dataclass(frozen=True)(plain))()
+    with pytest.raises(ValueError, match=r"out: got a Plain without codes, expected a method lev"):
+        save(plain)
+    with pytest.raises(ValueError, match="17 levels of a Thirds of 4 bits, expected at most 16"):
+        save(own(levels=lambda self: np.arange(-8, 9) / 3))
+    with pytest.raises(ValueError, match=r"numbers 0.333 away from the levels"):
+        save(own(levels=lambda self: np.arange(-6, 7, 3) / 3))
+    save(Thirds())
+    wider = own(levels=lambda self: np.arange(-7, 8) / 3)
+    with pytest.raises(ValueError, match="other levels of 'thirds'"):
+        precision.load_quantized(path, calibration, {"thirds": wider})
