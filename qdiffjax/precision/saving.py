@@ -1,5 +1,6 @@
 """Quantized weights on disk, packed, with the recipe and ranges that they belong to."""
 
+import contextlib
 import io
 import json
 import zipfile
@@ -25,17 +26,22 @@ from qdiffjax.precision.row_codes import RowCodes
 from qdiffjax.precision.settings import assign
 from qdiffjax.precision.weights import round_weights
 from qdiffjax.quant import (
+    E4M3FN,
+    E8M0,
     AlternatingCodes,
+    BlockFormat,
     CodebookFormat,
     IntFormat,
     PackedQTensor,
     QTensor,
     pack,
+    stored_scales,
     unpack,
 )
 
 HEADER = "recipe.json"
-WORDS = ("codes", "scale", "zero_point", "seed")  # of the arrays of a weight
+WORDS = ("codes", "scale", "zero_point", "seed", "tensor_scale")  # of the arrays of a weight
+SCALE_FORMATS: dict[str, Any] = {"e8m0": E8M0, "e4m3": E4M3FN}  # of blocks, a byte a scale
 
 
 def save_quantized(
@@ -50,7 +56,8 @@ def save_quantized(
 ) -> int:
     """Write a recipe's codes, each in as many bits as it has, its formats and its ranges.
 
-    One sealed zip file: JSON, and for each weight its bytes, scales and zero points.
+    One sealed zip file: JSON, and for each weight its bytes, scales and zero points. Scales of MX
+    blocks and of NVFP4 are bytes, E8M0 and E4M3, beside NVFP4's float32 of the tensor.
 
     Args:
       path: of the file; what is there is replaced.
@@ -81,7 +88,7 @@ def save_quantized(
                                 **chosen.rounding | {"round_fn": codes_fn})  # fmt: skip
         for name, codes in weights.items():
             key = f"{number}/{name}"
-            formats[key], parts = _written(codes)
+            formats[key], parts = _written(codes, c.weights[name], table.bits[name].weight)
             arrays |= {f"{key}:{word}": np.asarray(part) for word, part in parts.items()}
     header = {"recipe": whole.to_json(), "weights": formats,
               "activations": DYNAMIC if is_dynamic else STATIC}  # fmt: skip
@@ -139,8 +146,8 @@ def load_quantized(path, calibration: Calibration, formats: Any = None, **option
     return lowered(chosen, inputs_of(chosen, weights_of, chosen.grid_fn), **options)
 
 
-def _written(codes: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return how codes are stored, as JSON, and their arrays by word."""
+def _written(codes: Any, w: Any, entry: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return how codes of w are stored, as JSON, and their arrays by word."""
     how: dict[str, Any] = {}
     own: dict[str, Any] = {}
     held = codes
@@ -153,7 +160,11 @@ def _written(codes: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     elif isinstance(codes, RowCodes):
         how |= {"shape": codes.shape, "axes": codes.axes}
         held = codes.held
-    packed = pack(held)
+    packed = _packed(held, w, getattr(entry, "format", None))
+    if packed.scale_format is not None:
+        how["scales"] = next(w for w, f in SCALE_FORMATS.items() if f == packed.scale_format)
+    if packed.tensor_scale is not None:
+        own["tensor_scale"] = packed.tensor_scale
     format: Any = packed.format
     if isinstance(format, OwnCodes | CodebookFormat):
         how["levels"] = format.levels().tolist()
@@ -163,6 +174,15 @@ def _written(codes: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     return how, own if packed.zero_point is None else own | {"zero_point": packed.zero_point}
 
 
+def _packed(held: QTensor, w: Any, format: Any) -> PackedQTensor:
+    """Return packed codes, the scales of a block format as its bytes."""
+    if isinstance(format, BlockFormat):
+        stored, factor = stored_scales(jnp.max(jnp.abs(w)), format)
+        with contextlib.suppress(ValueError):  # of float64, or beyond the exponents of float32
+            return pack(held, scale_format=stored, tensor_scale=factor)
+    return pack(held)
+
+
 def _read(how: dict[str, Any], own: dict[str, Any], formats: Any, what: str) -> Any:
     """Return the codes that were written."""
     format = with_codes(parse_operand(how["format"], formats).format, what)
@@ -170,7 +190,8 @@ def _read(how: dict[str, Any], own: dict[str, Any], formats: Any, what: str) -> 
             got=f"other levels of {how['format'][1:]!r}", expected="those that were saved",
             remedy="pass the format as it was: formats={name: format}")  # fmt: skip
     held = unpack(PackedQTensor(own["codes"], own["scale"], own.get("zero_point"), format,
-                                tuple(how["held"])))  # fmt: skip
+                                tuple(how["held"]), SCALE_FORMATS.get(how.get("scales", "")),
+                                own.get("tensor_scale")))  # fmt: skip
     if "extra_bits" in how:
         own_format = IntFormat(how["bits"])
         return AlternatingCodes(held.codes, own["seed"], held.scale, own_format, how["extra_bits"])

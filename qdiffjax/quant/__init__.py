@@ -113,6 +113,7 @@ from qdiffjax.quant.formats import (
     nvfp4_scale,
     nvfp4_tensor_scale,
     quantile_codebook,
+    stored_scales,
 )
 from qdiffjax.quant.granularity import (
     expand,

@@ -1,16 +1,21 @@
 """Packed weights with their recipe: what is read back is what was lowered."""
 
 import dataclasses
+import functools
+import io
 import warnings
+import zipfile
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qdiffjax import diffusion, precision, quant
-from qdiffjax.precision import OperandFormat, Recipe, SiteBits
-from tests.precision.small import STEPS, X_T, lowered_calibration
+from qdiffjax import diffusion, hardware, precision, quant
+from qdiffjax.denoiser import Denoiser
+from qdiffjax.precision import OperandFormat, Recipe, SiteBits, exports
+from tests import worlds
+from tests.precision.small import SCHEDULE, STEPS, X_T, lowered_calibration
 
 RECIPES = ("W4A8", "W8A8", "W3A6; steps 0-1: W8A8", "W:e4m3 A:e4m3 static", "W:nf4 A8 by-step",
            "W2 affine A8", "W:nvfp4 A8", "W4g7 mse A8; steps 0: W:mxfp6",
@@ -67,6 +72,46 @@ def test_codes_that_alternate_take_their_extra_bits(tmp_path):
     with pytest.raises(ValueError, match="round_fn without codes"):
         precision.save_quantized(tmp_path / "codes", calibration, "W4",
                                  round_fn=precision.shaped(jax.random.key(3)))  # fmt: skip
+
+
+@functools.cache
+def whole_blocks():
+    """A convolution and two products whose sums are of whole blocks of 16 and 32."""
+    params = {
+        "conv": worlds.normal(1, 3, 3, 32, 8, scale=0.1, dtype=jnp.float32),
+        "in": worlds.normal(2, 32, 64, scale=0.2, dtype=jnp.float32),
+        "out": 100 * worlds.normal(3, 64, 32, scale=0.1, dtype=jnp.float32),
+    }  # fmt: skip
+
+    def net_fn(p, x, t):
+        h = worlds.convolve(x, p["conv"])
+        return jnp.tanh(x @ p["in"]) @ p["out"] + jnp.mean(h, -1, keepdims=True)
+
+    denoiser = Denoiser(net_fn, params, SCHEDULE, (4, 4, 32))
+    return precision.calibrate(denoiser, STEPS, jax.random.key(0), num_samples=2)
+
+
+@pytest.mark.parametrize(
+    ("words", "factors"), [("nvfp4", 3), ("mxfp6", 0), ("mxint8", 0), ("msfp12", 0)]
+)
+def test_scales_of_blocks_take_the_byte_that_is_counted(words, factors, tmp_path):
+    calibration, path = whole_blocks(), tmp_path / "codes"
+    entry = precision.parse_operand(f":{words}")
+    table = {s.name: SiteBits(entry) for s in calibration.sites if s.weight is not None}
+    recipe = Recipe(table)
+    size = precision.save_quantized(path, calibration, recipe)
+    assert size == exports.weight_bytes(recipe, calibration.sites) + 4 * factors
+    counts = hardware.count(calibration.sites, recipe=recipe)
+    widths = hardware.widths(counts, recipe)
+    assert size == np.sum(hardware.weight_bytes(counts, widths)) + 4 * factors
+    with zipfile.ZipFile(path) as archive:
+        scales = [np.load(io.BytesIO(archive.read(f"0/{name}:scale.npy"))) for name in table]
+    assert {a.dtype for a in scales} == {np.dtype(np.uint8)}
+    assert path.stat().st_size < size + 8000  # JSON with ranges of five steps, names of arrays
+    q, again = precision.lower(calibration, recipe), precision.load_quantized(path, calibration)
+    for name in table:
+        ours, theirs = (each.site_inputs[name].weight for each in (again, q))
+        jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
 def test_damaged_files_and_other_networks_are_refused(tmp_path):

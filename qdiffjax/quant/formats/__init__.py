@@ -28,6 +28,7 @@ from qdiffjax.quant.formats.blocks import (
     nearest_scale,
     nvfp4_scale,
     nvfp4_tensor_scale,
+    stored_scales,
 )
 from qdiffjax.quant.formats.codebook_fits import (
     GAUSSIAN,

@@ -18,6 +18,7 @@ from qdiffjax.quant import rounding
 from qdiffjax.quant.formats.base import Format, check_number_format, check_static_integer
 from qdiffjax.quant.formats.floats import E2M1, E2M3, E3M2, E4M3FN, E5M2, power_of_two
 from qdiffjax.quant.formats.integers import IntFormat, usable_scale
+from qdiffjax.quant.formats.logarithmic import E8M0
 from qdiffjax.quant.granularity import (
     Shape,
     compute_dtype,
@@ -124,6 +125,30 @@ def nvfp4_tensor_scale(tensor_absmax: Array, element: Format) -> Array:
     """Return g = tensor_absmax / (448 * high), like tensor_absmax; 1 for a tensor of zeros."""
     high = jnp.asarray(element.high).astype(tensor_absmax.dtype)
     return normal_or_one(divide_small(tensor_absmax, E4M3FN.high * high))
+
+
+# The formats in which scales take a byte; those of other rules are any numbers.
+STORED_SCALES: dict[ScaleFn, Any] = {
+    **dict.fromkeys((floor_scale, ceil_scale, ceil_log_scale, nearest_scale, even_scale), E8M0),
+    **dict.fromkeys((e4m3_scale, nvfp4_scale), E4M3FN),
+}
+
+
+def stored_scales(absmax: Array, format: Any) -> tuple[Any, Array | None]:
+    """Return the format of a block format's scales and what they are multiplied by, for `pack`.
+
+    None for rules that round no scale; no factor but NVFP4's, whose scales are
+
+        scale = e4m3 number * g,   g = `nvfp4_tensor_scale`
+
+    Args:
+      absmax: the largest magnitude of the tensor, [].
+      format: a `BlockFormat`.
+    """
+    stored = STORED_SCALES.get(format.scale_fn)
+    if format.scale_fn is not nvfp4_scale:
+        return stored, None
+    return stored, nvfp4_tensor_scale(absmax, format.element)
 
 
 def _shared_power(absmax, element, carries):
