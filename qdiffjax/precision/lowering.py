@@ -278,7 +278,7 @@ def _at_call(inputs: SiteQuant) -> SiteQuant:
         return inputs
     grids = tuple(a.at(inputs.call) if isinstance(a, Series) else a for a in inputs.activations)
     weight = inputs.weight
-    if isinstance(weight, AlternatingCodes):
+    if isinstance(weight, AlternatingCodes | RowCodes):
         weight = weight.at(inputs.call)
     return inputs._replace(activations=grids, weight=weight)
 

@@ -155,7 +155,7 @@ def weights_text(q, bits: Mapping[str, Any]) -> str:
 def _anew(q) -> str:
     """Say what weights that are rounded anew at every call take, which their widths do not."""
     weights = [getattr(inputs, "weight", None) for inputs in q.site_inputs.values()]
-    parts = [p for w in weights for p in getattr(w, "alternatives", (w,))]
+    parts = [getattr(p, "held", p) for w in weights for p in getattr(w, "alternatives", (w,))]
     codes = sum(math.prod(p.shape) * (p.format.bits + p.extra_bits) / 8
                 for p in parts if isinstance(p, AlternatingCodes))  # fmt: skip
     fine = f"; codes that alternate are stored in {number(codes / BYTES)} MB" if codes else ""

@@ -2,12 +2,13 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from qdiffjax._typing import Array
-from qdiffjax.quant import QTensor, dequantize
+from qdiffjax.quant import AlternatingCodes, QTensor, dequantize
 from qdiffjax.quant.grids import grouped
 
 
@@ -22,17 +23,30 @@ class RowCodes:
     one channel's window and ends in another's. They are stored as they are and unpacked at a call.
 
     Attributes:
-      held: the codes [*kept, groups, size], the last group filled up.
+      held: the codes [*kept, groups, size], the last group filled up; or those that alternate.
       shape: of the weight; static.
       axes: of the weight that are flattened into rows, in order; static.
     """
 
-    held: QTensor
+    held: QTensor | AlternatingCodes
     shape: tuple[int, ...]
     axes: tuple[int, ...]
+
+    @property
+    def alternates(self) -> bool:
+        """Whether codes change from call to call."""
+        return isinstance(self.held, AlternatingCodes)
+
+    def at(self, call: Any) -> "RowCodes":
+        """Return the codes at a call []."""
+        held = self.held
+        if not isinstance(held, AlternatingCodes):
+            return self
+        return dataclasses.replace(self, held=held.at(call))
 
     def unpacked(self, dtype) -> Array:
         """Return the numbers that the codes stand for, as the site sees them [*shape]."""
         like = jnp.zeros(self.shape, bool)  # of which the way back is all that is read
         _, back = grouped(like, self.held.shape[-1], self.axes, None)
+        assert isinstance(self.held, QTensor)
         return back(dequantize(self.held, dtype))

@@ -83,7 +83,8 @@ class SiteQuant(NamedTuple):
         """Whether the rounding depends on the number of the call."""
         has_more = self.around is not None and self.around.lengths
         changing = Switch | RoundingSequence | AlternatingCodes
-        return bool(has_more) or isinstance(self.weight, changing) or any(
+        is_changing = isinstance(self.weight, changing) or getattr(self.weight, "alternates", False)
+        return bool(has_more) or is_changing or any(
             isinstance(a, Switch | Series) or getattr(a, "key", None) is not None
             for a in self.activations
         )  # fmt: skip

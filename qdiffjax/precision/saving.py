@@ -151,15 +151,15 @@ def _written(codes: Any, w: Any, entry: Any) -> tuple[dict[str, Any], dict[str, 
     how: dict[str, Any] = {}
     own: dict[str, Any] = {}
     held = codes
-    if isinstance(codes, AlternatingCodes):
-        # The weight itself in steps of 2^-k, so that a code takes k bits more.
-        how |= {"bits": codes.format.bits, "extra_bits": codes.extra_bits}
-        own["seed"] = codes.seed
-        wide = IntFormat(codes.format.bits + codes.extra_bits)
-        held = QTensor(codes.fine, codes.scale, None, wide)
-    elif isinstance(codes, RowCodes):
+    if isinstance(codes, RowCodes):
         how |= {"shape": codes.shape, "axes": codes.axes}
         held = codes.held
+    if isinstance(held, AlternatingCodes):
+        # The weight itself in steps of 2^-k, so that a code takes k bits more.
+        how |= {"bits": held.format.bits, "extra_bits": held.extra_bits}
+        own["seed"] = held.seed
+        wide = IntFormat(held.format.bits + held.extra_bits)
+        held = QTensor(held.fine, held.scale, None, wide)
     packed = _packed(held, w, getattr(entry, "format", None))
     if packed.scale_format is not None:
         how["scales"] = next(w for w, f in SCALE_FORMATS.items() if f == packed.scale_format)
@@ -192,9 +192,8 @@ def _read(how: dict[str, Any], own: dict[str, Any], formats: Any, what: str) -> 
     held = unpack(PackedQTensor(own["codes"], own["scale"], own.get("zero_point"), format,
                                 tuple(how["held"]), SCALE_FORMATS.get(how.get("scales", "")),
                                 own.get("tensor_scale")))  # fmt: skip
+    codes: Any = narrow(held)
     if "extra_bits" in how:
         own_format = IntFormat(how["bits"])
-        return AlternatingCodes(held.codes, own["seed"], held.scale, own_format, how["extra_bits"])
-    if "axes" in how:
-        return RowCodes(narrow(held), tuple(how["shape"]), tuple(how["axes"]))
-    return narrow(held)
+        codes = AlternatingCodes(held.codes, own["seed"], held.scale, own_format, how["extra_bits"])
+    return RowCodes(codes, tuple(how["shape"]), tuple(how["axes"])) if "axes" in how else codes

@@ -28,6 +28,7 @@ from qdiffjax.precision.row_codes import RowCodes
 from qdiffjax.precision.rules import group_axis
 from qdiffjax.precision.shaping import shaped, stochastic_weights
 from qdiffjax.quant import (
+    AlternatingCodes,
     BlockFormat,
     Format,
     IntFormat,
@@ -268,7 +269,7 @@ def _round_entry(site: Site, w, entry: OperandFormat, round_fn: Callable, adjust
         return rounded
     if isinstance(rounded, RoundingSequence):
         return rounded.mapped(back)
-    if isinstance(rounded, QTensor):
+    if isinstance(rounded, QTensor | AlternatingCodes):
         return RowCodes(rounded, site.shapes[site.weight or 0], order)
     require(isinstance(rounded, jax.Array), f"{site.name}, weight",
             got=f"groups of {size} that end inside of the axes that are summed",

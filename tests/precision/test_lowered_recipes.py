@@ -4,6 +4,7 @@ import warnings
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from qdiffjax import diffusion, precision
@@ -28,7 +29,8 @@ ALTERNATING = {"round_fn": precision.shaped(jax.random.key(3), extra_bits=4)}
 @pytest.mark.parametrize(
     ("recipe", "rounding"),
     [*((r, {}) for r in LOWERED if "mxfp4g5" not in r),
-     *((r, ALTERNATING) for r in ("W4A8", "W3", "W4A8; steps 0-1: float"))],
+     *((r, ALTERNATING) for r in ("W4A8", "W3", "W4A8; steps 0-1: float", "W4g6 A8",
+                                  "W3g8; steps 0-1: float"))],
 )  # fmt: skip
 def test_a_lowered_recipe_is_the_simulation(recipe, rounding):
     sites = ("in", "out") if "g5" in recipe else ("*",)
@@ -61,6 +63,19 @@ def test_codes_that_alternate_multiply_codes_and_are_stored_in_whole_bytes():
     assert "those rounded anew at every call are stored as they are" in anew
     with pytest.raises(ValueError, match="round_fn without codes"):
         precision.lower(c32, "W4A8", round_fn=precision.shaped(jax.random.key(3)))
+
+
+def test_codes_that_alternate_in_groups_of_a_kernel_are_the_simulation_at_every_call():
+    c32 = lowered_calibration()
+    with pytest.warns(precision.DiagnosisWarning, match="groups end inside of what is summed"):
+        low = precision.lower(c32, "W4g6", sites=("*",), **ALTERNATING)
+    simulated = precision.quantize(c32, "W4g6", sites=("*",), **ALTERNATING)
+    for name in ("conv", "in", "out"):
+        ours, theirs = (q.site_inputs[name].weight for q in (low, simulated))
+        for call in (0, 1, 3):
+            got = ours.at(call).unpacked(jnp.float32)
+            np.testing.assert_array_equal(got, theirs.at(call))
+    assert "codes that alternate are stored in" in " ".join(str(low).split())
 
 
 def test_what_is_unpacked_is_named_before_work():

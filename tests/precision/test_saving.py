@@ -39,7 +39,11 @@ ALTERNATING = {"round_fn": precision.shaped(jax.random.key(3), extra_bits=3)}
 
 
 @pytest.mark.parametrize(
-    ("recipe", "rounding"), [*((r, {}) for r in RECIPES), ("W4A8; steps 0: W6A8", ALTERNATING)]
+    ("recipe", "rounding"),
+    [
+        *((r, {}) for r in RECIPES),
+        *((r, ALTERNATING) for r in ("W4A8; steps 0: W6A8", "W4g7A8; steps 0: W3g4A8")),
+    ],
 )
 def test_what_is_read_is_what_was_lowered_bit_for_bit(recipe, rounding, tmp_path):
     calibration = lowered_calibration()
