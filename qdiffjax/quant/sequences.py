@@ -47,7 +47,10 @@ def golden_ratio(call, fraction: Array, phase: Array) -> Array:
     """Say which calls take the upper code: those with frac(phase + i g) < f, g the golden ratio.
 
     One rotation for all elements, so their errors are alike where their phases are. A sequence of
-    low discrepancy: the sum over n calls is off by O(log n) steps.
+    low discrepancy: the sum over n calls is off by O(log n) steps. With phase uniform every call
+    by itself is unbiased, and two calls share the overlap of two arcs of length f on a circle:
+
+        Cov(upper_i, upper_{i+m}) = max(f - d, 0) + max(f + d - 1, 0) - f^2,   d = frac(m g)
     """
     position = phase + call * GOLDEN
     return position - jnp.floor(position) < fraction

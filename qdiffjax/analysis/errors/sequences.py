@@ -1,5 +1,7 @@
 """Weights rounded anew at every call: what they add to the final sample, without a run of them."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -12,7 +14,22 @@ from qdiffjax.diffusion import Steps
 from qdiffjax.precision import Switch
 from qdiffjax.precision.quantized import Quantized, ruled_call
 from qdiffjax.precision.shaping import site_key
-from qdiffjax.quant import RoundingSequence, expand, fresh_bits, sigma_delta
+from qdiffjax.quant import (
+    RoundingSequence,
+    ToggleFn,
+    expand,
+    fresh_bits,
+    golden_ratio,
+    noble_ratios,
+    sigma_delta,
+)
+from qdiffjax.quant.sequences import GOLDEN, NOBLE
+
+# Of the sequences whose upper codes are an arc that is rotated from call to call.
+ROTATIONS: dict[ToggleFn, tuple[float, ...]] = {
+    golden_ratio: (GOLDEN,),
+    noble_ratios: tuple(map(float, NOBLE)),
+}
 
 
 def sequence_variances(
@@ -24,12 +41,17 @@ def sequence_variances(
 
         sigma-delta:  E_v sum_k s_k^2 sum_{i,j} a_ki a_kj B_2(frac((i - j) f_k)) / 2,
                       a_0 = G_0, a_i = G_i - G_{i-1}, a_N = -G_{N-1},   B_2(x) = x^2 - x + 1/6
+        rotations:    E_v sum_k s_k^2 sum_{i,j} G_ki G_kj c(frac((i - j) g), f_k),
+                      c(d, f) = max(f - d, 0) + max(f + d - 1, 0) - f^2
         fresh bits:   E_v sum_k s_k^2 f_k (1 - f_k) sum_i G_ki^2
 
-    with f the fraction and s the scale of element k: the sequence's error is r_i - r_{i+1}, and
-    B_2 / 2 the covariance of r (`quant.sigma_delta`). Nothing is run in low precision. What a bend
-    of the network adds, of second order and alike for both, is left out. Samples are done one after
-    another, and keep a gradient for each call: N times the weights' memory.
+    with f the fraction and s the scale of element k. Sigma-delta's error is r_i - r_{i+1}, and
+    B_2 / 2 the covariance of r (`quant.sigma_delta`). The upper codes of a rotation by g are an arc
+    of length f, and c what two of them share beyond chance: of `quant.golden_ratio`, and for
+    `quant.noble_ratios` the mean over its rotations, as if the phase did not choose among them.
+    Nothing is run in low precision. What a bend of the network adds, of second order and alike for
+    all, is left out. Samples are done one after another, and keep a gradient for each call: N times
+    the weights' memory.
 
     Args:
       q: a denoiser whose weights are a `RoundingSequence` each, at every call or but for calls in
@@ -44,9 +66,10 @@ def sequence_variances(
     """
     rounded = _sequences(q, len(steps.t))
     for name, (sequence, _) in rounded.items():
-        require(sequence.toggle_fn in (sigma_delta, fresh_bits), name,
+        require(sequence.toggle_fn in (sigma_delta, fresh_bits, *ROTATIONS), name,
                 got=getattr(sequence.toggle_fn, "__name__", "a sequence"),
-                expected="sigma_delta or fresh_bits, whose covariance is known",
+                expected="sigma_delta, golden_ratio, noble_ratios or fresh_bits, whose covariance "
+                "is known",
                 remedy="measure other sequences over seeds")  # fmt: skip
     nothing = nothing_at(q, x_T, steps, rounded)
 
@@ -144,14 +167,35 @@ def _sequence_variance(sequence: RoundingSequence, is_rounded, gains) -> Array:
     gains = gains * scale[None] * is_rounded.reshape(-1, *[1] * scale.ndim)
     if sequence.toggle_fn is fresh_bits:
         return jnp.sum(jnp.sum(gains**2, 0) * f * (1 - f))
-    a = jnp.concatenate([gains[:1], gains[1:] - gains[:-1], -gains[-1:]])
+    rotations = ROTATIONS.get(sequence.toggle_fn)
+    if rotations is None:
+        a = jnp.concatenate([gains[:1], gains[1:] - gains[:-1], -gains[-1:]])
+        covariance = _of_residuals
+    else:
+        a, covariance = gains, functools.partial(_of_arcs, rotations)
     padded = jnp.concatenate([a, jnp.zeros_like(a)])
 
     def of_lag(lag):
-        part = lag.astype(f.dtype) * f
-        part = part - jnp.floor(part)
-        bernoulli = (part**2 - part + 1 / 6) / 2
         pairs = jnp.sum(a * jax.lax.dynamic_slice_in_dim(padded, lag, len(a)), axis=0)
-        return jnp.sum(bernoulli * pairs) * jnp.where(lag == 0, 1, 2).astype(f.dtype)
+        twice = jnp.where(lag == 0, 1, 2).astype(f.dtype)
+        return jnp.sum(covariance(lag.astype(f.dtype), f) * pairs) * twice
 
     return jnp.sum(jax.lax.map(of_lag, jnp.arange(len(a))))
+
+
+def _of_residuals(lag, f):
+    """Return Cov(r_i, r_{i + lag}) of sigma-delta's residuals for fractions f, in squared steps."""
+    part = lag * f
+    part = part - jnp.floor(part)
+    return (part**2 - part + 1 / 6) / 2
+
+
+def _of_arcs(rotations, lag, f):
+    """Return Cov(upper_i, upper_{i + lag}) for fractions f, the mean over rotations."""
+
+    def shared(rotation):
+        part = lag * rotation
+        part = part - jnp.floor(part)
+        return jnp.maximum(f - part, 0) + jnp.maximum(f + part - 1, 0)
+
+    return sum(map(shared, rotations)) / len(rotations) - f**2
