@@ -54,6 +54,7 @@ class Config:
     )  # fmt: skip
     sampler: str = option("ddim", "Sampler.", choices=subject.SAMPLERS)
     num_steps: int = option(20, "Steps of the sampler.", least=2)
+    guidance: float = option(1.0, "Scale of classifier-free guidance by classes; 1 is without.")
     num_samples: int = option(1024, "Samples of each set.", least=4)
     num_groups: int = option(20, "Groups that the jackknife leaves out in turn.", least=2)
     batch_size: int = option(128, "Samples drawn at a time.", least=1)
@@ -85,7 +86,8 @@ class Config:
 def protocol(config: Config) -> str:
     """Return the words that two evaluations must share to be compared."""
     images = f"data {config.data.rstrip('/').split('/')[-1]}" if config.data else "no data"
-    parts = (metrics.PROTOCOL, config.implementation, seen_by(config).name, config.probabilities,
+    guided = f"guidance {config.guidance:g}" if config.guidance != 1 else ""
+    parts = (metrics.PROTOCOL, config.implementation, guided, seen_by(config).name, config.probabilities,
              f"{config.sampler} of {config.num_steps}",
              f"{config.num_samples} samples", images)  # fmt: skip
     return "; ".join(filter(None, parts))
@@ -121,6 +123,10 @@ def run(config: Config, **options):
     num_classes = getattr(denoiser.config, "num_classes", 0)
     if num_classes and denoiser.cond is None:
         denoiser = denoiser.conditioned(np.arange(num_classes))
+    if config.guidance != 1:
+        require(num_classes, "--guidance", got=f"{config.checkpoint}, which knows no classes",
+                expected="a network of classes", remedy="leave it out")  # fmt: skip
+        denoiser = denoiser.guided(config.guidance, num_classes)
     steps = subject.SAMPLERS[config.sampler](denoiser.schedule, config.num_steps)
     calibration = precision.calibrate(denoiser, steps, jax.random.key(config.seed + 1_000_003))
     draw = functools.partial(measures.sample, steps=steps, num_samples=config.num_samples,

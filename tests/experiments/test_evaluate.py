@@ -70,6 +70,7 @@ def test_a_protocol_names_all_that_comparisons_must_share():
         {"num_samples": 8},
         {"sampler": "ddpm"},
         {"num_steps": 3},
+        {"guidance": 2.0},
         {"data": "x/y"},
         {"features": "numpy:ravel"},
         {"probabilities": "numpy:ravel"},
