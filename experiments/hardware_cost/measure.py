@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.harness import timing
+from experiments.harness import alone, timing
 from experiments.harness.networks import Network
 from qdiffjax import hardware, precision
 from qdiffjax.labels import Kind
-from qdiffjax.sites import list_sites, transform
+from qdiffjax.sites import list_sites
 
 Call = tuple[Callable[..., Any], tuple]  # a compiled function and its arguments
 
@@ -98,20 +98,6 @@ def compiled(name: str, network: Network) -> tuple[dict[str, Any], list[dict[str
     }]  # fmt: skip
 
 
-def site_ops(network: Network, batch: int) -> dict[str, tuple[Any, Any]]:
-    """Return the operation of every product, with shapes of its operands, by the site's name."""
-    ops = {}
-
-    def rule(site, op, operands, inputs):
-        if site.kind in ("dot", "conv"):
-            shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in operands]
-            ops[site.name] = op, shapes
-        return op(*operands), None
-
-    jax.eval_shape(transform(network.eps_fn, rule), *network.arguments(batch))
-    return ops
-
-
 def calibrations(working_set: int, side: int = 1024) -> dict[str, Call]:
     """Return what tells the machine's peaks: compiled functions with their arguments.
 
@@ -143,8 +129,9 @@ def measured(name: str, network: Network, batch: int, num_rounds: int) -> tuple[
     x = jax.random.normal(jax.random.key(0), (batch, *network.shape), jnp.float32)
     fn = jax.jit(functools.partial(network.eps_fn, network.params))
     calls["call"] = fn, (x, jnp.float32(500))
-    ops = site_ops(network, batch)
-    calls |= {site: _with_data(*ops[site]) for site in counts.names}
+    products = alone.products(network.eps_fn, *network.arguments(batch))
+    calls |= {site: (jax.jit(products[site].op), products[site].operands())
+              for site in counts.names}  # fmt: skip
     turns = {name: functools.partial(timing.finish, fn, *args)
              for name, (fn, args) in calls.items()}  # fmt: skip
     wall, _ = timing.interleave(turns, num_rounds)
@@ -165,9 +152,3 @@ def measured(name: str, network: Network, batch: int, num_rounds: int) -> tuple[
         "macs": counts.macs, "sites": np.array(counts.names), "call": call,
     }  # fmt: skip
     return arrays, [row]
-
-
-def _with_data(op, shapes) -> Call:
-    keys = jax.random.split(jax.random.key(0), len(shapes))
-    args = [jax.random.normal(k, s.shape, s.dtype) for k, s in zip(keys, shapes, strict=True)]
-    return jax.jit(op), tuple(args)
