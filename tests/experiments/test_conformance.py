@@ -95,6 +95,9 @@ DIT, UNET = worlds.TINY_DIT, worlds.TINY
 CLASSES = dataclasses.replace(DIT, num_classes=10)
 # The cheapest run with more than one part: (network, its flag, other flags).
 MINIATURES = {
+    "bench.site_latency": (
+        DIT, "checkpoint", "--num-steps 2 --batch 2 --num-rounds 2 --recipe W8A8 W8"
+    ),
     "allocate": (
         DIT, "checkpoint",
         "--budget-bits 4 4.5 --widths 4 5 --roundings sums nearest --num-steps 2 --num-noises 2 "

@@ -1,0 +1,1 @@
+"""Benchmark `site_latency`: see its `experiment`."""
