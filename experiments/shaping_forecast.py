@@ -165,12 +165,16 @@ def table(rows) -> list:
     spec += [(f"N = {n}", lambda key, n=n: f"{by[*key, n]['rmse']:.3g}") for n in steps]
     spec += [("slope", lambda key: f"{slope(groups[key]):.2f}"),
              ("forecast / measured", ratios)]  # fmt: skip
+
+    def is_told(row) -> bool:  # neither is zero
+        return min(row["floor"], row["predicted_floor"]) > 0
+
     floors = [row for row in rows if "floor" in row]
     of_floor: list = [
         ("steps", lambda row: row["num_steps"]), ("W", lambda row: row["bits"]),
         ("rounded", lambda row: row["way"]), ("floor", lambda row: f"{row['floor']:.2g}"),
         ("predicted", lambda row: f"{row['predicted_floor']:.2g}"),
-        ("alignment", lambda row: f"{row['alignment']:.2f}" if row["floor"] > 0 else "-"),
+        ("alignment", lambda row: f"{row['alignment']:.2f}" if is_told(row) else "-"),
         ("corrected / not", lambda row: f"{row['corrected']:.2f}"),
     ]  # fmt: skip
     return [tables.columns([*groups], spec, title="RMSE of the samples, weights rounded"),

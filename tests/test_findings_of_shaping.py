@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from experiments.cures import plots as cures
 from experiments.feedback import plots as feedback
@@ -186,6 +187,50 @@ def test_the_table_of_the_forecast_to_200_steps_is_its_committed_summaries():
     assert round(np.polyfit(steps, np.log(told), 1)[0], 2) == -0.96
     once = found["nearest"][-1]["rmse_of_forecast_samples"]
     assert 50 < once / errors[-1] < 65
+
+
+@pytest.mark.parametrize("network", ["latent", "UNet"])
+def test_the_table_of_the_forecast_on_other_networks_is_its_committed_summary(network):
+    folder = ROOT / f"experiments/results/shaping_forecast_{network.lower()}"
+    found: dict = {}
+    for row in json.loads((folder / "summary.json").read_text()):
+        found.setdefault((str(row["bits"]), row["way"]), []).append(row)
+    page = (ROOT / "docs" / "findings.md").read_text().split("### The same forecast of")[1]
+    lines = re.findall(rf"^\| {network} \| (\d) \| ([^|]+) \| (.*) \|$", page, re.M)
+    assert [line[:2] for line in lines] == [*found]
+    for bits, way, cells in lines:
+        own = found[bits, way]
+        *errors, ratios, floors, both = cells.split(" | ")
+        for row, printed in zip(own, errors, strict=True):
+            assert_digits(row["rmse"], printed)
+        told = [row for row in own if "forecast" in row]
+        for row, printed in zip(told, ratios.split(", ") if told else (), strict=True):
+            assert_digits(row["forecast"] / row["rmse_of_forecast_samples"], printed)
+        told = [row for row in own if "floor" in row]
+        pairs = re.findall(r"([\d.e-]+) \(([\d.e-]+)\)", floors)
+        for row, pair, printed in zip(told, pairs, both.split(", ") if told else (), strict=True):
+            for value, each in zip((row["floor"], row["predicted_floor"]), pair, strict=True):
+                assert_digits(value, each)
+            whole = np.hypot(row["forecast"], row["predicted_floor"])
+            assert_digits(whole / row["rmse_of_forecast_samples"], printed)
+
+
+def test_what_is_said_of_the_forecast_on_other_networks_holds():
+    ratios, slopes, rows = {}, {}, {}
+    for network in ("latent", "unet"):
+        folder = ROOT / f"experiments/results/shaping_forecast_{network}"
+        rows[network] = json.loads((folder / "summary.json").read_text())
+        ratios[network] = [row["forecast"] / row["rmse_of_forecast_samples"]
+                           for row in rows[network] if "forecast" in row]  # fmt: skip
+        last = [row["rmse"] for row in rows[network]
+                if row["bits"] == 8 and row["way"].endswith("last in full")]  # fmt: skip
+        slopes[network] = round(float(np.log2(last[1] / last[0])), 2)
+    assert slopes == {"unet": -1.22, "latent": -0.71}
+    assert max(abs(ratio - 1) for ratio in ratios["unet"]) <= 0.15
+    assert len(ratios["unet"]) == len(ratios["latent"]) == 12
+    assert sum(abs(ratio - 1) <= 0.25 for ratio in ratios["latent"]) == 6
+    assert [round(end(ratios["latent"]), 2) for end in (min, max)] == [0.61, 1.52]
+    assert 4.9 < max(row.get("corrected", 0) for row in rows["unet"]) < 5
 
 
 def test_what_is_said_of_shaped_weights_of_the_latent_network_holds():

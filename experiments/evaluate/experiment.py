@@ -87,8 +87,8 @@ def protocol(config: Config) -> str:
     """Return the words that two evaluations must share to be compared."""
     images = f"data {config.data.rstrip('/').split('/')[-1]}" if config.data else "no data"
     guided = f"guidance {config.guidance:g}" if config.guidance != 1 else ""
-    parts = (metrics.PROTOCOL, config.implementation, guided, seen_by(config).name, config.probabilities,
-             f"{config.sampler} of {config.num_steps}",
+    parts = (metrics.PROTOCOL, config.implementation, guided, seen_by(config).name,
+             config.probabilities, f"{config.sampler} of {config.num_steps}",
              f"{config.num_samples} samples", images)  # fmt: skip
     return "; ".join(filter(None, parts))
 
