@@ -71,22 +71,24 @@ def bias_correction(*, by_call: bool = False) -> Cure:
       ValueError: a draft that looks at fewer calls than it has to.
     """
 
-    def apply(draft: Draft) -> Draft:
+    def check(draft: Draft) -> None:
         num_calls = draft.steps.t.shape[0]
         seen = len(np.unique(np.asarray(draft.states.call)))
-        q = draft.at_samples()
         why = "a shift of each" if by_call else "what each hands on to the next"
-        require(seen == num_calls or not (by_call or remembered(q.site_inputs)), "bias correction",
-                got=f"{seen} calls", expected=f"all {num_calls} of the sampler, for {why}",
+        require(seen == num_calls or not (by_call or remembered(draft.site_inputs())),
+                "bias correction", got=f"{seen} calls",
+                expected=f"all {num_calls} of the sampler, for {why}",
                 remedy=f"draft(..., num_calls={num_calls})")  # fmt: skip
-        means = _mean_errors(draft, q)
+
+    def apply(draft: Draft) -> Draft:
+        means = _mean_errors(draft, draft.at_samples())
         for name, mean in means.items():
             shift = -mean if by_call else -jnp.mean(mean, 0, keepdims=True)
             correction = Affine(jnp.ones((shift.shape[0],), shift.dtype), shift)
             draft = draft.with_around(name, correction=correction)
         return draft.billed(evaluations=draft.states.num)
 
-    return Cure(f"bias correction{' by call' if by_call else ''}", SITES, apply)
+    return Cure(f"bias correction{' by call' if by_call else ''}", SITES, apply, check)
 
 
 def _mean_errors(draft: Draft, q: Quantized) -> dict[str, Array]:
@@ -155,21 +157,23 @@ def correction(name: str, fit_fn: FitFn, target: str = POINT) -> Cure:
     check_callable("fit_fn", fit_fn, "(y, wanted) -> gain and shift")
     check_names("target", (target,), (POINT, RUN, STATE))
 
-    def apply(draft: Draft) -> Draft:
+    def check(draft: Draft) -> None:
         require(target != STATE or draft.steps.is_first_order, name,
                 got="a sampler with memory or with matrix coefficients",
                 expected="a first-order one, whose state is x_t",
-                remedy="target='point'")  # fmt: skip
+                remedy="joint_gaussian(), which corrects at the same point")  # fmt: skip
         require(draft.calibration.denoiser.guidance is None, name, got="guidance",
                 expected="one prediction for each sample",
                 remedy="correct both branches beforehand, in the network")  # fmt: skip
+
+    def apply(draft: Draft) -> Draft:
         q = draft.at_samples()
         fits = fit_along(q, draft.x_T, draft.steps, fit_fn, target, key=draft.key)
         done = draft.with_around(OUTPUT, correction=Affine(*fits))
         return done.billed(evaluations=(4 if target != POINT else 3) * fits.shift.shape[0]
                            * draft.x_T.shape[0])  # fmt: skip
 
-    return Cure(name, SAMPLER, apply)
+    return Cure(name, SAMPLER, apply, check)
 
 
 def ptqd() -> Cure:

@@ -56,11 +56,14 @@ class Cure:
       name: in few words.
       stage: when it comes, see `STAGES`.
       apply: (draft) -> draft.
+      check: (draft) -> None, which refuses a draft that it does not fit, whatever cures do before
+        it: `improve` asks all before any works. None for nothing.
     """
 
     name: str
     stage: int
     apply: Callable[["Draft"], "Draft"]
+    check: Callable[["Draft"], None] | None = None
 
     def __call__(self, draft: "Draft") -> "Draft":
         """Return the draft with this decision, its name and its cost noted."""
@@ -69,6 +72,8 @@ class Cure:
                 got=f"it after {draft.cures[-1].name!r}" if draft.cures else "",
                 expected=f"stages in their order: {', '.join(STAGES)}",
                 remedy="compose(cures) sorts them")  # fmt: skip
+        if self.check is not None:
+            self.check(draft)
         start = time.monotonic()
         done = self.apply(draft)
         seconds = done.bill.seconds + time.monotonic() - start
@@ -291,8 +296,13 @@ def compose(cures: Iterable[Cure]) -> Cure:
             draft = cure(draft)
         return dataclasses.replace(draft, cures=draft.cures[: len(draft.cures) - len(ordered)])
 
+    def check(draft: Draft) -> None:
+        for cure in ordered:
+            if cure.check is not None:
+                cure.check(draft)
+
     name = " + ".join(cure.name for cure in ordered) or "none"
-    return Cure(name, ordered[0].stage if ordered else BASIS, apply)
+    return Cure(name, ordered[0].stage if ordered else BASIS, apply, check)
 
 
 def draft(
@@ -378,8 +388,10 @@ def improve(
       >>> qd.sample(made.quantized(), steps, jax.random.key(2), 3).shape
       (3, 2)
     """
-    compose(cures)  # refuses what does not fit together, before any work
+    whole = compose(cures)  # refuses what does not fit together, before any work
     made = draft(calibration, recipe, steps, key, **options)
+    if whole.check is not None:
+        whole.check(made)
     for cure in sorted(cures, key=lambda cure: cure.stage):
         made = cure(made)
     return made

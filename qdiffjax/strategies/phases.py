@@ -31,12 +31,14 @@ def chosen_phases(num: int = 8) -> Cure:
       ValueError: no weight that is rounded anew at every call.
     """
 
-    def apply(draft: Draft) -> Draft:
-        first = draft.at_samples()
-        weights = [inputs.weight for inputs in first.site_inputs.values()]
+    def check(draft: Draft) -> None:
+        weights = [inputs.weight for inputs in draft.site_inputs().values()]
         require(any(sequence_of(weight) is not None for weight in weights), "phases",
                 got="no weight that is rounded anew at every call", expected="some",
                 remedy="a recipe such as 'W4 shaped A8'")  # fmt: skip
+
+    def apply(draft: Draft) -> Draft:
+        first = draft.at_samples()
         run = compiled(final_samples)
         run_in_full = compiled(functools.partial(final_samples, in_full=True))
         x_0 = run_in_full(first, draft.x_T, draft.steps, draft.key)
@@ -51,7 +53,7 @@ def chosen_phases(num: int = 8) -> Cure:
         evaluations = (num + 1) * draft.steps.t.shape[0] * draft.x_T.shape[0]
         return _with_key(draft, best).billed(evaluations)
 
-    return Cure(f"best of {num} phases", TRAIN, apply)
+    return Cure(f"best of {num} phases", TRAIN, apply, check)
 
 
 def _with_key(draft: Draft, key) -> Draft:

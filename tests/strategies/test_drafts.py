@@ -49,6 +49,26 @@ def test_a_cure_out_of_order_is_refused():
 
 
 @pytest.mark.parametrize(
+    ("cure", "fields", "said"),
+    [(strategies.compensation(ridge=0.1), {"steps": qd.dpmpp_2m(worlds.SCHEDULE, 5)},
+      "a sampler with memory.*joint_gaussian"),
+     (strategies.bias_correction(by_call=True), {"num_calls": 3}, "all 5 of the sampler"),
+     (strategies.bias_correction(), {"recipe": "W4A4 difference", "num_calls": 3}, "all 5 of"),
+     (strategies.chosen_phases(2), {}, "no weight that is rounded anew")],
+    ids=["memory", "calls", "differences", "phases"],
+)  # fmt: skip
+def test_what_a_cure_does_not_fit_is_refused_before_those_before_it_work(cure, fields, said):
+    """A training of hours must not end with a refusal that the sampler alone decides."""
+    worked = []
+    long = strategies.Cure("long", 0, lambda draft: worked.append(draft) or draft)
+    options = {"recipe": "W4A8", "steps": STEPS, "x_T": NOISE} | fields
+    recipe, steps = options.pop("recipe"), options.pop("steps")
+    with pytest.raises(ValueError, match=said):
+        strategies.improve(calibrated(), recipe, [cure, long], steps, KEY, **options)
+    assert not worked
+
+
+@pytest.mark.parametrize(
     "cures",
     [[strategies.gptq(), strategies.adaround()], [strategies.ptqd(), strategies.compensation()]],
     ids=["roundings", "predictions"],
