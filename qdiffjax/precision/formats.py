@@ -10,6 +10,7 @@ a calibration, a rounding,
 """
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -50,6 +51,9 @@ CALIBRATIONS: dict[str, Callable] = {
     "percentile": quant.percentile, "kl": quant.kl, "gaussian": quant.gaussian_clip,
     "laplace": quant.laplace_clip,
 }  # fmt: skip
+# Rules of symmetric grids alone, and those that are asked for one or the other.
+SYMMETRIC = (quant.absmax, quant.kl, quant.gaussian_clip, quant.laplace_clip)
+EITHER = (quant.lp, quant.mse, quant.percentile)
 NEAREST, SUMS, STOCHASTIC, SHAPED = "nearest", "sums", "stochastic", "shaped"
 DIFFERENCE = "difference"
 SEQUENCES: dict[str, ToggleFn] = {SHAPED: quant.sigma_delta, "golden": quant.golden_ratio,
@@ -84,7 +88,8 @@ class OperandFormat:
       scales: of an activation: "dynamic", from the data at hand; "static", from calibration; or
         "by-step", static and one for each call of the sampler; or, such as "4-ranges", for each of
         so many equal ranges of its calls.
-      calibration: of a weight, name in `CALIBRATIONS` or a function such as `quant.mse`.
+      calibration: of a weight, name in `CALIBRATIONS` or a function such as `quant.mse`; of a grid
+        with a zero point one that finds it. A block format has its own.
       rounding: "nearest"; "sums", to nearest such that the sum of each output channel of a weight
         stays; "stochastic"; "difference", of an activation to what the call before had rounded; and
         anew at every call of the sampler, "shaped" (weights by sigma-delta
@@ -125,6 +130,8 @@ class OperandFormat:
                 check_names(what, (value,), known)
         if self.calibration is not None and not callable(self.calibration):
             check_names("calibration", (self.calibration,), CALIBRATIONS)
+        if self.calibration is not None:
+            rule_for(self.calibrate_fn, self.format)
         is_shared = size not in (None, TENSOR)
         require(not (self.is_static and is_shared), "granularity",
                 got=f"{size!r} with {self.scales} scales", expected=f"{TENSOR!r}",
@@ -187,6 +194,37 @@ class OperandFormat:
         if callable(calibration):
             calibration = getattr(calibration, "__name__", "own calibration")
         return " ".join([*words, *filter(None, (self.scales, calibration, self.rounding))])
+
+
+def leaves_scales(entry: Any) -> bool:
+    """Return whether an entry of a recipe leaves its scales to the options of `quantize`."""
+    if not isinstance(entry, OperandFormat):
+        return entry is not None
+    return entry.calibration is None and not isinstance(entry.format, BlockFormat)
+
+
+def rule_for(calibrate_fn: Callable, format: Any) -> Callable:
+    """Return a rule of scales as it finds those of a format: with a zero point if that has one.
+
+    Raises:
+      ValueError: a format that has scales of its own; a rule without zero points for one with them.
+    """
+    fn = getattr(calibrate_fn, "func", calibrate_fn)
+    name = repr(getattr(fn, "__name__", "own calibration"))
+    require(not isinstance(format, BlockFormat), "calibration", got=f"{name} for a block format",
+            expected="none", remedy="its blocks find their own scales: leave it out")  # fmt: skip
+    if not is_affine(format):
+        return calibrate_fn
+    require(fn not in SYMMETRIC, "calibration", got=f"{name} of a grid with a zero point",
+            expected="a rule that finds zero points",
+            remedy="'minmax', 'mse' or 'percentile', or a symmetric grid")  # fmt: skip
+    said = getattr(calibrate_fn, "keywords", {})
+    return _affine(calibrate_fn) if fn in EITHER and "symmetric" not in said else calibrate_fn
+
+
+@functools.lru_cache(maxsize=64)
+def _affine(calibrate_fn: Callable) -> Callable:
+    return functools.partial(calibrate_fn, symmetric=False)  # the same object, the same program
 
 
 def check_bits(bits: int | None, what: str = "bits") -> int | None:

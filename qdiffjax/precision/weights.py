@@ -22,6 +22,7 @@ from qdiffjax.precision.formats import (
     SUMS,
     TENSOR,
     OperandFormat,
+    rule_for,
 )
 from qdiffjax.precision.recipe import Recipe, SiteBits
 from qdiffjax.precision.row_codes import RowCodes
@@ -136,7 +137,7 @@ def round_weights(
     recipe: Recipe,
     round_fn: Callable = simulated,
     *,
-    calibrate_fn: Callable = absmax,
+    calibrate_fn: Callable | None = None,
     granularity: Callable[[Site], tuple[int, ...]] = output_channels,
     format_fn: Callable[[int], Format] = IntFormat,
     adjust_fn: Callable | None = None,
@@ -152,8 +153,10 @@ def round_weights(
         its phases names.
       round_fn: (site, w, scale, zero_point, format) -> the weight that the rule of the site reads:
         `simulated`, or `codes.stored_codes`, whose real values are the same bit for bit.
-      calibrate_fn: (w, format=, scale_shape=) -> (scale, zero_point), as `quant.absmax`.
-      granularity: the shape of a site's weight scale; its shape is the granularity.
+      calibrate_fn: (w, format=, scale_shape=) -> (scale, zero_point), of all weights whose format
+        says no other and is no block format; None is `quant.absmax`, `quant.minmax` of affine ones.
+      granularity: the shape of a site's weight scale; its shape is the granularity, where the
+        format says no other.
       format_fn: bits -> format, such as `lambda bits: E4M3FN` for a recipe of 8 bits.
       adjust_fn: (site, w, scale, zero_point, format) -> the numbers to round in place of w, as
         `keep_channel_sums`; None rounds w itself. What an `OperandFormat` says comes before these.
@@ -174,9 +177,10 @@ def round_weights(
             adjust = adjust_fn if entry.rounding is None else None
             if entry.rounding == SUMS:
                 adjust = keep_channel_sums
-            return _round_entry(site, w, entry, _rounding_of(entry, round_fn, key), adjust)
+            return _round_entry(site, w, entry, _rounding_of(entry, round_fn, key), adjust,
+                                calibrate_fn, granularity)  # fmt: skip
         format = format_fn(entry)
-        grid = _grid(w, _width_as_data(format), granularity(site), calibrate_fn)
+        grid = _grid(w, _width_as_data(format), granularity(site), calibrate_fn or absmax)
         if adjust_fn is not None:
             w = adjust_fn(site, w, *grid, format)
         return round_fn(site, w, *grid, format)
@@ -238,8 +242,9 @@ def _rounding_of(entry: OperandFormat, round_fn: Callable, key: Key | None) -> C
     return shaped(key, SEQUENCES[entry.rounding])
 
 
-def _round_entry(site: Site, w, entry: OperandFormat, round_fn: Callable, adjust_fn):
-    """Round a weight as an `OperandFormat` says."""
+def _round_entry(site: Site, w, entry: OperandFormat, round_fn: Callable, adjust_fn, calibrate_fn,
+                 granularity):  # fmt: skip
+    """Round a weight as an `OperandFormat` says, and as the options do where it says nothing."""
     format: Any = entry.format
     size: Any = entry.granularity
     is_block = isinstance(format, BlockFormat)
@@ -257,11 +262,12 @@ def _round_entry(site: Site, w, entry: OperandFormat, round_fn: Callable, adjust
         require(size in (None, TENSOR, CHANNEL), f"{site.name}, weight", got=repr(size),
                 expected=f"{TENSOR!r}, {CHANNEL!r} or the size of a group",
                 remedy="tokens are rows of activations")  # fmt: skip
-        shape = (whole_tensor if size == TENSOR else output_channels)(site)
+        shape = {None: granularity, TENSOR: whole_tensor, CHANNEL: output_channels}[size](site)
     if is_block:
         grid = _block_scale(w, format, axis), None
     else:
-        grid = _grid(w, element, shape, entry.calibrate_fn)
+        rule = calibrate_fn if entry.calibration is None and calibrate_fn else entry.calibrate_fn
+        grid = _grid(w, element, shape, rule_for(rule, element))
     if adjust_fn is not None:
         w = adjust_fn(site, w, *grid, element)
     rounded = round_fn(site, w, *grid, element)

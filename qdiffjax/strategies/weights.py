@@ -12,14 +12,15 @@ import jax
 import jax.numpy as jnp
 
 from qdiffjax import quant
-from qdiffjax._checks import NOT_NEGATIVE, POSITIVE, check_count, check_names, checked
+from qdiffjax._checks import NOT_NEGATIVE, POSITIVE, check_count, check_names, checked, require
 from qdiffjax._typing import Array
-from qdiffjax.precision.formats import CALIBRATIONS
+from qdiffjax.precision.formats import CALIBRATIONS, leaves_scales
 from qdiffjax.quant import expand
 from qdiffjax.strategies.descent import adam
 from qdiffjax.strategies.drafts import CLIP, ROUND, Cure, Draft
 from qdiffjax.strategies.grids import Grid
 from qdiffjax.strategies.statistics import grams, weight_matrix, weight_operand, with_matrices
+from qdiffjax.strategies.tables import explicit
 
 
 def squared_error(gram: Array, change: Array) -> Array:
@@ -34,17 +35,30 @@ def clips(calibration: str | Callable = "mse") -> Cure:
       calibration: name of a rule, such as "mse", "percentile" or "gaussian" (the optimum for a
         Gaussian of that size, as ACIQ, Banner et al. 2019), or a function like `quant.mse`;
         `functools.partial(quant.lp, p=2.4)` is that of Q-Diffusion.
+
+    Raises (when applied):
+      ValueError: no weight whose format leaves its scales to a rule; one that finds no zero points,
+        of weights with them.
     """
     if not callable(calibration):
         check_names("calibration", (calibration,), CALIBRATIONS)
     rule = calibration if callable(calibration) else CALIBRATIONS[calibration]
     name = calibration if isinstance(calibration, str) else getattr(rule, "__name__", "own clips")
 
+    def check(draft: Draft) -> None:
+        entries = [bits.weight for table in explicit(draft)[0].tables for bits in table.values()]
+        require(any(map(leaves_scales, entries)), "clips",
+                got="no weight whose format leaves its scales to a rule",
+                expected="one, such as W4",
+                remedy="leave the cure out: blocks find their own scales, and a calibration in the "
+                "recipe comes first")  # fmt: skip
+        apply(draft).site_inputs()  # refuses a rule that a weight's format does not take
+
     def apply(draft: Draft) -> Draft:
         options = {**draft.options, "calibrate_fn": rule}
         return dataclasses.replace(draft, options=options)
 
-    return Cure(f"clips by {name}", CLIP, apply)
+    return Cure(f"clips by {name}", CLIP, apply, check)
 
 
 @checked(damping=POSITIVE)

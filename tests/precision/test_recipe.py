@@ -165,6 +165,44 @@ def test_prepare_follows_granularity_and_calibration():
     assert float(jnp.mean((searched - w) ** 2)) < float(jnp.mean((absmax - w) ** 2))
 
 
+def squared(words, **options):
+    """Return the mean squared error of a weight that is rounded by its own words and options."""
+    entry = precision.parse_operand(words)
+    w = WEIGHTS["out/kernel"]
+    recipe = Recipe({"out/kernel": SiteBits(entry)})
+    rounded = precision.round_weights({"out/kernel": w}, SITES, recipe, **options)["out/kernel"]
+    return float(jnp.mean((rounded - w) ** 2))
+
+
+@pytest.mark.parametrize("rule", ["mse", "percentile"])
+def test_calibrations_of_affine_grids_keep_the_negative_numbers(rule):
+    widest = squared("4 affine")
+    assert squared(f"4 affine {rule}") < 2 * widest
+    if rule == "mse":
+        assert squared("4 affine mse") <= widest
+
+
+@pytest.mark.parametrize("rule", ["absmax", "kl", "gaussian", "laplace"])
+def test_calibrations_without_zero_points_are_refused_of_affine_grids(rule):
+    with pytest.raises(ValueError, match="a rule that finds zero points"):
+        precision.parse_operand(f"4 affine {rule}")
+
+
+def test_calibrations_of_block_formats_are_refused():
+    with pytest.raises(ValueError, match="find their own scales"):
+        precision.parse_operand(":nvfp4 mse")
+
+
+@pytest.mark.parametrize("words", ["4", "4g2", "4 affine", ":fp4"])
+def test_options_hold_of_formats_that_say_nothing_else(words):
+    assert squared(words, calibrate_fn=calibration.mse) == squared(f"{words} mse")
+    assert squared(words, calibrate_fn=calibration.mse) < squared(words)
+    shape = {"granularity": precision.whole_tensor}
+    assert squared(f"{words} mse", calibrate_fn=calibration.absmax) == squared(f"{words} mse")
+    if "g" not in words:
+        assert squared(words, **shape) == squared(f"{words} tensor") != squared(words)
+
+
 def test_one_bit_weights_are_signs_times_one_scale_per_channel():
     bits = {"conv/kernel": SiteBits(1), "out/kernel": SiteBits(5)}
     prepared = precision.round_weights(WEIGHTS, SITES, Recipe(bits), calibrate_fn=calibration.mse)

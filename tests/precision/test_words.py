@@ -48,7 +48,8 @@ def test_lines_name_sites_and_steps():
 
 @pytest.mark.parametrize("name", formats.FORMATS)
 def test_a_format_is_written_as_it_is_read(name):
-    for words in ("", " mse", " sums", " stochastic"):
+    is_block = isinstance(formats.FORMATS[name], quant.BlockFormat)  # finds its own scales
+    for words in ("", " sums", " stochastic", *([] if is_block else [" mse"])):
         entry = precision.parse_operand(f":{name}{words}")
         assert entry.format == formats.FORMATS[name]
         assert precision.parse_operand(str(entry)) == entry

@@ -16,6 +16,7 @@ from tests.tolerances import assert_close
 
 NOISE = worlds.normal(31, 8, 6, 6, 3)
 
+KEY = jax.random.key(1)
 INT4 = quant.IntFormat(4)
 
 
@@ -172,6 +173,30 @@ def test_groups_over_several_axes_are_refused():
                              sites=("conv",))  # fmt: skip
     with pytest.raises(ValueError, match="groups of 32"):
         strategies.gptq()(draft)
+
+
+@pytest.mark.parametrize("recipe", ["W4g2 A8", "W:fp4 A8", "W4 affine A8"])
+def test_clips_are_of_every_format_that_leaves_its_scales_open(recipe):
+    """They changed nothing where the recipe names a format, and said that they had."""
+    q = strategies.improve(calibrated(), recipe, [strategies.clips("mse")], STEPS, KEY,
+                           x_T=NOISE).quantized()  # fmt: skip
+    said = precision.quantize(calibrated(), recipe.replace(" A8", " mse A8"))
+    plain = precision.quantize(calibrated(), recipe)
+    for name in ("conv", "in"):
+        own = q.site_inputs[name].weight
+        assert_close(own, said.site_inputs[name].weight)
+        assert float(jnp.max(jnp.abs(own - plain.site_inputs[name].weight))) > 0
+
+
+@pytest.mark.parametrize(
+    ("recipe", "rule", "said"),
+    [("W:nvfp4 A8", "mse", "leaves its scales to a rule"),
+     ("W4 mse A8", "mse", "leaves its scales to a rule"),
+     ("W4 affine A8", "gaussian", "finds zero points")],
+)  # fmt: skip
+def test_clips_that_no_weight_takes_are_refused(recipe, rule, said):
+    with pytest.raises(ValueError, match=said):
+        strategies.improve(calibrated(), recipe, [strategies.clips(rule)], STEPS, KEY, x_T=NOISE)
 
 
 def test_clips_are_those_of_their_rule():
