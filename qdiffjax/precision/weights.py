@@ -279,8 +279,9 @@ def _round_entry(site: Site, w, entry: OperandFormat, round_fn: Callable, adjust
         return RowCodes(rounded, site.shapes[site.weight or 0], order)
     require(isinstance(rounded, jax.Array), f"{site.name}, weight",
             got=f"groups of {size} that end inside of the axes that are summed",
-            expected="groups that divide the only axis that is summed",
-            remedy="simulate it by `quantize`")  # fmt: skip
+            expected="groups that divide the only axis that is summed, for codes and for cures "
+            "that round weights",
+            remedy=f"a line of its own in the recipe: {site.name}: W4A8")  # fmt: skip
     return back(rounded)
 
 

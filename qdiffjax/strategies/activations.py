@@ -1,6 +1,7 @@
 """Cures of activations: static grids that clip, and a time path that need not be rounded."""
 
 import dataclasses
+import warnings
 from typing import Any
 
 import jax
@@ -31,8 +32,16 @@ def static_clips(num_ranges: int = 1) -> Cure:
     Costs a pass over the states.
 
     Raises (when applied):
-      ValueError: a range of calls that no state of the draft is in; another basis.
+      ValueError: a range of calls that no state of the draft is in; another basis; no activation
+        that is rounded but in blocks, which find their own scales.
     """
+
+    def check(draft: Draft) -> None:
+        grids = [grid for each in draft.site_inputs().values() for grid in each.activations]
+        require(any(map(_takes_scale, grids)), "static clips",
+                got="no activation whose scale can be static",
+                expected="one that is rounded, and not in blocks, which find their own scales",
+                remedy="a recipe such as W4A8")  # fmt: skip
 
     def apply(draft: Draft) -> Draft:
         require(not any(a.bases for a in draft.around.values()), "static clips",
@@ -57,11 +66,15 @@ def static_clips(num_ranges: int = 1) -> Cure:
         return done.billed(evaluations=draft.states.num)
 
     ranges = f" in {num_ranges} ranges" if num_ranges > 1 else ""
-    return Cure(f"static clips{ranges}", CLIP, apply)
+    return Cure(f"static clips{ranges}", CLIP, apply, check)
+
+
+def _takes_scale(grid: Any) -> bool:
+    return isinstance(grid, ActivationGrid) and not isinstance(grid.format, BlockFormat)
 
 
 def _clipped(grid: Any, x, place: np.ndarray, which: np.ndarray):
-    if not isinstance(grid, ActivationGrid) or isinstance(grid.format, BlockFormat):
+    if not _takes_scale(grid):
         return grid
     num = int(place.max()) + 1
     rows = [x[np.flatnonzero(place == k)].reshape(-1) for k in range(num)]
@@ -142,10 +155,16 @@ def cached_time_path() -> Cure:
     TFMQ (Huang et al. 2024) reconstructs the temporal features by themselves. For a sampler whose
     times are known beforehand they are a table of N rows, so that full precision costs no
     multiplication at run time: the sites are left out of the recipe.
+
+    Warns (when applied):
+      DiagnosisWarning: no product that is rounded depends on the time alone.
     """
 
     def apply(draft: Draft) -> Draft:
         plain = draft.plain | frozenset(time_path(draft))
+        if not plain & draft.site_inputs().keys():
+            text = "time path cached: no rounded product depends on the time alone; nothing changes"
+            warnings.warn(text, precision.DiagnosisWarning, stacklevel=2)
         done = dataclasses.replace(draft, plain=plain)
         return done.billed(evaluations=2 * draft.states.x.shape[0])
 

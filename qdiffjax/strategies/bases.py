@@ -116,12 +116,21 @@ def rotation(key, *, sites: Sequence[str] | None = None) -> Cure:
 
     Nearest rounding with kept sums loses what it kept, as those are of channels that are no more:
     let `gptq` or `bias_correction` follow, which look at the mean of what is multiplied.
+
+    Raises (when applied):
+      ValueError: odd numbers of channels alone.
     """
 
     def apply(draft: Draft) -> Draft:
-        for name in with_matrices(draft, sites, either=True):
+        names = with_matrices(draft, sites, either=True)
+        blocks = {name: largest_block(_num_channels(draft.sites[name])) for name in names}
+        require(max(blocks.values()) > 1, "rotation",
+                got=f"odd numbers of channels at all {len(blocks)} sites",
+                expected="an even one, which can be mixed",
+                remedy="leave the cure out: smoothing() takes any number")  # fmt: skip
+        for name, block in blocks.items():
             num = _num_channels(draft.sites[name])
-            if (block := largest_block(num)) > 1:
+            if block > 1:
                 signs = jax.random.rademacher(site_key(key, name), (num,), jnp.float32)
                 draft = _with_basis(draft, name, Rotation(signs, block))
         return draft
@@ -166,7 +175,13 @@ def low_rank(rank: int = 16, *, sites: Sequence[str] | None = None) -> Cure:
     """
 
     def apply(draft: Draft) -> Draft:
-        for name in with_matrices(draft, sites):
+        names = with_matrices(draft, sites)
+        shapes = {name: weight_matrix(draft.sites[name], draft.weight(name)).shape
+                  for name in names}  # fmt: skip
+        most = max(min(shape) for shape in shapes.values())
+        require(rank < most, "low rank", got=f"rank {rank} of matrices of rank {most} at most",
+                expected=f"less than {most}", remedy="keep less of them")  # fmt: skip
+        for name in names:
             site = draft.sites[name]
             matrix = weight_matrix(site, draft.weight(name))
             least = min(matrix.shape)

@@ -69,6 +69,31 @@ def test_what_a_cure_does_not_fit_is_refused_before_those_before_it_work(cure, f
 
 
 @pytest.mark.parametrize(
+    ("recipe", "cure", "said"),
+    [("W4 A:mxfp8", strategies.static_clips(), "no activation whose scale can be static"),
+     ("W4", strategies.static_clips(), "no activation whose scale can be static"),
+     ("W4A8", strategies.low_rank(20), "rank 20 of matrices of rank 5 at most"),
+     ("conv: W4A8", strategies.rotation(KEY), "odd numbers of channels at all 1 sites")],
+)  # fmt: skip
+def test_a_cure_that_would_change_nothing_is_refused(recipe, cure, said):
+    with pytest.raises(ValueError, match=said):
+        cure(draft(recipe))
+
+
+def test_what_is_said_of_groups_that_divide_nothing_helps():
+    """Groups of 16 of 5 channels: the remedy was to simulate what was simulated already."""
+    recipe = "W:nvfp4 A8; conv out: W4A8"
+    with pytest.raises(ValueError, match="a line of its own in the recipe: in: W4A8"):
+        strategies.gptq()(draft(recipe))
+    assert set(strategies.gptq()(draft(f"{recipe}; in: W4A8")).rounded) == {"conv", "in", "out"}
+
+
+def test_a_network_without_a_time_path_is_told_so():
+    with pytest.warns(precision.DiagnosisWarning, match="nothing changes"):
+        strategies.cached_time_path()(draft())
+
+
+@pytest.mark.parametrize(
     "cures",
     [[strategies.gptq(), strategies.adaround()], [strategies.ptqd(), strategies.compensation()]],
     ids=["roundings", "predictions"],
