@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from qdiffjax import estimates
-from qdiffjax._checks import OPEN_SHARE, check_count, check_key, check_number, require
+from qdiffjax._checks import OPEN_SHARE, check_count, check_key, check_number, check_type, require
 from qdiffjax._tables import Page, Table, number
 from qdiffjax._typing import Key
 from qdiffjax.diffusion import Steps
@@ -24,7 +24,7 @@ from qdiffjax.strategies import search
 from qdiffjax.strategies.algebra import ErrorAlgebra, error_algebra
 from qdiffjax.strategies.budgets import Budget
 from qdiffjax.strategies.choices import BITS, STORED, Choices, Offered, offer
-from qdiffjax.strategies.sketch import sketched_algebra
+from qdiffjax.strategies.sketch import check_noiseless, sketched_algebra
 from qdiffjax.strategies.trials import trial
 
 NUM_RESAMPLES = 2000
@@ -178,7 +178,8 @@ def recommend(
       progress: say how many sampling runs it will take, and show a progress bar.
 
     Raises:
-      ValueError: a budget below the cheapest recipe, a site without a format.
+      ValueError: a budget below the cheapest recipe, a site without a format, probes of a sampler
+        that adds noise.
 
     Example:
       >>> import jax, jax.numpy as jnp, qdiffjax as qd
@@ -193,12 +194,14 @@ def recommend(
       True
       >>> q = qd.quantize(calibration, found.recipe)
     """
+    check_type("steps", steps, Steps, remedy="such as ddim(schedule, 50)")
     check_key("key", key)
     check_count("num_noises", num_noises)
     check_count("num_samples", num_samples, least=2)
     check_count("num_rounds", num_rounds, least=0)
     if num_probes is not None:
         check_count("num_probes", num_probes)
+        check_noiseless(steps)
     OPEN_SHARE("confidence", confidence)
     if not isinstance(budget, str | Budget):
         check_number("budget", budget, above=0)

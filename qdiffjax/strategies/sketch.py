@@ -23,6 +23,14 @@ from qdiffjax.precision import Quantized, SiteQuant, quantized_call
 from qdiffjax.strategies.algebra import ErrorAlgebra
 from qdiffjax.strategies.trials import Trial
 
+BY_RUNS = "use error_algebra, or recommend(..., num_probes=None)"
+
+
+def check_noiseless(steps: Steps) -> None:
+    """Refuse a sampler that adds noise, whose error vectors no adjoint pass here finds."""
+    require(not steps.adds_noise, "steps", got="a sampler that adds noise",
+            expected="one that does not", remedy=BY_RUNS)  # fmt: skip
+
 
 def sketched_algebra(noise: Trial, key: Key, *, num_probes: int = 8, around=None) -> ErrorAlgebra:
     """Return the algebra of first order, from `num_probes` adjoint passes whatever is offered.
@@ -51,11 +59,9 @@ def sketched_algebra(noise: Trial, key: Key, *, num_probes: int = 8, around=None
     check_count("num_probes", num_probes)
     choices = noise.choices
     is_plain = not choices.rounds_activations.any() and not np.isnan(choices.weight_rmse).any()
-    remedy = "use error_algebra, or recommend(..., num_probes=None)"
     require(is_plain, "choices", got="activations, or weights that change from call to call",
-            expected="weights rounded once", remedy=remedy)  # fmt: skip
-    require(noise.key is None, "noise", got="a sampler that adds noise",
-            expected="one that does not", remedy=remedy)  # fmt: skip
+            expected="weights rounded once", remedy=BY_RUNS)  # fmt: skip
+    check_noiseless(choices.steps)
     base = [None] * len(choices.sites) if around is None else [*map(int, choices.checked(around))]
     weights = {name: inputs.weight for name, inputs in choices.quantized(base).site_inputs.items()}
     moved = {}

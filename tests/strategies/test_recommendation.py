@@ -128,3 +128,10 @@ def test_what_cannot_be_recommended_is_refused_in_one_line(change, match):
     with pytest.raises(ValueError, match=match) as error:
         recommend(**({"budget": "W4"} | change))
     assert "\n" not in str(error.value)
+
+
+def test_probes_of_a_sampler_that_adds_noise_are_refused_before_any_work(monkeypatch):
+    monkeypatch.setattr(recommendation, "offer", None)  # what it would begin with
+    steps = qd.ddim(parallel.denoiser().schedule, 4, eta=0.5)
+    with pytest.raises(ValueError, match=r"adds noise, expected .*num_probes=None"):
+        qd.recommend(parallel.calibrated(4), steps, "W4", ("W4",), key=KEY)
