@@ -129,7 +129,7 @@ def bits(denoiser: Denoiser, config: Config):
     return compiling.compiled(run)
 
 
-def held_out(config: Config, shape) -> tuple[np.ndarray, np.ndarray | None]:
+def held_out(config: Config, shape) -> data.Dataset:
     """Return images [num_images, *shape] drawn from the test split, and their labels.
 
     Raises:
@@ -140,8 +140,7 @@ def held_out(config: Config, shape) -> tuple[np.ndarray, np.ndarray | None]:
     require(config.num_images <= num_images, got=f"{config.num_images} images to read",
             expected=f"at most {num_images}, which {config.data} holds",
             remedy="lower --num-images")  # fmt: skip
-    rows = np.random.default_rng(config.seed).permutation(num_images)[: config.num_images]
-    return dataset.images[rows], None if dataset.labels is None else dataset.labels[rows]
+    return data.some(dataset, config.num_images, config.seed)
 
 
 def measure(name: str, config: Config, show) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

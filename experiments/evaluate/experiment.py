@@ -119,7 +119,7 @@ def run(config: Config, **options):
     seen, shape = subject.images_of(denoiser)
     images = None
     if config.data:
-        images = data.load(config.data, "test", shape).images[: config.num_samples]
+        images = data.some(data.load(config.data, "test", shape), config.num_samples).images
     num_classes = getattr(denoiser.config, "num_classes", 0)
     if num_classes and denoiser.cond is None:
         denoiser = denoiser.conditioned(np.arange(num_classes))

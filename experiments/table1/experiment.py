@@ -85,7 +85,8 @@ def run(config: Config, **options):
     of_images = eyes.features_of(shape)
     images = None
     if config.data:
-        images = images_of.load(config.data, "test", shape).images[: config.num_samples]
+        dataset = images_of.load(config.data, "test", shape)
+        images = images_of.some(dataset, config.num_samples).images
     draw = functools.partial(measures.sample, steps=steps, num_samples=config.num_samples,
                              batch_size=min(128, config.num_samples))  # fmt: skip
     noise = [jax.random.key(config.seed + i) for i in range(2)]

@@ -157,8 +157,9 @@ def accuracy(config: configs.ModelConfig, params, dataset: data.Dataset, batch: 
 
 
 def classified(classifier: ImageClassifier, images, num: int = 2000) -> np.ndarray:
-    """Return images [k^2, h, w, c], a class of k a column, the surest of the first `num`."""
-    p = classifier.probabilities_fn(images[:num])
+    """Return images [k^2, h, w, c], a class of k a column, the surest of `num` drawn by chance."""
+    images = data.some(data.Dataset(images), num).images
+    p = classifier.probabilities_fn(images)
     rows = min(p.shape[1], len(p))
     best = [np.argsort(-p[:, c], kind="stable")[:rows] for c in range(rows)]
     return np.asarray(images)[np.stack(best, axis=1).ravel()]

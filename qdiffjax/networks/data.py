@@ -101,6 +101,16 @@ def load(path, split: str = "train", shape: Sequence[int] = ()) -> Dataset:
     return dataset._replace(images=shrunk(dataset.images, shape)) if shape else dataset
 
 
+def some(dataset: Dataset, num: int, seed: int = 0) -> Dataset:
+    """Return `num` of the images with their labels, or all if there are fewer, in an order of chance.
+
+    Files and folders are often sorted by class, so that their first images are of one.
+    """
+    rows = np.random.default_rng(seed).permutation(len(dataset.images))[:num]
+    labels = None if dataset.labels is None else dataset.labels[rows]
+    return Dataset(dataset.images[rows], labels)
+
+
 def shrunk(images, shape: Sequence[int]) -> np.ndarray:
     """Return images [n, *shape]: the means over squares of k x k pixels, whatever k is needed.
 

@@ -62,6 +62,19 @@ def test_images_shrink_to_means_over_squares_or_say_why_not(tmp_path):
             data.shrunk(whole, shape)
 
 
+def test_some_images_are_drawn_by_chance_with_their_labels():
+    images = np.repeat(np.arange(60, dtype=np.float32), 4).reshape(60, 2, 2, 1)
+    sorted_by_class = data.Dataset(images, np.arange(60, dtype=np.int32) // 20)
+    found = data.some(sorted_by_class, 30)
+    np.testing.assert_array_equal(found.images[:, 0, 0, 0] // 20, found.labels)
+    assert len(np.unique(found.images[:, 0, 0, 0])) == 30  # none twice
+    assert min(np.bincount(found.labels, minlength=3)) >= 5
+    assert not np.array_equal(data.some(sorted_by_class, 30, 1).labels, found.labels)
+    again = data.some(sorted_by_class._replace(labels=None), 99)
+    assert len(again.images) == 60
+    assert again.labels is None
+
+
 def test_digits_are_1797_images_in_the_unit_range():
     images = data.load("digits").images
     assert (images.shape, images.dtype) == ((1797, 8, 8, 1), np.float32)

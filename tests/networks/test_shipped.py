@@ -12,6 +12,7 @@ import pytest
 
 from qdiffjax.diffusion import gaussian
 from qdiffjax.networks import data, denoisers, made
+from qdiffjax.networks.classifiers import load_classifier
 from qdiffjax.sites import list_sites
 from qdiffjax.sites.naming import parameter_names
 from tests.tolerances import assert_digits
@@ -35,7 +36,7 @@ def test_there_are_networks_of_every_kind():
 def test_a_shipped_checkpoint_is_found_by_name_and_where_it_once_was(before):
     for name in (*NAMES, "fashion_latent/autoencoder"):
         assert denoisers.find_checkpoint(before + name) == denoisers.SHIPPED / name
-    with pytest.raises(FileNotFoundError, match="expected a folder or one of: digits_video, "):
+    with pytest.raises(FileNotFoundError, match="expected a folder or one of: cifar_unet, "):
         denoisers.find_checkpoint(before + "fashion")
 
 
@@ -106,6 +107,19 @@ def test_the_videos_are_of_digits_that_move_as_the_docs_say():
     for value, printed, least in zip((own, by_one), said.groups(), (0.9, 0.7), strict=True):
         assert_digits(100 * value, printed)
         assert value > least
+
+
+def test_the_colour_network_draws_what_a_classifier_calls_by_name_as_the_docs_say():
+    """Ten images a row, a class a column, every pixel drawn twice each way."""
+    folder = denoisers.SHIPPED / "cifar_unet"
+    grid = plt.imread(folder / "samples.png")[::2, ::2, :3] * 2 - 1
+    x = grid.reshape(10, 16, 10, 16, 3).transpose(0, 2, 1, 3, 4).reshape(100, 16, 16, 3)
+    p = load_classifier("cifar").probabilities_fn(jnp.asarray(x, jnp.float32))
+    right = np.argmax(p, axis=1) == np.arange(100) % 10
+    page = (Path(__file__).parents[2] / "docs" / "networks.md").read_text()
+    (said,) = re.findall(r"(\d+) of the 100\s+below", page)
+    assert int(said) == right.sum()
+    assert right.mean() > 0.5  # 0.1 by chance
 
 
 @pytest.mark.parametrize("name", NAMES)
