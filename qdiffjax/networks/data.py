@@ -102,7 +102,7 @@ def load(path, split: str = "train", shape: Sequence[int] = ()) -> Dataset:
 
 
 def some(dataset: Dataset, num: int, seed: int = 0) -> Dataset:
-    """Return `num` of the images with their labels, or all if there are fewer, in an order of chance.
+    """Return `num` of the images with their labels, drawn by chance; all if there are fewer.
 
     Files and folders are often sorted by class, so that their first images are of one.
     """
