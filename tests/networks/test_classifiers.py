@@ -107,9 +107,10 @@ def test_the_surest_images_of_each_class_stand_in_its_column(tiny):
         np.testing.assert_array_equal(shown[c], images[p[:, c].argmax()])
 
 
-def test_what_is_written_of_the_shipped_classifier_is_in_its_description():
-    page = (FOLDER.parents[3] / "docs" / "networks.md").read_text()
-    config = load_classifier("fashion").config
+@pytest.mark.parametrize("name", ["fashion", "cifar"])
+def test_what_is_written_of_a_shipped_classifier_is_in_its_description(name):
+    page = " ".join((FOLDER.parents[3] / "docs" / "networks.md").read_text().split())
+    config = load_classifier(name).config
     assert f"{100 * config.trained['test_accuracy']:.1f} % of the 10 000 test images" in page
     shapes = jax.eval_shape(lambda key: configs.init_params(config, key), jax.random.key(0))
     assert f"{sum(leaf.size for leaf in jax.tree.leaves(shapes)) / 1e3:.0f}k parameters" in page
