@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from qdiffjax import _tables as tables
 from qdiffjax._checks import require
-from qdiffjax._looks import BLUE, GREEN, GREY, panels, tidy
+from qdiffjax._looks import BLUE, GREEN, GREY, panels, ticks_of_logs, tidy
 
 SHOWN = ("PSNR", "SSIM", "spectra to float", "Frechet to float", "KID to float",
          "coverage in independent", "flicker", "flicker of errors",
@@ -66,6 +66,9 @@ def draw(config, arrays, rows) -> Figure:
         ax.set_title(name)
         if name in LOG:
             ax.set_yscale("log")
+            low, high = ax.get_ylim()
+            if high < 100 * low:  # else powers of ten are enough
+                ticks_of_logs(ax, "y")
     shown = axes.ravel()[: len(names)]
     tidy(*shown, legend=7)
     fig.supxlabel(Path(config["checkpoint"]).name, fontsize=7.5)
