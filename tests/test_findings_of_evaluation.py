@@ -25,6 +25,9 @@ def section_of(head: str) -> str:
 
 @pytest.mark.parametrize(
     ("folder", "head", "num"), [("evaluate", "## How good are quantized", 13),
+                                ("evaluate_unet", "### The UNet\n", 12),
+                                ("evaluate_latent", "### Latents, seen", 13),
+                                ("evaluate_cifar", "### In colour", 13),
                                 ("evaluate_video", "### Videos: ", 5)],
 )  # fmt: skip
 def test_the_table_of_an_evaluation_is_its_committed_summary(folder, head, num):
@@ -104,3 +107,74 @@ def test_what_is_said_of_classes_is_in_the_summary_of_the_evaluation():
     assert all(0.09 < flips["W8A8"][c] < 0.11 for c in (dress, shirt))
     assert_digits(100 * flips["W4A4"][pullover], "75")
     assert_digits(100 * flips["W4A4"][sandal], "18")
+
+
+NETWORKS = {"DiT": "evaluate", "UNet": "evaluate_unet", "latent": "evaluate_latent",
+            "colour": "evaluate_cifar"}  # fmt: skip
+
+
+def test_the_table_of_foretold_distances_is_the_committed_summaries():
+    """Bold is what is resolved."""
+    lines = re.findall(
+        r"^\| (\w+), (W\dA\d) \| (.*) \|$", section_of("### Distances foretold"), re.M
+    )
+    told = {network: evaluate.forecasts(evaluate.recipes(rows_of(folder)))
+            for network, folder in NETWORKS.items()}  # fmt: skip
+    assert len(lines) == 4 * len(NETWORKS)
+    for network, words, cells in lines:
+        own = [row for row in told[network] if row["recipe"] == words]
+        for row, printed in zip(own, cells.split(" | "), strict=True):
+            assert row["is_resolved"] == printed.startswith("**")
+            assert_digits(row["ratio"], printed.strip("*"))
+
+
+def test_what_is_said_of_foretold_distances_holds():
+    told = {network: evaluate.forecasts(evaluate.recipes(rows_of(folder)))
+            for network, folder in NETWORKS.items()}  # fmt: skip
+    every = [row for rows in told.values() for row in rows]
+    resolved = [row["ratio"] for row in every if row["is_resolved"]]
+    assert (len(resolved), len(every)) == (41, 80)
+    assert sum(abs(ratio - 1) <= 0.15 for ratio in resolved) == 21
+    assert [round(end(resolved), 2) for end in (min, max)] == [0.63, 1.65]
+    spectra = {(network, row["recipe"]): row["ratio"] for network, rows in told.items()
+               for row in rows if row["name"].startswith("spectra")}  # fmt: skip
+    near = [ratio for (network, words), ratio in spectra.items()
+            if network == "DiT" or (network == "UNet" and words != "W4A4")]  # fmt: skip
+    assert max(abs(ratio - 1) for ratio in near) < 0.1
+    dit = {(row["recipe"], row["name"]): row["ratio"] for row in told["DiT"]}
+    weights = [ratio for (words, _), ratio in dit.items() if words == "W4A8"]
+    assert max(abs(ratio - 1) for ratio in weights) <= 0.07
+    others = [ratio for (words, name), ratio in dit.items()
+              if words != "W4A8" and not name.startswith("spectra")]  # fmt: skip
+    assert 0.62 < min(others) < max(others) < 0.7
+    coarse = [row["ratio"] for row in told["colour"] if row["recipe"] == "W4A4"]
+    assert 1.8 < max(row["ratio"] for row in told["colour"]) < 1.85
+    assert max(abs(ratio - 1) for ratio in coarse) <= 0.11
+
+
+def test_what_is_said_of_evaluations_of_other_networks_holds():
+    unet, latent, colour = (
+        {row["recipe"]: row for row in evaluate.recipes(rows_of(f"evaluate_{name}"))}
+        for name in ("unet", "latent", "cifar")
+    )
+    to_data = "Frechet, infinite samples, to data"
+    assert max(evaluate.cell(unet[words], "PSNR")["value"] for words in ("W4A8", "W4A4")) < 9
+    assert round(evaluate.cell(unet["W4A8"], "precision in independent")["value"], 2) == 0.88
+    assert round(evaluate.cell(unet["W4A8"], to_data)["value"]) == 51
+    assert round(evaluate.cell(unet["W4A8"], to_data, "float")["value"], 1) == 0.3
+    for of in (unet, colour):
+        pairs, apart = (evaluate.cell(of["W8A8"], f"Frechet, infinite samples, to {what}")
+                        for what in ("float", "independent"))  # fmt: skip
+        assert pairs["low"] > 0 > apart["low"]
+    for words, row in latent.items():
+        own, full = (evaluate.cell(row, "class agreement", of) for of in ("quantized", "float"))
+        assert abs(own["value"] - full["value"]) < 0.03, words
+        own, full = (evaluate.cell(row, to_data, of) for of in ("quantized", "float"))
+        assert own["low"] < full["value"] < own["high"]
+    full = evaluate.cell(colour["W8A8"], "class agreement", "float")["value"]
+    assert round(100 * full) == 87
+    assert round(100 * evaluate.cell(colour["W4A4"], "label flips")["value"]) == 79
+    own, full = (evaluate.cell(colour["W6A6"], to_data, of) for of in ("quantized", "float"))
+    assert own["low"] < full["value"]
+    assert (round(full["value"], 1), round((full["high"] - full["low"]) / 2, 1)) == (2.2, 0.7)
+    assert full["low"] < own["value"] or own["high"] > full["low"]
