@@ -47,7 +47,7 @@ def test_one_draw_is_the_recipe_itself():
 
 
 def test_it_comes_before_corrections_and_after_a_basis():
-    cures = [strategies.compensation(), strategies.chosen_phases(3), strategies.rotation(KEY)]
+    cures = [strategies.compensation(), strategies.chosen_phases(3), strategies.smoothing()]
     names = [cure.name for cure in made(*cures).cures]
     assert names[1] == "best of 3 phases"
 
