@@ -63,6 +63,32 @@ def test_the_table_of_defaults_is_its_committed_summary():
                 assert_digits(row[key], printed)
 
 
+def test_the_table_of_sites_alone_is_the_committed_summaries():
+    page = (ROOT / "docs" / "benchmarks.md").read_text().split("## Each site alone")[1]
+    lines = re.findall(r"^\| (UNet|DiT), (.+?) \| (.*) \|$", page, re.M)
+    faster = {}
+    for network, end in (("UNet", ""), ("DiT", "_dit")):
+        folder = ROOT / f"experiments/results/bench_site_latency{end}"
+        rows = json.loads((folder / "summary.json").read_text())
+        times = {row["site"].removesuffix("/kernel"): row["times"] for row in rows}
+        own = [(name, cells) for of, name, cells in lines if of == network]
+        assert len(own) >= 6
+        for name, cells in own:
+            full, *both = times[name].values()
+            printed = cells.split(" | ")
+            values = [full["p50"], full.get("p99")]
+            for each in both:
+                values += [each["p50"], each.get("p99"), each["ratio"]]
+            for value, text in zip(values, printed, strict=True):
+                assert (value is None) == (text == "-")
+                if value is not None:
+                    assert_digits(value, text)
+        codes = [each["W8A8"]["ratio"] for each in times.values()
+                 if each["W8A8"].get("way") == "codes"]  # fmt: skip
+        faster[network] = (sum(ratio < 1 for ratio in codes), len(codes))
+    assert faster == {"UNet": (16, 47), "DiT": (4, 32)}
+
+
 def test_changelog_and_citation_are_of_this_version():
     version = qdiffjax.__version__
     assert re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.M)[1] == version
