@@ -134,10 +134,16 @@ def run(config: Config, **options):
     labels = np.arange(config.num_samples) % num_classes if num_classes else None
     keys = [jax.random.key(config.seed + i) for i in range(4)]
 
+    compare = functools.partial(
+        metrics.compare, key=keys[2], features_fn=eyes.features_of(shape),
+        features=eyes.name, num_groups=config.num_groups,
+    )  # fmt: skip
+
     @functools.cache
-    def full() -> tuple[jax.Array, jax.Array]:
-        """Samples on the common noise, and on other noise."""
-        return draw(denoiser, key=keys[0]), draw(denoiser, key=keys[1])
+    def full() -> tuple:
+        """Samples on the common noise, these as they are seen, and those on other noise."""
+        x = draw(denoiser, key=keys[0])
+        return x, seen(x), seen(draw(denoiser, key=keys[1]))
 
     @functools.cache
     def quantized() -> dict[str, precision.Quantized]:
@@ -145,15 +151,11 @@ def run(config: Config, **options):
         return dict(zip(config.recipe, precision.alike(own, steps), strict=True))
 
     def measure(words: str):
-        x, independent = full()
+        x, y, independent = full()
         suspect = make(denoiser, steps, words) if make else quantized()[words]
         x_hat = draw(as_model(denoiser, suspect), key=keys[0])
-        y, y_hat = seen(x), seen(x_hat)
-        compare = functools.partial(
-            metrics.compare, key=keys[2], features_fn=eyes.features_of(shape),
-            features=eyes.name, num_groups=config.num_groups,
-        )  # fmt: skip
-        found = compare(y, y_hat, images, independent=seen(independent),
+        y_hat = seen(x_hat)
+        found = compare(y, y_hat, images, independent=independent,
                         probabilities_fn=probabilities_fn, labels=labels)  # fmt: skip
         errors = np.asarray(prediction.root_mean_square(x_hat - x))
         p = [probabilities_fn(a) for a in (y, y_hat)] if probabilities_fn else None
@@ -162,10 +164,10 @@ def run(config: Config, **options):
             "rmse": float(np.sqrt(np.mean(errors**2))), "median": float(np.median(errors)),
             "metrics": found.rows(),
             **({"classes": by_class(errors, p[0], p[1], labels)} if p else {}),
-            **(expected(words, suspect, compare) if config.expected else {}),
+            **(expected(words, suspect) if config.expected else {}),
         }  # fmt: skip
 
-    def expected(words: str, suspect, compare) -> dict:
+    def expected(words: str, suspect) -> dict:
         """What rounding explains, of the typical error and of distances."""
         claimed = quantized()[words]
         own = predicted_pairs(claimed, steps, keys[0], config.num_samples, config.batch_size)
@@ -199,7 +201,7 @@ def predicted_pairs(q, steps, key, num_samples: int, batch_size: int) -> tuple:
         measures.program(_pair)(*start, steps)
         for start in measures.starts(q, steps, key, num_samples, None, batch_size, False)
     ]
-    return tuple(np.concatenate(part) for part in zip(*pairs, strict=True))  # fmt: skip
+    return tuple(np.concatenate(part) for part in zip(*pairs, strict=True))
 
 
 def _pair(q, x_T, key, steps):
