@@ -5,7 +5,8 @@
 
 Weights are rounded once, with fresh bits, or by sigma-delta sequences. Forecast is the root of
 E|x_0 error|^2 over phases, to first order (`errors.sequence_variances`), on a few samples; measured
-is the RMSE over phases and samples of runs. A width at which no rounding matters is the control of
+is the RMSE of runs of many samples, each seed of phases on a share of them, and on the samples of
+the forecast with every seed. A width at which no rounding matters is the control of
 what does not come from rounding. The slope is that of the measured error in the number of steps;
 with the last call in full precision, whose loss nothing makes up for, what is left is the part that
 the sampler integrates away.
@@ -23,7 +24,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.harness import command, subject
+from experiments.harness import command, intervals, subject
 from experiments.harness.command import option
 from qdiffjax import _tables as tables
 from qdiffjax import compiling, diffusion, precision, quant, results
@@ -37,10 +38,10 @@ class Config:
     checkpoint: str = subject.checkpoint("fashion_dit")
     num_steps: tuple[int, ...] = option((10, 20, 50, 100), "Steps of DDIM.", least=2)
     weight_bits: tuple[int, ...] = option((4, 6, 8, 16), "Widths of weights.", least=2, most=16)
-    num_samples: int = option(32, "Samples whose error is measured.", least=2)
+    num_samples: int = option(32, "Samples of the RMSE, a multiple of the seeds.", least=2)
     num_forecast: int = option(8, "Samples of the forecast, the first of those.", least=1)
     num_probes: int = option(2, "Probes of the forecast.", least=2)
-    num_seeds: int = option(3, "Seeds of phases.", least=1)
+    num_seeds: int = option(4, "Seeds of phases, which share the samples out.", least=1)
     num_phases: int = option(32, "Seeds of phases of the mean error.", least=4)
     num_draws: int = option(32, "Draws of the predicted mean error.", least=4)
     sites: tuple[str, ...] = option(
@@ -60,9 +61,10 @@ WAYS: dict[str, tuple[Any, bool, bool]] = {
 def run(config: Config, **options):
     """Return arrays and rows of every number of steps; touches no file.
 
-    Arrays of each: <width>/<way>, the RMSE of each sample [seeds, samples]. Options as
+    Arrays of each: <width>/<way>, the RMSE of each sample [seeds, samples of a seed]. Options as
     `command.parts`.
     """
+    subject.check_shares(config)
     most = max(config.num_steps)
     here = subject.prepare(
         config.checkpoint, lambda s: diffusion.ddim(s, most), config.sites, config.seed
@@ -82,39 +84,49 @@ def run(config: Config, **options):
         num = parts[part]
         steps = diffusion.ddim(denoiser.schedule, num)
         calibration = subject.observed(here, steps, config.seed).calibration  # for its steps
-        xs = subject.full_states(denoiser, x_T, steps)
-        some, few = x_T[: config.num_forecast], xs[:, : config.num_forecast]
+        shares = subject.shares_of_states(denoiser, x_T, steps, config.num_seeds)
+        some = x_T[: config.num_forecast]
+        few = subject.full_states(denoiser, some, steps)
         probes = runs.signs(jax.random.key(config.seed + 1), config.num_probes, some)
-        errors = compiling.compiled(lambda q: subject.sample_errors(q, xs, steps))
+        errors = compiling.compiled(lambda q, xs: subject.sample_errors(q, xs, steps))
         ends = compiling.compiled(lambda q, keys: jax.lax.map(
             lambda key: subject.final_errors(precision.redrawn(q, key), few, steps), keys
         ))  # fmt: skip
-
-        forecast = compiling.compiled(
-            lambda q: sum(sequences.sequence_variances(q, some, steps, probes).values())
-        )
         biases = compiling.compiled(lambda q, key: sequences.sequence_bias(
             q, some, steps, phases=key, num=config.num_draws // 2
         ).value)  # fmt: skip
-        arrays, rows = {}, []
+        arrays, sequenced = {}, {}
+        rows: list[dict[str, Any]] = []
         for bits in config.weight_bits:
             for name, (toggle_fn, is_last_full, has_floor) in WAYS.items():
-                draw = functools.partial(quantized, calibration, num, bits, toggle_fn, is_last_full)
-                seeds = range(config.seed, config.seed + (config.num_seeds if toggle_fn else 1))
-                qs = [draw(seed) for seed in seeds]
-                values = arrays[f"{bits}/{name}"] = np.stack([errors(q) for q in qs])
-                first = values[:, : len(some)]
+                draw = functools.cache(
+                    functools.partial(quantized, calibration, num, bits, toggle_fn, is_last_full)
+                )
+                seeds = [config.seed + (i if toggle_fn else 0) for i in range(config.num_seeds)]
+                values = np.stack(
+                    [errors(draw(seed), xs) for seed, (xs, _) in zip(seeds, shares, strict=True)]
+                )
+                first = [errors(draw(seed), few) for seed in dict.fromkeys(seeds)]
+                arrays[f"{bits}/{name}"] = values if toggle_fn else values.reshape(1, -1)
                 row = {"num_steps": num, "bits": bits, "way": name,
                        "rmse": float(subject.rms(values)),
-                       "rmse_of_forecast_samples": float(subject.rms(first))}  # fmt: skip
+                       "rmse_of_forecast_samples": float(subject.rms(np.stack(first)))}  # fmt: skip
                 if toggle_fn is not None:
-                    row["forecast"] = float(np.sqrt(float(forecast(qs[0]).mean()) / size))
+                    sequenced[len(rows)] = draw(config.seed)
                 if has_floor:
                     phases = jax.random.split(jax.random.key(config.seed + 3), config.num_phases)
-                    many = np.asarray(ends(qs[0], phases))
+                    many = np.asarray(ends(draw(config.seed), phases))
                     keys = jax.random.split(jax.random.key(config.seed + 2))
-                    row |= floor(many, np.stack([biases(qs[0], key) for key in keys]))
-                rows.append(row)
+                    predicted = np.stack([biases(draw(config.seed), key) for key in keys])
+                    row |= floor(many, predicted)
+                rows.append(row | intervals.of_shares(arrays[f"{bits}/{name}"], config.seed))
+        forecast = compiling.compiled(
+            lambda qs: [sum(told.values()) for told in sequences.variances_of_sequences(
+                qs, some, steps, probes)]
+        )  # fmt: skip
+        told = forecast(list(sequenced.values()))
+        for place, variances in zip(sequenced, told, strict=True):
+            rows[place]["forecast"] = float(np.sqrt(float(variances.mean()) / size))
         return arrays, rows
 
     parts = {f"{num} steps": num for num in config.num_steps}

@@ -258,8 +258,27 @@ def observed(subject: Subject, steps: diffusion.Steps, seed: int) -> Subject:
 
 def full_states(denoiser: Denoiser, x_T, steps: diffusion.Steps, key=None) -> jax.Array:
     """Return the states of the full-precision run [N+1, num, ...]; key: of the sampler's noise."""
+    return _full_run(denoiser, steps)(x_T, key)
+
+
+def _full_run(denoiser: Denoiser, steps: diffusion.Steps) -> Callable:
     full = precision.full_call(precision.Quantized(denoiser, {}))
-    return compiled(lambda x: diffusion.sample(full, x, steps, key=key).states)(x_T)
+    return compiled(lambda x, key: diffusion.sample(full, x, steps, key=key).states)
+
+
+def check_shares(config) -> None:
+    """Refuse numbers of samples that seeds cannot share out evenly."""
+    num, seeds = config.num_samples, config.num_seeds
+    require(num % seeds == 0, "--num-samples", got=f"{num} for {seeds} seeds",
+            expected="a multiple of --num-seeds, which share the samples out",
+            remedy=f"--num-samples {-(-num // seeds) * seeds}")  # fmt: skip
+
+
+def shares_of_states(denoiser: Denoiser, x_T, steps: diffusion.Steps, num: int, key=None) -> list:
+    """Return (`full_states`, key) of equal shares of the noises, states [N+1, batch / num, ...]."""
+    keys = [None] * num if key is None else list(jax.random.split(key, num))
+    run = _full_run(denoiser, steps)
+    return [(run(x, key), key) for x, key in zip(jnp.split(x_T, num), keys, strict=True)]
 
 
 def final_errors(q: precision.Quantized, xs, steps: diffusion.Steps, key=None) -> jax.Array:

@@ -19,8 +19,9 @@ round them:
   mean of k       once, at the mean that periodic rounding has: steps of 2^-k of the width's own,
                   where those of nearest + k are smaller by (2^(b-1) - 1) 2^k / (2^(b+k-1) - 1)
 
-All methods see the same noises. Those that draw phases are run with several seeds of them, and
-intervals resample both.
+All methods see the same noises. Those that draw phases are run with several seeds of them, each on
+a share of the noises: what a sample costs buys a noise and a phase that no other has. Intervals
+resample the shares, of methods without phases the noises.
 """
 
 import dataclasses
@@ -28,7 +29,6 @@ import functools
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from experiments.harness import command, intervals, subject
@@ -47,8 +47,8 @@ class Config:
                                           least=2, most=8)  # fmt: skip
     samplers: tuple[str, ...] = option(("ddim",), "Samplers.", choices=subject.SAMPLERS)
     num_steps: tuple[int, ...] = option((10, 20, 50), "Steps of a sampler.", least=1)
-    num_samples: int = option(64, "Number of samples.", least=2)
-    num_seeds: int = option(3, "Seeds of phases.", least=1)
+    num_samples: int = option(64, "Number of samples, a multiple of the seeds.", least=2)
+    num_seeds: int = option(4, "Seeds of phases, which share the samples out.", least=1)
     extra_bits: tuple[int, ...] = option((1, 2, 3, 4), "k of periodic rounding.", least=1, most=8)
     group_size: int = option(32, "Weights that share a scale where they are in groups.", least=2)
     num_predicted: int = option(16, "Samples whose error is predicted.", least=2)
@@ -94,8 +94,10 @@ def methods(bits: int, extra_bits, group_size: int) -> dict[str, tuple[str, dict
 def run(config: Config, **options):
     """Return arrays and rows of every (sampler, steps, bits, method); touches no file.
 
-    Arrays of each: errors, the RMSE of each sample [seeds, samples]. Options as `command.parts`.
+    Arrays of each: errors, the RMSE of each sample [seeds, samples of a seed]. Options as
+    `command.parts`.
     """
+    subject.check_shares(config)
     most = max(config.num_steps)
     steps_of = functools.partial(subject.SAMPLERS[config.samplers[0]], num_steps=most)
     here = subject.prepare(config.checkpoint, steps_of, config.sites, config.seed)
@@ -106,50 +108,50 @@ def run(config: Config, **options):
     def programs(sampler: str, num_steps: int):
         steps = subject.SAMPLERS[sampler](denoiser.schedule, num_steps)
         key = subject.noise_key(steps, config.seed)
-        xs = subject.full_states(denoiser, x_T, steps, key)
-        errors = compiling.compiled(lambda q: subject.sample_errors(q, xs, steps, key))
+        shares = subject.shares_of_states(denoiser, x_T, steps, config.num_seeds, key)
+        errors = compiling.compiled(lambda q, xs, key: subject.sample_errors(q, xs, steps, key))
+
+        def of_seeds(qs):
+            return np.stack([errors(q, *share) for q, share in zip(qs, shares, strict=True)])
+
         if key is not None or not steps.is_first_order:
-            return errors, None  # predictions are of a state alone, and of a sampler without noise
+            return of_seeds, None  # predictions are of a state alone, a sampler without noise
 
         @compiling.compiled
         def predicted(q):
-            some = xs[:, : config.num_predicted]
+            some = shares[0][0][:, : config.num_predicted]
             return prediction.root_mean_square(prediction.predict_errors(q, some, steps)[-1])
 
-        return errors, predicted
+        return of_seeds, predicted
 
     def measure(part: str):
         sampler, num_steps, bits, method = parts[part]
         recipe, chosen, round_of = methods(bits, config.extra_bits, config.group_size)[method]
         errors, predicted = programs(sampler, num_steps)
-        seeds = range(config.seed, config.seed + (config.num_seeds if round_of else 1))
-        rounded = [chosen | ({"round_fn": round_of(seed)} if round_of else {}) for seed in seeds]
-        qs = [precision.quantize(calibration, recipe, sites=config.sites, **each)
-              for each in rounded]  # fmt: skip
-        values = jnp.stack([errors(q) for q in qs])
+
+        @functools.cache
+        def quantized(seed: int | None):
+            drawn = {} if seed is None else {"round_fn": round_of(seed)}
+            return precision.quantize(calibration, recipe, sites=config.sites, **chosen | drawn)
+
+        qs = [quantized(config.seed + i if round_of else None) for i in range(config.num_seeds)]
+        values = errors(qs)
+        found = values if round_of else values.reshape(1, -1)
         row = {"sampler": sampler, "num_steps": num_steps, "bits": bits, "method": method,
-               "rmse": float(subject.rms(values)), "median": float(jnp.median(values)),
-               "of_seeds": [float(subject.rms(e)) for e in values]}  # fmt: skip
+               "rmse": float(subject.rms(values)), "median": float(np.median(values)),
+               "of_seeds": [float(subject.rms(e)) for e in found]}  # fmt: skip
         if predicted is not None:
             ours = subject.rms(predicted(qs[0])) / subject.rms(values[0, : config.num_predicted])
             row["predicted_over_measured"] = float(ours)
-        return {"errors": np.asarray(values)}, row
+        return {"errors": found}, row
 
     parts = {f"{s}, {n} steps, W{b}, {m}": (s, n, b, m) for s in config.samplers
              for n in config.num_steps for b in config.weight_bits
              for m in methods(b, config.extra_bits, config.group_size)}  # fmt: skip
     mark = results.fingerprint(dataclasses.asdict(config), here.mark())
     done = command.parts(parts, measure, mark, **options)
-    return command.by_part(done), [row | _interval(config, arrays["errors"])
+    return command.by_part(done), [row | intervals.of_shares(arrays["errors"], config.seed)
                                    for arrays, row in done.values()]  # fmt: skip
-
-
-def _interval(config: Config, errors) -> dict[str, float]:
-    """Return the 95 % interval of an RMSE, errors [seeds, noises]: few seeds show little of it."""
-    low, high = intervals.of_seeds(
-        lambda e: np.sqrt(np.mean(np.square(e))), errors, seed=config.seed
-    )
-    return {"low": low, "high": high}
 
 
 EXPERIMENT = command.experiment(Config, run, plots=plots)

@@ -1,6 +1,8 @@
 """Weights rounded anew at every call: what they add to the final sample, without a run of them."""
 
 import functools
+import itertools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +32,7 @@ ROTATIONS: dict[ToggleFn, tuple[float, ...]] = {
     golden_ratio: (GOLDEN,),
     noble_ratios: tuple(map(float, NOBLE)),
 }
+CHUNK = 1024  # elements whose sums over pairs of calls are done together, within a cache
 
 
 def sequence_variances(
@@ -64,25 +67,36 @@ def sequence_variances(
     Raises:
       ValueError: no sequence, or one whose covariance is not known in closed form.
     """
-    rounded = _sequences(q, len(steps.t))
-    for name, (sequence, _) in rounded.items():
+    (found,) = variances_of_sequences((q,), x_T, steps, probes, key=key)
+    return found
+
+
+def variances_of_sequences(
+    qs: Sequence[Quantized], x_T: Array, steps: Steps, probes: Array, *, key: Key | None = None
+) -> tuple[dict[str, Array], ...]:
+    """Return `sequence_variances` of several roundings of one denoiser, from the same gradients."""
+    require(qs, "qs", got="none", expected="at least one quantized denoiser",
+            remedy="quantize with round_fn=precision.shaped(key)")  # fmt: skip
+    tables = [_sequences(q, len(steps.t)) for q in qs]
+    for name, (sequence, _) in itertools.chain(*(table.items() for table in tables)):
         require(sequence.toggle_fn in (sigma_delta, fresh_bits, *ROTATIONS), name,
                 got=getattr(sequence.toggle_fn, "__name__", "a sequence"),
                 expected="sigma_delta, golden_ratio, noble_ratios or fresh_bits, whose covariance "
                 "is known",
                 remedy="measure other sequences over seeds")  # fmt: skip
-    nothing = nothing_at(q, x_T, steps, rounded)
+    nothing = nothing_at(qs[0], x_T, steps, dict.fromkeys(itertools.chain(*tables)))
 
     def one(q, x_T, z, vs):
         sweep = weight_gradients(q, x_T, steps, z, nothing)
 
         def squares(v):
             _, gains = sweep(v, lambda kept, bars: (kept, bars))
-            return {n: _sequence_variance(*rounded[n], gains[n]) for n in gains}
+            return tuple({n: _sequence_variance(*table[n], gains[n]) for n in table}
+                         for table in tables)  # fmt: skip
 
         return jax.tree.map(lambda a: jnp.mean(a, 0), jax.lax.map(squares, vs[0]))
 
-    return per_sample(one, q, x_T, steps, key, jnp.moveaxis(probes, 1, 0), is_map=True)
+    return per_sample(one, qs[0], x_T, steps, key, jnp.moveaxis(probes, 1, 0), is_map=True)
 
 
 def sequence_bias(
@@ -173,14 +187,19 @@ def _sequence_variance(sequence: RoundingSequence, is_rounded, gains) -> Array:
         covariance = _of_residuals
     else:
         a, covariance = gains, functools.partial(_of_arcs, rotations)
-    padded = jnp.concatenate([a, jnp.zeros_like(a)])
+    rows = a.reshape(len(a), -1)
+    return jnp.sum(jax.lax.map(
+        lambda row: _of_lags(covariance, *row), (rows.T, f.reshape(-1)), batch_size=CHUNK
+    ))  # fmt: skip
 
-    def of_lag(lag):
-        pairs = jnp.sum(a * jax.lax.dynamic_slice_in_dim(padded, lag, len(a)), axis=0)
-        twice = jnp.where(lag == 0, 1, 2).astype(f.dtype)
-        return jnp.sum(covariance(lag.astype(f.dtype), f) * pairs) * twice
 
-    return jnp.sum(jax.lax.map(of_lag, jnp.arange(len(a))))
+def _of_lags(covariance, a, f) -> Array:
+    """Return sum_{i,j} a_i a_j covariance(|i - j|, f) of one element, a [N]."""
+    num = len(a)
+    spectrum = jnp.fft.rfft(a, 2 * num)  # twice as long, so that nothing wraps around
+    pairs = jnp.fft.irfft(spectrum.real**2 + spectrum.imag**2, 2 * num)[:num]
+    lags = jnp.arange(num, dtype=f.dtype)
+    return jnp.sum(jnp.where(lags == 0, 1, 2).astype(f.dtype) * covariance(lags, f) * pairs)
 
 
 def _of_residuals(lag, f):
