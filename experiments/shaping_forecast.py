@@ -6,7 +6,7 @@
 Weights are rounded once, with fresh bits, or by sigma-delta sequences. Forecast is the root of
 E|x_0 error|^2 over phases, to first order (`errors.sequence_variances`), on a few samples; measured
 is the RMSE of runs of many samples, each seed of phases on a share of them, and on the samples of
-the forecast with every seed. A width at which no rounding matters is the control of
+the forecast with seeds of their own. A width at which no rounding matters is the control of
 what does not come from rounding. The slope is that of the measured error in the number of steps;
 with the last call in full precision, whose loss nothing makes up for, what is left is the part that
 the sampler integrates away.
@@ -18,7 +18,6 @@ is the ratio of the errors with and without it.
 """
 
 import dataclasses
-import functools
 from typing import Any
 
 import jax
@@ -42,7 +41,7 @@ class Config:
     num_forecast: int = option(8, "Samples of the forecast, the first of those.", least=1)
     num_probes: int = option(2, "Probes of the forecast.", least=2)
     num_seeds: int = option(4, "Seeds of phases, which share the samples out.", least=1)
-    num_phases: int = option(32, "Seeds of phases of the mean error.", least=4)
+    num_phases: int = option(32, "Seeds of phases of the samples of the forecast.", least=4)
     num_draws: int = option(32, "Draws of the predicted mean error.", least=4)
     sites: tuple[str, ...] = option(
         subject.ALL_BUT_LAST, "Globs of sites to quantize, see `sites.match`."
@@ -73,10 +72,10 @@ def run(config: Config, **options):
     x_T = subject.noise(denoiser, config.num_samples, config.seed)
     size = np.prod(x_T.shape[1:])
 
-    def quantized(calibration, num_steps: int, bits: int, toggle_fn, is_last_full: bool, seed: int):
+    def quantized(calibration, num_steps: int, bits: int, toggle_fn, is_last_full: bool):
         rounding: dict[str, Any] = {"adjust_fn": None}
         if toggle_fn is not None:
-            rounding["round_fn"] = precision.shaped(jax.random.key(seed), toggle_fn)
+            rounding["round_fn"] = precision.shaped(jax.random.key(config.seed), toggle_fn)
         recipe = f"W{bits}; steps {num_steps - 1}: float" if is_last_full else f"W{bits}"
         return precision.quantize(calibration, recipe, sites=config.sites, **rounding)
 
@@ -87,8 +86,11 @@ def run(config: Config, **options):
         shares = subject.shares_of_states(denoiser, x_T, steps, config.num_seeds)
         some = x_T[: config.num_forecast]
         few = subject.full_states(denoiser, some, steps)
-        probes = runs.signs(jax.random.key(config.seed + 1), config.num_probes, some)
-        errors = compiling.compiled(lambda q, xs: subject.sample_errors(q, xs, steps))
+        phases, keys, probe_key = jax.random.split(jax.random.key(config.seed + 1), 3)
+        probes = runs.signs(probe_key, config.num_probes, some)
+        errors = compiling.compiled(lambda q, key, xs: subject.sample_errors(
+            precision.redrawn(q, key), xs, steps
+        ))  # fmt: skip
         ends = compiling.compiled(lambda q, keys: jax.lax.map(
             lambda key: subject.final_errors(precision.redrawn(q, key), few, steps), keys
         ))  # fmt: skip
@@ -99,27 +101,24 @@ def run(config: Config, **options):
         rows: list[dict[str, Any]] = []
         for bits in config.weight_bits:
             for name, (toggle_fn, is_last_full, has_floor) in WAYS.items():
-                draw = functools.cache(
-                    functools.partial(quantized, calibration, num, bits, toggle_fn, is_last_full)
-                )
-                seeds = [config.seed + (i if toggle_fn else 0) for i in range(config.num_seeds)]
+                q = quantized(calibration, num, bits, toggle_fn, is_last_full)
+                seeds = jax.random.split(jax.random.key(config.seed), config.num_seeds)
                 values = np.stack(
-                    [errors(draw(seed), xs) for seed, (xs, _) in zip(seeds, shares, strict=True)]
+                    [errors(q, seed, xs) for seed, (xs, _) in zip(seeds, shares, strict=True)]
                 )
-                first = [errors(draw(seed), few) for seed in dict.fromkeys(seeds)]
-                arrays[f"{bits}/{name}"] = values if toggle_fn else values.reshape(1, -1)
+                values = values if toggle_fn else values.reshape(1, -1)
+                arrays[f"{bits}/{name}"] = values
+                num_phases = config.num_phases if toggle_fn else 1
+                many = np.asarray(ends(q, jax.random.split(phases, num_phases)))
                 row = {"num_steps": num, "bits": bits, "way": name,
                        "rmse": float(subject.rms(values)),
-                       "rmse_of_forecast_samples": float(subject.rms(np.stack(first)))}  # fmt: skip
+                       "rmse_of_forecast_samples": float(subject.rms(many))}  # fmt: skip
                 if toggle_fn is not None:
-                    sequenced[len(rows)] = draw(config.seed)
+                    sequenced[len(rows)] = q
                 if has_floor:
-                    phases = jax.random.split(jax.random.key(config.seed + 3), config.num_phases)
-                    many = np.asarray(ends(draw(config.seed), phases))
-                    keys = jax.random.split(jax.random.key(config.seed + 2))
-                    predicted = np.stack([biases(draw(config.seed), key) for key in keys])
-                    row |= floor(many, predicted)
-                rows.append(row | intervals.of_shares(arrays[f"{bits}/{name}"], config.seed))
+                    told = np.stack([biases(q, key) for key in jax.random.split(keys)])
+                    row |= floor(many, told)
+                rows.append(row | intervals.of_shares(values, config.seed))
         forecast = compiling.compiled(
             lambda qs: [sum(told.values()) for told in sequences.variances_of_sequences(
                 qs, some, steps, probes)]

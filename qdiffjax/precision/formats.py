@@ -133,6 +133,9 @@ class OperandFormat:
         if self.calibration is not None:
             rule_for(self.calibrate_fn, self.format)
         is_shared = size not in (None, TENSOR)
+        require(not (self.is_static and isinstance(self.format, BlockFormat)), "scales",
+                got=f"{self.scales} for a block format", expected="'dynamic' or None",
+                remedy="its blocks find their own scales: leave the word out")  # fmt: skip
         require(not (self.is_static and is_shared), "granularity",
                 got=f"{size!r} with {self.scales} scales", expected=f"{TENSOR!r}",
                 remedy="a scale by token or group is found at run time: 'dynamic'")  # fmt: skip

@@ -343,12 +343,25 @@ def at_sites(sites: Sequence[Site], bits: SiteBits, globs: Iterable[str]) -> dic
     require(chosen or not matched, "recipe", got=f"globs {globs}, which match {sorted(matched)}",
             expected="a site that is rounded unless it is named",
             remedy='a constant is named by a glob that begins with "const"')  # fmt: skip
-    _check_weightless(bits, chosen)
+    _check_weight(bits, chosen)
     return {s.name: bits if s.weight is not None else bits._replace(weight=None) for s in chosen}
 
 
-def _check_weightless(bits: SiteBits, chosen: Sequence[Site]) -> None:
+def check_scales_of_weight(entry: Any) -> None:
+    """Refuse to say of a weight when its scales are found.
+
+    Raises:
+      ValueError: it is said.
+    """
+    said = getattr(entry, "scales", None)
+    require(said is None, "recipe", got=f"{said!r} of a weight",
+            expected="no word of it: the scales of a weight are found once",
+            remedy=f"say it of activations, such as 'W4 A8 {said}'")  # fmt: skip
+
+
+def _check_weight(bits: SiteBits, chosen: Sequence[Site]) -> None:
     """Refuse the width of a weight for nothing but edges, values and products without one."""
+    check_scales_of_weight(bits.weight)
     names = [s.name for s in chosen if s.weight is None]
     require(bits.weight is None or not names or len(names) < len(chosen), "recipe",
             got=f"a width of weights for {', '.join(names[:3])}",
@@ -383,4 +396,4 @@ def check_recipe(recipe: Recipe, sites: Iterable[Site]) -> None:
             "or let the network multiply real and imaginary parts",
         )  # fmt: skip
         for bits in recipe.choices(site.name):
-            _check_weightless(bits, [site])
+            _check_weight(bits, [site])

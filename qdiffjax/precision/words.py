@@ -6,7 +6,14 @@ from typing import Any, NamedTuple
 
 from qdiffjax._checks import require
 from qdiffjax.precision.formats import check_bits, parse_operand
-from qdiffjax.precision.recipe import Phase, Recipe, SiteBits, at_sites, check_recipe
+from qdiffjax.precision.recipe import (
+    Phase,
+    Recipe,
+    SiteBits,
+    at_sites,
+    check_recipe,
+    check_scales_of_weight,
+)
 from qdiffjax.sites import Site
 
 
@@ -74,6 +81,7 @@ def _operands(text: str, formats: Any) -> SiteBits:
         else parse_operand(part, formats, signed=is_weight)
         for part, is_weight in zip(parts.groups(), (True, False), strict=True)
     ]  # fmt: skip
+    check_scales_of_weight(entries[0])
     return SiteBits(*entries)
 
 

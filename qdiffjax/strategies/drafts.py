@@ -151,14 +151,20 @@ class Draft:
                      if is_rounded.get(name) and name in self.calibration.weights
                      and not site.is_constant)  # fmt: skip
 
-    def weight_grids(self) -> dict[str, Grid]:
-        """Return every weight that the recipe rounds, with its grid, none of them rounded yet.
+    def weight_grids(self, chosen: Iterable[str] | None = None) -> dict[str, Grid]:
+        """Return the weights that the recipe rounds, with their grids, none of them rounded yet.
+
+        Args:
+          chosen: names of sites; None takes all.
 
         Raises:
           ValueError: groups that are no part of the operand's shape; weights by step, or rounded
             anew at every call.
         """
         names, plain = self.rounds_weight(), self.site_inputs()
+        if chosen is not None:
+            wanted = set(chosen)
+            names = tuple(name for name in names if name in wanted)
         for name in names:
             require(not isinstance(plain[name].weight, Switch), name, got="a weight by step",
                     expected="one for all steps, which cures can round",

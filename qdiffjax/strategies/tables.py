@@ -48,7 +48,7 @@ def lower_draft(draft: Draft, **options) -> Quantized:
             remedy="simulate it by draft.quantized()")  # fmt: skip
     recipe, own = explicit(draft)
     weights, ranges = dict(draft.calibration.weights), dict(draft.calibration.ranges)
-    grids = draft.weight_grids() if draft.rounded else {}
+    grids = draft.weight_grids(draft.rounded)
     table = {}
     for name, bits in recipe.bits.items():
         if name in draft.plain:

@@ -172,7 +172,7 @@ def adaround_matrix(
 def _rounded(draft: Draft, sites: Sequence[str] | None, round_fn: Callable) -> Draft:
     """Return the draft with weights rounded as matrices, by round_fn(grid, w, scale, zero, H)."""
     names = with_matrices(draft, sites)
-    grids = draft.weight_grids()
+    grids = draft.weight_grids(names)
     moments, rounded = grams(draft, names), dict(draft.rounded)
     for name in names:
         site, grid = draft.sites[name], grids[name]

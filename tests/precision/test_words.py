@@ -87,6 +87,8 @@ def test_a_name_with_numbers_is_read_as_they_say(name, format):
         ("W4 toke", "perhaps token"),
         ("W:e4m3 affine", "expected integers beside 'affine'"),
         ("W:nvfp4g16", "for a block format, expected None"),
+        ("W:nvfp4 A:mxfp8 static", "static for a block format, expected 'dynamic'"),
+        ("W4 static A8", "such as 'W4 A8 static'"),
         ("W4 mse absmax", "expected one calibration"),
         ("A8 token static", "with static scales, expected 'tensor'"),
         ("W4g0", "size of a group"),

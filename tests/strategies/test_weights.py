@@ -175,6 +175,16 @@ def test_groups_over_several_axes_are_refused():
         strategies.gptq()(draft)
 
 
+def test_sites_that_are_left_out_may_have_any_weight():
+    """GPTQ of one site was refused over another's weight by step."""
+    draft = strategies.draft(calibrated(), "conv: W4A8; in: W3A8; steps 0 conv: W8A8", STEPS,
+                             jax.random.key(1), x_T=NOISE[:2])  # fmt: skip
+    done = strategies.gptq(sites=("in",))(draft)
+    assert set(done.rounded) == {"in"}
+    with pytest.raises(ValueError, match="a weight by step"):
+        strategies.gptq()(draft)
+
+
 @pytest.mark.parametrize("recipe", ["W4g2 A8", "W:fp4 A8", "W4 affine A8"])
 def test_clips_are_of_every_format_that_leaves_its_scales_open(recipe):
     """They changed nothing where the recipe names a format, and said that they had."""

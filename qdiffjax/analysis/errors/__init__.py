@@ -85,7 +85,11 @@ from qdiffjax.analysis.errors.runs import (
     signs,
     step_map,
 )
-from qdiffjax.analysis.errors.sequences import sequence_bias, sequence_variances
+from qdiffjax.analysis.errors.sequences import (
+    sequence_bias,
+    sequence_variances,
+    variances_of_sequences,
+)
 from qdiffjax.analysis.errors.site_variances import (
     activation_variances,
     average_variance,

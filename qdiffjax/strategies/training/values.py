@@ -239,8 +239,7 @@ def starting_point(draft: Draft, sites: Sequence[str] | None, choice: Any) -> tu
     named = set(q.site_inputs) if sites is None else set(match(draft.calibration.sites, sites))
     names = [name for name in q.site_inputs if name in named]
     wants = {WEIGHTS, SCALES, LEVELS} & set(choice.learn)
-    grids = draft.weight_grids() if wants and draft.rounds_weight() else {}
-    grids = {name: grid for name, grid in grids.items() if name in names}
+    grids = draft.weight_grids(names) if wants else {}
     own = {name: draft.sites[name] for name in names}
     for name in grids:
         require(not isinstance(q.site_inputs[name].weight, Switch), name,

@@ -95,6 +95,19 @@ def test_of_a_bent_network_it_is_the_mean_over_runs_at_many_bits(toggle_fn):
     assert np.all(spread < 0.12 * np.asarray(forecast))
 
 
+def test_of_several_roundings_it_is_that_of_each():
+    ways = [(quant.sigma_delta, "W4"), (quant.sigma_delta, "W3; steps 4: float"),
+            (quant.golden_ratio, "W4"), (quant.fresh_bits, "W5")]  # fmt: skip
+    qs = [weights_alone(*way) for way in ways]
+    together = errors.variances_of_sequences(qs, X_T, STEPS, PROBES)
+    for q, found in zip(qs, together, strict=True):
+        alone = errors.sequence_variances(q, X_T, STEPS, PROBES)
+        np.testing.assert_allclose(found["w"], alone["w"], rtol=1e-12)
+    assert len({float(found["w"][0]) for found in together}) == len(ways)
+    with pytest.raises(ValueError, match="at least one quantized denoiser"):
+        errors.variances_of_sequences([], X_T, STEPS, PROBES)
+
+
 WAYS = [quant.sigma_delta, quant.fresh_bits, quant.golden_ratio]
 
 
