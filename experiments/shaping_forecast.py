@@ -4,7 +4,8 @@
     python -m experiments.shaping_forecast --checkpoint fashion_unet
 
 Weights are rounded once, with fresh bits, or by sigma-delta sequences. Forecast is the root of
-E|x_0 error|^2 over phases, to first order (`errors.sequence_variances`), on a few samples; measured
+E|x_0 error|^2 over phases, to first order (`errors.sequence_variances`; of one rounding
+`predict_errors`), on a few samples; measured
 is the RMSE of runs of many samples, each seed of phases on a share of them, and on the samples of
 the forecast with seeds of their own. A width at which no rounding matters is the control of
 what does not come from rounding. The slope is that of the measured error in the number of steps;
@@ -27,7 +28,7 @@ from experiments.harness import command, intervals, subject
 from experiments.harness.command import option
 from qdiffjax import _tables as tables
 from qdiffjax import compiling, diffusion, precision, quant, results
-from qdiffjax.analysis.errors import runs, sequences
+from qdiffjax.analysis.errors import prediction, runs, sequences
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,10 +80,12 @@ def run(config: Config, **options):
         recipe = f"W{bits}; steps {num_steps - 1}: float" if is_last_full else f"W{bits}"
         return precision.quantize(calibration, recipe, sites=config.sites, **rounding)
 
-    def measure(part: str):
-        num = parts[part]
+    def steps_of(num: int):
         steps = diffusion.ddim(denoiser.schedule, num)
-        calibration = subject.observed(here, steps, config.seed).calibration  # for its steps
+        return steps, subject.observed(here, steps, config.seed).calibration  # for its steps
+
+    def measure(num: int):
+        steps, calibration = steps_of(num)
         shares = subject.shares_of_states(denoiser, x_T, steps, config.num_seeds)
         some = x_T[: config.num_forecast]
         few = subject.full_states(denoiser, some, steps)
@@ -128,10 +131,23 @@ def run(config: Config, **options):
             rows[place]["forecast"] = float(np.sqrt(float(variances.mean()) / size))
         return arrays, rows
 
-    parts = {f"{num} steps": num for num in config.num_steps}
+    def predict_once(num: int):
+        steps, calibration = steps_of(num)
+        few = subject.full_states(denoiser, x_T[: config.num_forecast], steps)
+        predicted = compiling.compiled(lambda q: prediction.predict_errors(q, few, steps)[-1])
+        qs = {bits: quantized(calibration, num, bits, None, False) for bits in config.weight_bits}
+        return {}, {str(bits): float(subject.rms(predicted(q))) for bits, q in qs.items()}
+
+    parts = {f"{num} steps{words}": (num, fn) for num in config.num_steps
+             for words, fn in (("", measure), (", once", predict_once))}  # fmt: skip
     mark = results.fingerprint(dataclasses.asdict(config), here.mark())
-    done = command.parts(parts, measure, mark, **options)
-    return command.by_part(done), [row for _, rows in done.values() for row in rows]
+    done = command.parts(parts, lambda part: parts[part][1](parts[part][0]), mark, **options)
+    rows = []
+    for num in config.num_steps:
+        once = done[f"{num} steps, once"][1]
+        rows += [row | ({} if "forecast" in row else {"forecast": once[str(row["bits"])]})
+                 for row in done[f"{num} steps"][1]]  # fmt: skip
+    return command.by_part(done), rows
 
 
 def floor(errors, predicted) -> dict[str, float]:
