@@ -38,6 +38,7 @@ from experiments.propagation_laws import plots as propagation_laws
 from experiments.random_recipes import plots as random_recipes
 from experiments.random_trials import plots as random_trials
 from experiments.shaping import plots as shaping
+from experiments.shaping_forecast import plots as shaping_forecast
 from experiments.spectra import plots as spectra
 from experiments.table1 import plots as table1
 from experiments.training_aware import plots as training_aware
@@ -140,6 +141,10 @@ FIGURES: dict[str, tuple[str, Callable[..., Figure | None], str]] = {
     "fig23_dynamic": (
         "dynamic", dynamic.draw,
         "Bit-operations of samples that choose their widths, beside recipes, schedules, an oracle.",
+    ),
+    "fig24_shaping_forecast": (
+        "shaping_forecast", shaping_forecast.draw,
+        "Error of shaped weights by the number of steps, and its forecast over it.",
     ),
 }  # fmt: skip
 # By file name: the experiment, table(rows) -> lines and tables, and a caption.

@@ -28,13 +28,13 @@ NAMES = [
     "fig12_hardware_cost", "fig13_divergence_steps", "fig14_shaping", "fig15_feedback",
     "fig16_random_recipes", "fig17_cures", "fig18_coverage",
     "fig19_evaluate", "fig20_allocate", "fig21_faults", "fig22_table1",
-    "fig23_dynamic",
+    "fig23_dynamic", "fig24_shaping_forecast",
 ]  # fmt: skip
 COMMITTED = ["propagation_laws", "spectra", "first_order_failure", "divergence_vs_bits",
              "clipping", "clipping_dit", "certificates", "random_trials",
              "hardware_cost", "shaping", "feedback", "random_recipes", "cures",
              "coverage", "evaluate", "allocate", "faults", "table1", "training_aware",
-             "dynamic"]  # fmt: skip
+             "dynamic", "shaping_forecast"]  # fmt: skip
 
 
 def write_results(folder, widths=((8, 8), (4, 8))):

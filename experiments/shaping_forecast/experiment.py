@@ -26,7 +26,7 @@ import numpy as np
 
 from experiments.harness import command, intervals, subject
 from experiments.harness.command import option
-from qdiffjax import _tables as tables
+from experiments.shaping_forecast import plots
 from qdiffjax import compiling, diffusion, precision, quant, results
 from qdiffjax.analysis.errors import prediction, runs, sequences
 
@@ -167,52 +167,8 @@ def floor(errors, predicted) -> dict[str, float]:
             "corrected": float(gain)}  # fmt: skip
 
 
-def slope(rows) -> float:
-    """Return the slope of log rmse in log N, by least squares."""
-    if len(rows) < 2:
-        return float("nan")
-    x, y = (np.log([row[key] for row in rows]) for key in ("num_steps", "rmse"))
-    return float(np.polyfit(x, y, 1)[0])
-
-
-def table(rows) -> list:
-    """Return the table on the screen: a line for each width and way."""
-    groups: dict[tuple, list[dict]] = {}
-    for row in rows:
-        groups.setdefault((row["bits"], row["way"]), []).append(row)
-    steps = list(dict.fromkeys(row["num_steps"] for row in rows))
-    by = {(*key, row["num_steps"]): row for key, members in groups.items() for row in members}
-
-    def ratios(key) -> str:
-        told = [by[*key, n] for n in steps]
-        return " ".join(f"{r['forecast'] / r['rmse_of_forecast_samples']:.2f}" for r in told
-                        if "forecast" in r)  # fmt: skip
-
-    spec: list = [("W", lambda key: key[0]), ("rounded", lambda key: key[1])]
-    spec += [(f"N = {n}", lambda key, n=n: f"{by[*key, n]['rmse']:.3g}") for n in steps]
-    spec += [("slope", lambda key: f"{slope(groups[key]):.2f}"),
-             ("forecast / measured", ratios)]  # fmt: skip
-
-    def is_told(row) -> bool:  # neither is zero
-        return min(row["floor"], row["predicted_floor"]) > 0
-
-    floors = [row for row in rows if "floor" in row]
-    of_floor: list = [
-        ("steps", lambda row: row["num_steps"]), ("W", lambda row: row["bits"]),
-        ("rounded", lambda row: row["way"]), ("floor", lambda row: f"{row['floor']:.2g}"),
-        ("predicted", lambda row: f"{row['predicted_floor']:.2g}"),
-        ("alignment", lambda row: f"{row['alignment']:.2f}" if is_told(row) else "-"),
-        ("corrected / not", lambda row: f"{row['corrected']:.2f}"),
-    ]  # fmt: skip
-    return [tables.columns([*groups], spec, title="RMSE of the samples, weights rounded"),
-            tables.columns(floors, of_floor, title="Mean error over phases")]  # fmt: skip
-
-
 EXPERIMENT = command.experiment(
-    Config, run, table=table,
+    Config, run, plots=plots,
     quick={"num_steps": (3, 6), "weight_bits": (8,), "num_samples": 4, "num_forecast": 2,
            "num_seeds": 1, "num_phases": 4, "num_draws": 4},
 )  # fmt: skip
-
-if __name__ == "__main__":
-    raise SystemExit(command.main(EXPERIMENT))

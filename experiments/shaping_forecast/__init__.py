@@ -1,0 +1,1 @@
+"""The error of shaped weights by the number of steps, beside its forecast."""
