@@ -199,6 +199,13 @@ class OperandFormat:
         return " ".join([*words, *filter(None, (self.scales, calibration, self.rounding))])
 
 
+def is_grouped(entry: Any) -> bool:
+    """Return whether neighbours share a scale under an entry of a recipe: groups or blocks."""
+    return isinstance(entry, OperandFormat) and (
+        isinstance(entry.granularity, int) or isinstance(entry.format, BlockFormat)
+    )
+
+
 def leaves_scales(entry: Any) -> bool:
     """Return whether an entry of a recipe leaves its scales to the options of `quantize`."""
     if not isinstance(entry, OperandFormat):

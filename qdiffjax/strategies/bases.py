@@ -17,6 +17,8 @@ from qdiffjax._checks import SHARE, check_count, check_key, check_type, checked,
 from qdiffjax._typing import Array
 from qdiffjax.precision import Switch
 from qdiffjax.precision.around import Around, Diagonal, Order, Rotation, largest_block
+from qdiffjax.precision.formats import is_grouped
+from qdiffjax.precision.rules import grids_of
 from qdiffjax.precision.shaping import site_key
 from qdiffjax.quant import RoundingSequence
 from qdiffjax.sites import Site
@@ -27,6 +29,7 @@ from qdiffjax.strategies.statistics import (
     weight_operand,
     with_matrices,
 )
+from qdiffjax.strategies.tables import explicit
 
 SMALLEST = 1e-5  # of a channel's factor, as in SmoothQuant's code
 
@@ -59,10 +62,13 @@ def smoothing(
     SmoothQuant (Xiao et al. 2023, eqs. 3 and 4). With several ranges of the sampler's calls each
     has factors and a rounded weight of its own, as ViDiT-Q (Zhao et al. 2024, section 4.2), at
     num_ranges times the storage of the weights. Costs a pass over the states.
+
+    Raises (when applied):
+      ValueError: static activations, whose ranges are those of another basis.
     """
 
     def apply(draft: Draft) -> Draft:
-        names = with_matrices(draft, sites, either=True)
+        names = _turned(draft, sites)
         maxima = channel_maxima(draft, names)
         num_calls = draft.steps.t.shape[0]
         for name in names:
@@ -75,7 +81,25 @@ def smoothing(
         return draft.billed(evaluations=draft.states.num)
 
     ranges = f" in {num_ranges} ranges" if num_ranges > 1 else ""
-    return Cure(f"smoothing {alpha:g}{ranges}".replace("0.", "."), BASIS, apply)
+    return Cure(f"smoothing {alpha:g}{ranges}".replace("0.", "."), BASIS, apply,
+                lambda draft: _turned(draft, sites))  # fmt: skip
+
+
+def _turned(draft: Draft, sites: Sequence[str] | None) -> tuple[str, ...]:
+    """Return the sites whose products are to round in another basis.
+
+    Raises:
+      ValueError: none; static activations there, whose ranges are those of the network's own basis.
+    """
+    names, inputs = with_matrices(draft, sites, either=True), draft.site_inputs()
+    static = [name for name in names if any(
+        grid.scale is not None for each in inputs[name].activations for grid in grids_of(each)
+    )]  # fmt: skip
+    require(not static, ", ".join(static[:3]), got="static activations in another basis",
+            expected="dynamic ones, whose grid is that of the data at hand",
+            remedy="activations='dynamic', and no word such as 'static' or 'by-step' in the recipe",
+            )  # fmt: skip
+    return names
 
 
 def _by_range(draft: Draft, maxima, weight, alpha, num_ranges: int, num_calls: int):
@@ -118,41 +142,54 @@ def rotation(key, *, sites: Sequence[str] | None = None) -> Cure:
     let `gptq` or `bias_correction` follow, which look at the mean of what is multiplied.
 
     Raises (when applied):
-      ValueError: odd numbers of channels alone.
+      ValueError: odd numbers of channels alone; static activations, as for `smoothing`.
     """
 
-    def apply(draft: Draft) -> Draft:
-        names = with_matrices(draft, sites, either=True)
+    def blocks_of(draft: Draft) -> dict[str, int]:
+        names = _turned(draft, sites)
         blocks = {name: largest_block(_num_channels(draft.sites[name])) for name in names}
         require(max(blocks.values()) > 1, "rotation",
                 got=f"odd numbers of channels at all {len(blocks)} sites",
                 expected="an even one, which can be mixed",
                 remedy="leave the cure out: smoothing() takes any number")  # fmt: skip
-        for name, block in blocks.items():
+        return {name: block for name, block in blocks.items() if block > 1}
+
+    def apply(draft: Draft) -> Draft:
+        for name, block in blocks_of(draft).items():
             num = _num_channels(draft.sites[name])
-            if block > 1:
-                signs = jax.random.rademacher(site_key(key, name), (num,), jnp.float32)
-                draft = _with_basis(draft, name, Rotation(signs, block))
+            signs = jax.random.rademacher(site_key(key, name), (num,), jnp.float32)
+            draft = _with_basis(draft, name, Rotation(signs, block))
         return draft
 
-    return Cure("rotation", BASIS, apply)
+    return Cure("rotation", BASIS, apply, blocks_of)
 
 
 def reordering(*, sites: Sequence[str] | None = None) -> Cure:
-    """Return the cure that sorts channels by their range, for recipes with groups of activations.
+    """Return the cure that sorts channels by their range, for recipes with groups or blocks.
 
     Channels of like range then share a scale; the idea of PermuQuant (2026) and RPTQ (Yuan et al.
-    2023). Without groups it changes nothing. Costs a pass over the states, nothing at run time
-    where the order can be folded into the layer before.
+    2023). Costs a pass over the states, nothing at run time where the order can be folded into the
+    layer before.
+
+    Raises (when applied):
+      ValueError: neither groups nor blocks, without which it changes nothing; static activations.
     """
 
+    def chosen(draft: Draft) -> tuple[str, ...]:
+        names, tables = _turned(draft, sites), explicit(draft)[0].tables
+        entries = [entry for table in tables for name in names for entry in table.get(name, ())]
+        require("granularity" in draft.options or any(map(is_grouped, entries)), "reordering",
+                got=f"neither groups nor blocks at {len(names)} sites",
+                expected="some, in which neighbours share a scale",
+                remedy="a recipe such as 'W4g32 A8g32'; without, leave the cure out")  # fmt: skip
+        return names
+
     def apply(draft: Draft) -> Draft:
-        names = with_matrices(draft, sites, either=True)
-        for name, maxima in channel_maxima(draft, names).items():
+        for name, maxima in channel_maxima(draft, chosen(draft)).items():
             draft = _with_basis(draft, name, Order(jnp.argsort(jnp.max(maxima, 0))))
         return draft.billed(evaluations=draft.states.num)
 
-    return Cure("reordering", BASIS, apply)
+    return Cure("reordering", BASIS, apply, chosen)
 
 
 def low_rank_part(matrix: Array, rank: int) -> Array:
@@ -174,27 +211,27 @@ def low_rank(rank: int = 16, *, sites: Sequence[str] | None = None) -> Cure:
     of storage and rank (K + M) multiplications a row, see `stored_bits`.
     """
 
-    def apply(draft: Draft) -> Draft:
-        names = with_matrices(draft, sites)
-        shapes = {name: weight_matrix(draft.sites[name], draft.weight(name)).shape
-                  for name in names}  # fmt: skip
+    def chosen(draft: Draft) -> list[str]:
+        shapes = {name: weight_matrix(draft.sites[name], draft.calibration.weights[name]).shape
+                  for name in with_matrices(draft, sites)}  # fmt: skip
         most = max(min(shape) for shape in shapes.values())
         require(rank < most, "low rank", got=f"rank {rank} of matrices of rank {most} at most",
                 expected=f"less than {most}", remedy="keep less of them")  # fmt: skip
-        for name in names:
-            site = draft.sites[name]
-            matrix = weight_matrix(site, draft.weight(name))
-            least = min(matrix.shape)
-            require(rank < least or sites is None, name,
-                    got=f"rank {rank} of a matrix {matrix.shape}", expected=f"less than {least}",
+        for name, shape in shapes.items():
+            require(rank < min(shape) or sites is None, name,
+                    got=f"rank {rank} of a matrix {shape}", expected=f"less than {min(shape)}",
                     remedy="keep less of it")  # fmt: skip
-            if rank >= least:  # nothing would be left to round
-                continue
-            part = low_rank_part(matrix, rank)
+        # Of others nothing would be left to round.
+        return [name for name, shape in shapes.items() if rank < min(shape)]
+
+    def apply(draft: Draft) -> Draft:
+        for name in chosen(draft):
+            site = draft.sites[name]
+            part = low_rank_part(weight_matrix(site, draft.weight(name)), rank)
             draft = draft.with_around(name, branch=weight_operand(site, part))
         return draft
 
-    return Cure(f"rank {rank}", SPLIT, apply)
+    return Cure(f"rank {rank}", SPLIT, apply, chosen)
 
 
 def sequence_of(weight) -> RoundingSequence | None:

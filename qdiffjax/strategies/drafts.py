@@ -56,14 +56,14 @@ class Cure:
       name: in few words.
       stage: when it comes, see `STAGES`.
       apply: (draft) -> draft.
-      check: (draft) -> None, which refuses a draft that it does not fit, whatever cures do before
-        it: `improve` asks all before any works. None for nothing.
+      check: (draft) -> anything, which refuses a draft that it does not fit, whatever cures do
+        before it: `improve` asks all before any works. None for nothing.
     """
 
     name: str
     stage: int
     apply: Callable[["Draft"], "Draft"]
-    check: Callable[["Draft"], None] | None = None
+    check: Callable[["Draft"], Any] | None = None
 
     def __call__(self, draft: "Draft") -> "Draft":
         """Return the draft with this decision, its name and its cost noted."""
@@ -230,13 +230,6 @@ class Draft:
     def _quantize(self, call: int, **options) -> Quantized:
         changed = {name: self.weight(name, call) for name in self.around
                    if name in self.calibration.weights}  # fmt: skip
-        for name in changed:
-            default = "dynamic" if isinstance(self.recipe, str) else "static"
-            is_static = self.options.get("activations", default) == "static"
-            require(not (self.around[name].bases and is_static), name,
-                    got="static activations in another basis",
-                    expected="dynamic ones, whose grid is that of the data at hand",
-                    remedy="activations='dynamic'")  # fmt: skip
         weights = {**self.calibration.weights, **changed}
         calibration = dataclasses.replace(self.calibration, weights=weights)
         return precision.quantize(calibration, self.recipe, **{**self.options, **options})

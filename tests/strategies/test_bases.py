@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qdiffjax import diffusion, precision, strategies
+from qdiffjax import diffusion, precision, quant, strategies
 from qdiffjax.strategies import bases, drafts
 from tests import worlds
 from tests.precision.small import STEPS, calibrated, denoiser
@@ -53,8 +53,8 @@ CURES = {
 
 
 @pytest.mark.parametrize(("cure", "recipe"), [
-    *(pytest.param(cure, "W16A16", id=name) for name, cure in CURES.items()),
-    *(pytest.param(CURES[name], "A16", id=f"{name}, activations alone")
+    *(pytest.param(cure, "W16 A16g5", id=name) for name, cure in CURES.items()),
+    *(pytest.param(CURES[name], "A16g5", id=f"{name}, activations alone")
       for name in ("smoothing", "by range", "rotation", "reordering")),
 ])  # fmt: skip
 def test_at_sixteen_bits_every_basis_gives_the_network(cure, recipe):
@@ -150,9 +150,23 @@ def test_weights_in_another_basis_and_full_precision_are_not_called_quantized():
         made([strategies.rotation(KEY)], table, None, activations="dynamic")
 
 
-def test_static_grids_of_another_basis_are_refused():
+@pytest.mark.parametrize("cure", [strategies.smoothing(), strategies.rotation(KEY)],
+                         ids=["smoothing", "rotation"])  # fmt: skip
+@pytest.mark.parametrize("recipe", ["W8A8", "W8 A8 static", "W8 A8 by-step", "W8 A8 5-ranges",
+                                    "W8A8; steps 0: W8 A8 static"])  # fmt: skip
+def test_static_grids_of_another_basis_are_refused(cure, recipe):
+    """Ranges of the network's own basis clipped what was in another, unless an option said so."""
+    options = {"activations": "static"} if recipe == "W8A8" else {}
     with pytest.raises(ValueError, match="activations='dynamic'"):
-        made([strategies.smoothing()], activations="static").quantized()
+        made([cure], recipe, ("out",), **options)
+
+
+def test_a_recipe_that_says_dynamic_takes_another_basis():
+    """A table has static scales unless it says otherwise, and this one does."""
+    dynamic = precision.OperandFormat(quant.IntFormat(8, signed=False), scales="dynamic")
+    table = precision.Recipe({"out": precision.SiteBits(8, dynamic)})
+    done = made([strategies.rotation(KEY)], table, None)
+    assert done.quantized().site_inputs["out"].activations[0].scale is None
 
 
 def test_a_recipe_without_weights_leaves_no_rest_to_round():
