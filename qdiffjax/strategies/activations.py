@@ -42,17 +42,25 @@ def static_clips(num_ranges: int = 1) -> Cure:
                 got="no activation whose scale can be static",
                 expected="one that is rounded, and not in blocks, which find their own scales",
                 remedy="a recipe such as W4A8")  # fmt: skip
+        place_of(draft)
 
-    def apply(draft: Draft) -> Draft:
-        require(not any(a.bases for a in draft.around.values()), "static clips",
-                got="activations in another basis", expected="those of the network",
-                remedy="choose one of the two")  # fmt: skip
-        inputs, num_calls = draft.site_inputs(), draft.steps.t.shape[0]
+    def place_of(draft: Draft) -> np.ndarray:
+        """Return the range that each state of the draft is in [calls]."""
+        num_calls = draft.steps.t.shape[0]
+        require(num_ranges <= num_calls, "num_ranges", got=f"{num_ranges} of {num_calls} calls",
+                expected="at least a call in each", remedy="take fewer")  # fmt: skip
         place = np.asarray(draft.states.call) * num_ranges // num_calls
         missing = sorted(set(range(num_ranges)) - set(place.tolist()))
         require(not missing, "num_ranges", got=f"no state in ranges {missing[:3]} of {num_ranges}",
                 expected="calls of the draft in each",
                 remedy=f"draft(..., num_calls={num_calls})")  # fmt: skip
+        return place
+
+    def apply(draft: Draft) -> Draft:
+        require(not any(a.bases for a in draft.around.values()), "static clips",
+                got="activations in another basis", expected="those of the network",
+                remedy="choose one of the two")  # fmt: skip
+        inputs, num_calls, place = draft.site_inputs(), draft.steps.t.shape[0], place_of(draft)
         numbers, grids = operand_numbers(draft), dict(draft.grids)
         which = np.arange(num_calls) * num_ranges // num_calls
         for name, each in inputs.items():
@@ -127,26 +135,40 @@ def _operands(draft: Draft, fn) -> dict[str, tuple]:
 def time_path(draft: Draft) -> tuple[str, ...]:
     """Return the sites whose operands depend on the time alone, the same for every sample.
 
-    Found by looking: two samples of a batch, at every state of the draft, give equal operands, or
-    the operands have no axis of samples. Costs two evaluations a state.
+    Found by looking: samples of unlike conditions, at every state of the draft, give equal
+    operands, or the operands have no axis of samples. Costs an evaluation a state and sample, see
+    `_unlike`.
     """
     num = draft.states.x.shape[1]
     require(num >= 2, "states", got=f"{num} sample", expected="at least 2 to compare",
             remedy="draft(..., num_samples=2)")  # fmt: skip
-    numbers = []
-    for k in range(2):
+
+    def operands_of(k: int) -> dict[str, tuple]:
         own = slice(k, k + 1)
         one = draft.states._replace(x=draft.states.x[:, own])
-        cond = jax.tree.map(lambda a, own=own: a[own], draft.cond)
+        cond = jax.tree.map(lambda a: a[own], draft.cond)
         part = dataclasses.replace(draft, states=one, cond=cond)
-        numbers.append(_operands(part, lambda x: x.astype(float_dtype(x))))
-    first, second = numbers
-    sites = draft.sites
+        return _operands(part, lambda x: x.astype(float_dtype(x)))
+
+    first, *others = map(operands_of, _unlike(draft))
     return tuple(
         name for name, operands in first.items()
-        if sites[name].weight is not None
-        and all(bool(jnp.array_equal(a, b)) for a, b in zip(operands, second[name], strict=True))
+        if draft.sites[name].weight is not None
+        and all(bool(jnp.array_equal(a, b)) for other in others
+                for a, b in zip(operands, other[name], strict=True))
     )  # fmt: skip
+
+
+def _unlike(draft: Draft) -> list[int]:
+    """Return the first sample, and for each condition the first with another than that has.
+
+    The second where no condition differs: two samples, unless there are several conditions.
+    """
+    others = []
+    for leaf in map(np.asarray, jax.tree.leaves(draft.cond)):
+        differs = np.any((leaf != leaf[:1]).reshape(len(leaf), -1), 1)
+        others += [int(np.argmax(differs))] if differs.any() else []
+    return [0, *dict.fromkeys(others or [1])]
 
 
 def cached_time_path() -> Cure:
@@ -166,6 +188,6 @@ def cached_time_path() -> Cure:
             text = "time path cached: no rounded product depends on the time alone; nothing changes"
             warnings.warn(text, precision.DiagnosisWarning, stacklevel=2)
         done = dataclasses.replace(draft, plain=plain)
-        return done.billed(evaluations=2 * draft.states.x.shape[0])
+        return done.billed(evaluations=len(_unlike(draft)) * draft.states.x.shape[0])
 
     return Cure("time path cached", LEAVE, apply)

@@ -71,6 +71,25 @@ def test_the_time_path_is_what_no_sample_changes():
     assert np.isfinite(np.asarray(qd.sample(q, steps, KEY, 2))).all()
 
 
+def test_what_hangs_on_conditions_is_no_time_path_where_neighbours_have_the_same():
+    """The first two samples are told apart by neither condition, and each by one sample alone."""
+    eye = jnp.eye(4, dtype=jnp.float32)
+    params = dict.fromkeys(("x", "time", "label", "scale"), eye)
+
+    def net_fn(p, x, t, label, scale):
+        time = jnp.full((1, 4), jnp.cos(t)) @ p["time"]
+        return x @ p["x"] + time + eye[label] @ p["label"] + (scale * eye[:1]) @ p["scale"]
+
+    cond = jnp.array([1, 1, 2, 1]), jnp.array([[0.5], [0.5], [0.5], [2.0]], jnp.float32)
+    denoiser = qd.Denoiser(net_fn, params, worlds.SCHEDULE, (4,), cond=cond)
+    steps = qd.ddim(denoiser.schedule, 2)
+    calibration = qd.calibrate(denoiser, steps, KEY, num_samples=2)
+    made = strategies.draft(calibration, "W4A8", steps, KEY, num_samples=4)
+    assert activations.time_path(made) == ("time",)
+    done = strategies.cached_time_path()(made)
+    assert done.bill.evaluations - made.bill.evaluations == 3 * 2  # three samples, two states
+
+
 @pytest.mark.parametrize("num_channels", [64, 48])
 def test_numbers_of_an_operand_are_of_all_its_channels(num_channels):
     """An operand that is its channel's number: each is met about as often as the others."""
