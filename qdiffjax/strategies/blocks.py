@@ -15,7 +15,15 @@ import jax
 import jax.numpy as jnp
 
 from qdiffjax import precision, quant
-from qdiffjax._checks import NOT_NEGATIVE, POSITIVE, SHARE, check_count, check_names, checked
+from qdiffjax._checks import (
+    NOT_NEGATIVE,
+    POSITIVE,
+    SHARE,
+    check_count,
+    check_names,
+    checked,
+    require,
+)
 from qdiffjax._typing import float_dtype
 from qdiffjax.precision import Quantized
 from qdiffjax.precision.quantized import merge, ruled_call
@@ -24,6 +32,7 @@ from qdiffjax.sites import Site
 from qdiffjax.strategies.descent import adam
 from qdiffjax.strategies.drafts import ROUND, Cure, Draft
 from qdiffjax.strategies.grids import Grid
+from qdiffjax.strategies.weights import check_codes
 
 BLOCKS, NETWORK = "block", "network"
 Rounding = dict[str, jax.Array]
@@ -65,8 +74,15 @@ def reconstruction(
     """
     check_names("unit", (unit,), (BLOCKS, NETWORK))
 
-    def apply(draft: Draft) -> Draft:
+    def grids_of(draft: Draft) -> dict[str, Grid]:
         grids = draft.weight_grids()
+        require(grids, "reconstruction", got="no weight that is rounded", expected="one",
+                remedy="a recipe such as W4A8")  # fmt: skip
+        check_codes(grids)
+        return grids
+
+    def apply(draft: Draft) -> Draft:
+        grids = grids_of(draft)
         q = draft.at_samples()
         blocks = {name: block_of(name) if unit == BLOCKS else NETWORK for name in grids}
         order = list(dict.fromkeys(blocks.values()))
@@ -82,7 +98,7 @@ def reconstruction(
         return done.billed(evaluations=cost, optimizer_steps=num_steps * len(order))
 
     name = {BLOCKS: "block reconstruction", NETWORK: "network reconstruction"}[unit]
-    return Cure(f"{name}{' with drop' if drop else ''}", ROUND, apply)
+    return Cure(f"{name}{' with drop' if drop else ''}", ROUND, apply, grids_of)
 
 
 def _learner(

@@ -152,7 +152,7 @@ def correction(name: str, fit_fn: FitFn, target: str = POINT) -> Cure:
         the state of that run.
 
     Raises (when applied):
-      ValueError: target "state" for a sampler with memory.
+      ValueError: target "state" for a sampler with memory; guidance.
     """
     check_callable("fit_fn", fit_fn, "(y, wanted) -> gain and shift")
     check_names("target", (target,), (POINT, RUN, STATE))
@@ -164,7 +164,8 @@ def correction(name: str, fit_fn: FitFn, target: str = POINT) -> Cure:
                 remedy="joint_gaussian(), which corrects at the same point")  # fmt: skip
         require(draft.calibration.denoiser.guidance is None, name, got="guidance",
                 expected="one prediction for each sample",
-                remedy="correct both branches beforehand, in the network")  # fmt: skip
+                remedy="fit it to the denoiser without guidance, and guide the result: "
+                "dataclasses.replace(q, denoiser=q.denoiser.guided(scale, null))")  # fmt: skip
 
     def apply(draft: Draft) -> Draft:
         q = draft.at_samples()

@@ -37,7 +37,8 @@ def split_skips(*, sites: Sequence[str] | None = None) -> Cure:
         that are not rounded to integers or floats by token, sample or tensor.
     """
 
-    def apply(draft: Draft) -> Draft:
+    def parts_of(draft: Draft) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple]]:
+        """Return the lengths of the parts, and the grids of activations that are rounded."""
         inputs = draft.site_inputs()
         chosen = draft.sites if sites is None else match(draft.calibration.sites, sites)
         pieces = {name: site.pieces for name, site in draft.sites.items()
@@ -45,12 +46,6 @@ def split_skips(*, sites: Sequence[str] | None = None) -> Cure:
         require(pieces, "split skips", got="no product that reads a concatenation",
                 expected="one that is rounded, such as the shortcuts of a UNet",
                 remedy="leave the cure out")  # fmt: skip
-        for name in pieces:
-            bases = draft.around.get(name, Around()).bases
-            require(all(isinstance(b, Diagonal) for b in bases), name,
-                    got="channels that another cure mixes or moves",
-                    expected="those of the network",
-                    remedy="leave the site out of one of the two")  # fmt: skip
         grids = {name: draft.grids.get(name, inputs[name].activations) for name in pieces}
         grids = {name: each for name, each in grids.items() if any(each)}
         for name, (grid,) in grids.items():
@@ -59,6 +54,16 @@ def split_skips(*, sites: Sequence[str] | None = None) -> Cure:
             require(is_split, name, got="activations in groups, blocks or by step",
                     expected="one grid for a token, a sample or the tensor",
                     remedy="leave groups and steps out of the recipe")  # fmt: skip
+        return pieces, grids
+
+    def apply(draft: Draft) -> Draft:
+        pieces, grids = parts_of(draft)
+        for name in pieces:
+            bases = draft.around.get(name, Around()).bases
+            require(all(isinstance(b, Diagonal) for b in bases), name,
+                    got="channels that another cure mixes or moves",
+                    expected="those of the network",
+                    remedy="leave the site out of one of the two")  # fmt: skip
         static = [name for name, (grid,) in grids.items() if grid.scale is not None]
         ranges = observed(draft, static, _channel_range, by_call=True) if static else {}
         split = dict(draft.grids)
@@ -72,7 +77,7 @@ def split_skips(*, sites: Sequence[str] | None = None) -> Cure:
         done = dataclasses.replace(draft, options=options, grids=split)
         return done.billed(evaluations=draft.states.num if static else 0)
 
-    return Cure("skips split", CLIP, apply)
+    return Cure("skips split", CLIP, apply, parts_of)
 
 
 def _channel_range(site: Site, x: Array) -> tuple[Array, Array]:

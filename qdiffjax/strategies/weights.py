@@ -16,6 +16,7 @@ from qdiffjax._checks import NOT_NEGATIVE, POSITIVE, check_count, check_names, c
 from qdiffjax._typing import Array
 from qdiffjax.precision.formats import CALIBRATIONS, leaves_scales
 from qdiffjax.quant import expand
+from qdiffjax.quant.formats import has_equal_steps
 from qdiffjax.strategies.descent import adam
 from qdiffjax.strategies.drafts import CLIP, ROUND, Cure, Draft
 from qdiffjax.strategies.grids import Grid
@@ -76,7 +77,8 @@ def gptq(damping: float = 0.01, *, sites: Sequence[str] | None = None) -> Cure:
     def round_one(grid: Grid, w, scale, zero, gram):
         return gptq_matrix(w, scale, zero, gram, format=grid.format, damping=damping)
 
-    return Cure("GPTQ", ROUND, lambda draft: _rounded(draft, sites, round_one))
+    return Cure("GPTQ", ROUND, lambda draft: _rounded(draft, sites, round_one),
+                lambda draft: _grids(draft, sites))  # fmt: skip
 
 
 @functools.partial(jax.jit, static_argnames="damping")
@@ -138,7 +140,7 @@ def adaround(
         done = _rounded(draft, sites, round_one)
         return done.billed(optimizer_steps=num_steps * len(with_matrices(draft, sites)))
 
-    return Cure("AdaRound", ROUND, apply)
+    return Cure("AdaRound", ROUND, apply, lambda draft: check_codes(_grids(draft, sites)))
 
 
 @functools.partial(jax.jit, static_argnames=("num_steps", "learning_rate", "weight"))
@@ -169,13 +171,28 @@ def adaround_matrix(
     return jnp.where(is_better, hard, nearest)
 
 
+def check_codes(grids: dict[str, Grid]) -> None:
+    """Refuse weights that do not round up or down by one code.
+
+    Raises:
+      ValueError: no integers, or those of one bit with a sign.
+    """
+    for name, grid in grids.items():
+        require(has_equal_steps(grid.format), name, got=f"weights as {grid.format}",
+                expected="integers of 2 or more bits, or unsigned, which round up or down",
+                remedy="gptq(), which rounds any format")  # fmt: skip
+
+
+def _grids(draft: Draft, sites: Sequence[str] | None) -> dict[str, Grid]:
+    return draft.weight_grids(with_matrices(draft, sites))
+
+
 def _rounded(draft: Draft, sites: Sequence[str] | None, round_fn: Callable) -> Draft:
     """Return the draft with weights rounded as matrices, by round_fn(grid, w, scale, zero, H)."""
-    names = with_matrices(draft, sites)
-    grids = draft.weight_grids(names)
-    moments, rounded = grams(draft, names), dict(draft.rounded)
-    for name in names:
-        site, grid = draft.sites[name], grids[name]
+    grids = _grids(draft, sites)
+    moments, rounded = grams(draft, tuple(grids)), dict(draft.rounded)
+    for name, grid in grids.items():
+        site = draft.sites[name]
         zero = grid.zero_point
         full = [None if part is None else weight_matrix(site, expand(part, grid.w.shape))
                 for part in (grid.scale, zero)]  # fmt: skip

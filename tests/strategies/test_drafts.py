@@ -54,8 +54,19 @@ def test_a_cure_out_of_order_is_refused():
       "a sampler with memory.*joint_gaussian"),
      (strategies.bias_correction(by_call=True), {"num_calls": 3}, "all 5 of the sampler"),
      (strategies.bias_correction(), {"recipe": "W4A4 difference", "num_calls": 3}, "all 5 of"),
-     (strategies.chosen_phases(2), {}, "no weight that is rounded anew")],
-    ids=["memory", "calls", "differences", "phases"],
+     (strategies.chosen_phases(2), {}, "no weight that is rounded anew"),
+     (strategies.gptq(), {"recipe": "W4 shaped A8"}, "leave the word 'shaped' out"),
+     (strategies.adaround(), {"recipe": "W:e4m3 A8"}, "conv: got weights as .*gptq"),
+     (strategies.reconstruction(), {"recipe": "W:e4m3 A8"}, "conv: got weights as .*gptq"),
+     (strategies.reconstruction(), {"recipe": "A8"}, "no weight that is rounded"),
+     (strategies.learned_widths(4.0), {"recipe": "W:e4m3 A8"}, "expected symmetric integers"),
+     (strategies.learned_widths(4.0), {"recipe": "A8"}, "no weight that is rounded"),
+     (strategies.split_skips(), {}, "no product that reads a concatenation"),
+     (strategies.low_rank(20), {}, "rank 20 of matrices of rank 5"),
+     (strategies.static_clips(5), {"num_calls": 2}, "num_calls=5"),
+     (strategies.static_clips(6), {}, "6 of 5 calls")],
+    ids=["memory", "calls", "differences", "phases", "shaped", "codes", "codes of blocks",
+         "blocks", "floats", "widths", "skips", "rank", "no state", "ranges"],
 )  # fmt: skip
 def test_what_a_cure_does_not_fit_is_refused_before_those_before_it_work(cure, fields, said):
     """A training of hours must not end with a refusal that the sampler alone decides."""
@@ -73,7 +84,8 @@ def test_what_a_cure_does_not_fit_is_refused_before_those_before_it_work(cure, f
     [("W4 A:mxfp8", strategies.static_clips(), "no activation whose scale can be static"),
      ("W4", strategies.static_clips(), "no activation whose scale can be static"),
      ("W4A8", strategies.low_rank(20), "rank 20 of matrices of rank 5 at most"),
-     ("conv: W4A8", strategies.rotation(KEY), "odd numbers of channels at all 1 sites")],
+     ("conv: W4A8", strategies.rotation(KEY), "odd numbers of channels at all 1 sites"),
+     ("W4A8", strategies.reordering(), "neither groups nor blocks at 2 sites")],
 )  # fmt: skip
 def test_a_cure_that_would_change_nothing_is_refused(recipe, cure, said):
     with pytest.raises(ValueError, match=said):

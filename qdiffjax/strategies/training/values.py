@@ -222,6 +222,32 @@ def _is_book(grid: Grid) -> bool:
     return isinstance(grid.format, CodebookFormat)
 
 
+def trained(
+    draft: Draft, sites: Sequence[str] | None, choice: Choice
+) -> tuple[list[str], dict[str, Grid]]:
+    """Return the sites that are trained and, where weights are, the grids of these.
+
+    Args:
+      draft: its recipe, whatever cures are yet to come.
+      sites: globs; None takes all that are rounded.
+      choice: what is learned.
+
+    Raises:
+      ValueError: a low rank of what is no matrix; weights that change from call to call.
+    """
+    check_names("learn", choice.learn, LEARNED)
+    inputs = draft.site_inputs()
+    named = set(inputs) if sites is None else set(match(draft.calibration.sites, sites))
+    names = [name for name in inputs if name in named and name not in draft.plain]
+    wants = {WEIGHTS, SCALES, LEVELS} & set(choice.learn)
+    grids = draft.weight_grids(names) if wants else {}
+    for name in grids:
+        require(choice.rank is None or has_matrix(draft.sites[name]), name,
+                got=f"rank {choice.rank} of products in groups", expected="a matrix of weights",
+                remedy=f"leave it out: sites=(..., '!{name}')")  # fmt: skip
+    return names, grids
+
+
 def starting_point(draft: Draft, sites: Sequence[str] | None, choice: Any) -> tuple[Start, Any]:
     """Return where training starts, and the choice with the sites that it trains.
 
@@ -234,20 +260,13 @@ def starting_point(draft: Draft, sites: Sequence[str] | None, choice: Any) -> tu
       ValueError: nothing there to learn; a low rank of what is no matrix; weights that change from
         call to call.
     """
-    check_names("learn", choice.learn, LEARNED)
     q = draft.quantized()
-    named = set(q.site_inputs) if sites is None else set(match(draft.calibration.sites, sites))
-    names = [name for name in q.site_inputs if name in named]
-    wants = {WEIGHTS, SCALES, LEVELS} & set(choice.learn)
-    grids = draft.weight_grids(names) if wants else {}
+    names, grids = trained(draft, sites, choice)
     own = {name: draft.sites[name] for name in names}
     for name in grids:
         require(not isinstance(q.site_inputs[name].weight, Switch), name,
                 got="a weight by step", expected="one for all steps",
                 remedy="smooth in one range")  # fmt: skip
-        require(choice.rank is None or has_matrix(own[name]), name,
-                got=f"rank {choice.rank} of products in groups", expected="a matrix of weights",
-                remedy=f"leave it out: sites=(..., '!{name}')")  # fmt: skip
     start = Start(q, {name: _near(grid, q.site_inputs[name].weight)
                       for name, grid in grids.items()})  # fmt: skip
     choice = dataclasses.replace(choice, sites=own)

@@ -16,7 +16,15 @@ from qdiffjax.strategies.drafts import CLIP, Cure, Draft
 from qdiffjax.strategies.tables import explicit
 from qdiffjax.strategies.training.loop import Training, evaluations, learned
 from qdiffjax.strategies.training.objectives import Objective, distillation
-from qdiffjax.strategies.training.values import Choice, Start, Values, starting_point
+from qdiffjax.strategies.training.values import (
+    LSQ,
+    WEIGHTS,
+    Choice,
+    Start,
+    Values,
+    starting_point,
+    trained,
+)
 
 BITS = "bits"
 FEWEST, MOST = 2, 8
@@ -58,13 +66,20 @@ def learned_widths(
     check_number("budget", budget, least=FEWEST, most=MOST)
     objective = distillation() if objective is None else objective
 
-    def apply(draft: Draft) -> Draft:
-        start, _ = starting_point(draft, sites, Choice({}, ("weights",), None, "lsq"))
-        for name, grid in start.grids.items():
+    choice = Choice({}, (WEIGHTS,), None, LSQ)
+
+    def check(draft: Draft) -> None:
+        grids = trained(draft, sites, choice)[1]
+        require(grids, "widths", got="no weight that is rounded", expected="one",
+                remedy="a recipe such as W4A4")  # fmt: skip
+        for name, grid in grids.items():
             is_plain = isinstance(grid.format, IntFormat) and grid.format.signed
             require(is_plain and grid.zero_point is None and int(grid.format.bits) >= FEWEST, name,
                     got=f"weights as {grid.format}", expected=f"symmetric integers of {FEWEST} or "
                     "more bits", remedy="a recipe such as W4A4")  # fmt: skip
+
+    def apply(draft: Draft) -> Draft:
+        start, _ = starting_point(draft, sites, choice)
         task = objective.task(draft)
         how = Training(num_steps, objective.batch_size, learning_rate, 0.9, directory, 500,
                        progress)  # fmt: skip
@@ -85,7 +100,7 @@ def learned_widths(
         return done.billed(evaluations(task, num_steps), num_steps)
 
     name_ = f"widths of {budget:g} bits: {objective.name}"
-    return Cure(name_, CLIP, apply)
+    return Cure(name_, CLIP, apply, check)
 
 
 def real_bits(start: Start, values: Values) -> dict[str, Any]:
