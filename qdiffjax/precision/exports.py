@@ -85,13 +85,14 @@ def weight_bytes(recipe: Recipe, sites: Sequence[Site]) -> float:
 
 
 def skipped(recipe: Recipe, sites: Sequence[Site]) -> list[str]:
-    """Return the modules whose weights stay in full precision at all steps.
+    """Return the modules whose weights stay in full precision at all steps, each once.
 
-    As `modules_to_not_convert` of diffusers and transformers, or a list of layers to skip.
+    As `modules_to_not_convert` of diffusers and transformers, or a list of layers to skip. A module
+    that is used several times is one, and is rounded where one of its uses is.
     """
     check_recipe(recipe, sites)
-    return [_module(s.name) for s in sites if s.weight is not None and not s.is_constant
-            and all(b.weight is None for b in recipe.choices(s.name))]  # fmt: skip
+    return [module for module, names in _modules(sites).items()
+            if all(b.weight is None for name in names for b in recipe.choices(name))]  # fmt: skip
 
 
 def to_qwix(recipe: Recipe, sites: Sequence[Site]) -> list[dict[str, Any]]:
@@ -100,16 +101,21 @@ def to_qwix(recipe: Recipe, sites: Sequence[Site]) -> list[dict[str, Any]]:
     Products of activations are no modules, and are left out; so is what a rule cannot say.
 
     Raises:
-      ValueError: a recipe by step, or a format that qwix has no name for.
+      ValueError: a recipe by step, a module whose weights or uses differ, or a format that qwix has
+        no name for.
     """
     check_recipe(recipe, sites)
     require(not recipe.phases, "recipe", got="one by step", expected="one for all steps",
             remedy="export Recipe(table) of each of recipe.tables")  # fmt: skip
-    modules = {s.name: _module(s.name) for s in sites if s.weight is not None}
     groups: dict[SiteBits, list[str]] = {}
-    for name, bits in recipe.bits.items():
-        if name in modules and bits != SiteBits():
-            groups.setdefault(bits, []).append(modules[name])
+    for module, uses in _modules(sites).items():
+        first, *others = (recipe.bits.get(name, SiteBits()) for name in uses)
+        require(all(bits == first for bits in others), module,
+                got=f"weights or uses that differ: {', '.join(uses)}",
+                expected="one rounding, since the first rule that matches a module counts",
+                remedy="round them alike")  # fmt: skip
+        if first != SiteBits():
+            groups.setdefault(first, []).append(module)
     rules = []
     for bits, names in groups.items():
         rule: dict[str, Any] = {MODULE_PATH: "|".join(map(re.escape, names))}
@@ -141,9 +147,8 @@ def from_qwix(rules: Iterable[Any], sites: Sequence[Site]) -> Recipe:
     table: dict[str, SiteBits] = {}
     for rule in map(_fields, rules):
         for site in sites:
-            path = _module(site.name)
             is_ours = site.weight is not None and site.name not in table and not site.is_constant
-            if is_ours and re.fullmatch(rule.get(MODULE_PATH, ".*"), path):
+            if is_ours and re.fullmatch(rule.get(MODULE_PATH, ".*"), _module(site)):
                 table[site.name] = _bits(rule)
     recipe = Recipe(table)
     check_recipe(recipe, sites)
@@ -254,8 +259,18 @@ def _has_zero_point(entry: Any, is_activation: bool) -> bool:
     return is_affine(entry.format) if isinstance(entry, OperandFormat) else is_activation
 
 
-def _module(name: str) -> str:
-    return name.rpartition("/")[0] or name
+def _modules(sites: Sequence[Site]) -> dict[str, list[str]]:
+    """Return the sites of each module with a weight, by its path."""
+    found: dict[str, list[str]] = {}
+    for site in sites:
+        if site.weight is not None and not site.is_constant:
+            found.setdefault(_module(site), []).append(site.name)
+    return found
+
+
+def _module(site: Site) -> str:
+    path = site.weight_path or site.name
+    return path.rpartition("/")[0] or path
 
 
 def _qwix_type(entry: Any) -> str:
@@ -268,7 +283,7 @@ def _qwix_type(entry: Any) -> str:
     is_block = isinstance(format, BlockFormat)
     require(isinstance(format, FloatFormat) and not is_block, "format", got=str(entry),
             expected="integers, floats or nf4",
-            remedy="qwix has its own name for others")  # fmt: skip
+            remedy="leave its sites out, and name it by a rule of your own")  # fmt: skip
     return f"float{format.bits}_e{format.exponent_bits}m{format.mantissa_bits}"
 
 

@@ -236,7 +236,7 @@ def _by_site(all_sites, choices: Offered, members) -> dict[str, tuple[str, ...]]
                 expected="a tuple of them", remedy=f"({offered!r},)", error=TypeError)  # fmt: skip
         names = tuple(map(_words, offered))
         require(names and len(set(names)) == len(names), "choices", got=names or "none",
-                expected="at least one, each once", remedy="delete the others")  # fmt: skip
+                expected="at least one, each once", remedy="such as ('W3', 'W4')")  # fmt: skip
         own |= dict.fromkeys(match(all_sites, globs.split()), names)
     for site in members:
         require(site in own, site, got="no format", expected="at least one choice",

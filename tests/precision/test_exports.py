@@ -82,6 +82,31 @@ def test_skipped_modules_are_those_without_a_quantized_weight():
     assert exports.skipped(recipe, SITES) == ["out"]
 
 
+def shared(p, x, t):
+    """A module that is used twice, and one whose weight has no folder."""
+    for _ in range(2):
+        x = jnp.tanh(x @ p["mid"]["kernel"]) @ p["out"]
+    return x
+
+
+SHARED = list_sites(shared, {"mid": {"kernel": jnp.eye(4)}, "out": jnp.eye(4)}, jnp.ones((1, 4)),
+                    jnp.float32(1))  # fmt: skip
+
+
+def test_a_module_that_is_used_twice_is_one():
+    names = [s.name for s in SHARED if s.weight is not None]
+    assert names == ["mid/kernel", "out", "mid/kernel#2", "out#2"]
+    whole = Recipe(dict.fromkeys(names, SiteBits(4)))
+    assert exports.skipped(Recipe({}), SHARED) == ["mid", "out"]
+    assert exports.to_qwix(whole, SHARED) == [{"module_path": "mid|out", "weight_qtype": "int4"}]
+    assert exports.from_qwix(exports.to_qwix(whole, SHARED), SHARED) == whole
+    once = Recipe({"mid/kernel#2": SiteBits(4)})
+    assert exports.skipped(once, SHARED) == ["out"]
+    for recipe in (once, Recipe({**whole.bits, "out": SiteBits(8)})):
+        with pytest.raises(ValueError, match="round them alike"):
+            exports.to_qwix(recipe, SHARED)
+
+
 @pytest.mark.parametrize(
     "bits", [SiteBits(8, 8), SiteBits(4), SiteBits(OperandFormat(quant.IntFormat(4), 32), 8),
              SiteBits(OperandFormat(quant.E4M3FN), OperandFormat(quant.E4M3FN)),
