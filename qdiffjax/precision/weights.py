@@ -168,8 +168,8 @@ def round_weights(
       What round_fn returns, by site; a tuple of that for each piece where it is no array.
 
     Raises:
-      ValueError: a weight that was never prepared or is not finite, or a format that it cannot
-        take; names the site.
+      ValueError: a weight that was never prepared, is of integers or not finite, or a format that
+        it cannot take; names the site.
     """
 
     def one(site: Site, w, entry):
@@ -194,6 +194,9 @@ def round_weights(
                 expected="the weight of every site whose recipe rounds it",
                 remedy="calibrate(denoiser, steps, key) prepares them")  # fmt: skip
         w = weights[site.name]
+        require(jnp.issubdtype(w.dtype, jnp.floating), f"{site.name}, weight", got=str(w.dtype),
+                expected="real floating numbers",
+                remedy="cast the network's parameters, such as a.astype(jnp.float32)")  # fmt: skip
         require(
             concrete_all(jnp.isfinite, w), f"{site.name}, weight", got="NaN or infinity",
             expected="finite numbers", remedy="codes hold neither: mend the parameters",

@@ -181,7 +181,9 @@ class Draft:
                     got="groups over more than one axis", expected="a scale for each channel or "
                     "for the tensor, or groups along the one axis that is summed",
                     remedy="leave the groups out of the recipe")  # fmt: skip
-        return {name: grid if name not in self.learned else Grid(grid.w, *self.learned[name])
+        # A grid notes what was to be rounded to nearest, which sums that are kept have moved.
+        weights = self._weights(0)
+        return {name: Grid(weights[name], *self.learned.get(name, grid[1:]))
                 for name, grid in found.items()}  # fmt: skip
 
     def with_around(self, name: str, **parts) -> "Draft":
@@ -228,11 +230,14 @@ class Draft:
         return dataclasses.replace(base, site_inputs=inputs, settings=settings)
 
     def _quantize(self, call: int, **options) -> Quantized:
+        calibration = dataclasses.replace(self.calibration, weights=self._weights(call))
+        return precision.quantize(calibration, self.recipe, **{**self.options, **options})
+
+    def _weights(self, call: int) -> dict[str, Any]:
+        """Return all weights, those with something around them as `weight` does."""
         changed = {name: self.weight(name, call) for name in self.around
                    if name in self.calibration.weights}  # fmt: skip
-        weights = {**self.calibration.weights, **changed}
-        calibration = dataclasses.replace(self.calibration, weights=weights)
-        return precision.quantize(calibration, self.recipe, **{**self.options, **options})
+        return {**self.calibration.weights, **changed}
 
     def weight(self, name: str, call: int = 0):
         """Return a weight operand in the basis that it has so far, without its branch."""

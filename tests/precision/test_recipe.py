@@ -275,3 +275,11 @@ def test_a_weight_that_is_not_finite_is_refused_by_name(value):
     for round_fn in (simulated, weight_codes):
         with pytest.raises(ValueError, match="a, weight: got NaN or infinity"):
             precision.round_weights(weights, sites, recipe, round_fn)
+
+
+def test_a_weight_of_integers_is_refused_by_name():
+    weights = {"a": jnp.ones((2, 3), jnp.float32)}
+    sites = list_sites(lambda p, x, t: x @ p["a"], weights, jnp.ones((1, 2), jnp.float32), 0.0)
+    recipe = precision.uniform(sites, weight_bits=8, activation_bits=None)
+    with pytest.raises(ValueError, match=r"a, weight: got int32.*astype\(jnp.float32\)"):
+        precision.round_weights({"a": weights["a"].astype(jnp.int32)}, sites, recipe)

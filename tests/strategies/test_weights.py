@@ -10,6 +10,7 @@ import pytest
 from qdiffjax import diffusion, precision, quant, strategies
 from qdiffjax.sites import list_sites
 from qdiffjax.strategies import statistics, weights
+from qdiffjax.strategies.training.widths import with_widths
 from tests import worlds
 from tests.precision.small import STEPS, X_T, calibrated, denoiser
 from tests.tolerances import assert_close
@@ -173,6 +174,28 @@ def test_groups_over_several_axes_are_refused():
                              sites=("conv",))  # fmt: skip
     with pytest.raises(ValueError, match="groups of 32"):
         strategies.gptq()(draft)
+
+
+@pytest.mark.parametrize("cure", [strategies.gptq(), strategies.adaround(20)],
+                         ids=["GPTQ", "AdaRound"])  # fmt: skip
+def test_weights_whose_sums_are_kept_round_as_others_do(cure):
+    """What keeps sums moved weights onto the grid before a cure saw them, which then did nothing:
+    in words, in a recipe that is spelled out or recommended, and after widths were learned."""
+
+    def rounded(recipe, *before):
+        return strategies.improve(calibrated(), recipe, [*before, cure], STEPS, KEY,
+                                  x_T=NOISE[:4]).rounded  # fmt: skip
+
+    expected = rounded("W4A8")
+    widths = strategies.Cure("widths", 2, lambda draft: with_widths(draft, dict.fromkeys(
+        expected, 4
+    )))  # fmt: skip
+    spelled = precision.spelled_out(calibrated(), "W4A8")
+    for found in (rounded("W4 sums A8"), rounded(spelled), rounded("W4A8", widths)):
+        for name, w in expected.items():
+            assert_close(found[name], w)
+    nearest = precision.quantize(calibrated(), spelled).site_inputs
+    assert any(bool(jnp.any(w != nearest[name].weight)) for name, w in expected.items())
 
 
 def test_sites_that_are_left_out_may_have_any_weight():
