@@ -31,8 +31,8 @@ NUM_INSIDE = 32  # inputs that are tried of each set
 class Config:
     """What to certify; widths of activations are those of the weights where there are any."""
 
-    bits: tuple[int, ...] = option((12, 10, 8, 6), "Widths of the sampler.", least=2)
-    call_bits: int = option(8, "Width of one call.", least=2)
+    bits: tuple[int, ...] = option((12, 10, 8, 6), "Widths of the sampler.", least=2, most=16)
+    call_bits: int = option(8, "Width of one call.", least=2, most=16)
     times: tuple[int, ...] = option(
         (50, 100, 300, 500, 900), "Times of one call, of 1000.", least=1, most=1000
     )

@@ -29,7 +29,7 @@ from scipy import stats
 from experiments.coverage import plots, pools
 from experiments.harness import command, subject
 from experiments.harness.command import option
-from qdiffjax import diffusion, promises, results
+from qdiffjax import diffusion, precision, promises, results
 from qdiffjax._checks import require
 from qdiffjax.analysis import guarantees
 from qdiffjax.networks import denoisers
@@ -48,7 +48,9 @@ class Config:
         "", "Folder of a checkpoint or the name of a shipped one, for a pool more; '' for none.",
         each=_check_checkpoint,
     )  # fmt: skip
-    recipe: str = option("W4A8", "Recipe of the network, in words.")
+    recipe: str = option(
+        "W4A8", "Recipe of the network, in words.", each=precision.parse_recipe,
+    )  # fmt: skip
     num_toy_steps: int = option(20, "Steps of DDIM of the toy and the small network.", least=1)
     num_steps: int = option(5, "Steps of DDIM of the network.", least=1)
     bits: tuple[int, ...] = option(

@@ -36,6 +36,8 @@ from qdiffjax._checks import require
 from qdiffjax.analysis.errors import prediction, runs
 from qdiffjax.denoiser import Denoiser
 from qdiffjax.networks import data, denoisers
+from qdiffjax.precision.settings import SITES
+from qdiffjax.precision.words import recipe_of
 
 RANDOM = "random"  # features that need no training
 PIXELS = "pixels"  # the numbers of the samples themselves, as of vectors
@@ -128,6 +130,8 @@ def run(config: Config, **options):
                 expected="a network of classes", remedy="leave it out")  # fmt: skip
         denoiser = denoiser.guided(config.guidance, num_classes)
     steps = subject.SAMPLERS[config.sampler](denoiser.schedule, config.num_steps)
+    for words in config.recipe:  # sites and steps that are none, before any work
+        recipe_of(words, denoiser.sites(), SITES).which(len(steps.t))
     calibration = precision.calibrate(denoiser, steps, jax.random.key(config.seed + 1_000_003))
     draw = functools.partial(measures.sample, steps=steps, num_samples=config.num_samples,
                              batch_size=config.batch_size)  # fmt: skip

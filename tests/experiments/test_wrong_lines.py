@@ -16,6 +16,7 @@ import pytest
 from experiments.harness import command
 from paper_figures import __main__ as paper_figures
 from qdiffjax import __main__ as console
+from qdiffjax import precision
 from tests import worlds
 from tests.experiments.test_conformance import (
     MODULES,
@@ -45,6 +46,7 @@ def refused_by(field):
     beyond = {"least": -1, "most": 1, "above": 0, "below": 0}
     values += [bound + beyond[limit] for limit, bound in rules["limits"].items()]
     values += ["no such choice", ""] if rules["choices"] else []
+    values += ["W4B8", "W4 nearest sums"] if rules["each"] is precision.parse_recipe else []
     return values
 
 
@@ -212,6 +214,18 @@ def test_a_wrong_line_of_the_figures_is_one_line_and_exit_code_2(tmp_path, capsy
                  ("--results", tmp_path / "file"), ("--output", tmp_path / "file"),
                  ("--recompute", "x")):  # fmt: skip
         assert_refused(paper_figures.main, argv, capsys)
+
+
+@pytest.mark.parametrize("words", ["nothing_like_it*: W4A8", "W4A8; steps 5: W8A8", "output: W4"])
+def test_recipes_that_do_not_fit_a_network_or_its_sampler_are_refused_before_it_is_run(
+    words, net, tmp_path, capsys, monkeypatch
+):
+    def begins(*_, **__):
+        pytest.fail("work began")
+
+    monkeypatch.setattr(precision, "calibrate", begins)
+    argv = ("--checkpoint", net, "--num-steps", "5", "--recipe", words)
+    assert_refused(main("experiments.evaluate"), (*argv, "--output", tmp_path / "out"), capsys)
 
 
 @pytest.mark.slow
