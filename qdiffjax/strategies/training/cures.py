@@ -1,9 +1,11 @@
 """The cure that trains a quantized denoiser while it rounds."""
 
 import dataclasses
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+from qdiffjax import precision
 from qdiffjax._checks import (
     POSITIVE,
     SHARE,
@@ -75,6 +77,9 @@ def qat(
     Raises:
       ValueError: nothing to learn; words that are none; what does not fit the recipe.
       FloatingPointError: the loss is not finite.
+
+    Warns (when applied):
+      DiagnosisWarning: what was learned is not better, and not taken.
     """
     check_names("clip", (clip,), (LSQ, PACT))
     require(not isinstance(learn, str), "learn", got=repr(learn), expected="a tuple of words",
@@ -92,6 +97,9 @@ def qat(
         first = own.first(start, keys_of(draft)[0])
         about = {"objective": objective.name, "learn": list(learn), "clip": clip}
         found = learned(draft, task, how, own.applied, start, first, about=about)
+        if not found.is_better:
+            text = f"{name}: not better than before on noise that it has not seen; nothing changes"
+            warnings.warn(text, precision.DiagnosisWarning, stacklevel=2)
         done = own.settled(start, found.values, draft) if found.is_better else draft
         done = dataclasses.replace(done, losses={**draft.losses, name: found.losses})
         return done.billed(evaluations(task, num_steps), num_steps)

@@ -78,8 +78,10 @@ def test_sites_that_are_not_named_stay_as_the_cures_before_left_them():
     assert float(jnp.max(jnp.abs(done.rounded["in"] - before.rounded["in"]))) > 0
 
 
-def test_what_is_not_better_is_not_taken():
-    before, done = made([]), made([qat(1, learning_rate=100.0)])
+def test_what_is_not_better_is_not_taken_and_said_so():
+    before = made([])
+    with pytest.warns(precision.DiagnosisWarning, match="distillation, uniform: not better"):
+        done = made([qat(1, learning_rate=100.0)])
     inputs = done.quantized().site_inputs
     for name, each in before.quantized().site_inputs.items():
         assert_close(inputs[name].weight, each.weight)
