@@ -15,12 +15,12 @@ import numpy as np
 from qdiffjax import precision
 from qdiffjax._checks import SHARE, check_count, check_key, check_type, checked, require
 from qdiffjax._typing import Array
-from qdiffjax.precision import Switch
+from qdiffjax.precision import SiteBits, Switch
 from qdiffjax.precision.around import Around, Diagonal, Order, Rotation, largest_block
 from qdiffjax.precision.formats import is_grouped
 from qdiffjax.precision.rules import grids_of
 from qdiffjax.precision.shaping import site_key
-from qdiffjax.quant import RoundingSequence
+from qdiffjax.quant import BlockFormat, RoundingSequence
 from qdiffjax.sites import Site
 from qdiffjax.strategies.drafts import BASIS, SPLIT, Cure, Draft
 from qdiffjax.strategies.statistics import (
@@ -244,10 +244,11 @@ def sequence_of(weight) -> RoundingSequence | None:
 def stored_bits(draft: Draft, rank: int = 0) -> float:
     """Return the bits stored for each weight that the recipe rounds, on average.
 
-    Codes, a float32 scale (and zero point) for each of its groups, 16 bits for each number of the
-    factors of a low-rank part and of channels' factors, and every version of a weight that changes
-    with the steps. A weight that is rounded anew at every call is stored as itself, in 32 bits: it
-    saves arithmetic and traffic. Survey, eq. 13, counts codes alone.
+    Codes, a float32 scale (and zero point) for each of its groups, those of a block format as it
+    counts them, 16 bits for each number of the factors of a low-rank part and of channels' factors,
+    and every version of a weight and of factors that change with the steps. A weight that is
+    rounded anew at every call is stored as itself, in 32 bits: it saves arithmetic and traffic.
+    Survey, eq. 13, counts codes alone.
 
     Args:
       draft: its recipe and cures.
@@ -259,6 +260,7 @@ def stored_bits(draft: Draft, rank: int = 0) -> float:
     found = {name: sequence_of(plain[name].weight) for name in names}
     shaped = {name: sequence for name, sequence in found.items() if sequence is not None}
     grids = {} if shaped else draft.weight_grids()
+    entries = explicit(draft)[0].bits
     total = num = 0
     for name in names:
         around = draft.around.get(name, Around())
@@ -266,9 +268,11 @@ def stored_bits(draft: Draft, rank: int = 0) -> float:
         if around.branch is not None:
             extra += 16 * rank * sum(weight_matrix(draft.sites[name], around.branch).shape)
         for basis in around.bases:
-            extra += 16 * basis.scale.size if isinstance(basis, Diagonal) else 0
             if basis.num_calls is not None:
                 versions = len(np.unique(np.asarray(basis.scale), axis=0))
+            if isinstance(basis, Diagonal):
+                own = 1 if basis.num_calls is None else versions
+                extra += 16 * own * jnp.shape(basis.scale)[-1]
         size = draft.calibration.weights[name].size
         if shaped:
             require(name in shaped, name, got="one rounding beside weights rounded anew",
@@ -279,6 +283,9 @@ def stored_bits(draft: Draft, rank: int = 0) -> float:
             scales = grid.num_scales or grid.scale.size
             scales *= 1 if grid.zero_point is None else 2
             bits = float(np.max(np.asarray(grid.format.bits)))
+            block = getattr(entries.get(name, SiteBits()).weight, "format", None)
+            if isinstance(block, BlockFormat) and name not in draft.learned:
+                bits, scales = float(block.bits), 0  # its scales are in its bits
         total += versions * (bits * size + 32 * scales) + extra
         num += size
     return total / num

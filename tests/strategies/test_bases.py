@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from qdiffjax import diffusion, precision, quant, strategies
+from qdiffjax.denoiser import Denoiser
 from qdiffjax.strategies import bases, drafts
 from tests import worlds
 from tests.precision.small import STEPS, calibrated, denoiser
@@ -93,8 +94,6 @@ def outlier_world():
     def net_fn(p, x, t):
         return (x * size[None]) @ p["w"] / 10
 
-    from qdiffjax.denoiser import Denoiser
-
     return Denoiser(net_fn, params, worlds.SCHEDULE, (16,))
 
 
@@ -117,8 +116,6 @@ def test_an_outlier_channel_hurts_less_after(cure, recipe):
 
 def test_reordering_helps_groups_of_mixed_ranges():
     size = jnp.asarray([100.0, 1.0] * 8, jnp.float32)
-    from qdiffjax.denoiser import Denoiser
-
     params = {"w": worlds.normal32(3, 16, 16, scale=0.25) / size[:, None]}
     world = Denoiser(lambda p, x, t: (x * size[None]) @ p["w"], params, worlds.SCHEDULE, (16,))
     steps = diffusion.ddim(worlds.SCHEDULE, 4)
@@ -139,6 +136,26 @@ def test_stored_bits_are_codes_scales_and_factors():
     num = sum(a * b for a, b in shapes.values())
     bits = sum(4 * a * b + 32 * b + 16 * 2 * (a + b) for a, b in shapes.values())
     assert_close(strategies.stored_bits(done, rank=2), bits / num)
+
+
+def test_stored_bits_count_blocks_and_factors_of_ranges_as_they_are_stored():
+    """Scales of blocks are in the bits of their format; of two ranges there are two factors."""
+    x, w = worlds.normal32(5, 4, 32), worlds.normal32(3, 32, 16, scale=0.2)
+    world = Denoiser(lambda p, x, t: jnp.tanh(x @ p["w"]) @ p["w"].T, {"w": w}, worlds.SCHEDULE,
+                     (32,))  # fmt: skip
+    steps = diffusion.ddim(worlds.SCHEDULE, 5)
+    calibration = precision.calibrate(world, steps, x_T=x)
+
+    def stored(recipe, *cures):
+        done = strategies.improve(calibration, recipe, cures, steps, KEY, x_T=x, sites=("w",))
+        return strategies.stored_bits(done)
+
+    assert_close(stored("W:nvfp4 A8"), 4.5)
+    assert_close(stored("W:mxfp4 A8"), 4.25)
+    assert_close(stored("W4A8"), 4 + 32 / 32)
+    factors = 16 * 32 / (32 * 16)
+    assert_close(stored("W4A8", strategies.smoothing()), 5 + factors)
+    assert_close(stored("W4A8", strategies.smoothing(num_ranges=2)), 2 * (5 + factors))
 
 
 def test_weights_in_another_basis_and_full_precision_are_not_called_quantized():
