@@ -52,7 +52,8 @@ def sample(
       key: of the initial noise, of conditions that are drawn, and of the sampler's noise.
       num_samples: how many.
       x_T: initial noise [num_samples, *shape] instead of what the key draws.
-      batch_size: samples at a time; None takes what fits in a fifth of the memory.
+      batch_size: samples at a time; None takes what fits in a fifth of the memory. Each chunk of a
+        sampler that adds noise has noise of its own, so that other chunks are other samples.
       progress: show a progress bar.
 
     Example:

@@ -5,7 +5,14 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from qdiffjax._checks import check_count, check_names, check_number, check_type, require
+from qdiffjax._checks import (
+    check_count,
+    check_names,
+    check_number,
+    check_type,
+    require,
+    suggest,
+)
 from qdiffjax._tables import Table, number
 from qdiffjax.precision.formats import DYNAMIC, STATIC, OperandFormat, check_bits, width_of
 from qdiffjax.precision.printing import BYTES, steps_text, width
@@ -143,13 +150,15 @@ def from_qwix(rules: Iterable[Any], sites: Sequence[Site]) -> Recipe:
         act_qtype, tile_size, the methods "absmax" and "minmax", act_static_scale; others are
         refused if they say something.
       sites: of the network.
+
+    Raises:
+      ValueError: a rule that matches no module, or says what is not known here.
     """
     table: dict[str, SiteBits] = {}
+    modules = _modules(sites)
     for rule in map(_fields, rules):
-        for site in sites:
-            is_ours = site.weight is not None and site.name not in table and not site.is_constant
-            if is_ours and re.fullmatch(rule.get(MODULE_PATH, ".*"), _module(site)):
-                table[site.name] = _bits(rule)
+        for module in _matched(rule.get(MODULE_PATH, ".*"), modules):
+            table = dict.fromkeys(modules[module], _bits(rule)) | table
     recipe = Recipe(table)
     check_recipe(recipe, sites)
     return recipe
@@ -222,6 +231,19 @@ def from_step_policy(policy: Mapping[str, Any], recipe: Recipe, num_calls: int) 
     steps = tuple(i for i in range(num_calls) if i < counts[0] or i >= num_calls - counts[1])
     wide = {name: bits._replace(activation=None) for name, bits in recipe.bits.items()}
     return dataclasses.replace(recipe, phases=(Phase(steps, wide),) if steps else ())
+
+
+def _matched(pattern: str, modules: Iterable[str]) -> list[str]:
+    """Return the modules that a pattern matches, or refuse one that matches none."""
+    modules = tuple(modules)
+    try:
+        found = [module for module in modules if re.fullmatch(pattern, module)]
+    except re.error as error:
+        found, pattern = [], f"{pattern}, no regular expression ({error})"
+    require(found, f"rule, {MODULE_PATH}", got=pattern,
+            expected=f"a regular expression of some of {len(modules)} modules",
+            remedy=suggest(pattern, modules))  # fmt: skip
+    return found
 
 
 def _fields(rule: Any) -> dict[str, Any]:

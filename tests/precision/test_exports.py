@@ -123,6 +123,12 @@ def test_rules_of_qwix_come_back(bits):
     assert exports.from_qwix(rules, SITES) == recipe
 
 
+@pytest.mark.parametrize("path", ["nothing.*", "(", "out/kernel"])
+def test_a_rule_that_matches_no_module_is_refused(path):
+    with pytest.raises(ValueError, match=r"module_path: got .*of some of \d modules; perhaps"):
+        exports.from_qwix([{"module_path": path, "weight_qtype": "int8"}], SITES)
+
+
 def test_the_first_rule_that_matches_counts():
     rules = [{"module_path": "out", "weight_qtype": "int4"},
              {"module_path": ".*", "weight_qtype": "int8", "act_qtype": "int8"}]  # fmt: skip
