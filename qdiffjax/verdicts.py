@@ -19,6 +19,7 @@ import numpy as np
 
 from qdiffjax import measures
 from qdiffjax._checks import check_callable, check_number, check_type, require
+from qdiffjax._conditions import as_arguments
 from qdiffjax._tables import Table, number
 from qdiffjax._typing import EpsFn, Key
 from qdiffjax.analysis.errors.evidence import Evidence, forecast_evidence, measured_evidence
@@ -231,7 +232,8 @@ def verdict(
       batch_size, progress: as in `sample`.
 
     Raises:
-      ValueError: full-precision samples that are not finite, a sampler of another length.
+      ValueError: full-precision samples that are not finite, a sampler of another length, a
+        function whose result is no prediction of x.
 
     Example:
       >>> import jax, jax.numpy as jnp, qdiffjax as qd
@@ -262,6 +264,8 @@ def verdict(
     for q, x_T, noise in measures.starts(
         expected, steps, key, num_samples, None, batch_size, progress
     ):
+        if not isinstance(suspect, Quantized):
+            _check_shape(suspect, q, x_T, steps)
         xs = measures.program(_full_states)(q, x_T, noise, steps)
         require(bool(jnp.isfinite(xs).all()), "verdict", got="full-precision samples with NaN",
                 expected="finite samples",
@@ -271,6 +275,16 @@ def verdict(
         sizes.append(len(x_T))
     known, found = (joined([part[i] for part in parts], sizes) for i in (0, 1))
     return Verdict(known, found, limits)
+
+
+def _check_shape(suspect: EpsFn, q: Quantized, x_T, steps: Steps) -> None:
+    """Refuse a function whose result has another shape than x, which would be spread over it."""
+    out = jax.eval_shape(suspect, x_T, steps.times(x_T)[0], *as_arguments(q.cond))
+    shape = getattr(out, "shape", None)
+    require(shape == x_T.shape, "suspect",
+            got=f"a {type(out).__name__}" if shape is None else f"a result {list(shape)}",
+            expected=f"eps {list(x_T.shape)}, as x",
+            remedy="let it return the prediction of eps alone")  # fmt: skip
 
 
 def _full_states(q: Quantized, x_T, key, steps: Steps):

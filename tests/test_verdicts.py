@@ -102,6 +102,13 @@ def test_a_function_without_sites_is_judged_as_the_network_that_it_is():
     assert_close(found.steps, whole.steps, factor=64)
 
 
+@pytest.mark.parametrize("suspect", [lambda x, t: x[:, :1], lambda x, t: (x, t)])
+def test_a_function_whose_result_is_no_prediction_of_x_is_refused(suspect):
+    """A column was spread over x, and called a bug of the first step."""
+    with pytest.raises(ValueError, match=r"suspect: got a .*expected eps \[16, 2\], as x"):
+        judge(suspect)
+
+
 def test_the_step_of_a_function_that_is_off_is_named():
     call, t_bad = quantized_call(Q), float(STEPS.t[2])
 
