@@ -32,7 +32,7 @@ from qdiffjax.sites import Site
 from qdiffjax.strategies.descent import adam
 from qdiffjax.strategies.drafts import ROUND, Cure, Draft
 from qdiffjax.strategies.grids import Grid
-from qdiffjax.strategies.weights import check_codes
+from qdiffjax.strategies.weights import check_codes, single_grids
 
 BLOCKS, NETWORK = "block", "network"
 Rounding = dict[str, jax.Array]
@@ -75,7 +75,7 @@ def reconstruction(
     check_names("unit", (unit,), (BLOCKS, NETWORK))
 
     def grids_of(draft: Draft) -> dict[str, Grid]:
-        grids = draft.weight_grids()
+        grids = single_grids(draft, draft.rounds_weight())
         require(grids, "reconstruction", got="no weight that is rounded", expected="one",
                 remedy="a recipe such as W4A8")  # fmt: skip
         check_codes(grids)

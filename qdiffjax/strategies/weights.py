@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from qdiffjax import quant
 from qdiffjax._checks import NOT_NEGATIVE, POSITIVE, check_count, check_names, checked, require
 from qdiffjax._typing import Array
+from qdiffjax.precision.around import Around
 from qdiffjax.precision.formats import CALIBRATIONS, leaves_scales
 from qdiffjax.quant import expand
 from qdiffjax.quant.formats import has_equal_steps
@@ -183,8 +184,21 @@ def check_codes(grids: dict[str, Grid]) -> None:
                 remedy="gptq(), which rounds any format")  # fmt: skip
 
 
+def single_grids(draft: Draft, names: Sequence[str]) -> dict[str, Grid]:
+    """Return the grids of weights that are to have one rounding for all calls.
+
+    Raises:
+      ValueError: as `Draft.weight_grids`; a basis that changes with the calls.
+    """
+    for name in names:
+        bases = draft.around.get(name, Around()).bases
+        require(all(basis.num_calls is None for basis in bases), name, got="a weight by step",
+                expected="one for all steps", remedy="smooth in one range")  # fmt: skip
+    return draft.weight_grids(names)
+
+
 def _grids(draft: Draft, sites: Sequence[str] | None) -> dict[str, Grid]:
-    return draft.weight_grids(with_matrices(draft, sites))
+    return single_grids(draft, with_matrices(draft, sites))
 
 
 def _rounded(draft: Draft, sites: Sequence[str] | None, round_fn: Callable) -> Draft:

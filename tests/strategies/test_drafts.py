@@ -127,6 +127,16 @@ def test_weights_that_change_by_step_are_refused():
         strategies.gptq()(draft("W4A8; steps 0: W8A8"))
 
 
+@pytest.mark.parametrize(
+    "cure", [strategies.gptq(), strategies.adaround(2), strategies.reconstruction(2, batch=2),
+             strategies.qat(2, progress=False)], ids=lambda cure: cure.name,
+)  # fmt: skip
+def test_one_rounding_of_weights_in_a_basis_by_step_is_refused(cure):
+    """It was in the basis of the first range, and was multiplied with activations of all."""
+    with pytest.raises(ValueError, match=r"a weight by step.*smooth in one range"):
+        cure(strategies.smoothing(num_ranges=2)(draft()))
+
+
 def test_activations_that_change_by_step_are_kept():
     done = strategies.gptq()(draft("W4A4; steps 0: W4A8", num_calls=2))
     q = done.quantized()

@@ -21,12 +21,13 @@ import numpy as np
 from qdiffjax import quant
 from qdiffjax._checks import check_names, require
 from qdiffjax._typing import Array, float_dtype
-from qdiffjax.precision import Quantized, Series, Switch
+from qdiffjax.precision import Quantized, Series
 from qdiffjax.precision.shaping import site_key
 from qdiffjax.quant import ActivationGrid, CodebookFormat, IntFormat, expand
 from qdiffjax.sites import Site, match
 from qdiffjax.strategies.drafts import Draft, Grid
 from qdiffjax.strategies.statistics import has_matrix, weight_matrix, weight_operand
+from qdiffjax.strategies.weights import single_grids
 
 WEIGHTS, SCALES, ACTIVATIONS, LEVELS = "weights", "scales", "activations", "levels"
 LEARNED = (WEIGHTS, SCALES, ACTIVATIONS, LEVELS)
@@ -240,7 +241,7 @@ def trained(
     named = set(inputs) if sites is None else set(match(draft.calibration.sites, sites))
     names = [name for name in inputs if name in named and name not in draft.plain]
     wants = {WEIGHTS, SCALES, LEVELS} & set(choice.learn)
-    grids = draft.weight_grids(names) if wants else {}
+    grids = single_grids(draft, names) if wants else {}
     for name in grids:
         require(choice.rank is None or has_matrix(draft.sites[name]), name,
                 got=f"rank {choice.rank} of products in groups", expected="a matrix of weights",
@@ -263,10 +264,6 @@ def starting_point(draft: Draft, sites: Sequence[str] | None, choice: Any) -> tu
     q = draft.quantized()
     names, grids = trained(draft, sites, choice)
     own = {name: draft.sites[name] for name in names}
-    for name in grids:
-        require(not isinstance(q.site_inputs[name].weight, Switch), name,
-                got="a weight by step", expected="one for all steps",
-                remedy="smooth in one range")  # fmt: skip
     start = Start(q, {name: _near(grid, q.site_inputs[name].weight)
                       for name, grid in grids.items()})  # fmt: skip
     choice = dataclasses.replace(choice, sites=own)
