@@ -33,14 +33,15 @@ def static_clips(num_ranges: int = 1) -> Cure:
 
     Raises (when applied):
       ValueError: a range of calls that no state of the draft is in; another basis; no activation
-        that is rounded but in blocks, which find their own scales.
+        that is rounded, alike at all steps, but in blocks or by difference.
     """
 
     def check(draft: Draft) -> None:
         grids = [grid for each in draft.site_inputs().values() for grid in each.activations]
         require(any(map(_takes_scale, grids)), "static clips",
                 got="no activation whose scale can be static",
-                expected="one that is rounded, and not in blocks, which find their own scales",
+                expected="one that is rounded, alike at all steps, and neither in blocks nor by "
+                "difference, which find their own scales",
                 remedy="a recipe such as W4A8")  # fmt: skip
         place_of(draft)
 
@@ -65,7 +66,7 @@ def static_clips(num_ranges: int = 1) -> Cure:
         which = np.arange(num_calls) * num_ranges // num_calls
         for name, each in inputs.items():
             is_open = name not in grids  # no other cure has decided
-            if is_open and any(isinstance(grid, ActivationGrid) for grid in each.activations):
+            if is_open and any(map(_takes_scale, each.activations)):
                 grids[name] = tuple(
                     _clipped(grid, x, place, which)
                     for grid, x in zip(each.activations, numbers[name], strict=False)
@@ -78,7 +79,8 @@ def static_clips(num_ranges: int = 1) -> Cure:
 
 
 def _takes_scale(grid: Any) -> bool:
-    return isinstance(grid, ActivationGrid) and not isinstance(grid.format, BlockFormat)
+    is_grid = isinstance(grid, ActivationGrid) and not isinstance(grid.format, BlockFormat)
+    return is_grid and not grid.difference
 
 
 def _clipped(grid: Any, x, place: np.ndarray, which: np.ndarray):

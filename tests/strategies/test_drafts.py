@@ -83,6 +83,7 @@ def test_what_a_cure_does_not_fit_is_refused_before_those_before_it_work(cure, f
     ("recipe", "cure", "said"),
     [("W4 A:mxfp8", strategies.static_clips(), "no activation whose scale can be static"),
      ("W4", strategies.static_clips(), "no activation whose scale can be static"),
+     ("W4 A8 difference", strategies.static_clips(), "no activation whose scale can be static"),
      ("W4A8", strategies.low_rank(20), "rank 20 of matrices of rank 5 at most"),
      ("conv: W4A8", strategies.rotation(KEY), "odd numbers of channels at all 1 sites"),
      ("W4A8", strategies.reordering(), "neither groups nor blocks at 2 sites")],
