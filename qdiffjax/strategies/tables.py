@@ -8,7 +8,15 @@ import numpy as np
 
 from qdiffjax import precision
 from qdiffjax._checks import check_type, require
-from qdiffjax.precision import OperandFormat, Quantized, Recipe, Series, keep_channel_sums
+from qdiffjax.precision import (
+    OperandFormat,
+    Phase,
+    Quantized,
+    Recipe,
+    Series,
+    SiteBits,
+    keep_channel_sums,
+)
 from qdiffjax.precision.formats import BY_STEP, DYNAMIC, NEAREST, STATIC
 from qdiffjax.precision.settings import EDGE_MARGIN, assign
 from qdiffjax.quant import ActivationGrid
@@ -47,27 +55,39 @@ def lower_draft(draft: Draft, **options) -> Quantized:
             expected="roundings alone, which kernels multiply",
             remedy="simulate it by draft.quantized()")  # fmt: skip
     recipe, own = explicit(draft)
-    weights, ranges = dict(draft.calibration.weights), dict(draft.calibration.ranges)
-    grids = draft.weight_grids(draft.rounded)
-    table = {}
-    for name, bits in recipe.bits.items():
-        if name in draft.plain:
-            continue
-        if name in draft.rounded and bits.weight is not None:
-            weights[name] = draft.rounded[name]
-            bits = bits._replace(weight=_on_grid(bits.weight, grids[name]))
-        if name in draft.grids and bits.activation is not None:
-            entry, ranges[name] = _with_ends(draft.grids[name], ranges[name], bits.activation)
-            bits = bits._replace(activation=entry)
-        table[name] = bits
-    calibration = dataclasses.replace(draft.calibration, weights=weights, ranges=ranges)
-    own.pop("edge_margin", None)
-    return precision.lower(calibration, dataclasses.replace(recipe, bits=table, ranges=None),
-                           **own, **options)  # fmt: skip
+    calibration = draft.calibration
+    if recipe.ranges is not None:
+        calibration = dataclasses.replace(calibration, ranges=recipe.ranges)
+    # Widened here, since ranges that cures have found are to stay.
+    calibration = calibration.widened(own.pop("edge_margin", 1.0))
+    weights, ranges = dict(calibration.weights), dict(calibration.ranges)
+    # One object for a site, so that phases which round it alike have its codes in common.
+    entries = {name: _on_grid(recipe.choices(name), grid)
+               for name, grid in draft.weight_grids(draft.rounded).items()}  # fmt: skip
+
+    def decided(table: dict[str, SiteBits]) -> dict[str, SiteBits]:
+        found = {}
+        for name, bits in table.items():
+            if name in draft.plain:
+                continue
+            if name in entries and bits.weight is not None:
+                weights[name] = draft.rounded[name]
+                bits = bits._replace(weight=entries[name])
+            if name in draft.grids and bits.activation is not None:
+                entry, ranges[name] = _with_ends(draft.grids[name], ranges[name], bits.activation)
+                bits = bits._replace(activation=entry)
+            found[name] = bits
+        return found
+
+    phases = tuple(Phase(phase.steps, decided(phase.bits)) for phase in recipe.phases)
+    recipe = Recipe(decided(recipe.bits), phases)
+    calibration = dataclasses.replace(calibration, weights=weights, ranges=ranges)
+    return precision.lower(calibration, recipe, **own, **options)
 
 
-def _on_grid(entry: Any, grid: Grid) -> OperandFormat:
-    """Return the entry of a weight that is on a grid already."""
+def _on_grid(choices: tuple[SiteBits, ...], grid: Grid) -> OperandFormat:
+    """Return the entry of a weight that is on a grid already, of the choices of its site."""
+    entry = next(bits.weight for bits in choices if bits.weight is not None)
 
     def found(w, *, format, scale_shape):
         return grid.scale, grid.zero_point

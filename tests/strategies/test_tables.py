@@ -1,5 +1,7 @@
 """Drafts in real low precision: codes as the cures have decided them."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -14,9 +16,9 @@ KEY = jax.random.key(1)
 SITES = ("conv", "in")
 
 
-def made(cures, recipe="W4A8"):
+def made(cures, recipe="W4A8", **options):
     return strategies.improve(lowered_calibration(), recipe, cures, STEPS, KEY, x_T=NOISE,
-                              sites=SITES)  # fmt: skip
+                              **{"sites": SITES} | options)  # fmt: skip
 
 
 CURES = {
@@ -27,9 +29,27 @@ CURES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", CURES)
+def spelled_elsewhere():
+    """A recipe whose ranges are those of another calibration, twice as wide."""
+    wide = lowered_calibration().widened(2.0, [*lowered_calibration().ranges])
+    return precision.spelled_out(wide, "W4A8", sites=SITES, activations="static")
+
+
+LEAVE = strategies.Cure(
+    "out in full", 4, lambda draft: dataclasses.replace(draft, plain=frozenset({"out"}))
+)
+DRAFTS = {
+    **{name: lambda cures=cures: made(cures) for name, cures in CURES.items()},
+    "static, with a margin": lambda: made([strategies.gptq()], activations="static"),
+    "phases, rounded": lambda: made([strategies.gptq()], "W4A4; steps 0-1: W4A8"),
+    "phases, left out": lambda: made([LEAVE], "W4A8; steps 0-1: W8A4", sites=("conv", "in", "out")),
+    "ranges of its own": lambda: made([strategies.gptq()], spelled_elsewhere()),
+}
+
+
+@pytest.mark.parametrize("name", DRAFTS)
 def test_codes_say_what_the_simulation_says(name):
-    draft = made(CURES[name])
+    draft = DRAFTS[name]()
     x = []
     for q in (draft.quantized(), strategies.lower_draft(draft)):
         run = jax.jit(lambda q: diffusion.sample(
