@@ -10,7 +10,7 @@ import numpy as np
 
 from qdiffjax import quant
 from qdiffjax._checks import NOT_NEGATIVE, POSITIVE, check_count, check_number, checked, require
-from qdiffjax.precision import OperandFormat, Quantized
+from qdiffjax.precision import OperandFormat, Phase, Quantized, SiteBits
 from qdiffjax.quant import IntFormat
 from qdiffjax.strategies.drafts import CLIP, Cure, Draft
 from qdiffjax.strategies.tables import explicit
@@ -148,12 +148,16 @@ def whole_bits(bits: dict[str, float], sizes: dict[str, int], budget: float) -> 
 def with_widths(draft: Draft, bits: dict[str, int]) -> Draft:
     """Return the draft whose recipe has these widths of weights, all else as it was."""
     recipe, options = explicit(draft)
-    table = dict(recipe.bits)
-    for name, own in bits.items():
-        before = table[name].weight
-        is_format = isinstance(before, OperandFormat)
-        new = dataclasses.replace(before, format=IntFormat(own)) if is_format else own
-        table[name] = table[name]._replace(weight=new)
-    return dataclasses.replace(
-        draft, recipe=dataclasses.replace(recipe, bits=table), options=options
-    )
+
+    def changed(table: dict[str, SiteBits]) -> dict[str, SiteBits]:
+        found = dict(table)
+        for name in bits.keys() & table.keys():
+            before, own = table[name].weight, bits[name]
+            is_format = isinstance(before, OperandFormat)
+            new = dataclasses.replace(before, format=IntFormat(own)) if is_format else own
+            found[name] = table[name]._replace(weight=new)
+        return found
+
+    phases = tuple(Phase(phase.steps, changed(phase.bits)) for phase in recipe.phases)
+    recipe = dataclasses.replace(recipe, bits=changed(recipe.bits), phases=phases)
+    return dataclasses.replace(draft, recipe=recipe, options=options)

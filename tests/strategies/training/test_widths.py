@@ -70,6 +70,13 @@ def test_a_table_of_equal_widths_is_the_recipe_in_words():
     assert_close(again.site_inputs["in"].weight, draft.quantized().site_inputs["in"].weight)
 
 
+def test_widths_are_those_of_all_phases():
+    """Phases of activations kept the width that weights had before, at twice the storage."""
+    done = widths.with_widths(made([], "W4A4; steps 0-1: W4A8"), dict.fromkeys(SITES, 3))
+    weight = done.quantized().site_inputs["in"].weight
+    assert_close(weight, made([], "W3A8").quantized().site_inputs["in"].weight)
+
+
 def test_widths_within_a_budget_take_roundings_and_training_after_them():
     cures = [strategies.smoothing(), strategies.learned_widths(3.5, 60, progress=False),
              strategies.gptq()]  # fmt: skip
