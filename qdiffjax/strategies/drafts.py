@@ -162,9 +162,8 @@ class Draft:
             anew at every call.
         """
         names, plain = self.rounds_weight(), self.site_inputs()
-        if chosen is not None:
-            wanted = set(chosen)
-            names = tuple(name for name in names if name in wanted)
+        wanted = set(names if chosen is None else chosen)
+        names = tuple(name for name in names if name in wanted)
         for name in names:
             require(not isinstance(plain[name].weight, Switch), name, got="a weight by step",
                     expected="one for all steps, which cures can round",
