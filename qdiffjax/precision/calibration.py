@@ -205,7 +205,8 @@ def quantize(
       sites: globs of the sites to quantize, see `sites.match`; None takes the defaults above.
       activations: "dynamic" or "static".
       edge_margin: factor on static ranges of what enters and leaves the network, see
-        `Calibration.widened`; None is 1.2 for words and 1 for a `Recipe`.
+        `Calibration.widened`; None is 1.2 for words with activations="static", and 1 for a
+        `Recipe` and where the words themselves say "static".
       rounding: `key` of what is random; `round_fn`, `calibrate_fn`, `granularity`, `format_fn`,
         `adjust_fn` of the weights, see `round_weights`; `round_fn=shaped(key)` is a rounding for
         each call of the sampler.

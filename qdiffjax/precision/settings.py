@@ -86,14 +86,17 @@ def assign(
     require(grids in (DYNAMIC, STATIC), "activations", got=repr(activations),
             expected=f"{DYNAMIC!r} or {STATIC!r}",
             remedy="leave it out for the default")  # fmt: skip
-    require(edge_margin is None or grids == STATIC, "edge_margin",
+    table = _with_scales(_table(calibration.sites, recipe, sites), grids)
+    is_static = grids == STATIC or any(
+        getattr(bits.activation, "is_static", False) for t in table.tables for bits in t.values()
+    )
+    require(edge_margin is None or is_static, "edge_margin",
             got=f"{edge_margin} for dynamic activations", expected="static ones, whose ranges are "
             "known beforehand", remedy="activations='static'")  # fmt: skip
     if edge_margin is not None:
         check_number("edge_margin", edge_margin, above=0)
     else:
         edge_margin = EDGE_MARGIN if in_words and grids == STATIC else 1.0
-    table = _with_scales(_table(calibration.sites, recipe, sites), grids)
     if table.ranges is not None:
         calibration = dataclasses.replace(calibration, ranges=table.ranges)
         check_calibration(calibration)
@@ -195,12 +198,12 @@ def _activations_text(table: Recipe, grids: str, edge_margin: float) -> str:
     entries = [bits.activation for part in table.tables for bits in part.values()]
     if all(entry is None for entry in entries):
         return "in full precision"
+    margin = "" if edge_margin == 1 else f", those of the edges times {edge_margin:g}"
     if any(isinstance(entry, OperandFormat) for entry in entries):
         kinds = dict.fromkeys(str(e) for e in entries if isinstance(e, OperandFormat))
-        return "by the recipe: " + ", ".join(kinds)
+        return "by the recipe: " + ", ".join(kinds) + margin.replace("those", "static ranges")
     if grids == DYNAMIC:
         return "dynamic, affine, a grid for each row of a product and each sample of a convolution"
-    margin = "" if edge_margin == 1 else f", those of the edges times {edge_margin:g}"
     return f"static, affine, by tensor, over the ranges of all steps{margin}"
 
 

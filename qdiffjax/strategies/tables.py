@@ -32,8 +32,9 @@ def explicit(draft: Draft) -> tuple[Recipe, dict[str, Any]]:
     if in_words and "round_fn" not in options:
         options = {"adjust_fn": keep_channel_sums} | options
     options["activations"] = named["activations"] or (DYNAMIC if in_words else STATIC)
-    if options["activations"] == STATIC:
-        options["edge_margin"] = named["edge_margin"] or (EDGE_MARGIN if in_words else 1.0)
+    usual = EDGE_MARGIN if in_words and options["activations"] == STATIC else None
+    if margin := named["edge_margin"] or usual:
+        options["edge_margin"] = margin
     return chosen.recipe, options
 
 

@@ -223,3 +223,14 @@ def test_options_of_weights_pass_through():
     assert q.settings.weights.startswith("whole tensor")
     floats = precision.quantize(calibrated(), "W8", format_fn=lambda bits: IntFormat(bits + 1))
     assert set(floats.site_inputs) == set(q.site_inputs)
+
+
+def test_a_margin_of_edges_is_taken_where_the_recipe_says_static():
+    """It was refused as one of dynamic activations, with a remedy that was followed already."""
+    said, asked = (
+        precision.quantize(calibrated(), words, sites=("input",), edge_margin=1.5, **options)
+        for words, options in (("A8 static", {}), ("A8", {"activations": "static"}))
+    )
+    scales = [q.site_inputs["input"].activations[0].scale for q in (said, asked)]
+    assert_close(*scales)
+    assert "static ranges of the edges times 1.5" in str(said.settings)
