@@ -139,51 +139,6 @@ def test_the_table_of_stored_values_is_its_committed_summary():
     assert min(kinds, key=kinds.get) == "softmax"
 
 
-def test_the_table_of_the_forecast_of_shaping_is_its_committed_summary():
-    rows = json.loads((ROOT / "experiments/results/shaping_forecast/summary.json").read_text())
-    by: dict = {}
-    for row in rows:
-        by.setdefault((str(row["bits"]), row["way"]), []).append(row)
-    section = section_of("### Forecast from full")
-    section = section.split("\n### ")[0]
-    lines = re.findall(r"^\| (\d+) \| ([^|]+) \|(.*)\|$", section, re.M)
-    assert [line[:2] for line in lines] == [*by]
-    for *key, cells in lines:
-        own, (*values, slope, ratios) = by[tuple(key)], (c.strip() for c in cells.split("|"))
-        for row, printed in zip(own, values, strict=True):
-            assert_digits(row["rmse"], printed)
-        logs = (np.log([row[name] for row in own]) for name in ("num_steps", "rmse"))
-        assert_digits(np.polyfit(*logs, 1)[0], slope)
-        for row, printed in zip(own, ratios.split(", "), strict=False):
-            if printed != "-":
-                assert_digits(row["forecast"] / row["rmse_of_forecast_samples"], printed)
-
-
-def test_the_table_of_floors_of_shaping_is_its_committed_summary():
-    rows = json.loads((ROOT / "experiments/results/shaping_forecast/summary.json").read_text())
-    section = section_of("### Forecast from full").split("\n### ")[0]
-    lines = re.findall(r"^\| (\d+), W(\d+), ([^|]+) \|(.*)\|$", section, re.M)
-    found = [row for row in rows if "floor" in row and row["bits"] <= 6]
-    assert len(lines) == len(found)
-    ratios = {}
-    for (steps, bits, way, cells), row in zip(lines, found, strict=True):
-        case = int(steps), int(bits), way
-        assert case == (row["num_steps"], row["bits"], row["way"])
-        *printed, ratio = (cell.strip() for cell in cells.split("|"))
-        names = ("floor", "predicted_floor", "alignment", "corrected")
-        for name, cell in zip(names, printed, strict=True):
-            if cell != "-":
-                assert_digits(row[name], cell)
-        whole = np.hypot(row["forecast"], row["predicted_floor"])
-        ratios[case] = whole / row["rmse_of_forecast_samples"]
-        assert_digits(ratios[case], ratio)
-        if case in ((20, 4, "sigma-delta"), (50, 4, "sigma-delta")):
-            assert (row["floor"] / row["rmse"]) ** 2 > 0.25
-        if row["bits"] == 6:
-            assert row["floor"] < 0.2 * row["rmse"]
-    assert {n: round(ratios[n, 4, "sigma-delta"], 2) for n in (20, 50)} == {20: 0.85, 50: 0.88}
-
-
 def test_the_table_of_guarantees_is_its_committed_summary():
     rows = json.loads((ROOT / "experiments/results/coverage/summary.json").read_text())
     section = section_of("## Guarantees at finite n")

@@ -5,11 +5,11 @@ import re
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from experiments.cures import plots as cures
 from experiments.feedback import plots as feedback
 from experiments.shaping import plots as shaping
+from experiments.shaping_forecast import plots as forecast
 from tests.tolerances import assert_digits
 
 ROOT = Path(__file__).parents[1]
@@ -161,90 +161,80 @@ def test_the_table_of_samplers_is_its_committed_summary():
         assert (rmse["golden ratio"] < rmse["sigma-delta"]) == (name == "edm-heun")
 
 
-def test_the_table_of_the_forecast_to_200_steps_is_its_committed_summaries():
-    folders = ("shaping_forecast", "shaping_forecast_long")
-    paths = [ROOT / "experiments/results" / folder / "summary.json" for folder in folders]
+def forecasts():
+    """{(network, bits, way): rows by number of steps} of the forecasts of all networks."""
     found: dict = {}
-    for row in (row for path in paths for row in json.loads(path.read_text())):
-        if row["bits"] == 8:
-            found.setdefault(row["way"], []).append(row)
-    page = (ROOT / "docs" / "findings.md").read_text().split("| W8, rounded |")[1]
-    lines = re.findall(r"^\| ([a-z][^|]*) \| (\d.*) \| ([^|]*) \|$", page.split("\n### ")[0], re.M)
-    assert [name for name, *_ in lines] == list(found)
-    for name, cells, ratios in lines:
-        own = found[name]
-        assert [row["num_steps"] for row in own] == [10, 20, 50, 100, 200]
-        for row, printed in zip(own, cells.split("|"), strict=True):
-            assert_digits(row["rmse_of_forecast_samples"], printed.strip())
-        if ratios != "-":
-            for row, printed in zip(own, ratios.split(", "), strict=True):
-                assert_digits(row["forecast"] / row["rmse_of_forecast_samples"], printed)
-    plain, last = found["sigma-delta"], found["sigma-delta, last in full"]
-    assert all(abs(row["forecast"] / row["rmse_of_forecast_samples"] - 1) < 0.25
-               for row in plain[1:])  # fmt: skip
-    steps = np.log([row["num_steps"] for row in last])
-    errors, told = (np.array([row[key] for row in last])
-                    for key in ("rmse_of_forecast_samples", "forecast"))  # fmt: skip
-    assert round(float(np.log(errors[3] / errors[0]) / np.log(10)), 2) == -0.91
-    assert round(np.polyfit(steps, np.log(told), 1)[0], 2) == -0.96
-    once = found["nearest"][-1]["rmse_of_forecast_samples"]
-    assert 50 < once / errors[-1] < 65
+    for network, name in (("DiT", ""), ("UNet", "_unet"), ("latent", "_latent")):
+        for length in ("", "_long"):
+            folder = ROOT / "experiments/results" / f"shaping_forecast{name}{length}"
+            for row in json.loads((folder / "summary.json").read_text()):
+                found.setdefault((network, row["bits"], row["way"]), []).append(row)
+    return found
 
 
-def forecasts_of(network):
-    """Rows of the forecast of a network, all numbers of steps."""
-    folders = sorted((ROOT / "experiments/results").glob(f"shaping_forecast_{network}*"))
-    return [row for folder in folders for row in json.loads((folder / "summary.json").read_text())]
+def with_floor(row):
+    """The forecast with the predicted floor, over what was measured."""
+    whole = np.hypot(row["forecast"], row["predicted_floor"])
+    return float(whole / row["rmse_of_forecast_samples"])
 
 
-@pytest.mark.parametrize("network", ["latent", "UNet"])
-def test_the_table_of_the_forecast_on_other_networks_is_its_committed_summary(network):
-    found: dict = {}
-    for row in forecasts_of(network.lower()):
-        found.setdefault((str(row["bits"]), row["way"]), []).append(row)
-    page = (ROOT / "docs" / "findings.md").read_text().split("### The same forecast of")[1]
-    lines = re.findall(rf"^\| {network} \| (\d) \| ([^|]+) \| (.*) \|$", page, re.M)
-    assert [line[:2] for line in lines] == [*found]
-    for bits, way, cells in lines:
-        own = found[bits, way]
-        *errors, ratios, floors, both = cells.split(" | ")
+def test_the_table_of_forecasts_is_its_committed_summaries():
+    section = (ROOT / "docs" / "findings.md").read_text().split("### Forecast from full")[1]
+    section, found = section.split("\n### ")[0], forecasts()
+    lines = re.findall(r"^\| (DiT|UNet|latent) \| (\d+) \| ([^|]+) \| (.*) \|$", section, re.M)
+    order = [(network, bits, way) for network in ("DiT", "UNet", "latent")
+             for of, bits, way in found if of == network]  # fmt: skip
+    assert [(network, int(bits), way) for network, bits, way, _ in lines] == order
+    for network, bits, way, cells in lines:
+        own = found[network, int(bits), way]
+        *errors, printed_slope, ratios = cells.split(" | ")
         for row, printed in zip(own, [each for each in errors if each != "-"], strict=True):
             assert_digits(row["rmse"], printed)
-        told = [row for row in own if "forecast" in row]
-        for row, printed in zip(told, ratios.split(", ") if told else (), strict=True):
-            assert_digits(row["forecast"] / row["rmse_of_forecast_samples"], printed)
-        told = [row for row in own if "floor" in row]
-        pairs = re.findall(r"([\d.e-]+) \(([\d.e-]+)\)", floors)
-        for row, pair, printed in zip(told, pairs, both.split(", ") if told else (), strict=True):
-            for value, each in zip((row["floor"], row["predicted_floor"]), pair, strict=True):
+        assert_digits(forecast.slope(own), printed_slope)
+        for row, printed in zip(own, ratios.split(", "), strict=True):
+            assert_digits(forecast.ratio(row), printed)
+    lines = re.findall(r"^\| (DiT|UNet|latent), ([^|]+) \| (.*) \|$", section, re.M)
+    assert len(lines) == 6
+    for network, way, cells in lines:
+        own = [row for row in found[network, 4, way] if row["num_steps"] <= 50]
+        values = [[row[name] for row in own]
+                  for name in ("floor", "predicted_floor", "alignment", "corrected")]  # fmt: skip
+        values.append([with_floor(row) for row in own])
+        for told, printed in zip(values, cells.split(" | "), strict=True):
+            for value, each in zip(told, printed.split(", "), strict=True):
                 assert_digits(value, each)
-            whole = np.hypot(row["forecast"], row["predicted_floor"])
-            assert_digits(whole / row["rmse_of_forecast_samples"], printed)
 
 
-def test_what_is_said_of_the_forecast_on_other_networks_holds():
-    rows = {network: forecasts_of(network) for network in ("latent", "unet")}
-    ratios = {network: {(row["bits"], row["way"], row["num_steps"]):
-                        row["forecast"] / row["rmse_of_forecast_samples"]
-                        for row in own if "forecast" in row}
-              for network, own in rows.items()}  # fmt: skip
-    last = [row for row in rows["unet"] if (row["bits"], row["way"]) == (8, LAST)]
-    x, y = (np.log([row[key] for row in last]) for key in ("num_steps", "rmse"))
-    assert round(float((y[1] - y[0]) / (x[1] - x[0])), 2) == -1.22
-    assert round(float(np.polyfit(x, y, 1)[0]), 2) == -0.7
-    last = [row["rmse"] for row in rows["latent"] if (row["bits"], row["way"]) == (8, LAST)]
-    assert round(float(np.log2(last[1] / last[0])), 2) == -0.71
-    near = [ratio for (bits, _, num), ratio in ratios["unet"].items() if num < 50 or bits == 8]
-    assert max(abs(ratio - 1) for ratio in near) <= 0.15
-    assert len(near) == 15
-    assert round(ratios["unet"][4, "sigma-delta", 50], 2) == 0.54
-    latent = [*ratios["latent"].values()]
-    assert sum(abs(ratio - 1) <= 0.25 for ratio in latent) == 6
-    assert [len(latent), *(round(end(latent), 2) for end in (min, max))] == [12, 0.61, 1.52]
-    worse = {row["num_steps"]: row["corrected"] for row in rows["unet"]
-             if (row["bits"], row["way"]) == (4, "sigma-delta")}  # fmt: skip
-    assert 4.9 < max(row.get("corrected", 0) for row in rows["unet"]) < 5
-    assert round(worse[50], 2) == 0.84
+def test_what_is_said_of_the_forecasts_holds():
+    found = forecasts()
+    near: dict = {}
+    for (network, bits, _), own in found.items():
+        near.setdefault((network, bits), []).extend(
+            abs(forecast.ratio(row) - 1) <= 0.25 for row in own
+        )
+    told = {case: (sum(values), len(values)) for case, values in near.items()}
+    assert [sum(told["DiT", bits][i] for bits in (6, 8, 16)) for i in (0, 1)] == [44, 44]
+    assert (told["UNet", 8], told["latent", 8]) == ((18, 20), (14, 16))
+    assert all(abs(forecast.ratio(row) - 1) < 0.115 for (_, bits, way), own in found.items()
+               if (bits, way) == (4, "nearest") for row in own)  # fmt: skip
+    for network in ("DiT", "UNet"):
+        assert all(abs(forecast.ratio(row) - 1) <= 0.25 for row in found[network, 4, "fresh bits"])
+    slopes = {(network, bits): round(forecast.slope(found[network, bits, LAST]), 2)
+              for network, bits, way in found if way == LAST}  # fmt: skip
+    assert [slopes[network, 8] for network in ("DiT", "UNet", "latent")] == [-0.91, -0.94, -1.01]
+    assert round(min(forecast.slope(own) for (*_, way), own in found.items()
+                     if way == "fresh bits"), 2) == -0.45  # fmt: skip
+    assert (slopes["DiT", 6], slopes["DiT", 16]) == (-0.96, -0.97)
+    own = {network: found[network, 4, "sigma-delta"] for network in ("DiT", "UNet", "latent")}
+    whole = {network: [round(with_floor(row), 2) for row in rows] for network, rows in own.items()}
+    assert (whole["DiT"][1:], whole["UNet"][1:]) == ([0.89, 0.97], [1.15, 0.9])
+    alone = {network: [round(forecast.ratio(row), 2) for row in rows]
+             for network, rows in own.items()}  # fmt: skip
+    assert (alone["DiT"][1:], alone["UNet"][1:]) == ([0.7, 0.59], [0.69, 0.41])
+    assert (alone["latent"][2], whole["latent"][2]) == (0.56, 0.97)
+    assert [round(row["corrected"], 2) for row in own["DiT"]][1:] == [0.81, 0.67]
+    high = [row for (_, bits, _), rows in found.items() if bits >= 6 for row in rows]
+    assert max(row.get("floor", 0) / row["rmse_of_forecast_samples"] for row in high) < 0.345
 
 
 def test_what_is_said_of_shaped_weights_of_the_latent_network_holds():

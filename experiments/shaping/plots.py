@@ -59,7 +59,7 @@ def draw(config, arrays, rows) -> Figure:
             ax.errorbar(bits, values, reaches(found), color=color, marker=marker, ls=line, ms=3.5,
                         lw=1, capsize=1.5, label=name)  # fmt: skip
         ax.set(yscale="log", xlabel="bits of a weight", title=f"{num_steps} steps", xticks=bits)
-    axes[0, 0].set_ylabel(f"RMSE of the samples, {Path(config['checkpoint']).name}")
+    axes[0, 0].set_ylabel(f"RMSE, {Path(config['checkpoint']).name}")
     tidy(*axes[0])
     fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=5,
                frameon=False, fontsize=7)  # fmt: skip
