@@ -70,10 +70,14 @@ def test_what_is_said_of_shaped_weights_holds_in_every_case():
     assert {("DiT", n, 6) for n in (10, 20, 50)} <= better
 
 
+def rows_of(folder):
+    """Return the rows of a result."""
+    return json.loads((ROOT / "experiments/results" / folder / "summary.json").read_text())
+
+
 def seeds_of(folder):
     """Return {method: row} of a shaping result of one width."""
-    found = json.loads((ROOT / "experiments/results" / folder / "summary.json").read_text())
-    return {row["method"]: row for row in found}
+    return {row["method"]: row for row in rows_of(folder)}
 
 
 def test_the_table_of_five_seeds_of_phases_is_its_committed_summary():
@@ -106,19 +110,29 @@ def test_what_is_said_of_five_seeds_of_phases_holds():
 
 
 def test_the_table_of_widths_is_its_committed_summary():
-    rows = json.loads((ROOT / "experiments/results/shaping_widths/summary.json").read_text())
-    told = {(row["bits"], row["method"]): row for row in rows}
     page = (ROOT / "docs" / "findings.md").read_text().split("### Two, three and eight")[1]
-    section = page.split("\n### ")[0]
-    lines = re.findall(r"^\| ([a-z].*?) \| (\d.*) \|$", section, re.M)
-    assert len(lines) == 11
+    lines = re.findall(r"^\| ([a-z].*?) \| (\d.*) \|$", page.split("\n### ")[0], re.M)
+    networks = {"DiT": "", "UNet": "_unet", "latent": "_latent"}
+    cases = {
+        (network, bits): by_method
+        for network, suffix in networks.items()
+        for *_, bits, by_method in shaping.grids(rows_of(f"shaping_widths{suffix}"))
+    }
+    assert len(lines) == 12
     for name, cells in lines:
-        values = [told[bits, name][key] for bits in (2, 3, 8) for key in ("rmse", "low", "high")]
+        values = [own[name][key] for own in cases.values() for key in ("rmse", "low", "high")]
         assert_all_digits(values, cells)
-    gains = {bits: shaping.gain(by_method) for _, _, bits, by_method in shaping.grids(rows)}
-    assert 5 < 1 / gains[2] < 6
-    assert 3 < told[2, "sums kept"]["rmse"] / told[2, "nearest"]["rmse"] < 3.3
-    assert [round(1 / gains[bits], 2) for bits in (3, 8)] == [0.7, 0.3]
+    left = {case: round(1 / shaping.gain(own), 2) for case, own in cases.items()}
+    assert 5.35 < left.pop(("DiT", 2)) < 5.45
+    assert [left[network, 3] for network in networks] == [0.67, 0.78, 0.59]
+    assert [left[network, 8] for network in networks] == [0.28, 0.6, 0.27]
+    two = {name: row["rmse"] for name, row in cases["DiT", 2].items()}
+    assert 3 < two["sums kept"] / two["nearest"] < 3.3
+    ratios = sorted(ratio for own in cases.values()
+                    for ratio in shaping.periodic_ratios(own).values())  # fmt: skip
+    assert len(ratios) == 28
+    assert ratios[-3] <= 1.3
+    assert [round(ratio, 2) for ratio in ratios[-2:]] == [1.35, 2.25]
     assert_digits(seeds_of("shaping_w4_dit")["periodic 4"]["rmse"], "0.0944")
 
 
