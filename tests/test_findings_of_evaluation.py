@@ -80,6 +80,32 @@ def test_what_is_said_of_the_evaluation_is_in_its_committed_summary():
     assert evaluate.cell(third, name)["high"] < evaluate.cell(second, name)["low"]
 
 
+def is_seen(rows, words: str, name: str) -> bool:
+    """Whether a metric sees a recipe: by its test, else by intervals that lie apart."""
+    tests = evaluate.seen(rows)
+    if (words, name) in tests:
+        return tests[words, name] < 0.05
+    told = {row["recipe"]: row for row in evaluate.recipes(rows)}
+    own, full = evaluate.cell(told[words], name), evaluate.cell(told[words], name, "float")
+    return own["low"] > full["high"] or own["high"] < full["low"]
+
+
+def test_the_table_of_what_a_thousand_samples_show_is_the_committed_summary():
+    rows, section = rows_of("evaluate_1000"), section_of("### What a thousand samples show")
+    head, *lines = re.findall(r"^\| (.*) \|$", section, re.M)
+    recipes = [cell.strip() for cell in head.split("|")][1:]
+    assert recipes == [row["recipe"] for row in evaluate.recipes(rows)]
+    for line in lines:
+        name, *marks = (cell.strip() for cell in line.split("|"))
+        assert marks == ["x" if is_seen(rows, words, name) else "-" for words in recipes]
+    assert len(lines) == 17
+    assert len(evaluate.seen(rows)) == 18
+    first = evaluate.recipes(rows)[0]
+    value = evaluate.cell(first, "Frechet, infinite samples, to float")["value"]
+    assert_digits(1e6 * value, "5")
+    assert evaluate.cell(first, "KID to independent")["high"] < 0
+
+
 def test_what_is_said_of_flicker_is_in_the_committed_summary():
     rows = rows_of("evaluate_video")
     told, tests = evaluate.recipes(rows), evaluate.seen(rows)

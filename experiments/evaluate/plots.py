@@ -62,7 +62,9 @@ def draw(config, arrays, rows) -> Figure:
         full = cell(told[0], name, "float")
         if full:
             ax.axhline(full["value"], color=GREEN, lw=0.8, ls=":", label="full precision")
-        ax.set_xticks(places, [row["recipe"] for row in told])
+        slanted = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
+        ax.set_xticks(places, [row["recipe"] for row in told],
+                      **(slanted if len(told) > 4 else {}))  # fmt: skip
         ax.set_title(name)
         if name in LOG:
             ax.set_yscale("log")
