@@ -37,12 +37,28 @@ def test_all_four_are_what_loops_count(k, rows, monkeypatch):
     assert both.coverage.num_samples == 30
 
 
+@pytest.mark.parametrize("num_groups", [2, 3, 10])
+def test_without_a_group_they_are_those_of_the_rest(num_groups, monkeypatch):
+    """Neighbours of a point may all be in the group that is left out."""
+    monkeypatch.setattr(manifolds, "ROWS", 7)
+    rows = np.arange(len(REFERENCE))
+    near = REFERENCE.copy()
+    near[:, 0] += 50 * (rows % num_groups)  # groups far apart
+    found = manifolds._density_coverage(X, near, 3, num_groups)
+    assert len(found) == num_groups + 1
+    for group, own in zip(range(num_groups), found[1:], strict=True):
+        kept = (X[np.arange(len(X)) % num_groups != group], near[rows % num_groups != group])
+        held = inside(*kept, 3)
+        expected = [held.sum() / (3 * len(kept[0])), np.mean(held.any(0))]
+        np.testing.assert_allclose(own, expected, rtol=1e-15)
+
+
 def test_between_equal_laws_density_is_one_and_coverage_as_naeem_says():
     """Naeem et al. 2020, section 3.3: 1 - (M - 1) ... (M - k) / ((M + N - 1) ... (M + N - k))."""
     rng, k, num, m, found = np.random.default_rng(1), 3, 20, 30, []
     for _ in range(1500):
         x, reference = rng.normal(size=(num, 2)), rng.normal(size=(m, 2))
-        found.append(manifolds._density_coverage(x, reference, k))
+        found.append(manifolds._density_coverage(x, reference, k, 0)[0])
     coverage = 1 - math.prod((m - i) / (m + num - i) for i in range(1, k + 1))
     error = np.std(found, axis=0) / np.sqrt(len(found))
     np.testing.assert_array_less(np.abs(np.mean(found, axis=0) - [1, coverage]), 3 * error)
