@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments.cures import plots as cures
+from experiments.evaluate import plots as evaluate
 from experiments.feedback import plots as feedback
 from experiments.shaping import plots as shaping
 from experiments.shaping_forecast import plots as forecast
@@ -134,6 +135,22 @@ def test_the_table_of_widths_is_its_committed_summary():
     assert ratios[-3] <= 1.3
     assert [round(ratio, 2) for ratio in ratios[-2:]] == [1.35, 2.25]
     assert_digits(seeds_of("shaping_w4_dit")["periodic 4"]["rmse"], "0.0944")
+
+
+def test_the_table_of_wider_weights_is_its_committed_summary():
+    page = (ROOT / "docs" / "findings.md").read_text().split("### Shaped weights of four bits")[1]
+    lines = re.findall(r"^\| `(.*)` \| (.*) \|$", page.split("\n### ")[0], re.M)
+    told = evaluate.recipes(rows_of("evaluate_shaped"))
+    assert [words for words, _ in lines] == [row["recipe"] for row in told]
+    for row, (_, cells) in zip(told, lines, strict=True):
+        distance = evaluate.cell(row, "Frechet, infinite samples, to float")
+        values = [distance[key] for key in ("value", "low", "high")]
+        assert_all_digits([row["rmse"], row["median"], *values], cells)
+    _, six, four, shaped_weights, _ = told
+    assert round(shaped_weights["rmse"] / four["rmse"], 2) == 0.31
+    assert round(six["rmse"] / shaped_weights["rmse"], 2) == 0.62
+    gains = [np.log(four["rmse"] / row["rmse"]) for row in (shaped_weights, six)]
+    assert round(2 * gains[0] / gains[1], 1) == 1.4
 
 
 def test_the_table_of_few_steps_is_its_committed_summary():

@@ -15,6 +15,7 @@ SHOWN = ("PSNR", "SSIM", "spectra to float", "Frechet to float", "KID to float",
 CLASSES = {"RMSE": "rmse", "flips": "flips", "agree, quantized": "agreement",
            "agree, float": "float_agreement"}  # fmt: skip
 RESOLVED = 5  # half-widths of a distance's interval
+LONG = 8  # letters of a recipe that go below its mark
 LOG = ("spectra to float", "Frechet to float", "KID to float")
 
 
@@ -48,7 +49,11 @@ def draw(config, arrays, rows) -> Figure:
     told = recipes(rows)
     names = [name for name in SHOWN if cell(told[0], name)]
     fig, axes = panels(-(-len(names) // 3), 3, 1.8 * -(-len(names) // 3), squeeze=False)
-    places = np.arange(len(told))
+    places, words = np.arange(len(told)), [row["recipe"] for row in told]
+    is_long = max(map(len, words)) > LONG
+    marks = [str(place + 1) for place in places] if is_long else words
+    is_slanted = len(words) > 4 and not is_long
+    slanted = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if is_slanted else {}
     for ax in axes.ravel()[len(names) :]:
         ax.set_visible(False)
     for ax, name in zip(axes.ravel(), names, strict=False):
@@ -62,9 +67,7 @@ def draw(config, arrays, rows) -> Figure:
         full = cell(told[0], name, "float")
         if full:
             ax.axhline(full["value"], color=GREEN, lw=0.8, ls=":", label="full precision")
-        slanted = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
-        ax.set_xticks(places, [row["recipe"] for row in told],
-                      **(slanted if len(told) > 4 else {}))  # fmt: skip
+        ax.set_xticks(places, marks, **slanted)
         ax.set_title(name)
         if name in LOG:
             ax.set_yscale("log")
@@ -73,7 +76,8 @@ def draw(config, arrays, rows) -> Figure:
                 ticks_of_logs(ax, "y")
     shown = axes.ravel()[: len(names)]
     tidy(*shown, legend=7)
-    fig.supxlabel(Path(config["checkpoint"]).name, fontsize=7.5)
+    legend = [f"{mark}: {each}" for mark, each in zip(marks, words, strict=True)] if is_long else []
+    fig.supxlabel("\n".join([Path(config["checkpoint"]).name, *legend]), fontsize=7.5)
     return fig
 
 
