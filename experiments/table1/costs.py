@@ -1,9 +1,12 @@
 """What a recipe with cures stores, computes and takes on two chips, by the models of `hardware`."""
 
+import dataclasses
+
 import numpy as np
 
 from qdiffjax import hardware, precision, strategies
 from qdiffjax.precision import Recipe, Switch, words
+from qdiffjax.precision.settings import mapped
 from qdiffjax.strategies import bases
 
 CHIPS = ("v5e", "H200")
@@ -16,9 +19,7 @@ def recipe_of(draft: strategies.Draft, sites) -> Recipe:
         given, draft.calibration.sites, sites
     )  # fmt: skip
     kept = lambda bits: {n: b for n, b in bits.items() if n not in draft.plain}  # noqa: E731
-    return Recipe(kept(table.bits), tuple(
-        precision.Phase(phase.steps, kept(phase.bits)) for phase in table.phases
-    ))  # fmt: skip
+    return dataclasses.replace(mapped(table, kept), ranges=None)
 
 
 def row(draft: strategies.Draft, sites, num_steps: int) -> dict:

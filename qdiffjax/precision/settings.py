@@ -162,7 +162,7 @@ def _table(all_sites, recipe: Recipe | str, globs: Iterable[str] | None) -> Reci
         require(recipe.names, "recipe", got="no sites", expected="widths of some site",
                 remedy="use the denoiser itself where nothing is rounded")  # fmt: skip
         chosen = recipe.names if globs is None else match(all_sites, globs)
-        return _mapped(recipe, lambda table: {n: b for n, b in table.items() if n in chosen})
+        return mapped(recipe, lambda table: {n: b for n, b in table.items() if n in chosen})
     require(isinstance(recipe, str), "recipe", got=type(recipe).__name__,
             expected="a Recipe or words", remedy="such as 'W4A8'", error=TypeError)  # fmt: skip
     table = recipe_of(recipe, all_sites, SITES if globs is None else globs)
@@ -184,12 +184,13 @@ def _with_scales(recipe: Recipe, grids: str) -> Recipe:
             entry, scales=STATIC if grids == STATIC and is_open and not is_block else DYNAMIC
         )
 
-    return _mapped(recipe, lambda table: {
+    return mapped(recipe, lambda table: {
         name: bits._replace(activation=chosen(bits.activation)) for name, bits in table.items()
     })  # fmt: skip
 
 
-def _mapped(recipe: Recipe, fn: Callable[[dict[str, SiteBits]], dict[str, SiteBits]]) -> Recipe:
+def mapped(recipe: Recipe, fn: Callable[[dict[str, SiteBits]], dict[str, SiteBits]]) -> Recipe:
+    """Return a recipe whose tables, the phases' before its own, are what fn makes of them."""
     phases = tuple(Phase(phase.steps, fn(phase.bits)) for phase in recipe.phases)
     return dataclasses.replace(recipe, bits=fn(recipe.bits), phases=phases)
 

@@ -7,8 +7,8 @@ from typing import Any
 from qdiffjax._checks import require
 from qdiffjax.precision.calibration import Calibration
 from qdiffjax.precision.formats import DYNAMIC, STATIC, SUMS, OperandFormat
-from qdiffjax.precision.recipe import Phase, Recipe, SiteBits
-from qdiffjax.precision.settings import assign, static_grid
+from qdiffjax.precision.recipe import Recipe, SiteBits
+from qdiffjax.precision.settings import assign, mapped, static_grid
 from qdiffjax.quant import IntFormat
 
 
@@ -64,5 +64,4 @@ def spelled_out(
         return {name: SiteBits(said(name, each.weight, True), said(name, each.activation, False))
                 for name, each in bits.items()}  # fmt: skip
 
-    phases = tuple(Phase(phase.steps, table(phase.bits)) for phase in chosen.recipe.phases)
-    return Recipe(table(chosen.recipe.bits), phases, chosen.calibration.ranges)
+    return dataclasses.replace(mapped(chosen.recipe, table), ranges=chosen.calibration.ranges)

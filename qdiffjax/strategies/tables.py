@@ -10,7 +10,6 @@ from qdiffjax import precision
 from qdiffjax._checks import check_type, require
 from qdiffjax.precision import (
     OperandFormat,
-    Phase,
     Quantized,
     Recipe,
     Series,
@@ -18,7 +17,7 @@ from qdiffjax.precision import (
     keep_channel_sums,
 )
 from qdiffjax.precision.formats import BY_STEP, DYNAMIC, NEAREST, STATIC
-from qdiffjax.precision.settings import EDGE_MARGIN, assign
+from qdiffjax.precision.settings import EDGE_MARGIN, assign, mapped
 from qdiffjax.quant import ActivationGrid
 from qdiffjax.strategies.drafts import Draft, Grid
 
@@ -80,8 +79,7 @@ def lower_draft(draft: Draft, **options) -> Quantized:
             found[name] = bits
         return found
 
-    phases = tuple(Phase(phase.steps, decided(phase.bits)) for phase in recipe.phases)
-    recipe = Recipe(decided(recipe.bits), phases)
+    recipe = dataclasses.replace(mapped(recipe, decided), ranges=None)
     calibration = dataclasses.replace(calibration, weights=weights, ranges=ranges)
     return precision.lower(calibration, recipe, **own, **options)
 

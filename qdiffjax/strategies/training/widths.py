@@ -10,7 +10,8 @@ import numpy as np
 
 from qdiffjax import quant
 from qdiffjax._checks import NOT_NEGATIVE, POSITIVE, check_count, check_number, checked, require
-from qdiffjax.precision import OperandFormat, Phase, Quantized, SiteBits
+from qdiffjax.precision import OperandFormat, Quantized, SiteBits
+from qdiffjax.precision.settings import mapped
 from qdiffjax.quant import IntFormat
 from qdiffjax.strategies.drafts import CLIP, Cure, Draft
 from qdiffjax.strategies.tables import explicit
@@ -158,6 +159,4 @@ def with_widths(draft: Draft, bits: dict[str, int]) -> Draft:
             found[name] = table[name]._replace(weight=new)
         return found
 
-    phases = tuple(Phase(phase.steps, changed(phase.bits)) for phase in recipe.phases)
-    recipe = dataclasses.replace(recipe, bits=changed(recipe.bits), phases=phases)
-    return dataclasses.replace(draft, recipe=recipe, options=options)
+    return dataclasses.replace(draft, recipe=mapped(recipe, changed), options=options)
